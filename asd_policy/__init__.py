@@ -1,0 +1,1 @@
+"""Diffusion policies sampled exactly and fast by autospeculative decoding (ASD)."""
