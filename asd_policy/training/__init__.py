@@ -1,1 +1,1 @@
-
+"""Training of diffusion policies on demonstrations."""
