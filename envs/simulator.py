@@ -1,0 +1,136 @@
+"""The only module that imports robosuite: builds its environments, quietly and reproducibly."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from asd_policy.envs.tasks import Task
+
+# The controller of the published robomimic datasets. robosuite 1.5's own default differs in the
+# frame of the commands: "base", which is rotated against the world for Transport's robots.
+_ARM_CONTROLLER: dict[str, Any] = {
+    "type": "OSC_POSE",
+    "input_max": 1,
+    "input_min": -1,
+    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
+    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+    "kp": 150,
+    "damping_ratio": 1,
+    "impedance_mode": "fixed",
+    "kp_limits": [0, 300],
+    "damping_ratio_limits": [0, 10],
+    "position_limits": None,
+    "orientation_limits": None,
+    "uncouple_pos_ori": True,
+    "input_type": "delta",
+    "input_ref_frame": "world",
+    "interpolation": None,
+    "ramp_ratio": 0.2,
+    "gripper": {"type": "GRIP"},
+}
+CONTROL_FREQUENCY_HZ = 20
+
+
+@contextmanager
+def quiet_robosuite() -> Iterator[None]:
+    """Drop robosuite's notices (missing macro file, optional robots, controller paths) inside.
+
+    A filter on the logger, because robosuite resets the logger's level when imported. Errors
+    pass, exceptions pass, and outside the block robosuite logs as it always does.
+    """
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger = logging.getLogger("robosuite_logs")
+    logger.addFilter(is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_error)
+
+
+def environment_options(task: Task) -> dict[str, Any]:
+    """Keyword arguments of `robosuite.make`: low-dimensional, 20 Hz, no OpenGL, no own horizon.
+
+    `lite_physics=False` is what reproduces robosuite 1.4.1, on which published data was made.
+    """
+    options: dict[str, Any] = {
+        "robots": list(task.robots),
+        "controller_configs": [
+            {"type": "BASIC", "body_parts": {"right": _ARM_CONTROLLER}} for _ in task.robots
+        ],
+        "has_renderer": False,
+        "has_offscreen_renderer": False,
+        "use_camera_obs": False,
+        "use_object_obs": True,
+        "reward_shaping": False,
+        "control_freq": CONTROL_FREQUENCY_HZ,
+        "lite_physics": False,
+        "ignore_done": True,
+    }
+    if task.env_configuration is not None:
+        options["env_configuration"] = task.env_configuration
+    return options
+
+
+def environment_arguments(task: Task) -> dict[str, Any]:
+    """The environment as robomimic's `env_args` describes one (type 1 is robosuite)."""
+    return {
+        "env_name": task.robosuite_name,
+        "env_version": importlib.metadata.version("robosuite"),
+        "type": 1,
+        "env_kwargs": environment_options(task),
+    }
+
+
+def make_simulation(task: Task) -> Any:
+    """robosuite's environment for `task`. Its seed is that of each reset."""
+    with quiet_robosuite():
+        import robosuite
+
+        return robosuite.make(task.robosuite_name, seed=0, **environment_options(task))
+
+
+def reset_simulation(sim_env: Any, seed: int) -> dict[str, np.ndarray]:
+    """Reset to the episode that `seed` names, whatever happened before; raw observations.
+
+    robosuite's reset takes no seed, so the generators it draws from are replaced: its own, that
+    of the placement sampler, and those of the sampler's children.
+    """
+    rng = np.random.default_rng(seed)
+    sim_env.rng = rng
+    placement = sim_env.placement_initializer
+    for sampler in (placement, *getattr(placement, "samplers", {}).values()):
+        sampler.rng = rng
+    with quiet_robosuite():
+        sim_env.reset()
+    # Observed anew: relative poses read a cache that the reset's own pass has yet to fill, and
+    # come out of it as zeros.
+    return read_observables(sim_env)
+
+
+def read_observables(sim_env: Any) -> dict[str, np.ndarray]:
+    """robosuite's named observations of the present state.
+
+    Forced, because robosuite otherwise samples them somewhere inside the control step, at a
+    phase that depends on how often they were read before.
+    """
+    raw: dict[str, np.ndarray] = sim_env._get_observations(force_update=True)
+    return raw
+
+
+def compose_observation(task: Task, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Raw robosuite observations to the published ones: float32, keys and fields in order."""
+    pieces = [f.sign * np.atleast_1d(raw[f.name]) for f in task.object_fields]
+    observation = {"object": np.concatenate(pieces)}
+    for key in task.observation_keys:
+        if key != "object":
+            observation[key] = raw[key]
+    return {key: np.asarray(value, dtype=np.float32) for key, value in observation.items()}
