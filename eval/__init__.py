@@ -1,4 +1,4 @@
-"""The evaluator: success, latency and cost of samplers on the same episodes (needs the `sim` extra).
+"""The evaluator: success, latency and cost of samplers on the same episodes (the `sim` extra).
 
     from asd_policy.eval.evaluator import evaluate
     from asd_policy.eval.options import EvalOptions

@@ -70,8 +70,7 @@ def evaluate(
     """
     check_options(options)
     console = console or _console(stderr=False)
-    if prepare is None:
-        from asd_policy.eval.setup import prepare
+    prepare = prepare or _real()
     if options.out is not None:  # refuse now, rather than after seconds of loading
         check_folder(options.out, _settings(options), options.resume)
     with contextlib.closing(prepare(options)) as setup:
@@ -86,6 +85,12 @@ def evaluate(
             results = _write_results(folder)
             print_report(console, results, folder.path)
     return results
+
+
+def _real() -> Callable[[EvalOptions], Setup]:
+    from asd_policy.eval.setup import prepare
+
+    return prepare
 
 
 def _console(stderr: bool) -> Console:

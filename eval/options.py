@@ -19,10 +19,10 @@ SamplerName = Literal[
 SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)
 
 _SAMPLERS_HELP = (
-    "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's law in fewer "
-    "calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), asd-paper (as published: "
-    "frozen draft, two calls a round), ddpm (sequential, the reference), ddim and paradigms (both "
-    "approximate)."
+    "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's law in "
+    "fewer calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), asd-paper (as "
+    "published: frozen draft, two calls a round), ddpm (sequential, the reference), ddim and "
+    "paradigms (both approximate)."
 )
 _SEED_HELP = (
     "Seed of the first episode; the others count up from it. Demonstrations use small seeds, so "

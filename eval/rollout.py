@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,7 +108,7 @@ def roll_out(
     cold: bool,
     recorders: Mapping[int, Recorder],
     on_step: Callable[[], None],
-) -> Iterator[Episode]:
+) -> Generator[Episode, None, None]:
     """One episode for each seed, all at once, seeds[i] in envs[i]; yields each as it ends.
 
     The scene and the policy's random stream of an episode depend on its seed alone.
