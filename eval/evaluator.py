@@ -169,7 +169,7 @@ def _recorders(
 
 
 def _write_results(folder: RunFolder) -> dict[str, Any]:
-    results = summarize(folder.config, folder.episodes)
+    results = summarize(*folder.kept())
     folder.write_results(results)
     return results
 
@@ -178,12 +178,13 @@ def _say_kept(folder: RunFolder, options: EvalOptions) -> None:
     """After a run that was cut short: what is kept, and how to go on."""
     results = _write_results(folder)
     console = _console(stderr=True)
-    if folder.episodes:
+    finished = sum(summary["success"]["n"] for summary in results["samplers"].values())
+    if finished:
         print_report(console, results, folder.path)
     again = command_line(dataclasses.replace(options, out=folder.path, resume=True))
     total = options.episodes * len(options.samplers)
     console.print(
-        f"{len(folder.episodes)} of {total} episodes were finished and are kept in {folder.path}; "
+        f"{finished} of {total} episodes were finished and are kept in {folder.path}; "
         f"continue with\n  {again}",
         highlight=False,
         markup=False,

@@ -38,9 +38,8 @@ def default_folder(name: str, root: Path = Path("outputs/eval")) -> Path:
 class RunFolder:
     """One run's folder, held by this process: `episodes` so far, and ways to add to it."""
 
-    def __init__(self, path: Path, config: Json, lines: IO[bytes], episodes: list[Episode]):
+    def __init__(self, path: Path, lines: IO[bytes], episodes: list[Episode]):
         self.path = path
-        self.config = config
         self.episodes = episodes
         self._lines = lines
 
@@ -64,7 +63,7 @@ class RunFolder:
         except BaseException:
             lines.close()
             raise
-        return cls(path, config, lines, episodes)
+        return cls(path, lines, episodes)
 
     @property
     def done(self) -> set[tuple[str, int]]:
@@ -79,6 +78,12 @@ class RunFolder:
         self._lines.flush()
         os.fsync(self._lines.fileno())
         self.episodes.append(episode)
+
+    def kept(self) -> tuple[Json, list[Episode]]:
+        """Config and episodes as the disk has them: results come from nowhere else. (Ctrl-C may
+        fall between an episode's line and the list in memory.)"""
+        self._lines.flush()
+        return read_run(self.path)
 
     def write_results(self, results: Json) -> None:
         """Replace results.json."""

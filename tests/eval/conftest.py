@@ -1,11 +1,12 @@
 """Makes `eval_standin` importable, here and in the processes that tests start."""
 
-import os
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 SUPPORT = Path(__file__).parent / "support"
 sys.path.insert(0, str(SUPPORT))
@@ -14,10 +15,6 @@ sys.path.insert(0, str(SUPPORT))
 @pytest.fixture
 def quiet():
     """A console that keeps what is printed: quiet.file.getvalue()."""
-    import io
-
-    from rich.console import Console
-
     return Console(file=io.StringIO(), width=100)
 
 
@@ -30,5 +27,4 @@ def script(tmp_path) -> Callable[[str], list[str]]:
         path.write_text(f"import sys\nsys.path.insert(0, {str(SUPPORT)!r})\n{body}")
         return [sys.executable, str(path)]
 
-    os.environ.pop("COLUMNS", None)
     return write
