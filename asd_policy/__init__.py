@@ -3,7 +3,7 @@
 import importlib.util
 
 from asd_policy.errors import AsdPolicyError, CheckpointError, NonFiniteError
-#from asd_policy.policy import DiffusionPolicy
+from asd_policy.policy import DiffusionPolicy
 from asd_policy.samplers import Calibration, Result, SamplerConfig, Stats, calibrate, sample
 from asd_policy.schedule import Schedule
 

@@ -93,7 +93,9 @@ class SamplerConfig:
             ValueError: more steps than were trained, or ASD on a chain without noise.
         """
         if self.name == "ddim":
-            schedule = schedule.ddim(self.steps or min(10, schedule.config.num_steps), self.eta or 0.0)
+            schedule = schedule.ddim(
+                self.steps or min(10, schedule.config.num_steps), self.eta or 0.0
+            )
         elif self.eta is not None:
             schedule = schedule.ddim(self.steps or schedule.num_steps, self.eta)
         elif self.steps is not None:
@@ -151,7 +153,9 @@ def sample(
     """
     config = SamplerConfig(sampler, draft, calls_per_round, window, steps, eta, tolerance)
     if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"shape must be (chains, sizes of one sample …), all positive; got {shape}")
+        raise ValueError(
+            f"shape must be (chains, sizes of one sample …), all positive; got {shape}"
+        )
     if cond is not None and len(cond) != shape[0]:
         raise ValueError(f"cond must have {shape[0]} rows, one for each chain; got {len(cond)}")
     if device is None:

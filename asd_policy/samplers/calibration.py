@@ -81,10 +81,12 @@ class Calibration:
     # ---- cost of a network call, by rows in the batch -------------------------------------------
 
     def measure_costs(self, batch: int, num_steps: int, call: Callable[[int], None]) -> None:
-        """Time ``call(rows)`` at the batch sizes that windows for ``batch`` chains would need.
+        """Time ``call(rows)`` at the numbers of rows that windows for ``batch`` chains need.
 
-        Larger batches are extrapolated once the cost of one more row has settled.
+        Batches are rounded up to a power of two. Larger numbers of rows are extrapolated once
+        the cost of one more has settled.
         """
+        batch = _bucket(batch)
         rows, seconds = [], []
         for width in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128):
             if width > num_steps and width > 1:
@@ -97,11 +99,12 @@ class Calibration:
         self._costs[batch] = np.array(rows, float), np.maximum.accumulate(seconds)
 
     def has_costs(self, batch: int) -> bool:
-        return batch in self._costs
+        """Whether :meth:`measure_costs` has been called for this many chains."""
+        return _bucket(batch) in self._costs
 
     def cost(self, batch: int, width: float | np.ndarray) -> np.ndarray:
         """Seconds of a call on ``batch``·``width`` rows, interpolated, extended by the last slope."""
-        rows, seconds = self._costs[batch]
+        rows, seconds = self._costs[_bucket(batch)]
         wanted = np.asarray(width, float) * batch
         inside = np.interp(wanted, rows, seconds)
         if len(rows) < 2:
@@ -141,6 +144,7 @@ class Calibration:
         """
         if not self.chunks or not self.has_costs(batch):
             return min(DEFAULT_WINDOW, num_steps)
+        batch = _bucket(batch)
         chosen = self._windows.get(batch)
         if chosen is None or self.chunks >= 2 * chosen[1]:
             chosen = (self._best_window(batch, num_steps), self.chunks)
@@ -184,6 +188,11 @@ class Calibration:
             calibration._accepted = np.array(values["accepted"], float)
             calibration._decided = np.array(values["decided"], float)
         return calibration
+
+
+def _bucket(batch: int) -> int:
+    """The next power of two, so that a changing number of chains is measured a few times only."""
+    return 1 << (batch - 1).bit_length()
 
 
 def _median_seconds(call: Callable[[int], None], rows: int, repeats: int = 5) -> float:

@@ -34,7 +34,9 @@ def streams(generator: Streams, batch: int) -> list[torch.Generator]:
     """
     if isinstance(generator, Sequence):
         if len(generator) != batch:
-            raise ValueError(f"expected {batch} generators, one for each chain; got {len(generator)}")
+            raise ValueError(
+                f"expected {batch} generators, one for each chain; got {len(generator)}"
+            )
         return list(generator)
     device = "cpu" if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=device).tolist()
@@ -52,7 +54,9 @@ def draw_noise(generators: Sequence[torch.Generator], num_steps: int, like: Tens
         steps.append(normal[1:])
         uniform.append(torch.rand(num_steps, **options))
     log_uniform = torch.log1p(-torch.stack(uniform).to(like.device))
-    return Noise(torch.stack(initial).to(like.device), torch.stack(steps).to(like.device), log_uniform)
+    return Noise(
+        torch.stack(initial).to(like.device), torch.stack(steps).to(like.device), log_uniform
+    )
 
 
 class Clock:
