@@ -154,7 +154,7 @@ class DiffusionPolicy:
         Raises:
             ValueError: observation keys or shapes that are not the policy's, or more environments
                 than one (use :meth:`act_batch`).
-            NonFiniteError: a NaN or infinity in the observation, the network's output or the action.
+            NonFiniteError: a NaN or infinity in the observation, network output or action.
         """
         if len(self._environments) != 1:
             raise ValueError(

@@ -25,7 +25,7 @@ def sample_paradigms(
     Raises:
         NonFiniteError: the network returned a NaN or an infinity.
     """
-    batch, num_steps, dim = noise.steps.shape
+    batch, num_steps, _ = noise.steps.shape
     like = noise.initial
     a, b, sigma = (t.to(like) for t in (schedule.a, schedule.b, schedule.sigma))
     threshold = torch.cat([(tolerance * sigma).square(), like.new_zeros(1)])
