@@ -1,4 +1,4 @@
-"""Registers the tasks with gymnasium. Imports gymnasium only: robosuite loads with the first env."""
+"""Registers the tasks with gymnasium. Robosuite is only imported with the first environment."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +135,7 @@ class ConditionalUnet1D(nn.Module):
             nn.Linear(4 * embed, embed),
         )
         dims = [input_dim, *down_dims]
-        pairs = list(zip(dims[:-1], dims[1:], strict=True))
+        pairs = list(pairwise(dims))
         self.mid_modules = nn.ModuleList([residual(dims[-1], dims[-1]) for _ in range(2)])
         self.down_modules = nn.ModuleList(
             nn.ModuleList(

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 
 from asd_policy.errors import CheckpointError
 from asd_policy.policy.config import PolicyConfig

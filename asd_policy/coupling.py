@@ -1,0 +1,45 @@
+"""Reflection-maximal coupling of two Gaussians with one covariance.
+
+A draft and a target step leave the same point with means that differ by σ·δ and share the noise
+scale σ. The coupling keeps the draft's proposal as often as any coupling can, 2Φ(−‖δ‖/2), and
+returns an exact sample of the target either way (Hu et al., 2025, arXiv 2505.03983, "Gaussian
+rejection sampler"; Bou-Rabee, Eberle & Zimmer, 2020, on reflection coupling).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EQUAL = 1e-10  # ‖δ‖ up to which draft and target count as equal
+
+
+def accepts(noise: Tensor, delta: Tensor, log_uniform: Tensor) -> Tensor:
+    """Whether the draft's proposal, made with ``noise``, stands.
+
+    log u ≤ log p(proposal)/q(proposal) = −⟨ξ, δ⟩ − ½‖δ‖².
+
+    Args:
+        noise: (…, D) standard normal ξ of the proposal.
+        delta: (…, D) (draft mean − target mean)/σ.
+        log_uniform: (…) log of a uniform variate.
+
+    Returns:
+        (…) booleans. A ratio that is not finite is never an accept; ‖δ‖ ≤ 1e-10 always is.
+    """
+    inner = (noise * delta).sum(-1)
+    square = (delta * delta).sum(-1)
+    log_ratio = torch.add(inner, square, alpha=0.5).neg_()
+    # A NaN compares false; +∞ cannot come from finite inputs and must not be an accept.
+    stands = (log_uniform <= log_ratio) & (log_ratio < torch.inf)
+    return stands | (square <= EQUAL**2)
+
+
+def reflect(noise: Tensor, delta: Tensor) -> Tensor:
+    """The noise that a rejected proposal's target sample has: ξ mirrored across δ's hyperplane.
+
+    ξ − 2e⟨e, ξ⟩ with e = δ/‖δ‖; (…, D) → (…, D). Where ‖δ‖ ≤ 1e-10 the noise is unchanged.
+    """
+    square = (delta * delta).sum(-1, keepdim=True)
+    inner = (noise * delta).sum(-1, keepdim=True)
+    return noise - 2 * delta * torch.where(square <= EQUAL**2, 0.0, inner / square)
