@@ -38,7 +38,6 @@ class Setup:
 
     policies: Mapping[str, Policy]
     envs: Sequence[Env]
-    fps: float
     checkpoint_sha256: str
     resolved: dict[str, Any]
 
@@ -161,9 +160,10 @@ def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
 def _recorders(
     options: EvalOptions, setup: Setup, folder: Path, name: str, seeds: Sequence[int]
 ) -> dict[int, Recorder]:
+    fps = float(setup.envs[0].metadata["render_fps"])
     filmed = [seed for seed in seeds if seed < options.seed + options.video]
     return {
-        seed: Recorder(folder / "videos", f"{options.task}_seed{seed}_{name}", setup.fps)
+        seed: Recorder(folder / "videos", f"{options.task}_seed{seed}_{name}", fps)
         for seed in filmed
     }
 

@@ -14,7 +14,15 @@ import tyro
 HELD_OUT_SEED = 100_000
 
 SamplerName = Literal[
-    "asd", "asd-slope", "asd-memory", "asd-frozen", "asd-paper", "ddpm", "ddim", "paradigms"
+    "asd",
+    "asd-slope",
+    "asd-memory",
+    "asd-frozen",
+    "asd-paper",
+    "asd-ddim",
+    "ddpm",
+    "ddim",
+    "paradigms",
 ]
 SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)
 
@@ -22,7 +30,7 @@ _SAMPLERS_HELP = (
     "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's law in "
     "fewer calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), asd-paper (as "
     "published: frozen draft, two calls a round), ddpm (sequential, the reference), ddim and "
-    "paradigms (both approximate)."
+    "paradigms (both approximate), asd-ddim (ddim's law, with --eta above 0, in fewer calls)."
 )
 _SEED_HELP = (
     "Seed of the first episode; the others count up from it. Demonstrations use small seeds, so "
@@ -58,11 +66,11 @@ class EvalOptions:
     seed: Annotated[int, _arg("INT", _SEED_HELP)] = HELD_OUT_SEED
     window: Annotated[Literal["auto"] | int, _arg("auto|INT", _WINDOW_HELP)] = "auto"
     steps: Annotated[int | None, _arg("INT")] = None
-    """Denoising steps (not of ddim); None is as trained."""
+    """Denoising steps, except of ddim; None is as trained."""
     ddim_steps: int = 10
-    """Denoising steps of ddim."""
+    """Denoising steps of ddim and asd-ddim."""
     eta: float = 0.0
-    """Noise of ddim, from 0 (none) to 1 (as much as ddpm)."""
+    """Noise of ddim and asd-ddim, from 0 (none) to 1 (as much as ddpm)."""
     tolerance: float = 0.1
     """Of paradigms: larger is faster and less exact."""
     horizon: Annotated[int | None, _arg("INT")] = None

@@ -5,28 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from asd_policy.policy import ChunkStats
+
 _DIGITS = 7  # a tenth of a microsecond
-
-
-class ChunkStats(Protocol):
-    """What the policy says of one chunk it drew (see `asd_policy.policy.ChunkStats`)."""
-
-    latency_s: float
-    batch: int
-    calls: int
-    evaluations: int
-    rejections: int
-    accepted: Any  # (K,) int, per step index
-    decided: Any  # (K,) int
-    draft_s: float
-    network_s: float
-    verify_s: float
-    other_s: float
-    window: int
 
 
 ChunkRecord: TypeAlias = dict[str, Any]

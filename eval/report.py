@@ -83,7 +83,7 @@ _SPLIT: list[Column] = [
 
 def _setting(results: dict[str, Any]) -> str:
     resolved, seeds = results["resolved"], results["seeds"]
-    steps = {resolved["steps"][name] for name in results["samplers"] if name != "ddim"}
+    steps = {resolved["steps"][name] for name in results["samplers"] if "ddim" not in name}
     parts = [
         results["task"],
         f"seeds {seeds['first']}–{seeds['last']}",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from asd_policy.errors import NonFiniteError
-from asd_policy.eval.records import ChunkStats, Episode, chunk_record
+from asd_policy.eval.records import Episode, chunk_record
 from asd_policy.eval.video import Recorder
+
+if TYPE_CHECKING:
+    from asd_policy.policy import ChunkStats
 
 Observation = Mapping[str, np.ndarray]
 
@@ -19,18 +22,24 @@ Observation = Mapping[str, np.ndarray]
 class Policy(Protocol):
     """What is asked of a policy (`asd_policy.policy.DiffusionPolicy` is one)."""
 
-    observation_keys: dict[str, int]
     last_chunks: list[ChunkStats | None]
+    """Of each row of the last call: its cost, None where the action was queued."""
+
+    @property
+    def observation_keys(self) -> dict[str, int]:
+        """Key → dimension of what it must see."""
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start len(seeds) episodes, each with its own random stream."""
 
-    def act_batch(self, obs: Observation, indices: Sequence[int]) -> np.ndarray:
-        """Actions (B, dim) of the environments `indices`, whose observations are obs[key][row]."""
+    def act_batch(self, observations: Observation, indices: Sequence[int]) -> np.ndarray:
+        """Actions (B, dim) of the environments `indices`, one row of observations for each."""
 
 
 class Env(Protocol):
     """What is asked of an environment (gymnasium's interface)."""
+
+    metadata: dict[str, Any]
 
     def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
         """Start the episode of this seed."""

@@ -6,13 +6,14 @@ from typing import Any
 
 from asd_policy.eval.options import EvalOptions
 
-# name -> (sampler, draft, network calls a round)
+# name -> (draft, network calls a round)
 _ASD_FORMS = {
     "asd": ("secant", 1),
     "asd-slope": ("slope", 1),
     "asd-memory": ("memory", 1),
     "asd-frozen": ("frozen", 1),
     "asd-paper": ("frozen", 2),  # Hu et al., ICML 2025, as published
+    "asd-ddim": ("secant", 1),
 }
 
 
@@ -20,12 +21,14 @@ def sampler_settings(name: str, options: EvalOptions) -> dict[str, Any]:
     """Keyword arguments of `DiffusionPolicy.load` for one sampler name, all spelled out."""
     if name in _ASD_FORMS:
         draft, calls = _ASD_FORMS[name]
+        ddim = name == "asd-ddim"
         return {
             "sampler": "asd",
             "draft": draft,
             "calls_per_round": calls,
             "window": options.window,
-            "steps": options.steps,
+            "steps": options.ddim_steps if ddim else options.steps,
+            "eta": options.eta if ddim else None,
         }
     if name == "ddpm":
         return {"sampler": "ddpm", "steps": options.steps}

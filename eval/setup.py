@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import Any
-
 import gymnasium as gym
 import torch
 
@@ -14,6 +10,7 @@ from asd_policy.envs.registration import register_envs
 from asd_policy.envs.tasks import Task, get_task
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.rollout import Env
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.policy import DiffusionPolicy
 
@@ -30,24 +27,29 @@ def prepare(options: EvalOptions) -> Setup:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     checkpoint = options.checkpoint or shipped(task.name)
-    policies = {
+    policies: dict[str, DiffusionPolicy] = {
         name: DiffusionPolicy.load(checkpoint, device=device, **sampler_settings(name, options))
         for name in options.samplers
     }
-    first = next(iter(policies.values()))
-    first.check_observation_space(dict(task.observation_keys))
-    envs = [_make_env(task, options) for _ in range(options.num_envs)]
+    policy = policies[options.samplers[0]]
+    policy.check_observation_space(task.observation_keys)
+    if policy.config.action_dim != task.action_dim:
+        raise ValueError(
+            f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
+            f"{checkpoint} makes actions of {policy.config.action_dim}"
+        )
     return Setup(
         policies=policies,
-        envs=envs,
-        fps=float(envs[0].metadata["render_fps"]),
-        checkpoint_sha256=first.card["sha256"],
+        envs=[_make_env(task, options) for _ in range(min(options.num_envs, options.episodes))],
+        checkpoint_sha256=policy.card["sha256"],
         resolved={
             "checkpoint": str(checkpoint),
             "device": device,
             "threads": torch.get_num_threads(),
             "precision": "fp32",
-            "horizons": list(first.horizons),
+            "parameters": sum(p.numel() for p in policy.network.parameters()),
+            "horizons": list(policy.horizons),
+            "steps": {name: p.schedule.num_steps for name, p in policies.items()},
         },
     )
 
@@ -56,13 +58,25 @@ def resolve_device(device: str) -> str:
     """ "auto" as cuda where there is one, else cpu; anything else must exist.
 
     Raises:
-        ValueError: not a device that this machine's torch can use.
+        ValueError: not a device that torch can use here.
     """
+    count = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.cuda.is_available():
-        known.insert(1, "cuda")
+        return "cuda" if count else "cpu"
     if device not in known:
-        raise ValueError(f"--device must be auto or one of {', '.join(known)}; got {device!r}")
+        raise ValueError(
+            f"--device must be auto or one that torch can use here ({', '.join(known)}); "
+            f"got {device!r}"
+        )
     return device
+
+
+def _make_env(task: Task, options: EvalOptions) -> Env:
+    register_envs()
+    return gym.make(
+        task.env_id,
+        horizon=options.horizon,
+        render_mode="rgb_array" if options.video else None,
+        disable_env_checker=True,  # its checks at every step would be counted as simulation
+    )

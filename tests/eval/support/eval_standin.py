@@ -6,16 +6,16 @@ policy's push is drawn from its own random stream, which depends on the episode'
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.samplers import sampler_settings
+from asd_policy.policy import ChunkStats
 
 K, CHUNK = 10, 4
 CALLS = {"ddpm": K, "asd": 3, "ddim": 2, "paradigms": 4}
@@ -23,6 +23,8 @@ CALLS = {"ddpm": K, "asd": 3, "ddim": 2, "paradigms": 4}
 
 class LineEnv:
     """Observation {"place": (1,)}; success within 0.5 of zero."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_fps": 20}
 
     def __init__(self, horizon: int = 40, step_s: float = 0.0, frames: bool = True):
         self.horizon, self.step_s, self.frames = horizon, step_s, frames
@@ -55,23 +57,6 @@ class LineEnv:
         return {"place": np.array([self.place], np.float32)}
 
 
-@dataclasses.dataclass
-class Chunk:
-    latency_s: float
-    batch: int
-    calls: int
-    evaluations: int
-    rejections: int
-    accepted: np.ndarray
-    decided: np.ndarray
-    draft_s: float
-    network_s: float
-    verify_s: float
-    other_s: float
-    window: int
-    sampler: str
-
-
 class PushPolicy:
     """Chunks of CHUNK pushes; one queue and one random stream for each environment."""
 
@@ -80,7 +65,7 @@ class PushPolicy:
     def __init__(self, sampler: str, window: object = "auto"):
         self.sampler = sampler
         self.window = 5 if window == "auto" else int(window)  # type: ignore[call-overload]
-        self.last_chunks: list[Chunk | None] = []
+        self.last_chunks: list[ChunkStats | None] = []
         self.reset_seeds: list[list[int]] = []
         self.batches: list[int] = []
 
@@ -95,7 +80,7 @@ class PushPolicy:
         self.last_chunks = [self._refill(i) for i in indices]
         return np.array([[self.queues[i].pop(0)] for i in indices], np.float32)
 
-    def _refill(self, i: int) -> Chunk | None:
+    def _refill(self, i: int) -> ChunkStats | None:
         if self.queues[i]:
             return None
         self.queues[i] = list(-self.streams[i].uniform(0.1, 1.2, CHUNK))
@@ -106,9 +91,9 @@ class PushPolicy:
             accepted[:] = 2
             accepted[-1] = 1
         ms = 1e-3 * calls
-        return Chunk(
-            ms, 1, calls, 2 * calls, calls - 1, accepted, decided, 0.1 * ms, 0.8 * ms, 0.06 * ms,
-            0.04 * ms, self.window, self.sampler,
+        return ChunkStats(
+            ms, 1, self.sampler, self.window, calls, 2 * calls, calls - 1, accepted, decided,
+            0.1 * ms, 0.8 * ms, 0.06 * ms, 0.04 * ms,
         )  # fmt: skip
 
 
@@ -120,7 +105,6 @@ def prepare(options: EvalOptions, *, step_s: float = 0.0, env_class: type = Line
             name: PushPolicy(s["sampler"], s.get("window", "auto")) for name, s in settings.items()
         },
         envs=[env_class(options.horizon or 40, step_s) for _ in range(options.num_envs)],
-        fps=20,
         checkpoint_sha256="0" * 64,
         resolved={
             "device": "cpu",
