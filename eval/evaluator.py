@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, default_folder
-from asd_policy.eval.machine import describe_machine
+from asd_policy.eval.machine import describe_machine, load_average, usable_cpus
 from asd_policy.eval.options import EvalOptions, check_options, command_line
 from asd_policy.eval.progress import RunProgress
 from asd_policy.eval.report import print_report
@@ -72,10 +72,11 @@ def evaluate(
     prepare = prepare or _real()
     if options.out is not None:  # refuse now, rather than after seconds of loading
         check_folder(options.out, _settings(options), options.resume)
+    load = load_average()  # before this run adds its own
     with contextlib.closing(prepare(options)) as setup:
         if options.video:
             check_rendering(setup.envs[0])
-        with contextlib.closing(_claim(options, setup)) as folder:
+        with contextlib.closing(_claim(options, setup, load)) as folder:
             try:
                 _run(options, setup, folder)
             except BaseException:
@@ -98,7 +99,7 @@ def _console(stderr: bool) -> Console:
     return Console(stderr=stderr, width=None if stream.isatty() else 110)
 
 
-def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
+def _claim(options: EvalOptions, setup: Setup, load: float | None) -> RunFolder:
     path = options.out or default_folder(options.name or options.task)
     config = {
         "schema_version": SCHEMA_VERSION,
@@ -107,7 +108,7 @@ def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "settings": _settings(options) | {"checkpoint_sha256": setup.checkpoint_sha256},
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
-        "resolved": setup.resolved,
+        "resolved": setup.resolved | {"cpus": usable_cpus(), "load_average": load},
     }
     env = describe_machine(setup.resolved["device"])
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)

@@ -34,7 +34,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "git_commit": git_commit(Path(asd_policy.__file__).parent),
         "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
-        "cpus_usable": _usable_cpus(),
+        "cpus_usable": usable_cpus(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "mujoco_gl": os.environ.get("MUJOCO_GL"),
@@ -65,6 +65,11 @@ def git_commit(folder: Path) -> str | None:
     return answer.stdout.strip()
 
 
+def load_average() -> float | None:
+    """Processes that wanted a processor, on average over the last minute (None on Windows)."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -72,7 +77,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _usable_cpus() -> int | None:
+def usable_cpus() -> int | None:
+    """Processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()

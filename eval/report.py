@@ -15,6 +15,7 @@ from asd_policy.eval.samplers import is_autospeculative
 
 _MISSING = "–"
 _WIDE = 100  # columns that the one-table layout takes
+_BUSY = 0.75  # of the processors wanted by others: latencies suffer
 
 Summary = dict[str, Any]
 Column = tuple[str, Callable[[Summary], str]]  # two-line header, cell
@@ -126,6 +127,12 @@ def _remarks(results: dict[str, Any]) -> list[str]:
     ]
     if firsts:
         lines.append(f"First chunk, apart from all other figures: {', '.join(firsts)}")
+    load, cpus = results["resolved"]["load_average"], results["resolved"]["cpus"]
+    if load is not None and cpus and load > _BUSY * cpus:
+        lines.append(
+            f"The machine was busy when the run began (load {load:.1f} on {cpus} processors): "
+            "latencies and the speedup by the clock are not those of a free machine."
+        )
     if not results["complete"]:
         lines.append("This run is not complete: the figures are of the episodes finished so far.")
     return lines

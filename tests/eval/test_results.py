@@ -61,6 +61,8 @@ def config():
             "threads": 2,
             "precision": "fp32",
             "steps": {"asd": 50, "ddpm": 50},
+            "cpus": 2,
+            "load_average": 0.4,
         },
     }
 
@@ -197,3 +199,11 @@ def test_a_window_of_one_is_said_to_be_sequential(config, episodes, quiet):
 def test_an_incomplete_run_says_so(config, episodes, quiet):
     assert "not complete" not in printed(quiet, summarize(config, episodes))
     assert "not complete" in printed(quiet, summarize(config, episodes[:2]))
+
+
+def test_a_busy_machine_is_said(config, episodes, quiet):
+    assert "machine was busy" not in printed(quiet, summarize(config, episodes))
+    config["resolved"]["load_average"] = 1.6
+    assert "busy when the run began (load 1.6 on 2 proc" in printed(
+        quiet, summarize(config, episodes)
+    )
