@@ -73,6 +73,10 @@ def evaluate(
     if options.out is not None:  # refuse now, rather than after seconds of loading
         check_folder(options.out, _settings(options), options.resume)
     load = load_average()  # before this run adds its own
+    _say(
+        f"{options.task}: {', '.join(options.samplers)}; {_count(options.episodes)} each, "
+        "on the same seeds. Loading the policy and the simulator …"
+    )
     with contextlib.closing(prepare(options)) as setup:
         if options.video:
             check_rendering(setup.envs[0])
@@ -178,16 +182,20 @@ def _write_results(folder: RunFolder) -> dict[str, Any]:
 def _say_kept(folder: RunFolder, options: EvalOptions) -> None:
     """After a run that was cut short: what is kept, and how to go on."""
     results = _write_results(folder)
-    console = _console(stderr=True)
     finished = sum(summary["success"]["n"] for summary in results["samplers"].values())
     if finished:
-        print_report(console, results, folder.path)
+        print_report(_console(stderr=True), results, folder.path)
     again = command_line(dataclasses.replace(options, out=folder.path, resume=True))
     total = options.episodes * len(options.samplers)
-    console.print(
+    _say(
         f"{finished} of {total} episodes were finished and are kept in {folder.path}; "
-        f"continue with\n  {again}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"continue with\n  {again}"
     )
+
+
+def _say(message: str) -> None:
+    _console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def _count(episodes: int) -> str:
+    return "1 episode" if episodes == 1 else f"{episodes} episodes"
