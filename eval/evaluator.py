@@ -114,7 +114,7 @@ def _claim(options: EvalOptions, setup: Setup, load: float | None) -> RunFolder:
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
         "resolved": setup.resolved | {"cpus": usable_cpus(), "load_average": load},
     }
-    env = describe_machine(setup.resolved["device"])
+    env = describe_machine(setup.resolved)
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
 
 

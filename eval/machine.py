@@ -23,10 +23,8 @@ _PACKAGES = (
 )
 
 
-def describe_machine(device: str) -> dict[str, Any]:
-    """The content of env.json, for a policy that runs on `device`."""
-    import torch
-
+def describe_machine(resolved: dict[str, Any]) -> dict[str, Any]:
+    """The content of env.json, for a policy with these resolved settings."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -35,8 +33,8 @@ def describe_machine(device: str) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
         "cpus_usable": usable_cpus(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "threads": resolved["threads"],
+        "gpu": resolved["gpu"],
         "mujoco_gl": os.environ.get("MUJOCO_GL"),
     }
 

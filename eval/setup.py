@@ -45,6 +45,7 @@ def prepare(options: EvalOptions) -> Setup:
         resolved={
             "checkpoint": str(checkpoint),
             "device": device,
+            "gpu": torch.cuda.get_device_name(device) if device != "cpu" else None,
             "threads": torch.get_num_threads(),
             "precision": "fp32",
             "parameters": sum(p.numel() for p in policy.network.parameters()),

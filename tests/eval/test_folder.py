@@ -244,7 +244,7 @@ def test_killed_at_random_moments_nothing_is_lost_or_counted_twice(tmp_path, scr
     options = EvalOptions(episodes=30, out=tmp_path / "run", resume=True)
     rng = random.Random(0)
     kept: list[str] = []
-    for kill in range(5):
+    for kill in range(4):
         process = start(script, options)
         wait_for_lines(process, options.out, len(kept) + rng.randint(1, 6))
         time.sleep(rng.uniform(0, 0.05))

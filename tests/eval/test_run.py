@@ -13,6 +13,7 @@ from asd_policy.eval.evaluator import evaluate, schedule
 from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.results import summarize
+from asd_policy.policy import ChunkStats
 
 
 @pytest.fixture
@@ -29,6 +30,13 @@ def without_times(line):
     chunks = [{k: v for k, v in c.items() if not k.endswith("_s")} for c in line["chunks"]]
     kept = {k: v for k, v in line.items() if not k.endswith("_s")} | {"chunks": chunks}
     return {k: v for k, v in kept.items() if k not in ("cold", "num_envs")}
+
+
+def test_the_stand_in_reports_what_the_real_policy_reports():
+    policy = PushPolicy("asd")
+    policy.reset([0])
+    policy.act_batch({"place": np.zeros((1, 1))}, [0])
+    assert set(vars(policy.last_chunks[0])) == {f.name for f in dataclasses.fields(ChunkStats)}
 
 
 def test_a_run_leaves_everything_in_its_folder(options, quiet):

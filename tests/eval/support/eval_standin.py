@@ -2,12 +2,14 @@
 
 A point on a line starts at a place drawn from the episode's seed and is pushed toward zero; the
 policy's push is drawn from its own random stream, which depends on the episode's seed alone.
+Imports no torch: tests start many processes of this.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +17,6 @@ import numpy as np
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.samplers import sampler_settings
-from asd_policy.policy import ChunkStats
 
 K, CHUNK = 10, 4
 CALLS = {"ddpm": K, "asd": 3, "ddim": 2, "paradigms": 4}
@@ -65,7 +66,7 @@ class PushPolicy:
     def __init__(self, sampler: str, window: object = "auto"):
         self.sampler = sampler
         self.window = 5 if window == "auto" else int(window)  # type: ignore[call-overload]
-        self.last_chunks: list[ChunkStats | None] = []
+        self.last_chunks: list[SimpleNamespace | None] = []
         self.reset_seeds: list[list[int]] = []
         self.batches: list[int] = []
 
@@ -80,7 +81,7 @@ class PushPolicy:
         self.last_chunks = [self._refill(i) for i in indices]
         return np.array([[self.queues[i].pop(0)] for i in indices], np.float32)
 
-    def _refill(self, i: int) -> ChunkStats | None:
+    def _refill(self, i: int) -> SimpleNamespace | None:
         if self.queues[i]:
             return None
         self.queues[i] = list(-self.streams[i].uniform(0.1, 1.2, CHUNK))
@@ -91,9 +92,10 @@ class PushPolicy:
             accepted[:] = 2
             accepted[-1] = 1
         ms = 1e-3 * calls
-        return ChunkStats(
-            ms, 1, self.sampler, self.window, calls, 2 * calls, calls - 1, accepted, decided,
-            0.1 * ms, 0.8 * ms, 0.06 * ms, 0.04 * ms,
+        return SimpleNamespace(
+            latency_s=ms, batch=1, sampler=self.sampler, window=self.window, calls=calls,
+            evaluations=2 * calls, rejections=calls - 1, accepted=accepted, decided=decided,
+            draft_s=0.1 * ms, network_s=0.8 * ms, verify_s=0.06 * ms, other_s=0.04 * ms,
         )  # fmt: skip
 
 
@@ -108,6 +110,7 @@ def prepare(options: EvalOptions, *, step_s: float = 0.0, env_class: type = Line
         checkpoint_sha256="0" * 64,
         resolved={
             "device": "cpu",
+            "gpu": None,
             "threads": 1,
             "precision": "fp32",
             "steps": {name: s["steps"] or K for name, s in settings.items()},
