@@ -71,8 +71,8 @@ _COLUMNS: list[Column] = [
     ("chunk\np50 ms", lambda s: _number(s["chunk_latency_ms"]["p50"])),
     ("chunk\np95 ms", lambda s: _number(s["chunk_latency_ms"]["p95"])),
     ("step\np95 ms", lambda s: _number(s["control_step_latency_ms"]["p95"])),
-    ("faster\nclock", lambda s: _times(s["speedup"]["wall_clock"])),
-    ("faster\ncalls", lambda s: _times(s["speedup"]["algorithmic"])),
+    ("speedup\nclock", lambda s: _times(s["speedup"]["wall_clock"])),
+    ("speedup\ncalls", lambda s: _times(s["speedup"]["algorithmic"])),
 ]
 _SPLIT: list[Column] = [
     ("draft\nms", lambda s: _number(s["overhead_ms_per_chunk"]["draft"])),
