@@ -80,7 +80,7 @@ def test_a_pipe_gets_plain_lines_now_and_then(pipe, monkeypatch):
     assert "\r" not in shown
     lines = shown.splitlines()
     assert 4 <= len(lines) <= 6  # one in 10 s, of 60 s, and the last
-    assert lines[-1].split() == "20/20 episodes asd 20/20 1:00 gone, 0:00 left".split()
+    assert " ".join(lines[-1].split()) == "20/20 episodes asd 20/20 1:00 gone, 0:00 left"
 
 
 def test_episodes_of_an_earlier_process_count_but_say_nothing_of_speed(pipe):
