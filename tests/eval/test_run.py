@@ -57,6 +57,7 @@ def test_a_run_leaves_everything_in_its_folder(options, quiet):
     text = quiet.file.getvalue()
     assert str(folder) in text
     assert "4/4" in text
+    assert "videos/" not in text
 
 
 def test_results_are_recomputed_from_what_was_kept(options, quiet):
@@ -164,6 +165,7 @@ def test_videos_are_named_by_task_seed_sampler_and_outcome(options, quiet):
     assert len(frames) == steps + 1
     assert frames[0].shape == (32, 32, 3)
     assert lines(options.out)[0]["rendering_s"] > 0
+    assert "videos/" in quiet.file.getvalue()
 
 
 class Blind(LineEnv):
