@@ -109,7 +109,7 @@ def run_episode(env: RobosuiteEnv, noise: float, seed: int, index: int) -> Episo
         action = expert.act().astype(np.float32)
         executed = disturbance.added_to(action)
         row = {**observation, "action": action, "executed_action": executed}
-        row["state"] = env.simulation.sim.get_state().flatten()
+        row["state"] = env.flat_state()
         observation, reward, solved, _, info = env.step(executed)
         rows.append({**row, "reward": np.float32(reward)})
         left -= solved
