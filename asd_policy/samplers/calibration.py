@@ -103,7 +103,7 @@ class Calibration:
         return _bucket(batch) in self._costs
 
     def cost(self, batch: int, width: float | np.ndarray) -> np.ndarray:
-        """Seconds of a call on ``batch``·``width`` rows: interpolated, or the last slope extended."""
+        """Seconds of a call on ``batch``·``width`` rows, interpolated or linearly extended."""
         rows, seconds = self._costs[_bucket(batch)]
         wanted = np.asarray(width, float) * batch
         inside = np.interp(wanted, rows, seconds)

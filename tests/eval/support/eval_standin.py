@@ -1,0 +1,118 @@
+"""A world and a policy that keep the real ones' contract and cost nothing, for the evaluator.
+
+A point on a line starts at a place drawn from the episode's seed and is pushed toward zero; the
+policy's push is drawn from its own random stream, which depends on the episode's seed alone.
+Imports no torch: tests start many processes of this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from asd_policy.eval.evaluator import Setup
+from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.samplers import sampler_settings
+
+K, CHUNK = 10, 4
+CALLS = {"ddpm": K, "asd": 3, "ddim": 2, "paradigms": 4}
+
+
+class LineEnv:
+    """Observation {"place": (1,)}; success within 0.5 of zero."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_fps": 20}
+
+    def __init__(self, horizon: int = 40, step_s: float = 0.0, frames: bool = True):
+        self.horizon, self.step_s, self.frames = horizon, step_s, frames
+        self.closed = False
+
+    def reset(self, *, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        self.place = float(np.random.default_rng(seed).uniform(4.0, 8.0))
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict]:
+        time.sleep(self.step_s)
+        self.place += float(action[0])
+        self.steps += 1
+        success = abs(self.place) < 0.5
+        truncated = self.steps >= self.horizon
+        return self._observation(), float(success), success, truncated, {"is_success": success}
+
+    def render(self) -> np.ndarray:
+        if not self.frames:
+            raise ImportError("no OpenGL here")
+        frame = np.zeros((32, 32, 3), np.uint8)
+        frame[:, min(31, int(abs(self.place)) * 4)] = 255
+        return frame
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {"place": np.array([self.place], np.float32)}
+
+
+class PushPolicy:
+    """Chunks of CHUNK pushes; one queue and one random stream for each environment."""
+
+    observation_keys: Mapping[str, int] = {"place": 1}
+
+    def __init__(self, sampler: str, window: object = "auto"):
+        self.sampler = sampler
+        self.window = 5 if window == "auto" else int(window)  # type: ignore[call-overload]
+        self.last_chunks: list[SimpleNamespace | None] = []
+        self.reset_seeds: list[list[int]] = []
+        self.batches: list[int] = []
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self.reset_seeds.append(list(seeds))
+        self.streams = [np.random.default_rng([7, seed]) for seed in seeds]
+        self.queues: list[list[float]] = [[] for _ in seeds]
+
+    def act_batch(self, obs: Mapping[str, np.ndarray], indices: Sequence[int]) -> np.ndarray:
+        assert obs["place"].shape == (len(indices), 1), obs["place"].shape
+        self.batches.append(len(indices))
+        self.last_chunks = [self._refill(i) for i in indices]
+        return np.array([[self.queues[i].pop(0)] for i in indices], np.float32)
+
+    def _refill(self, i: int) -> SimpleNamespace | None:
+        if self.queues[i]:
+            return None
+        self.queues[i] = list(-self.streams[i].uniform(0.1, 1.2, CHUNK))
+        calls = CALLS[self.sampler]
+        accepted, decided = np.zeros(K, int), np.zeros(K, int)
+        if self.sampler == "asd":
+            decided[:] = 2
+            accepted[:] = 2
+            accepted[-1] = 1
+        ms = 1e-3 * calls
+        return SimpleNamespace(
+            latency_s=ms, batch=1, sampler=self.sampler, window=self.window, calls=calls,
+            evaluations=2 * calls, rejections=calls - 1, accepted=accepted, decided=decided,
+            draft_s=0.1 * ms, network_s=0.8 * ms, verify_s=0.06 * ms, other_s=0.04 * ms,
+        )  # fmt: skip
+
+
+def prepare(options: EvalOptions, *, step_s: float = 0.0, env_class: type = LineEnv) -> Setup:
+    """Stand-ins for the real policies and environments of `options`."""
+    settings = {name: sampler_settings(name, options) for name in options.samplers}
+    return Setup(
+        policies={
+            name: PushPolicy(s["sampler"], s.get("window", "auto")) for name, s in settings.items()
+        },
+        envs=[env_class(options.horizon or 40, step_s) for _ in range(options.num_envs)],
+        checkpoint_sha256="0" * 64,
+        resolved={
+            "device": "cpu",
+            "gpu": None,
+            "threads": 1,
+            "precision": "fp32",
+            "steps": {name: s["steps"] or K for name, s in settings.items()},
+        },
+    )

@@ -1,0 +1,209 @@
+"""results.json from episodes, against values worked out by hand."""
+
+import dataclasses
+import json
+import random
+
+import pytest
+
+from asd_policy.eval.records import Episode
+from asd_policy.eval.report import print_report
+from asd_policy.eval.results import summarize
+
+
+def chunk(latency_s, calls, evaluations=0, rejections=0, accepted=0, decided=0, window=1):
+    return {
+        "latency_s": latency_s,
+        "batch": 1,
+        "calls": calls,
+        "evaluations": evaluations,
+        "rejections": rejections,
+        "accepted": accepted,
+        "decided": decided,
+        "draft_s": 0.1 * latency_s,
+        "network_s": 0.7 * latency_s,
+        "verify_s": 0.15 * latency_s,
+        "other_s": 0.05 * latency_s,
+        "window": window,
+    }
+
+
+def episode(sampler, seed, success, chunks, cold=False, **changes):
+    fields = {
+        "steps": 3,
+        "return_": float(success),
+        "num_envs": 1,
+        "policy_s": 3.0,
+        "simulation_s": 1.0,
+        "rendering_s": 0.0,
+        "accepted_by_step": [2, 1],
+        "decided_by_step": [2, 2],
+        "control_step_s": [chunks[0]["latency_s"] + 0.001, 0.001, 0.001],
+    }
+    return Episode(
+        sampler=sampler, seed=seed, success=success, chunks=chunks, cold=cold, **fields | changes
+    )
+
+
+@pytest.fixture
+def config():
+    return {
+        "settings": {
+            "task": "lift",
+            "samplers": ["asd", "ddpm"],
+            "seed": 100,
+            "episodes": 2,
+            "window": "auto",
+            "num_envs": 1,
+        },
+        "resolved": {
+            "device": "cpu",
+            "threads": 2,
+            "precision": "fp32",
+            "steps": {"asd": 50, "ddpm": 50},
+            "cpus": 2,
+            "load_average": 0.4,
+        },
+    }
+
+
+@pytest.fixture
+def episodes():
+    return [
+        episode("asd", 100, True, [chunk(9.0, 50), chunk(0.1, 8, 100, 7, 95, 102, 16)], cold=True),
+        episode("ddpm", 100, True, [chunk(5.0, 50, 50), chunk(0.4, 50, 50)], cold=True),
+        episode("ddpm", 101, False, [chunk(0.6, 50, 50)]),
+        episode("asd", 101, True, [chunk(0.3, 12, 140, 11, 85, 98, 16)]),
+    ]  # fmt: skip
+
+
+def test_every_figure_by_hand(config, episodes):
+    results = summarize(config, episodes)
+    asd, ddpm = results["samplers"]["asd"], results["samplers"]["ddpm"]
+    assert results["complete"] is True
+    assert results["seeds"] == {"first": 100, "last": 101, "count": 2}
+    assert (asd["success"]["count"], ddpm["success"]["count"], ddpm["success"]["rate"]) == (
+        2,
+        1,
+        0.5,
+    )
+    # 9.0 s and 5.0 s were first calls: apart from everything else
+    assert asd["chunk_latency_ms"] == pytest.approx(
+        {"first": 9000, "mean": 200, "p50": 200, "p95": 290, "p99": 298, "max": 300}
+    )
+    assert asd["control_step_latency_ms"]["first"] == pytest.approx(9001)
+    # the rest: 1, 1, then 301, 1, 1
+    assert asd["control_step_latency_ms"]["p50"] == pytest.approx(1)
+    assert asd["control_step_latency_ms"]["mean"] == pytest.approx(305 / 5)
+    assert asd["network_calls_per_chunk"] == 10
+    assert asd["network_evaluations_per_chunk"] == 120
+    assert asd["rejections_per_chunk"] == 9
+    assert asd["acceptance_rate"] == pytest.approx(180 / 200)
+    assert asd["acceptance_by_step"] == [1.0, 0.5]
+    assert asd["overhead_ms_per_chunk"] == pytest.approx(
+        {"draft": 20, "network": 140, "verify": 30, "other": 10}
+    )
+    assert asd["window"] == {"requested": "auto", "chosen": 16, "chunks_by_window": {"16": 2}}
+    assert asd["speedup"] == pytest.approx({"algorithmic": 5.0, "wall_clock": 500 / 200})
+    assert ddpm["speedup"] == {"algorithmic": 1.0, "wall_clock": 1.0}
+    assert ddpm["window"] is None
+    assert ddpm["acceptance_rate"] is None
+    assert asd["time"]["total_s"] == 8
+    assert asd["time"]["share"] == {"policy": 0.75, "simulation": 0.25, "rendering": 0.0}
+    assert results["paired"][0] == {
+        "a": "asd", "b": "ddpm", "n": 2, "both": 1, "only_a": 1, "only_b": 0, "neither": 0,
+        "p_value": 1.0,
+    }  # fmt: skip
+
+
+def test_the_order_of_the_lines_does_not_matter(config, episodes):
+    shuffled = episodes.copy()
+    random.Random(0).shuffle(shuffled)
+    assert shuffled != episodes
+    assert summarize(config, shuffled) == summarize(config, episodes)
+
+
+def test_every_process_pays_for_its_own_first_call(config, episodes):
+    """A resumed run warms up again: that call is neither `first` nor one of the rest."""
+    episodes[3] = dataclasses.replace(episodes[3], cold=True)
+    asd = summarize(config, episodes)["samplers"]["asd"]
+    assert asd["chunk_latency_ms"]["first"] == 9000
+    assert asd["chunks"] == 1
+    assert asd["chunk_latency_ms"]["max"] == pytest.approx(100)
+
+
+def test_without_ddpm_there_is_no_speedup(config, episodes):
+    config["settings"]["samplers"] = ["asd"]
+    results = summarize(config, [e for e in episodes if e.sampler == "asd"])
+    assert results["samplers"]["asd"]["speedup"] == {"algorithmic": None, "wall_clock": None}
+
+
+def test_a_part_of_a_run_is_not_complete(config, episodes):
+    results = summarize(config, episodes[:1])
+    assert results["complete"] is False
+    assert results["samplers"]["ddpm"]["success"]["n"] == 0
+    assert results["samplers"]["ddpm"]["chunk_latency_ms"]["p50"] is None
+    assert results["paired"][0]["n"] == 0
+
+
+def test_a_line_holds_the_whole_episode(episodes):
+    for kept in episodes:
+        assert Episode.from_line(kept.to_line()) == kept
+    assert "return" in json.loads(episodes[0].to_line())
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", '{"sampler":"asd"}', "3", '"x'])
+def test_a_line_that_is_no_episode_is_refused(line):
+    with pytest.raises(ValueError, match=r"line must hold|delimiter|Unterminated"):
+        Episode.from_line(line)
+
+
+def test_a_line_never_holds_nan(episodes):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dataclasses.replace(episodes[0], return_=float("nan")).to_line()
+
+
+def printed(quiet, results, width=100):
+    quiet.width = width
+    print_report(quiet, results, "outputs/x")
+    return quiet.file.getvalue()
+
+
+def test_the_table_shows_what_the_file_holds(config, episodes, quiet):
+    text = printed(quiet, summarize(config, episodes))
+    for expected in (
+        r"2/2 34–100%", "10.0", "120", "200", "290", "2.50x", "5.00x", "140",
+        "K=50", "window 16 (auto)", "2 threads", "fp32", "seeds 100–101",
+        "only asd 1", "policy 75%", "outputs/x",
+    ):  # fmt: skip
+        assert expected in text, (expected, text)
+    assert max(map(len, text.splitlines()[:6])) <= 100
+    assert "…" not in text
+
+
+def test_the_table_fits_80_columns(config, episodes, quiet):
+    text = printed(quiet, summarize(config, episodes), width=80)
+    tables = text.split("Setting")[0]
+    assert max(map(len, tables.splitlines())) <= 80
+    assert "…" not in tables
+    assert "140" in tables
+
+
+def test_a_window_of_one_is_said_to_be_sequential(config, episodes, quiet):
+    for kept in episodes:
+        for c in kept.chunks:
+            c["window"] = 1
+    assert "asd: no window pays for itself" in printed(quiet, summarize(config, episodes))
+
+
+def test_an_incomplete_run_says_so(config, episodes, quiet):
+    assert "not complete" not in printed(quiet, summarize(config, episodes))
+    assert "not complete" in printed(quiet, summarize(config, episodes[:2]))
+
+
+def test_a_busy_machine_is_said(config, episodes, quiet):
+    assert "machine was busy" not in printed(quiet, summarize(config, episodes))
+    config["resolved"]["load_average"] = 1.6
+    assert "busy when the run began (load 1.6 on 2 proc" in printed(
+        quiet, summarize(config, episodes)
+    )

@@ -1,0 +1,229 @@
+"""Whole evaluations with the stand-in world and policy."""
+
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+from eval_standin import LineEnv, PushPolicy, prepare
+
+from asd_policy.errors import AsdPolicyError, NonFiniteError
+from asd_policy.eval.evaluator import evaluate, schedule
+from asd_policy.eval.folder import read_run
+from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.results import summarize
+from asd_policy.policy import ChunkStats
+
+
+@pytest.fixture
+def options(tmp_path):
+    return EvalOptions(episodes=4, out=tmp_path / "run")
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+
+
+def without_times(line):
+    """A record without what the clock decided."""
+    chunks = [{k: v for k, v in c.items() if not k.endswith("_s")} for c in line["chunks"]]
+    kept = {k: v for k, v in line.items() if not k.endswith("_s")} | {"chunks": chunks}
+    return {k: v for k, v in kept.items() if k not in ("cold", "num_envs")}
+
+
+def test_the_stand_in_reports_what_the_real_policy_reports():
+    policy = PushPolicy("asd")
+    policy.reset([0])
+    policy.act_batch({"place": np.zeros((1, 1))}, [0])
+    assert set(vars(policy.last_chunks[0])) == {f.name for f in dataclasses.fields(ChunkStats)}
+
+
+def test_a_run_leaves_everything_in_its_folder(options, quiet):
+    results = evaluate(options, prepare=prepare, console=quiet)
+    folder = options.out
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "env.json", "episodes.jsonl", "results.json",
+    }  # fmt: skip
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert results["complete"]
+    env = json.loads((folder / "env.json").read_text())
+    assert env["versions"]["numpy"] == np.__version__
+    assert {"python", "cpu", "cpu_count", "threads", "gpu", "git_commit"} <= env.keys()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["samplers"]["asd"]["draft"] == "secant"
+    assert config["settings"]["samplers"] == ["asd", "ddpm"]
+    text = quiet.file.getvalue()
+    assert str(folder) in text
+    assert "4/4" in text
+
+
+def test_results_are_recomputed_from_what_was_kept(options, quiet):
+    results = evaluate(options, prepare=prepare, console=quiet)
+    assert summarize(*read_run(options.out)) == results
+
+
+def test_every_sampler_has_every_seed_once_and_they_take_turns(options, quiet):
+    evaluate(options, prepare=prepare, console=quiet)
+    order = [(line["sampler"], line["seed"]) for line in lines(options.out)]
+    first = options.seed
+    assert order == [
+        ("asd", first), ("ddpm", first), ("ddpm", first + 1), ("asd", first + 1),
+        ("asd", first + 2), ("ddpm", first + 2), ("ddpm", first + 3), ("asd", first + 3),
+    ]  # fmt: skip
+
+
+def test_three_samplers_each_go_first_in_turn():
+    options = EvalOptions(samplers=("asd", "ddpm", "ddim"), episodes=6, seed=0, num_envs=2)
+    order = list(schedule(options))
+    assert [name for name, _ in order[::3]] == ["asd", "ddpm", "ddim"]
+    assert [seeds for _, seeds in order[::3]] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_default_seeds_are_far_from_the_demonstrations(options, quiet):
+    results = evaluate(options, prepare=prepare, console=quiet)
+    assert results["seeds"] == {"first": 100_000, "last": 100_003, "count": 4}
+
+
+def test_the_random_stream_depends_on_the_seed_alone(options, quiet):
+    """Equal for every sampler: the stand-in draws the same pushes, so episodes are the same."""
+    evaluate(options, prepare=prepare, console=quiet)
+    by_sampler = {
+        name: {x["seed"]: x["steps"] for x in lines(options.out) if x["sampler"] == name}
+        for name in ("asd", "ddpm")
+    }
+    assert by_sampler["asd"] == by_sampler["ddpm"]
+    assert len(set(by_sampler["asd"].values())) > 1
+
+
+@pytest.mark.parametrize("num_envs", [2, 3, 4, 7])
+def test_the_result_does_not_depend_on_the_number_of_environments(tmp_path, quiet, num_envs):
+    one = EvalOptions(episodes=7, out=tmp_path / "one")
+    many = dataclasses.replace(one, num_envs=num_envs, out=tmp_path / "many")
+    evaluate(one, prepare=prepare, console=quiet)
+    evaluate(many, prepare=prepare, console=quiet)
+
+    def key(line):
+        return line["sampler"], line["seed"]
+
+    a, b = (sorted(map(without_times, lines(f.out)), key=key) for f in (one, many))
+    assert a == b
+    assert {line["num_envs"] for line in lines(many.out)} >= {num_envs}
+
+
+def test_environments_are_batched_and_finished_ones_leave_the_batch(options, quiet):
+    setups = []
+
+    def keep(options):
+        setups.append(prepare(options))
+        return setups[-1]
+
+    evaluate(dataclasses.replace(options, num_envs=4), prepare=keep, console=quiet)
+    policy = setups[0].policies["asd"]
+    assert policy.reset_seeds == [[100_000, 100_001, 100_002, 100_003]]
+    assert policy.batches[0] == 4
+    assert policy.batches == sorted(policy.batches, reverse=True)
+    assert policy.batches[-1] < 4
+    assert all(env.closed for env in setups[0].envs)
+
+
+def test_a_failure_is_a_failure(tmp_path, quiet):
+    options = EvalOptions(episodes=2, horizon=3, out=tmp_path / "run")
+    results = evaluate(options, prepare=prepare, console=quiet)
+    assert results["samplers"]["asd"]["success"]["count"] == 0
+    assert {(x["success"], x["steps"], x["return"]) for x in lines(options.out)} == {(False, 3, 0)}
+
+
+def test_the_first_call_of_each_sampler_is_marked(options, quiet):
+    evaluate(options, prepare=prepare, console=quiet)
+    cold = [(line["sampler"], line["seed"]) for line in lines(options.out) if line["cold"]]
+    assert cold == [("asd", 100_000), ("ddpm", 100_000)]
+
+
+def test_times_are_split_between_policy_and_simulation(options, quiet):
+    results = evaluate(options, prepare=functools.partial(prepare, step_s=0.003), console=quiet)
+    share = results["samplers"]["asd"]["time"]["share"]
+    assert share["simulation"] > 0.7
+    assert sum(share.values()) == pytest.approx(1)
+
+
+def test_videos_are_named_by_task_seed_sampler_and_outcome(options, quiet):
+    evaluate(dataclasses.replace(options, video=2), prepare=prepare, console=quiet)
+    names = {path.name for path in (options.out / "videos").iterdir()}
+    assert names == {
+        f"lift_seed{seed}_{name}_success.mp4"
+        for seed in (100_000, 100_001)
+        for name in ("asd", "ddpm")
+    }
+    import imageio.v2 as imageio
+
+    steps = next(x["steps"] for x in lines(options.out) if x["seed"] == 100_000)
+    with imageio.get_reader(options.out / "videos" / "lift_seed100000_asd_success.mp4") as film:
+        frames = [np.asarray(frame) for frame in film]
+    assert len(frames) == steps + 1
+    assert frames[0].shape == (32, 32, 3)
+    assert lines(options.out)[0]["rendering_s"] > 0
+
+
+class Blind(LineEnv):
+    def render(self):
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+
+def test_video_without_opengl_is_refused_before_the_run(options, quiet):
+    with pytest.raises(AsdPolicyError, match=r"--video needs OpenGL.*glGetError.*MUJOCO_GL=osmesa"):
+        evaluate(
+            dataclasses.replace(options, video=1),
+            prepare=functools.partial(prepare, env_class=Blind),
+            console=quiet,
+        )
+    assert not options.out.exists()
+
+
+class FailsAt(PushPolicy):
+    """Raises in the fifth action of the seed 100001."""
+
+    def act_batch(self, obs, indices):
+        if self.reset_seeds[-1] == [100_001] and self.batches and len(self.batches) % 5 == 4:
+            raise NonFiniteError("the network's output must be finite, got nan")
+        return super().act_batch(obs, indices)
+
+
+def failing(options):
+    setup = prepare(options)
+    return dataclasses.replace(
+        setup, policies={"asd": setup.policies["asd"], "ddpm": FailsAt("ddpm")}
+    )
+
+
+def test_a_non_finite_value_ends_the_run_and_records_nothing_false(options, quiet, capsys):
+    with pytest.raises(NonFiniteError, match="must be finite, got nan"):
+        evaluate(options, prepare=failing, console=quiet)
+    order = [(line["sampler"], line["seed"]) for line in lines(options.out)]
+    assert order == [("asd", 100_000), ("ddpm", 100_000)]
+    said = capsys.readouterr().err
+    assert "2 of 8 episodes were finished and are kept in" in said
+    results = json.loads((options.out / "results.json").read_text())
+    assert results["complete"] is False
+    assert results["samplers"]["ddpm"]["success"] == results["samplers"]["asd"]["success"]
+    evaluate(dataclasses.replace(options, resume=True), prepare=prepare, console=quiet)
+    assert len(lines(options.out)) == 8
+
+
+class NanReward(LineEnv):
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, float("nan"), *rest
+
+
+def test_a_non_finite_reward_is_refused(options, quiet):
+    with pytest.raises(NonFiniteError, match="the reward must be finite, got nan"):
+        evaluate(options, prepare=functools.partial(prepare, env_class=NanReward), console=quiet)
+    assert lines(options.out) == []
+
+
+def test_an_unfinished_film_leaves_no_file(options, quiet):
+    with pytest.raises(NonFiniteError):
+        evaluate(dataclasses.replace(options, video=2), prepare=failing, console=quiet)
+    names = {path.name for path in (options.out / "videos").iterdir()}
+    assert names == {"lift_seed100000_asd_success.mp4", "lift_seed100000_ddpm_success.mp4"}
