@@ -133,6 +133,19 @@ def reset_simulation(sim_env: Any, seed: int) -> dict[str, np.ndarray]:
     return read_observables(sim_env)
 
 
+def diverged(sim_env: Any) -> str | None:
+    """What MuJoCo found non-finite or huge in this episode, if anything.
+
+    It says so in a counter and goes on from the model's default pose, as if nothing had been.
+    """
+    counters = sim_env.sim.data._data.warning
+    names = {"BADQPOS": "positions", "BADQVEL": "velocities", "BADQACC": "accelerations"}
+    for kind, name in names.items():
+        if counters[int(getattr(mujoco.mjtWarning, f"mjWARN_{kind}"))].number > 0:
+            return name
+    return None
+
+
 def read_observables(sim_env: Any) -> dict[str, np.ndarray]:
     """robosuite's named observations of the present state, and of nothing else.
 

@@ -13,6 +13,7 @@ from gymnasium.error import ResetNeeded
 from asd_policy.envs.simulator import (
     CONTROL_FREQUENCY_HZ,
     compose_observation,
+    diverged,
     load_physics,
     make_simulation,
     read_observables,
@@ -119,6 +120,8 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         action = self._checked(action)
         self.simulation.step(action)
         self._steps += 1
+        if (what := diverged(self.simulation)) is not None:
+            raise NonFiniteError(f"expected finite {what} in the simulation, which diverged")
         # Observation, reward and success of one and the same state: robosuite's own reward is of
         # poses that are one integration step old, see read_observables.
         observation = self._observe(read_observables(self.simulation))
