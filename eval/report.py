@@ -32,7 +32,8 @@ def print_report(console: Console, results: dict[str, Any], folder: Path) -> Non
         console.print(table)
     console.print()
     lines = [_setting(results), *_remarks(results), *_pairs(results), _time_line(results)]
-    lines.append(f"Kept: {folder}/ (results.json: every figure above; episodes.jsonl)")
+    videos = "; videos/" if (folder / "videos").is_dir() else ""
+    lines.append(f"Kept: {folder}/ (results.json: every figure above; episodes.jsonl{videos})")
     for line in lines:
         console.print(Text(line), soft_wrap=True, highlight=False)
 
@@ -71,8 +72,8 @@ _COLUMNS: list[Column] = [
     ("chunk\np50 ms", lambda s: _number(s["chunk_latency_ms"]["p50"])),
     ("chunk\np95 ms", lambda s: _number(s["chunk_latency_ms"]["p95"])),
     ("step\np95 ms", lambda s: _number(s["control_step_latency_ms"]["p95"])),
-    ("faster\nclock", lambda s: _times(s["speedup"]["wall_clock"])),
-    ("faster\ncalls", lambda s: _times(s["speedup"]["algorithmic"])),
+    ("speedup\nclock", lambda s: _times(s["speedup"]["wall_clock"])),
+    ("speedup\ncalls", lambda s: _times(s["speedup"]["algorithmic"])),
 ]
 _SPLIT: list[Column] = [
     ("draft\nms", lambda s: _number(s["overhead_ms_per_chunk"]["draft"])),
@@ -84,10 +85,11 @@ _SPLIT: list[Column] = [
 
 def _setting(results: dict[str, Any]) -> str:
     resolved, seeds = results["resolved"], results["seeds"]
+    ends = [str(seed) for seed in sorted({seeds["first"], seeds["last"]})]
     steps = {resolved["steps"][name] for name in results["samplers"] if "ddim" not in name}
     parts = [
         results["task"],
-        f"seeds {seeds['first']}–{seeds['last']}",
+        f"seed{'s' * (seeds['count'] > 1)} {'–'.join(ends)}",
         *(f"K={k}" for k in sorted(steps)),
         *_windows(results),
         resolved["device"],

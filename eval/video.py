@@ -44,16 +44,13 @@ class Recorder:
 def check_rendering(env: Any) -> None:
     """Draw one frame of a freshly reset environment, or raise AsdPolicyError saying what is
     missing: better now than after the first episode."""
+    from gymnasium.error import DependencyNotInstalled
+
     try:
         env.reset(seed=0)
         frame = np.asarray(env.render())
-    except Exception as error:  # the OpenGL bindings raise whatever they like, AttributeError too
-        raise AsdPolicyError(
-            "--video needs OpenGL, and no frame could be drawn "
-            f"({type(error).__name__}: {error}). Without a display, install Mesa's software "
-            "renderer (Debian, Ubuntu: apt-get install libosmesa6) and set MUJOCO_GL=osmesa; "
-            "or run without --video"
-        ) from error
+    except DependencyNotInstalled as error:
+        raise AsdPolicyError(f"--video cannot be recorded: {error}") from error
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise AsdPolicyError(
             f"--video needs (height, width, 3) uint8 frames, got {frame.shape} {frame.dtype}"

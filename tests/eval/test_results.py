@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -165,7 +166,7 @@ def test_a_line_never_holds_nan(episodes):
 
 def printed(quiet, results, width=100):
     quiet.width = width
-    print_report(quiet, results, "outputs/x")
+    print_report(quiet, results, Path("outputs/x"))
     return quiet.file.getvalue()
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from eval_standin import LineEnv, PushPolicy, prepare
+from gymnasium.error import DependencyNotInstalled
 
 from asd_policy.errors import AsdPolicyError, NonFiniteError
 from asd_policy.eval.evaluator import evaluate, schedule
@@ -56,6 +57,7 @@ def test_a_run_leaves_everything_in_its_folder(options, quiet):
     text = quiet.file.getvalue()
     assert str(folder) in text
     assert "4/4" in text
+    assert "videos/" not in text
 
 
 def test_results_are_recomputed_from_what_was_kept(options, quiet):
@@ -163,15 +165,16 @@ def test_videos_are_named_by_task_seed_sampler_and_outcome(options, quiet):
     assert len(frames) == steps + 1
     assert frames[0].shape == (32, 32, 3)
     assert lines(options.out)[0]["rendering_s"] > 0
+    assert "videos/" in quiet.file.getvalue()
 
 
 class Blind(LineEnv):
     def render(self):
-        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+        raise DependencyNotInstalled("rendering needs OpenGL; apt-get install libosmesa6")
 
 
 def test_video_without_opengl_is_refused_before_the_run(options, quiet):
-    with pytest.raises(AsdPolicyError, match=r"--video needs OpenGL.*glGetError.*MUJOCO_GL=osmesa"):
+    with pytest.raises(AsdPolicyError, match=r"--video cannot be recorded: .*OpenGL.*libosmesa6"):
         evaluate(
             dataclasses.replace(options, video=1),
             prepare=functools.partial(prepare, env_class=Blind),
@@ -227,3 +230,18 @@ def test_an_unfinished_film_leaves_no_file(options, quiet):
         evaluate(dataclasses.replace(options, video=2), prepare=failing, console=quiet)
     names = {path.name for path in (options.out / "videos").iterdir()}
     assert names == {"lift_seed100000_asd_success.mp4", "lift_seed100000_ddpm_success.mp4"}
+
+
+class Wrong(LineEnv):
+    def render(self):
+        return np.zeros((32, 32))
+
+
+def test_frames_of_the_wrong_shape_are_refused_before_the_run(options, quiet):
+    with pytest.raises(AsdPolicyError, match=r"--video needs .* frames, got \(32, 32\) float64"):
+        evaluate(
+            dataclasses.replace(options, video=1),
+            prepare=functools.partial(prepare, env_class=Wrong),
+            console=quiet,
+        )
+    assert not options.out.exists()

@@ -1,0 +1,93 @@
+"""Progress: readable anywhere, and no thread that would disturb what is being timed."""
+
+import io
+import threading
+
+import pytest
+from rich.console import Console
+
+from asd_policy.eval import progress as module
+from asd_policy.eval.progress import RunProgress
+from asd_policy.eval.records import Episode
+
+
+def episode(sampler: str, seed: int, success: bool = True) -> Episode:
+    return Episode(
+        sampler, seed, success, 10, 1.0, False, 1, 2.0, 1.0, 0.0, [], [], [], [0.1] * 10
+    )  # fmt: skip
+
+
+@pytest.fixture
+def terminal():
+    return Console(file=io.StringIO(), force_terminal=True, width=100)
+
+
+@pytest.fixture
+def pipe():
+    return Console(file=io.StringIO(), width=100)
+
+
+def test_the_bar_has_no_thread(terminal):
+    before = threading.enumerate()
+    with RunProgress(terminal, ["asd", "ddpm"], 3) as progress:
+        progress.begin("asd", [7])
+        progress.tick()
+        assert threading.enumerate() == before
+
+
+def test_the_bar_shows_what_was_done_and_what_is_running(terminal):
+    with RunProgress(terminal, ["asd", "ddpm"], 3) as progress:
+        progress.begin("asd", [7])
+        progress.episode(episode("asd", 7))
+        progress.begin("ddpm", [7])
+        progress.episode(episode("ddpm", 7, success=False))
+        progress.begin("ddpm", [8, 9])
+        progress.episode(episode("ddpm", 8))
+    shown = terminal.file.getvalue()
+    assert "3/6" in shown
+    assert "asd 1/1  ddpm 1/2" in shown
+    assert "ddpm, seed 8–9" in shown
+    assert "0:09 left" in shown  # 2 of asd and 1 of ddpm to go, 3 s each
+
+
+def test_the_bar_is_redrawn_a_few_times_a_second_only(terminal, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    with RunProgress(terminal, ["asd"], 3) as progress:
+        progress.begin("asd", [7])
+        size = len(terminal.file.getvalue())
+        for _ in range(100):
+            now[0] += 0.002
+            progress.tick()
+        assert len(terminal.file.getvalue()) == size
+        now[0] += 0.1
+        progress.tick()
+        assert len(terminal.file.getvalue()) > size
+
+
+def test_a_pipe_gets_plain_lines_now_and_then(pipe, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    with RunProgress(pipe, ["asd"], 20) as progress:
+        for seed in range(20):
+            progress.begin("asd", [seed])
+            for _ in range(10):
+                progress.tick()
+            now[0] += 3.0
+            progress.episode(episode("asd", seed))
+    shown = pipe.file.getvalue()
+    assert "\x1b" not in shown
+    assert "\r" not in shown
+    lines = shown.splitlines()
+    assert 4 <= len(lines) <= 6  # one in 10 s, of 60 s, and the last
+    assert " ".join(lines[-1].split()) == "20/20 episodes asd 20/20 1:00 gone, 0:00 left"
+
+
+def test_episodes_of_an_earlier_process_count_but_say_nothing_of_speed(pipe):
+    with RunProgress(pipe, ["asd"], 3) as progress:
+        progress.kept(episode("asd", 0))
+        assert progress._left_s() is None
+        progress.episode(episode("asd", 1))
+        assert progress._left_s() == 3.0
+        progress.episode(episode("asd", 2, success=False))
+    assert "3/3 episodes  asd 2/3" in pipe.file.getvalue()
