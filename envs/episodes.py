@@ -102,14 +102,14 @@ def run_episode(env: RobosuiteEnv, noise: float, seed: int, index: int) -> Episo
     world_seed, style_rng, noise_rng = episode_seeds(seed, index)
     observation, info = env.reset(seed=world_seed)
     expert = load_expert(env.task)(env.simulation, style_rng)
-    disturbance = _Disturbance(noise, env.task.action_dim, noise_rng)
+    disturbance = Disturbance(noise, env.task.action_dim, noise_rng)
     rows: list[dict[str, Any]] = []
     left = STEPS_AFTER_SUCCESS
     while len(rows) < MAX_STEPS and left > 0:
         action = expert.act().astype(np.float32)
         executed = disturbance.added_to(action)
         row = {**observation, "action": action, "executed_action": executed}
-        row["state"] = env.simulation.sim.get_state().flatten()
+        row["state"] = env.flat_state()
         observation, reward, solved, _, info = env.step(executed)
         rows.append({**row, "reward": np.float32(reward)})
         left -= solved
@@ -121,7 +121,7 @@ def run_episode(env: RobosuiteEnv, noise: float, seed: int, index: int) -> Episo
     )
 
 
-class _Disturbance:
+class Disturbance:
     """First-order autoregressive noise on the arm's components, started in its stationary law."""
 
     def __init__(self, scale: float, action_dim: int, rng: np.random.Generator) -> None:

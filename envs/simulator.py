@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,7 @@ _ARM_CONTROLLER: dict[str, Any] = {
     "gripper": {"type": "GRIP"},
 }
 CONTROL_FREQUENCY_HZ = 20
+_STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 
 
 @contextmanager
@@ -94,10 +96,25 @@ def environment_arguments(task: Task) -> dict[str, Any]:
 
 def make_simulation(task: Task) -> Any:
     """robosuite's environment for `task`. Its seed is that of each reset."""
+    robosuite = _import_robosuite()
+    with quiet_robosuite():
+        return robosuite.make(task.robosuite_name, seed=0, **environment_options(task))
+
+
+def _import_robosuite() -> Any:
+    """Import it without its notices, and without its decision about OpenGL.
+
+    On import it sets MUJOCO_GL to "egl" for this process and its children, whether or not that
+    works; what the user set, or left open, is put back.
+    """
+    asked = os.environ.get("MUJOCO_GL")
     with quiet_robosuite():
         import robosuite
-
-        return robosuite.make(task.robosuite_name, seed=0, **environment_options(task))
+    if asked is None:
+        os.environ.pop("MUJOCO_GL", None)
+    else:
+        os.environ["MUJOCO_GL"] = asked
+    return robosuite
 
 
 def reset_simulation(sim_env: Any, seed: int) -> dict[str, np.ndarray]:
@@ -116,6 +133,19 @@ def reset_simulation(sim_env: Any, seed: int) -> dict[str, np.ndarray]:
     return read_observables(sim_env)
 
 
+def diverged(sim_env: Any) -> str | None:
+    """What MuJoCo found non-finite or huge in this episode, if anything.
+
+    It says so in a counter and goes on from the model's default pose, as if nothing had been.
+    """
+    counters = sim_env.sim.data._data.warning
+    names = {"BADQPOS": "positions", "BADQVEL": "velocities", "BADQACC": "accelerations"}
+    for kind, name in names.items():
+        if counters[int(getattr(mujoco.mjtWarning, f"mjWARN_{kind}"))].number > 0:
+            return name
+    return None
+
+
 def read_observables(sim_env: Any) -> dict[str, np.ndarray]:
     """robosuite's named observations of the present state, and of nothing else.
 
@@ -129,6 +159,37 @@ def read_observables(sim_env: Any) -> dict[str, np.ndarray]:
     sim_env._update_observables(force=True)
     raw: dict[str, np.ndarray] = sim_env._get_observations(force_update=True)
     return raw
+
+
+def save_physics(sim_env: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """All that the next step depends on: MuJoCo's integration state, and the grippers' commands.
+
+    The latter are robosuite's own: its grippers move their command by a step at a time.
+    """
+    model, data = sim_env.sim.model._model, sim_env.sim.data._data
+    physics = np.empty(mujoco.mj_stateSize(model, _STATE))
+    mujoco.mj_getState(model, data, physics, _STATE)
+    return physics, tuple(np.array(gripper.current_action) for gripper in _grippers(sim_env))
+
+
+def load_physics(sim_env: Any, physics: np.ndarray, commands: tuple[np.ndarray, ...]) -> None:
+    """Put back what `save_physics` returned, in the same episode."""
+    model, data = sim_env.sim.model._model, sim_env.sim.data._data
+    mujoco.mj_setState(model, data, physics, _STATE)
+    # Velocities and poses that are computed, for whoever reads them before the next step; the
+    # warm start of the solver is computed as well, and must be that of the saved state.
+    mujoco.mj_forward(model, data)
+    mujoco.mj_setState(model, data, physics, _STATE)
+    for gripper, command in zip(_grippers(sim_env), commands, strict=True):
+        gripper.current_action = np.array(command)
+    for robot in sim_env.robots:
+        for controller in robot.composite_controller.part_controllers.values():
+            controller.new_update = True  # or it would go on from the poses it remembers
+
+
+def _grippers(sim_env: Any) -> Iterator[Any]:
+    for robot in sim_env.robots:
+        yield from robot.gripper.values()
 
 
 def compose_observation(task: Task, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

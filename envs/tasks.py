@@ -67,6 +67,20 @@ class Task:
         return 7 * len(self.robots)
 
 
+def _posed_objects(*names: str) -> tuple[ObjectField, ...]:
+    """Pose in the world, then pose in the hand's frame, of each object in turn."""
+    return tuple(
+        ObjectField(field, dim)
+        for name in names
+        for field, dim in (
+            (f"{name}_pos", 3),
+            (f"{name}_quat", 4),
+            (f"{name}_to_robot0_eef_pos", 3),
+            (f"{name}_to_robot0_eef_quat", 4),
+        )
+    )
+
+
 _ROWS = (
     Task(
         name="lift",
@@ -79,6 +93,56 @@ _ROWS = (
             ObjectField("gripper_to_cube_pos", 3, sign=-1.0),
         ),
         expert="asd_policy.envs.experts.lift:LiftExpert",
+    ),
+    Task(
+        name="can",
+        env_id="asd_policy/Can-v0",
+        robosuite_name="PickPlaceCan",
+        horizon=400,
+        object_fields=_posed_objects("Can"),
+    ),
+    Task(
+        name="square",
+        env_id="asd_policy/Square-v0",
+        robosuite_name="NutAssemblySquare",
+        horizon=400,
+        object_fields=_posed_objects("SquareNut"),
+    ),
+    Task(
+        name="tool_hang",
+        env_id="asd_policy/ToolHang-v0",
+        robosuite_name="ToolHang",
+        horizon=700,
+        object_fields=(
+            *_posed_objects("base", "frame", "tool"),
+            ObjectField("frame_is_assembled", 1),
+            ObjectField("tool_on_frame", 1),
+        ),
+        camera="sideview",
+    ),
+    Task(
+        name="transport",
+        env_id="asd_policy/Transport-v0",
+        robosuite_name="TwoArmTransport",
+        horizon=700,
+        robots=("Panda", "Panda"),
+        env_configuration="opposed",
+        object_fields=(
+            ObjectField("payload_pos", 3),
+            ObjectField("payload_quat", 4),
+            ObjectField("trash_pos", 3),
+            ObjectField("trash_quat", 4),
+            ObjectField("lid_handle_pos", 3),
+            ObjectField("lid_handle_quat", 4),
+            ObjectField("target_bin_pos", 3),
+            ObjectField("trash_bin_pos", 3),
+            ObjectField("gripper0_to_payload", 3),
+            ObjectField("gripper0_to_lid_handle", 3),
+            ObjectField("gripper1_to_payload", 3),
+            ObjectField("gripper1_to_trash", 3),
+            ObjectField("payload_in_target_bin", 1),
+            ObjectField("trash_in_trash_bin", 1),
+        ),
     ),
 )
 

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 
 from asd_policy.envs.simulator import (
     CONTROL_FREQUENCY_HZ,
     compose_observation,
+    diverged,
+    load_physics,
     make_simulation,
     read_observables,
     reset_simulation,
+    save_physics,
 )
 from asd_policy.envs.tasks import Task, get_task
 from asd_policy.errors import NonFiniteError
 
+if TYPE_CHECKING:
+    from asd_policy.envs.rendering import OffscreenCamera
+
 Observation = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """A moment of an episode, for `RobosuiteEnv.set_state`.
+
+    Attributes:
+        episode_seed: which episode; objects may differ in size between episodes.
+        steps: taken so far.
+        physics: MuJoCo's integration state.
+        gripper_commands: of each gripper.
+    """
+
+    episode_seed: int
+    steps: int
+    physics: np.ndarray
+    gripper_commands: tuple[np.ndarray, ...]
 
 
 class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
@@ -38,15 +63,20 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         task: name in `asd_policy.envs.tasks.TASKS`.
         horizon: control steps before truncation; the task's own when None.
         render_mode: None or "rgb_array".
+        render_size: height and width of the pictures, in pixels.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 - declared so by gymnasium
         "render_modes": ["rgb_array"],
         "render_fps": CONTROL_FREQUENCY_HZ,
     }
 
     def __init__(
-        self, task: str = "lift", horizon: int | None = None, render_mode: str | None = None
+        self,
+        task: str = "lift",
+        horizon: int | None = None,
+        render_mode: str | None = None,
+        render_size: tuple[int, int] = (480, 480),
     ) -> None:
         self.task: Task = get_task(task)
         self.horizon = self.task.horizon if horizon is None else horizon
@@ -55,7 +85,7 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"expected render_mode None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
-        self.observation_space = spaces.Dict(
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]
             {
                 key: spaces.Box(-np.inf, np.inf, (dim,), np.float32)
                 for key, dim in self.task.observation_keys.items()
@@ -63,6 +93,9 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         )
         self.action_space = spaces.Box(-1.0, 1.0, (self.task.action_dim,), np.float32)
         self.simulation = make_simulation(self.task)
+        self._render_size = render_size
+        self._camera: OffscreenCamera | None = None
+        self._episode_seed: int | None = None
         self._steps = 0
 
     def reset(
@@ -70,33 +103,78 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode: that of `seed`, or the stream's next."""
         super().reset(seed=seed)
-        raw = reset_simulation(self.simulation, int(self.np_random.integers(2**63)))
+        self._episode_seed = int(self.np_random.integers(2**63))
+        raw = reset_simulation(self.simulation, self._episode_seed)
         self._steps = 0
         return self._observe(raw), self._info()
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Advance 1/20 s.
+        """Advance 1/20 s. Components outside [-1, 1] count as the bound.
 
         Raises:
+            gymnasium.error.ResetNeeded: there has been no reset yet.
             ValueError: an action of the wrong shape.
             NonFiniteError: a NaN or infinity in the action, or in what the simulation returned.
         """
-        _, reward, _, _ = self.simulation.step(self._checked(action))
+        self._need_reset()
+        action = self._checked(action)
+        self.simulation.step(action)
         self._steps += 1
-        info = self._info()
+        if (what := diverged(self.simulation)) is not None:
+            raise NonFiniteError(f"expected finite {what} in the simulation, which diverged")
+        # Observation, reward and success of one and the same state: robosuite's own reward is of
+        # poses that are one integration step old, see read_observables.
+        observation = self._observe(read_observables(self.simulation))
+        reward, info = float(self.simulation.reward(action)), self._info()
         terminated = info["is_success"]
         truncated = self._steps >= self.horizon and not terminated
-        return (
-            self._observe(read_observables(self.simulation)),
-            float(reward),
-            terminated,
-            truncated,
-            info,
-        )
+        return observation, reward, terminated, truncated, info
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The picture of the task's camera, (height, width, 3) uint8; None without a mode.
+
+        Raises:
+            gymnasium.error.DependencyNotInstalled: there is no working OpenGL.
+        """
+        if self.render_mode is None:
+            return None
+        self._need_reset()
+        if self._camera is None:
+            from asd_policy.envs.rendering import OffscreenCamera
+
+            self._camera = OffscreenCamera(*self._render_size)
+        sim = self.simulation.sim
+        return self._camera.render(sim.model._model, sim.data._data, self.task.camera)
+
+    def get_state(self) -> WorldState:
+        """This moment, to return to with `set_state`, here or in another environment."""
+        self._need_reset()
+        assert self._episode_seed is not None
+        return WorldState(self._episode_seed, self._steps, *save_physics(self.simulation))
+
+    def flat_state(self) -> np.ndarray:
+        """MuJoCo's time, qpos and qvel, (n,) float64: the `states` of robomimic's datasets."""
+        return np.asarray(self.simulation.sim.get_state().flatten())
+
+    def set_state(self, state: WorldState) -> tuple[Observation, dict[str, Any]]:
+        """Return to a moment; what follows is what followed then, bitwise."""
+        if state.episode_seed != self._episode_seed:
+            self._episode_seed = state.episode_seed
+            reset_simulation(self.simulation, state.episode_seed)
+        load_physics(self.simulation, state.physics, state.gripper_commands)
+        self._steps = state.steps
+        return self._observe(read_observables(self.simulation)), self._info()
 
     def close(self) -> None:
-        """Release the simulation."""
+        """Release the simulation, and the OpenGL context if there is one."""
+        if self._camera is not None:
+            self._camera.close()
+            self._camera = None
         self.simulation.close()
+
+    def _need_reset(self) -> None:
+        if self._episode_seed is None:
+            raise ResetNeeded("expected a reset() before this")
 
     def _checked(self, action: np.ndarray) -> np.ndarray:
         action = np.asarray(action, dtype=np.float64)

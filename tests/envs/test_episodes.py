@@ -1,0 +1,78 @@
+"""One demonstration: a pure function of its numbers, aligned row by row."""
+
+import numpy as np
+import pytest
+
+from asd_policy.envs.episodes import (
+    NOISE_CORRELATION,
+    STEPS_AFTER_SUCCESS,
+    Disturbance,
+    episode_seeds,
+    run_episode,
+)
+
+
+@pytest.fixture(scope="module")
+def episode(lift):
+    return run_episode(lift, 0.1, seed=7, index=2)
+
+
+def test_the_same_numbers_give_the_same_episode(lift, episode):
+    run_episode(lift, 0.1, seed=7, index=3)
+    again = run_episode(lift, 0.1, seed=7, index=2)
+    assert again.success
+    for name, column in episode.arrays().items():
+        assert np.array_equal(column, again.arrays()[name]), name
+
+
+def test_other_numbers_give_another(lift, episode):
+    for other in (run_episode(lift, 0.1, seed=7, index=3), run_episode(lift, 0.1, seed=8, index=2)):
+        assert not np.array_equal(other.state[0], episode.state[0])
+
+
+def test_the_action_of_a_row_leads_to_the_next(lift, episode):
+    """Played back from its seed, what was executed visits the recorded states."""
+    observation, _ = lift.reset(seed=episode_seeds(7, 2)[0])
+    for row in range(len(episode)):
+        assert np.array_equal(lift.flat_state(), episode.state[row])
+        for key, value in observation.items():
+            assert np.array_equal(value, episode.observations[key][row]), (key, row)
+        observation, reward, *_ = lift.step(episode.executed_action[row])
+        assert reward == episode.reward[row]
+
+
+def test_it_ends_soon_after_success_and_succeeds_to_the_end(episode):
+    assert episode.success
+    assert episode.reward.sum() == STEPS_AFTER_SUCCESS
+    assert (episode.reward[-STEPS_AFTER_SUCCESS:] == 1).all()
+    assert (episode.action[-STEPS_AFTER_SUCCESS:, 2] > 0.3).all()  # upwards, not waiting
+
+
+def test_without_noise_what_is_recorded_is_what_was_executed(lift):
+    episode = run_episode(lift, 0.0, seed=0, index=0)
+    assert np.array_equal(episode.action, episode.executed_action)
+
+
+def test_with_noise_the_recorded_action_is_the_clean_one(episode):
+    difference = (episode.executed_action - episode.action)[:, :6]
+    assert 0.03 < difference.std() < 0.2
+    assert np.array_equal(episode.action[:, 6], episode.executed_action[:, 6])
+    assert set(np.unique(episode.action[:, 6])) == {-1.0, 1.0}
+
+
+def test_the_noise_has_the_stated_scale_and_correlation():
+    """Over 20000 steps the standard error of either figure is below 0.02 of its unit."""
+    disturbance = Disturbance(0.1, 14, np.random.default_rng(0))
+    noise = np.array([disturbance.added_to(np.zeros(14)) for _ in range(20_000)])
+    grippers = [6, 13]
+    assert not noise[:, grippers].any()
+    arms = np.delete(noise, grippers, axis=1)
+    np.testing.assert_allclose(arms.std(axis=0), 0.1, rtol=0.08)
+    lag_one = (arms[1:] * arms[:-1]).mean(axis=0) / arms.var(axis=0)
+    np.testing.assert_allclose(lag_one, NOISE_CORRELATION, atol=0.03)
+
+
+def test_the_noise_never_leaves_the_action_space():
+    disturbance = Disturbance(1.0, 7, np.random.default_rng(0))
+    noisy = np.array([disturbance.added_to(np.full(7, 0.9)) for _ in range(100)])
+    assert np.abs(noisy).max() == 1.0
