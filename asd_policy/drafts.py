@@ -139,21 +139,28 @@ class Secants:
         dim = like.shape[-1]
         self.displacement = like.new_zeros(batch, pairs, dim)
         self.residual = like.new_zeros(batch, pairs, dim)
-        self._ridge, self._turn = ridge, 0
+        self._ridge = ridge
+        self._pushed = np.zeros(batch, dtype=np.int64)
 
     def push(self, displacement: Tensor, residual: Tensor, usable: np.ndarray) -> None:
-        """Put one pair (B, D), (B, D) of each chain in place of its oldest; (B,) usable or not."""
-        slot = self._turn % self.displacement.shape[1]
-        if not usable.all():
-            mask = torch.from_numpy(usable).to(displacement.device).unsqueeze(1)
-            displacement, residual = displacement * mask, residual * mask
-        self.displacement[:, slot] = displacement
-        self.residual[:, slot] = residual
-        self._turn += 1
+        """Put a pair (B, D), (B, D) in place of the oldest, in the chains where it is usable (B,).
+
+        Each chain counts its own: its drafts must not depend on who shares its batch.
+        """
+        pairs, dim = self.displacement.shape[1:]
+        chains = np.flatnonzero(usable)
+        slots = chains * pairs + self._pushed[chains] % pairs
+        index = torch.from_numpy(slots).to(displacement.device)
+        if len(chains) < len(usable):
+            rows = torch.from_numpy(chains).to(displacement.device)
+            displacement, residual = (t.index_select(0, rows) for t in (displacement, residual))
+        self.displacement.view(-1, dim).index_copy_(0, index, displacement)
+        self.residual.view(-1, dim).index_copy_(0, index, residual)
+        self._pushed[chains] += 1
 
     def solve(self) -> Tensor | None:
         """(B, pairs, D) coefficients (Δx Δxᵀ + λ diag)⁻¹ R; None before the first pair."""
-        if not self._turn:
+        if not self._pushed.any():
             return None
         gram = torch.bmm(self.displacement, self.displacement.mT)
         gram.diagonal(dim1=1, dim2=2).mul_(1 + self._ridge).add_(1e-12)
