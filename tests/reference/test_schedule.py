@@ -1,0 +1,237 @@
+"""Schedule tables and single steps against the NumPy oracles and against diffusers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from asd_policy import SamplerConfig, Schedule
+from asd_policy.schedule import BETA_SCHEDULES, TIMESTEP_SPACINGS, VARIANCE_TYPES
+from reference import oracles
+from reference.chains import bulk_noise, oracle_chain, run
+
+RANGES = {"linear": (1e-4, 0.02), "scaled_linear": (8.5e-4, 0.012), "squaredcos_cap_v2": (0, 0)}
+
+
+def every_schedule():
+    """Beta schedules × variance types × spacings × numbers of steps."""
+    product = itertools.product(BETA_SCHEDULES, VARIANCE_TYPES, TIMESTEP_SPACINGS)
+    for kind, variance, spacing in product:
+        for train, steps in ((1, 1), (100, 100), (100, 1), (100, 7), (100, 40), (1000, 50)):
+            start, end = RANGES[kind]
+            yield Schedule.ddpm(
+                train, kind, variance_type=variance, beta_start=start, beta_end=end,
+                inference_steps=steps, timestep_spacing=spacing,
+            )  # fmt: skip
+
+
+def assert_tables(schedule: Schedule) -> None:
+    chain, visited, bars = oracle_chain(schedule)
+    assert schedule.timesteps.tolist() == visited
+    for name, expected in (("a", chain.a), ("b", chain.b), ("sigma", chain.sigma)):
+        table = getattr(schedule, name)
+        assert table.dtype == torch.float64
+        np.testing.assert_allclose(table, expected, rtol=1e-7, atol=1e-9, err_msg=name)
+    np.testing.assert_allclose(schedule.signal**2, bars, rtol=1e-12)
+    np.testing.assert_allclose(schedule.noise**2, 1 - np.array(bars), rtol=1e-12)
+
+
+def test_ddpm_tables() -> None:
+    for schedule in every_schedule():
+        assert_tables(schedule)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_tables(eta: float) -> None:
+    for schedule in every_schedule():
+        assert_tables(schedule.ddim(schedule.num_steps, eta))
+
+
+def test_ddim_with_eta_one_is_ddpm() -> None:
+    """Song et al. (2021), section 4.1, for the posterior variance."""
+    schedule = Schedule.ddpm(100).respaced(20)
+    ddim = schedule.ddim(20, eta=1.0)
+    for name in ("a", "b", "sigma"):
+        np.testing.assert_allclose(getattr(ddim, name), getattr(schedule, name), atol=1e-12)
+
+
+def test_fixed_small_is_stochastic_localization() -> None:
+    """y[n+1] = y[n] + Δs·x̂0 + √Δs·ξ with s = ᾱ/(1−ᾱ), y = x·√ᾱ/(1−ᾱ) (Hu et al., 2025)."""
+    schedule = Schedule.ddpm(100)
+    bar = schedule.signal[:-1] ** 2, schedule.signal[1:] ** 2
+    scale = [value.sqrt() / (1 - value) for value in bar]
+    gain = bar[1] / (1 - bar[1]) - bar[0] / (1 - bar[0])
+    np.testing.assert_allclose(scale[1] * schedule.a[:-1] / gain, 1, atol=1e-10)
+    np.testing.assert_allclose(scale[1] * schedule.sigma[:-1] / gain.sqrt(), 1, atol=1e-10)
+    np.testing.assert_allclose(scale[1] * schedule.b[:-1] / scale[0], 1, atol=1e-10)
+    ratio = schedule.a[:-1] / schedule.sigma[:-1]
+    np.testing.assert_allclose(ratio, gain.sqrt(), rtol=1e-8)
+    # The figures of the method's description, by training timestep.
+    published = {99: 0.016, 75: 0.12, 50: 0.24, 25: 0.67, 10: 2.4, 5: 5.9, 1: 31.8}
+    for timestep, value in published.items():
+        assert float(ratio[99 - timestep]) == pytest.approx(value, rel=0.05)
+
+
+def test_posterior_moments_by_quadrature() -> None:
+    """Mean and variance of p(x_prev | x, x0) by integrating Bayes' rule numerically."""
+    schedule = Schedule.ddpm(20, clip_sample=False)
+    bars = schedule.alphas_cumprod.tolist()
+    for n in (2, 10, 18):
+        t = int(schedule.timesteps[n])
+        alpha, prev = bars[t] / bars[t - 1], bars[t - 1]
+        x, x0 = 0.4, -0.7
+
+        # A sum over a fine grid integrates a Gaussian to rounding error.
+        z = np.linspace(-12, 12, 100_001)
+        prior = -((z - math.sqrt(prev) * x0) ** 2) / (2 * (1 - prev))
+        density = np.exp(prior - (x - math.sqrt(alpha) * z) ** 2 / (2 * (1 - alpha)))
+        moments = [(density * z**k).sum() for k in range(3)]
+        mean = moments[1] / moments[0]
+        assert float(schedule.a[n] * x0 + schedule.b[n] * x) == pytest.approx(mean, abs=1e-9)
+        variance = moments[2] / moments[0] - mean**2
+        assert float(schedule.sigma[n] ** 2) == pytest.approx(variance, rel=1e-8)
+
+
+def test_forward_process_and_training_targets() -> None:
+    """x0 and ε come back from what the network is trained on, at every timestep."""
+    clean = torch.randn(50, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise, timesteps = clean.flip(0), torch.arange(50)
+    for kind in ("epsilon", "sample", "v_prediction"):
+        schedule = Schedule.ddpm(50, prediction_type=kind)
+        bar = schedule.alphas_cumprod.view(-1, 1, 1)
+        noisy = schedule.add_noise(clean, noise, timesteps)
+        assert torch.allclose(noisy, bar.sqrt() * clean + (1 - bar).sqrt() * noise)
+        target = schedule.training_target(clean, noise, timesteps)
+        for i in range(50):
+            x0 = oracles.x0_from(kind, noisy[i].numpy(), target[i].numpy(), float(bar[i]), None)
+            np.testing.assert_allclose(x0, clean[i], atol=1e-9)
+
+
+def test_trained_betas_and_dict_round_trip() -> None:
+    betas = tuple(0.01 + 0.001 * i for i in range(30))
+    schedule = Schedule.ddpm(30, trained_betas=betas, inference_steps=10, eta=0.5)
+    again = Schedule.from_dict(schedule.to_dict() | {"trained_betas": list(betas)})
+    assert again.config == schedule.config
+    assert torch.equal(again.a, schedule.a)
+    np.testing.assert_allclose(schedule.alphas_cumprod, oracles.alphas_cumprod(list(betas)))
+
+
+# ---- diffusers ----------------------------------------------------------------------------------
+
+
+def _float64(scheduler):  # type: ignore[no-untyped-def]
+    """diffusers' tables in float64, so that only the formulas are compared."""
+    config = scheduler.config
+    betas = oracles.betas(
+        config.beta_schedule, config.num_train_timesteps, config.beta_start, config.beta_end
+    )
+    np.testing.assert_allclose(scheduler.betas, betas, rtol=2e-3, atol=1e-7)
+    scheduler.betas = torch.tensor(betas, dtype=torch.float64)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    return scheduler
+
+
+def _one_step(schedule: Schedule, n: int, sampler: str) -> tuple[torch.Tensor, ...]:
+    """x, the network's output, ξ and the package's next point, at step n: rows are chains.
+
+    The chain before step n is skipped by giving the network's output and coefficients of n only.
+    """
+    noise = bulk_noise(8, 1, 5, seed=n)
+    prediction = 1.5 * bulk_noise(8, 1, 5, seed=n + 1000).initial
+    fields = {k: getattr(schedule, k)[n : n + 1] for k in
+              ("timesteps", "signal", "noise", "a", "b", "sigma")}  # fmt: skip
+    step = Schedule(schedule.config, schedule.alphas_cumprod, **fields)
+    moved, _ = run(SamplerConfig(sampler), lambda x, t, cond: prediction, step, noise)
+    return noise.initial, prediction, noise.steps[:, 0], moved
+
+
+CASES = [
+    (kind, prediction, variance, clip, spacing, steps)
+    for kind in BETA_SCHEDULES
+    for prediction in ("epsilon", "sample", "v_prediction")
+    for variance in VARIANCE_TYPES
+    for clip in (True, False)
+    for spacing in TIMESTEP_SPACINGS
+    for steps in (None, 10, 7)
+    if steps is not None or spacing == "leading"
+]
+
+
+def test_ddpm_step_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option, first, middle and last steps.
+
+    Respaced steps go from each visited timestep to the next visited one. diffusers ≥ 0.32 does
+    the same (``DDPMScheduler.previous_timestep``); before, it went to t − train // steps, which
+    is the same timestep for spacing "leading" only, and the others are not compared there.
+    """
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.schedulers import scheduling_ddpm
+
+    follows = tuple(int(v) for v in diffusers.__version__.split(".")[:2]) >= (0, 32)
+    injected: list[torch.Tensor] = []
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **kw: injected[0])
+    compared = 0
+    for kind, prediction, variance, clip, spacing, steps in CASES:
+        if steps is not None and spacing != "leading" and not follows:
+            continue
+        start, end = RANGES[kind] if kind != "squaredcos_cap_v2" else RANGES["linear"]
+        theirs = _float64(
+            scheduling_ddpm.DDPMScheduler(
+                100, start, end, kind, prediction_type=prediction, variance_type=variance,
+                clip_sample=clip, clip_sample_range=0.9, timestep_spacing=spacing,
+            )
+        )  # fmt: skip
+        if steps is not None:
+            theirs.set_timesteps(steps)
+        ours = Schedule.ddpm(
+            100, kind, prediction, variance, clip, 0.9, beta_start=start, beta_end=end,
+            inference_steps=steps, timestep_spacing=spacing if steps else "leading",
+        )  # fmt: skip
+        assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+        for n in {0, ours.num_steps // 2, ours.num_steps - 2, ours.num_steps - 1}:
+            x, output, xi, moved = _one_step(ours, n, "ddpm")
+            injected[:] = [xi]
+            expected = theirs.step(output, int(ours.timesteps[n]), x).prev_sample
+            torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-9)
+            compared += 1
+    assert compared >= 3 * 3 * 2 * 2 * 3 * 4
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_ddim_step_is_that_of_diffusers(eta: float) -> None:
+    """With ε re-derived from the clipped x̂0, ``use_clipped_model_output=True`` there.
+
+    diffusers' DDIM goes to t − train // steps: the next visited timestep for "leading", and for
+    "trailing" where the number of steps divides the training steps.
+    """
+    ddim = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
+    for kind, prediction, variance, clip, spacing, steps in CASES:
+        if spacing == "linspace" or variance != "fixed_small" or steps is None:
+            continue
+        if spacing == "trailing" and 100 % steps:
+            continue
+        start, end = RANGES[kind] if kind != "squaredcos_cap_v2" else RANGES["linear"]
+        theirs = _float64(
+            ddim.DDIMScheduler(
+                100, start, end, kind, prediction_type=prediction, clip_sample=clip,
+                clip_sample_range=0.9, timestep_spacing=spacing,
+            )
+        )  # fmt: skip
+        theirs.set_timesteps(steps)
+        ours = Schedule.ddpm(
+            100, kind, prediction, clip_sample=clip, clip_range=0.9, beta_start=start,
+            beta_end=end, timestep_spacing=spacing,
+        ).ddim(steps, eta)  # fmt: skip
+        assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+        for n in range(steps):
+            x, output, xi, moved = _one_step(ours, n, "ddim")
+            expected = theirs.step(
+                output, int(ours.timesteps[n]), x, eta=eta, use_clipped_model_output=True,
+                variance_noise=xi if eta else None,
+            ).prev_sample  # fmt: skip
+            torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-9)

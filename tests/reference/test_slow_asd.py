@@ -1,0 +1,94 @@
+"""The vectorised sampler against a loop over steps: samples, costs, every accept and reject."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from asd_policy import Calibration, SamplerConfig, Schedule
+from asd_policy.drafts import DRAFTS
+from reference import oracles, slow_asd
+from reference.chains import bulk_noise, oracle_chain, oracle_target, run
+from reference.mixture import Mixture
+
+DIM = 6
+MIXTURE = Mixture(DIM)
+SCHEDULES = {
+    "plain": Schedule.ddpm(40, clip_sample=False),
+    "clipped": Schedule.ddpm(30, clip_sample=True, clip_range=0.8, prediction_type="sample"),
+    "respaced": Schedule.ddpm(
+        100, "linear", "v_prediction", "fixed_large", beta_end=0.1, clip_range=1.0,
+        inference_steps=25, timestep_spacing="trailing",
+    ),
+    "ddim": Schedule.ddpm(60, "scaled_linear", beta_end=0.2).ddim(20, eta=0.7),
+    "one step": Schedule.ddpm(10).respaced(1),
+    "two steps": Schedule.ddpm(10).respaced(2),
+}  # fmt: skip
+
+
+def learned(schedule: Schedule, slopes: np.ndarray) -> Calibration:
+    """A calibration with given slopes."""
+    return Calibration.from_dict(
+        {
+            "chunks": 1,
+            "slope_cross": slopes.tolist(),
+            "slope_square": [1.0] * schedule.num_steps,
+            "accepted": [1] * schedule.num_steps,
+            "decided": [1] * schedule.num_steps,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str) -> None:
+    schedule = SCHEDULES[name]
+    num_steps, network = schedule.num_steps, MIXTURE.network(schedule)
+    chain, _, _ = oracle_chain(schedule)
+    target = oracle_target(schedule, network)
+    clip = schedule.config.clip_range if schedule.config.clip_sample else None
+    slopes = np.linspace(0.0, 1.2, num_steps).round(3)
+    for window, batch in ((1, 2), (3, 4), (7, 5), (16, 3), (num_steps, 4)):
+        noise = bulk_noise(batch, num_steps, DIM, seed=window)
+        config = SamplerConfig("asd", draft, calls, window)
+        samples, stats = run(config, network, schedule, noise, learned(schedule, slopes))
+        for i in range(batch):
+            row = (noise.initial[i], noise.steps[i], noise.log_uniform[i])
+            trace = slow_asd.asd(
+                chain, target, clip, slopes, *(v.numpy() for v in row),
+                draft=draft, calls_per_round=calls, window=window,
+            )  # fmt: skip
+            np.testing.assert_allclose(samples[i], trace.sample, rtol=0, atol=1e-9)
+            assert int(stats.calls[i]) == trace.calls
+            assert int(stats.evaluations[i]) == trace.evaluations
+            accepted = [n for n, verdict in trace.decisions if verdict]
+            assert stats.accepted[i].nonzero().flatten().tolist() == accepted
+            assert stats.decided[i].nonzero().flatten().tolist() == [n for n, _ in trace.decisions]
+
+
+def test_the_traces_hold_rejections() -> None:
+    """So that the comparison above covers reflection, memory and secants."""
+    schedule = SCHEDULES["plain"]
+    noise = bulk_noise(64, 40, DIM, 0)
+    config = SamplerConfig("asd", "secant", 1, 16)
+    _, stats = run(config, MIXTURE.network(schedule), schedule, noise)
+    assert float(stats.rejections.double().mean()) > 3
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_sequential_chain(name: str) -> None:
+    schedule = SCHEDULES[name]
+    network = MIXTURE.network(schedule)
+    noise = bulk_noise(3, schedule.num_steps, DIM, 1)
+    sampler = "ddpm" if schedule.config.eta is None else "ddim"
+    samples, stats = run(SamplerConfig(sampler), network, schedule, noise)
+    chain, target = oracle_chain(schedule)[0], oracle_target(schedule, network)
+    for i in range(3):
+        expected = oracles.sequential(
+            chain, target, noise.initial[i].numpy(), noise.steps[i].numpy()
+        )
+        np.testing.assert_allclose(samples[i], expected, rtol=0, atol=1e-9)
+    assert stats.calls.tolist() == stats.evaluations.tolist() == [schedule.num_steps] * 3
+    assert torch.equal(stats.rejections, torch.zeros(3, dtype=torch.long))

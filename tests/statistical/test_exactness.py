@@ -1,0 +1,178 @@
+"""ASD's samples have the law of sequential DDPM's; samplers broken on purpose do not.
+
+30,000 chains of each form of the sampler are compared with 90,000 sequential ones: 18 two-sample
+tests (``reference.law``), Holm-corrected. A form fails at a corrected p below ALPHA.
+
+False alarms: a correct sampler on a fresh seed fails one of the len(FORMS) = 13 tests with
+probability at most 13·ALPHA = 1.3 %. The seeds are fixed, so a given build gives one verdict.
+
+Power: five broken samplers, each with one thing wrong, go through the same test at the same size
+and must be rejected with p < 1e-4. Not a control: a slope taken from later steps of the same
+chunk, pooled over a batch. It is forbidden (see asd_policy/drafts.py), yet each chain's own noise
+is then a small part of a sum over all, and at this size no test would see it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import asd_policy
+from asd_policy import Calibration, Schedule
+from asd_policy.drafts import propose
+from asd_policy.samplers import asd
+from reference.law import p_values, smallest_p
+from reference.mixture import Mixture
+
+pytestmark = [pytest.mark.statistical, pytest.mark.slow]
+
+CHAINS, REFERENCE, CHUNK, DIM = 30_000, 90_000, 2_500, 16
+ALPHA = 1e-3
+MIXTURE = Mixture(DIM)
+SCHEDULES = {
+    "plain": Schedule.ddpm(40, clip_sample=False),
+    "clipped": Schedule.ddpm(40, clip_sample=True, clip_range=1.0),
+    "respaced": Schedule.ddpm(
+        120, "linear", "v_prediction", "fixed_large", False,
+        beta_end=0.1, inference_steps=40, timestep_spacing="trailing",
+    ),
+}  # fmt: skip
+ETA = 0.6
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of the sampler and the chain it runs on; ``eta`` asks for DDIM."""
+
+    draft: str = "secant"
+    calls: int = 1
+    window: int = 16
+    schedule: str = "plain"
+    eta: float | None = None
+
+    def __str__(self) -> str:
+        chain = self.schedule if self.eta is None else f"ddim-{self.eta}"
+        return f"{self.draft}-{self.calls}call-window{self.window}-{chain}"
+
+
+FORMS = [
+    Form("secant", 1, 16),
+    Form("secant", 1, 3),
+    Form("secant", 2, 12),
+    Form("slope", 1, 40),
+    Form("slope", 2, 8),
+    Form("memory", 1, 1),
+    Form("memory", 1, 8),
+    Form("frozen", 1, 16),
+    Form("frozen", 2, 40),  # the paper's, θ = ∞
+    Form("secant", 1, 16, "clipped"),
+    Form("secant", 1, 24, "respaced"),
+    Form("frozen", 2, 16, "respaced"),
+    Form("secant", 1, 16, "plain", ETA),
+]
+
+
+def draw(form: Form, chains: int, seed: int, sampler: str = "asd") -> tuple[Tensor, Calibration]:
+    """(chains, DIM) samples, chunk after chunk; what one teaches is carried to the next."""
+    generator = torch.Generator().manual_seed(seed)
+    schedule, calibration, samples = SCHEDULES[form.schedule], Calibration(), []
+    for _ in range(chains // CHUNK):
+        result = asd_policy.sample(
+            MIXTURE.network(schedule),
+            schedule,
+            shape=(CHUNK, DIM),
+            sampler=sampler,
+            draft=form.draft,
+            calls_per_round=form.calls,
+            window=form.window,
+            steps=schedule.num_steps if sampler == "ddim" else None,
+            eta=form.eta,
+            generator=generator,
+            calibration=calibration,
+        )
+        assert int(result.stats.calls.max()) <= schedule.num_steps
+        samples.append(result.sample)
+    return torch.cat(samples), calibration
+
+
+@functools.cache
+def sequential(schedule: str, eta: float | None) -> Tensor:
+    form = Form(schedule=schedule, eta=eta)
+    return draw(form, REFERENCE, 2024, "ddpm" if eta is None else "ddim")[0]
+
+
+def corrected_p(form: Form, seed: int) -> float:
+    sample, _ = draw(form, CHAINS, seed)
+    return smallest_p(p_values(MIXTURE, sample, sequential(form.schedule, form.eta)))
+
+
+@pytest.mark.parametrize(("seed", "form"), list(enumerate(FORMS)), ids=[str(f) for f in FORMS])
+def test_law_is_that_of_the_sequential_chain(seed: int, form: Form) -> None:
+    p = corrected_p(form, seed)
+    print(f"corrected p = {p:.2e}")
+    assert p >= ALPHA
+
+
+def test_slopes_are_learned_and_used() -> None:
+    """Otherwise the forms above would not test what they say."""
+    _, calibration = draw(Form("secant"), 2 * CHUNK, 0)
+    assert float(calibration.slopes(40)[20:].min()) > 0.2
+
+
+# ---- samplers that are broken in one place ------------------------------------------------------
+
+
+def peeking_draft(strength: float) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Drafts moved by −strength·ξ[n] standard deviations of step n: favourable, and forbidden."""
+    schedule = SCHEDULES["plain"]
+    deviation = (schedule.sigma / schedule.a).float().unsqueeze(1)
+
+    def peek(kind, window, *rest):  # type: ignore[no-untyped-def]
+        _, drafts = propose(kind, window, *rest)
+        drafts = drafts - strength * deviation[torch.from_numpy(window.steps)] * window.noise
+        return window.scan(drafts), drafts
+
+    return peek
+
+
+def next_steps_memory(kind, window, memory, *rest):  # type: ignore[no-untyped-def]
+    """M[n+1] as the draft of step n: it was evaluated at a point that contains ξ[n]."""
+    num_steps = SCHEDULES["plain"].num_steps
+    shifted, row = copy.copy(memory), torch.arange(len(memory.known))
+    following = (row + 1).clamp(max=len(row) - 1)
+    usable = (row % num_steps < num_steps - 1) & torch.from_numpy(memory.known)[following]
+    shifted.value = torch.where(usable.unsqueeze(1), memory.value[following], memory.value)
+    return propose(kind, window, shifted, *rest)
+
+
+def always(noise: Tensor, delta: Tensor, log_uniform: Tensor) -> Tensor:
+    return torch.ones_like(log_uniform, dtype=torch.bool)
+
+
+def redraw(noise: Tensor, delta: Tensor) -> Tensor:
+    return torch.randn_like(noise)
+
+
+CONTROLS = {
+    "a draft that peeks at the step's noise": ("propose", peeking_draft(0.02)),
+    "the next step's memory as draft": ("propose", next_steps_memory),
+    "accepting always": ("accepts", always),
+    "redrawing on rejection": ("reflect", redraw),
+    "keeping the noise on rejection": ("reflect", lambda noise, delta: noise),
+}
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_broken_sampler_is_rejected(control: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, broken = CONTROLS[control]
+    monkeypatch.setattr(asd, name, broken)
+    torch.manual_seed(0)  # for the control that redraws
+    p = corrected_p(Form(), 0)
+    print(f"corrected p = {p:.2e}")
+    assert p < 1e-4
