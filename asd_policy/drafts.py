@@ -4,12 +4,16 @@ The draft for step n may depend on the noise ξ[0…n−1] and the uniforms u[0�
 anything from outside the chunk): then every coupled step has the target's law (Hu et al., 2025).
 Memory and secant pairs hold evaluations at steps up to n, made at points built from ξ[0…n−1];
 slopes come from earlier chunks.
+
+Which steps are where is bookkeeping, done in NumPy on the host; the arithmetic on points, drafts
+and noise is done by torch on the chain's device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,113 +25,139 @@ _PASSES = {"secant": 2, "slope": 2, "memory": 0, "frozen": 0}
 
 
 class Tables:
-    """Coefficients of a schedule for a scan over a window, on the chain's device.
+    """What a draft, a noise and the current point contribute to the points ahead.
 
-    With g[n] = Π_{i<n} b[i], the recurrence x[n+1] = a·d + b·x + σ·ξ is a cumulative sum:
-    x[n+1]/g[n+1] = x[n]/g[n] + (a[n]·d + σ[n]·ξ)/g[n+1], the stochastic-localization coordinate
-    up to a factor. The last step, where b may be zero, needs no draft and has weight zero.
+    Unrolled, x[n+1] = a·d + b·x + σ·ξ makes the point at step p, from the one at n, the sum of
+    Π_{n≤m<p} b[m] · x[n] and, for every q from n to p−1, Π_{q<m<p} b[m] · (a[q]·d[q] + σ[q]·ξ[q]).
+    One row of these products for each p: a window of proposals is one small matrix product.
     """
 
     def __init__(self, schedule: Schedule, like: Tensor) -> None:
-        self.num_steps = schedule.num_steps
-        g = torch.cat([torch.ones(1, dtype=torch.float64), schedule.b.cumprod(0)])
+        size = schedule.num_steps
+        carry = torch.zeros((size + 1, size + 1), dtype=torch.float64)  # [p, n] = Π_{n≤m<p} b[m]
+        for p in range(size + 1):
+            carry[p, p] = 1
+            if p:
+                carry[p, :p] = carry[p - 1, :p] * schedule.b[p - 1]
+        behind = carry[:, 1:].tril(-1)  # [p, q] = Π_{q<m<p} b[m] for q < p
+        self.size = size
+        self.carry = carry.to(like).flatten()
+        self.draft = (behind * schedule.a).to(like).flatten()
+        self.noise = (behind * schedule.sigma).to(like).flatten()
+        # δ = (a/σ)·(draft − target). The last step has no draft to decide on.
         last = torch.zeros(1, dtype=torch.float64)
-        inner = slice(0, self.num_steps - 1)
-        draft_weight = torch.cat([schedule.a[inner] / g[1:-1], last])
-        noise_weight = torch.cat([schedule.sigma[inner] / g[1:-1], last])
-        # δ = (a/σ)·(draft − target); the last step's outcome is the target's own.
-        delta = torch.cat([schedule.a[inner] / schedule.sigma[inner], last])
-        self.a, self.b, self.sigma = (t.to(like) for t in (schedule.a, schedule.b, schedule.sigma))
-        self.noise_weight = noise_weight.to(like)
-        self.start = (1 / g[:-1]).to(like)  # 1/g[n] at the window's first point
-        # Columns, by step: weight of the draft, g of the next point, draft-to-target scale.
-        self.window = torch.stack([draft_weight, g[1:], delta], 1).to(like)
+        self.delta = torch.cat([schedule.a[:-1] / schedule.sigma[:-1], last]).to(like)
+        self.step = torch.stack([schedule.a, schedule.b, schedule.sigma], 1).to(like)
+
+    def blocks(self, steps: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of (B, W) consecutive steps for their W+1 points (the current one first).
+
+        Returns:
+            (B, W+1, 1) of the current point, (B, W+1, W) of the drafts and of the noises.
+        """
+        points = np.concatenate([steps, steps[:, -1:] + 1], 1)
+        index = torch.from_numpy(points[:, :, None] * self.size + steps[:, None, :]).to(device)
+        first = torch.from_numpy(points * (self.size + 1) + steps[:, :1]).to(device)
+        shape, flat = index.shape, index.view(-1)
+        return (
+            self.carry.index_select(0, first.view(-1)).view(*first.shape, 1),
+            self.draft.index_select(0, flat).view(shape),
+            self.noise.index_select(0, flat).view(shape),
+        )
 
 
 @dataclass(frozen=True)
 class Window:
-    """The steps that a round looks at; W positions for each of B chains.
+    """The W steps that each of B chains looks at in a round.
 
     Attributes:
-        steps: (B, W) step of each position, at most K−1. valid: (B, W) false past the last step.
-        flat: (B·W,) chain·K + step. draft_weight, next_scale, delta_scale: (B, W, 1) tables.
-        noise: (B, W, D) ξ. scaled_noise: (B, W, D) σ·ξ/g.
-        x: (B, D) the current points. y: (B, 1, D) the same over g.
+        steps: (B, W) step of each position, at most K−1 (host). valid: (B, W) false past K−1.
+        flat: (B, W) chain·K + step (host). index: (B·W,) the same on the device.
+        noise: (B, W, D) ξ of the steps.
+        path: (B, W+1, D) points that the noise alone leads to. weights: (B, W+1, W) of the drafts.
     """
 
-    steps: Tensor
-    valid: Tensor
-    flat: Tensor
-    draft_weight: Tensor
-    next_scale: Tensor
-    delta_scale: Tensor
+    steps: np.ndarray
+    valid: np.ndarray
+    flat: np.ndarray
+    index: Tensor
     noise: Tensor
-    scaled_noise: Tensor
-    x: Tensor
-    y: Tensor
+    path: Tensor
+    weights: Tensor
+
+    @classmethod
+    def ahead(cls, x: Tensor, n: np.ndarray, width: int, noise: Tensor, tables: Tables) -> Window:
+        """The next ``width`` steps of chains at points x (B, D), steps n (B,); noise (B·K, D)."""
+        size, batch = tables.size, len(n)
+        steps = n[:, None] + np.arange(width)
+        valid = steps < size
+        steps = np.minimum(steps, size - 1)
+        flat = np.arange(batch)[:, None] * size + steps
+        index = torch.from_numpy(flat.reshape(-1)).to(x.device)
+        ahead = noise.index_select(0, index).view(batch, width, -1)
+        carry, weights, noise_weights = tables.blocks(steps, x.device)
+        path = torch.baddbmm(carry * x.unsqueeze(1), noise_weights, ahead)
+        return cls(steps, valid, flat, index, ahead, path, weights)
 
     def scan(self, drafts: Tensor) -> Tensor:
         """(B, W, D) drafts → (B, W+1, D) points: the current one and every proposal."""
-        y = torch.addcmul(self.scaled_noise, self.draft_weight, drafts)
-        y[:, :1] += self.y
-        points = y.cumsum(1).mul_(self.next_scale)
-        return torch.cat([self.x.unsqueeze(1), points], 1)
+        return torch.baddbmm(self.path, self.weights, drafts)
 
 
 class Memory:
-    """The last x̂0 of every step of every chain, and the point where it was evaluated."""
+    """The last x̂0 of every step of every chain, and the point where it was evaluated.
+
+    Attributes:
+        value, point: (B·K, D), row chain·K + step.
+        known: (B·K,) whether the row was ever evaluated (host).
+        last: (B,) row of the furthest step that the last round evaluated (host).
+    """
 
     def __init__(self, batch: int, num_steps: int, like: Tensor) -> None:
         dim = like.shape[-1]
         self.value = like.new_zeros(batch * num_steps, dim)
         self.point = like.new_zeros(batch * num_steps, dim)
-        self.known = torch.zeros(batch * num_steps, dtype=torch.bool, device=like.device)
-        # Furthest step that the last round evaluated, as chain·K + step.
-        self.last = torch.arange(batch, device=like.device) * num_steps
+        self.known = np.zeros(batch * num_steps, dtype=bool)
+        self.last = np.arange(batch) * num_steps
 
-    def store(self, flat: Tensor, points: Tensor, values: Tensor) -> None:
-        """Keep x̂0 ``values`` (N, D) evaluated at ``points`` (N, D), rows ``flat`` (N,)."""
-        self.value[flat] = values
-        self.point[flat] = points
-        self.known[flat] = True
+    def store(self, rows: np.ndarray, index: Tensor, points: Tensor, values: Tensor) -> None:
+        """Keep x̂0 ``values`` (N, D) evaluated at ``points`` (N, D); ``index`` is ``rows`` (N,)."""
+        self.value.index_copy_(0, index, values)
+        self.point.index_copy_(0, index, points)
+        self.known[rows] = True
 
 
 class Secants:
     """Recent pairs (Δx, Δx̂0 − αΔx), one for each rejection, and what they predict.
 
     A displacement z is regressed on the stored Δx by ridge regression, and the coefficients are
-    applied to the stored residuals: z ↦ (z Δxᵀ)(Δx Δxᵀ + λI)⁻¹ R, with every pair scaled to
-    ‖Δx‖ = 1.
+    applied to the stored residuals R: z ↦ (z Δxᵀ)(Δx Δxᵀ + λ diag(Δx Δxᵀ))⁻¹ R, which is a ridge
+    of λ on pairs scaled to ‖Δx‖ = 1. Empty pairs are zero and predict nothing.
     """
 
     def __init__(self, batch: int, like: Tensor, pairs: int = 6, ridge: float = 0.05) -> None:
         dim = like.shape[-1]
         self.displacement = like.new_zeros(batch, pairs, dim)
         self.residual = like.new_zeros(batch, pairs, dim)
-        self._ridge = ridge * torch.eye(pairs, dtype=like.dtype, device=like.device)
-        self._turn = 0
+        self._ridge, self._turn = ridge, 0
 
-    def push(self, displacement: Tensor, residual: Tensor, usable: Tensor) -> None:
+    def push(self, displacement: Tensor, residual: Tensor, usable: np.ndarray) -> None:
         """Put one pair (B, D), (B, D) of each chain in place of its oldest; (B,) usable or not."""
-        square = (displacement * displacement).sum(-1, keepdim=True)
-        scale = square.rsqrt()
-        keep = usable.unsqueeze(-1) & (square > 1e-12)
         slot = self._turn % self.displacement.shape[1]
-        self.displacement[:, slot] = torch.where(keep, displacement * scale, 0.0)
-        self.residual[:, slot] = torch.where(keep, residual * scale, 0.0)
+        if not usable.all():
+            mask = torch.from_numpy(usable).to(displacement.device).unsqueeze(1)
+            displacement, residual = displacement * mask, residual * mask
+        self.displacement[:, slot] = displacement
+        self.residual[:, slot] = residual
         self._turn += 1
 
     def solve(self) -> Tensor | None:
-        """(B, pairs, D) coefficients (Δx Δxᵀ + λI)⁻¹ R; None before the first pair."""
+        """(B, pairs, D) coefficients (Δx Δxᵀ + λ diag)⁻¹ R; None before the first pair."""
         if not self._turn:
             return None
-        gram = self.displacement @ self.displacement.mT + self._ridge
+        gram = torch.bmm(self.displacement, self.displacement.mT)
+        gram.diagonal(dim1=1, dim2=2).mul_(1 + self._ridge).add_(1e-12)
         return torch.linalg.solve(gram, self.residual)
-
-    def correct(self, drafts: Tensor, displacement: Tensor, coefficients: Tensor) -> Tensor:
-        """Add the predicted residuals of (B, W, D) displacements to the drafts."""
-        weights = displacement @ self.displacement.mT
-        return torch.baddbmm(drafts, weights, coefficients)
 
 
 def propose(
@@ -150,31 +180,33 @@ def propose(
     Returns:
         (B, W+1, D) points (the current one first) and (B, W, D) drafts.
     """
+    flat, (batch, width), device = window.flat, window.steps.shape, window.path.device
+    known = memory.known[flat]
     if kind == "frozen":
-        first = window.flat.view(window.steps.shape)[:, 0]
-        source = torch.where(memory.known[first], first, memory.last)
-        drafts = memory.value[source].unsqueeze(1).expand_as(window.noise)
-        return window.scan(drafts), drafts
-    batch, width = window.steps.shape
-    known = memory.known[window.flat].view(batch, width, 1)
-    flat = window.flat.view(batch, width)
-    source = torch.where(known[..., 0], flat, memory.last.unsqueeze(1)).view(-1)
-    base = memory.value[source].view(batch, width, -1)
+        source = np.where(known[:, 0], flat[:, 0], memory.last)[:, None].repeat(width, 1)
+    else:
+        source = np.where(known, flat, memory.last[:, None])
+    rows = torch.from_numpy(source.reshape(-1)).to(device)
+    base = memory.value.index_select(0, rows).view(batch, width, -1)
     points, drafts = window.scan(base), base
     if not _PASSES[kind]:
         return points, drafts
-    origin = memory.point[window.flat].view(batch, width, -1)
-    slope = torch.where(known, slopes[window.steps].unsqueeze(-1), 0.0)
+    origin = memory.point.index_select(0, window.index).view(base.shape)
+    mask = torch.from_numpy(known).to(device).unsqueeze(2)
+    slope = slopes.index_select(0, torch.from_numpy(window.steps.reshape(-1)).to(device))
+    slope = slope.view(batch, width, 1) * mask
     coefficients = secants.solve() if kind == "secant" else None
     # Where nothing is known yet, the corrected draft of the furthest known step is carried on.
-    carried = (memory.last - flat[:, 0]).clamp(0, width - 1)
-    rows = torch.arange(batch, device=carried.device)
+    furthest = np.clip(memory.last - flat[:, 0], 0, width - 1)[:, None]
+    carried = np.arange(batch)[:, None] * width + np.where(known, np.arange(width), furthest)
+    carry = torch.from_numpy(carried.reshape(-1)).to(device)
     for _ in range(_PASSES[kind]):
         displacement = points[:, :-1] - origin
         drafts = torch.addcmul(base, slope, displacement)
         if coefficients is not None:
-            drafts = secants.correct(drafts, displacement * known, coefficients)
-        drafts = denoiser.clip(drafts)
-        drafts = torch.where(known, drafts, drafts[rows, carried].unsqueeze(1))
+            share = torch.bmm(displacement, secants.displacement.mT).mul_(mask)
+            drafts = drafts.baddbmm_(share, coefficients)
+        drafts = denoiser.clip(drafts).view(batch * width, -1).index_select(0, carry)
+        drafts = drafts.view(base.shape)
         points = window.scan(drafts)
     return points, drafts

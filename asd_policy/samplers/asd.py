@@ -9,8 +9,7 @@ call and the calls never exceed K.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,37 +21,13 @@ from asd_policy.samplers.result import Clock, Noise, Stats
 from asd_policy.schedule import Schedule
 
 
-@dataclass
-class Chains:
-    """Where each of B chains is, and what the run has cost so far.
+class _Run:
+    """One batch of B chains on its way from noise to samples.
 
     Attributes:
-        x: (B, D) current points; samples once finished. n: (B,) steps taken.
-        fresh: (B,) whether the memory at step n was evaluated at x itself.
-        rejected: (B,) whether the last round ended in a rejection.
+        x: (B, D) current points; samples once finished. n: (B,) steps taken (host).
+        fresh: (B,) whether the memory at step n was evaluated at x itself (host).
     """
-
-    x: Tensor
-    n: Tensor
-    fresh: Tensor
-    calls: Tensor
-    evaluations: Tensor
-    accepted: Tensor
-    decided: Tensor
-
-    @classmethod
-    def start(cls, x: Tensor, num_steps: int) -> Chains:
-        batch, device = len(x), x.device
-        zeros = torch.zeros(batch, dtype=torch.long, device=device)
-        counts = torch.zeros((batch, num_steps), dtype=torch.long, device=device)
-        fresh = torch.zeros(batch, dtype=torch.bool, device=device)
-        return cls(
-            x, zeros, fresh, zeros.clone(), zeros.clone(), counts, counts.clone()
-        )  # fmt: skip
-
-
-class _Run:
-    """One batch of chains on its way from noise to samples."""
 
     def __init__(
         self,
@@ -64,163 +39,184 @@ class _Run:
         window: int,
         calibration: Calibration,
     ) -> None:
-        batch, num_steps, dim = noise.steps.shape
+        batch, self.num_steps, dim = noise.steps.shape
+        self.x, self.device = noise.initial, noise.initial.device
         self.denoiser, self.draft, self.width = denoiser, draft, window
         self.first_call = calls_per_round == 2
-        self.num_steps = num_steps
-        self.tables = Tables(schedule, noise.initial)
-        self.noise = noise.steps.reshape(-1, dim)
-        self.scaled_noise = (self.tables.noise_weight.unsqueeze(1) * noise.steps).reshape(-1, dim)
-        self.log_uniform = noise.log_uniform.reshape(-1)
-        self.chains = Chains.start(noise.initial, num_steps)
-        self.offset = torch.arange(batch, device=dim_device(noise)) * num_steps
-        self.span = torch.arange(window, device=dim_device(noise))
-        self.memory = Memory(batch, num_steps, noise.initial)
-        self.secants = Secants(batch, noise.initial)
-        self.slopes = calibration.slopes(num_steps).to(noise.initial)
-        self.sums = SlopeSums(num_steps, noise.initial)
-        self.clock = Clock(noise.initial.device)
+        self.tables = Tables(schedule, self.x)
+        self.noise, self.log_uniform = noise.steps.reshape(-1, dim), noise.log_uniform.reshape(-1)
+        self.n = np.zeros(batch, dtype=np.int64)
+        self.fresh = np.zeros(batch, dtype=bool)
+        self.calls, self.evaluations = np.zeros((2, batch), dtype=np.int64)
+        self.accepted, self.decided = np.zeros((2, batch, self.num_steps), dtype=np.int64)
+        self.memory = Memory(batch, self.num_steps, self.x)
+        self.secants = Secants(batch, self.x)
+        self.slopes = calibration.slopes(self.num_steps).to(self.x)
+        self.sums = None if calibration.frozen else SlopeSums(self.num_steps, self.x)
+        self.clock = Clock(self.device)
 
-    def window(self) -> Window:
-        """The next positions of every chain; as wide as the chain that has most to go needs."""
-        chains, tables = self.chains, self.tables
-        width = min(self.width, self.num_steps - int(chains.n.min()))
-        ahead = chains.n.unsqueeze(1) + self.span[:width]
-        steps = ahead.clamp(max=self.num_steps - 1)
-        flat = (self.offset.unsqueeze(1) + steps).view(-1)
-        shape = (*steps.shape, -1)
-        columns = tables.window[steps].unsqueeze(-1).unbind(2)
-        return Window(
-            steps,
-            ahead < self.num_steps,
-            flat,
-            *columns,
-            noise=self.noise[flat].view(shape),
-            scaled_noise=self.scaled_noise[flat].view(shape),
-            x=chains.x,
-            y=(chains.x * tables.start[steps[:, :1]]).unsqueeze(1),
-        )
-
-    def evaluate(self, points: Tensor, steps: Tensor, valid: Tensor) -> Tensor:
-        """x̂0 at (B, W, D) points where ``valid``, remembered; 0 elsewhere. Counts the call."""
-        batch, width = steps.shape
-        rows = valid.reshape(-1).nonzero().squeeze(1)
-        chain = rows.div(width, rounding_mode="floor")
-        at, step = points.reshape(batch * width, -1)[rows], steps.reshape(-1)[rows]
-        flat = chain * self.num_steps + step
-        self.clock.lap("draft")
-        x0 = self.denoiser(at, step, chain)
-        self.clock.lap("network")
-        self._learn(chain, step, flat, at, x0)
-        self.memory.store(flat, at, x0)
-        self.chains.calls += valid.any(1)
-        self.chains.evaluations += valid.sum(1)
-        targets = x0.new_zeros(batch * width, x0.shape[-1])
-        targets[rows] = x0
-        return targets.view(batch, width, -1)
-
-    def _learn(self, chain: Tensor, step: Tensor, flat: Tensor, at: Tensor, x0: Tensor) -> None:
-        """Slope sums for later chunks, from every step that was evaluated before."""
-        known = self.memory.known[flat].unsqueeze(-1)
-        displacement = (at - self.memory.point[flat]) * known
-        change = x0 - self.memory.value[flat]
-        self.sums.add(step, displacement, change)
-
-    def evaluate_current(self) -> None:
-        """The paper's first call: x̂0 at the current point of every chain that lacks it."""
-        chains = self.chains
-        need = (~chains.fresh & (chains.n < self.num_steps)).unsqueeze(1)
-        if need.any():
-            steps = chains.n.clamp(max=self.num_steps - 1).unsqueeze(1)
-            before = self._before(self.offset + steps[:, 0])
-            targets = self.evaluate(chains.x.unsqueeze(1), steps, need)
-            self._add_secant(before, steps[:, 0], chains.x, targets[:, 0], need[:, 0])
-
-    def _before(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        memory = self.memory
-        return memory.point[flat], memory.value[flat], memory.known[flat]
-
-    def _add_secant(
-        self,
-        before: tuple[Tensor, Tensor, Tensor],
-        steps: Tensor,
-        x: Tensor,
-        x0: Tensor,
-        usable: Tensor,
-    ) -> None:
-        """At the step after a rejection: how x̂0 changed between the guess and the true point."""
-        point, value, known = before
-        displacement = x - point
-        residual = x0 - value - self.slopes[steps].unsqueeze(-1) * displacement
-        self.secants.push(displacement, residual, known & usable)
+    def index(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows).to(self.device)
 
     def round(self) -> None:
         """Draft, one network call on the whole window, couple, advance."""
         if self.first_call:
             self.evaluate_current()
-        window = self.window()
+        width = min(self.width, self.num_steps - int(self.n.min()))
+        window = Window.ahead(self.x, self.n, width, self.noise, self.tables)
         points, drafts = propose(
             self.draft, window, self.memory, self.secants, self.slopes, self.denoiser
         )
-        before = self._before(window.flat.view(window.steps.shape)[:, 0])
         if self.first_call:
-            targets = self._targets_after_first(window, points, before[1])
+            targets = self._targets_after_first(window, points)
         else:
             targets = self.evaluate(points[:, :-1], window.steps, window.valid)
-            if self.draft == "secant":
-                start = window.steps[:, 0]
-                self._add_secant(before, start, self.chains.x, targets[:, 0], window.valid[:, 0])
         self.advance(window, points, drafts, targets)
         self.clock.lap("verify")
 
-    def _targets_after_first(self, window: Window, points: Tensor, first: Tensor) -> Tensor:
+    def evaluate(self, points: Tensor, steps: np.ndarray, valid: np.ndarray) -> Tensor:
+        """x̂0 (B, W, D) at points (B, W, D) where ``valid``, remembered; 0 elsewhere.
+
+        One network call. Where a chain's current step was evaluated before, at the guess that a
+        rejection has since replaced, the difference becomes a secant pair.
+        """
+        batch, width = steps.shape
+        rows = np.flatnonzero(valid)
+        chain, step = rows // width, steps.reshape(-1)[rows]
+        flat = chain * self.num_steps + step
+        at, everywhere = points.reshape(batch * width, -1), len(rows) == batch * width
+        if not everywhere:
+            picks = self.index(rows)
+            at = at.index_select(0, picks)
+        index = self.index(flat)
+        self.clock.lap("draft")
+        x0 = self.denoiser(at, self.index(step), self.index(chain))
+        self.clock.lap("network")
+        self._learn(flat, index, step, at, x0)
+        targets = x0 if everywhere else x0.new_zeros(valid.size, at.shape[1])
+        if not everywhere:
+            targets.index_copy_(0, picks, x0)
+        targets = targets.view(points.shape)
+        if self.draft == "secant":
+            self._add_secant(steps[:, 0], valid[:, 0], targets[:, 0])
+        self.memory.store(flat, index, at, x0)
+        self.calls += valid.any(1)
+        self.evaluations += valid.sum(1)
+        return targets
+
+    def _learn(
+        self, flat: np.ndarray, index: Tensor, step: np.ndarray, at: Tensor, x0: Tensor
+    ) -> None:
+        """Slope sums, for later chunks only, from every step that was evaluated before."""
+        if self.sums is None:
+            return
+        known = self.index(self.memory.known[flat]).unsqueeze(1)
+        displacement = (at - self.memory.point.index_select(0, index)) * known
+        change = x0 - self.memory.value.index_select(0, index)
+        self.sums.add(self.index(step), displacement, change)
+
+    def _add_secant(self, steps: np.ndarray, valid: np.ndarray, x0: Tensor) -> None:
+        """How x̂0 (B, D) at the current points differs from the memory, beyond the slope."""
+        rows = np.arange(len(steps)) * self.num_steps + steps
+        usable = self.memory.known[rows] & valid & (steps == self.n)
+        if not usable.any():
+            return
+        index = self.index(rows)
+        displacement = self.x - self.memory.point.index_select(0, index)
+        slope = self.slopes.index_select(0, self.index(steps)).unsqueeze(1)
+        change = x0 - self.memory.value.index_select(0, index)
+        self.secants.push(
+            displacement, torch.addcmul(change, slope, displacement, value=-1), usable
+        )
+
+    def evaluate_current(self) -> None:
+        """The paper's first call: x̂0 at the current point of every chain that lacks it."""
+        need = ~self.fresh & (self.n < self.num_steps)
+        if need.any():
+            steps = np.minimum(self.n, self.num_steps - 1)
+            self.evaluate(self.x.unsqueeze(1), steps[:, None], need[:, None])
+
+    def _targets_after_first(self, window: Window, points: Tensor) -> Tensor:
         """Targets when the first is known: evaluates positions 1 … W, the endpoint included."""
+        first = self.memory.value.index_select(0, self.index(window.flat[:, 0])).unsqueeze(1)
         ahead = window.steps + 1
         valid = window.valid & (ahead < self.num_steps)
         if not valid.any():
-            return first.unsqueeze(1).expand_as(window.noise)
-        later = self.evaluate(points[:, 1:], ahead.clamp(max=self.num_steps - 1), valid)
-        return torch.cat([first.unsqueeze(1), later[:, :-1]], 1)
+            return first.expand_as(window.noise)
+        later = self.evaluate(points[:, 1:], np.minimum(ahead, self.num_steps - 1), valid)
+        return torch.cat([first, later[:, :-1]], 1)
 
     def advance(self, window: Window, points: Tensor, drafts: Tensor, targets: Tensor) -> None:
         """Couple every position, stop at the first rejection, move on."""
-        chains, tables = self.chains, self.tables
-        delta = window.delta_scale * (drafts - targets)
-        stands = accepts(window.noise, delta, self.log_uniform[window.flat].view(delta.shape[:2]))
+        scale = self.tables.delta.index_select(0, self.index(window.steps.reshape(-1)))
+        delta = (drafts - targets).mul_(scale.view(*window.steps.shape, 1))
+        log_uniform = self.log_uniform.index_select(0, window.index).view(window.steps.shape)
+        stands = accepts(window.noise, delta, log_uniform).cpu().numpy()
         # The last step has no draft to decide on: its outcome is its target's.
         inner = window.steps < self.num_steps - 1
-        run = (stands | ~inner).logical_and_(window.valid).cumprod(1)
-        length = run.sum(1)
-        count = window.valid.sum(1)
-        stop = torch.minimum(length, count - 1).clamp(min=0)
-        rows = torch.arange(len(stop), device=stop.device)
-        at = window.steps[rows, stop]
-        rejected = length < count
-        final = (at == self.num_steps - 1) & ~rejected
-        noise = window.noise[rows, stop]
-        mirrored = reflect(noise, delta[rows, stop])
-        noise = torch.where(rejected.unsqueeze(-1), mirrored, noise)
-        a, b, sigma = (t[at].unsqueeze(-1) for t in (tables.a, tables.b, tables.sigma))
-        exact = a * targets[rows, stop] + b * points[rows, stop] + sigma * noise
-        moved = torch.where((rejected | final).unsqueeze(-1), exact, points[rows, stop + 1])
-        active = count > 0
-        chains.x = torch.where(active.unsqueeze(-1), moved, chains.x)
-        chains.n = torch.where(active, at + 1, chains.n)
-        chains.fresh = active & ~rejected & ~final & self.first_call
-        self._count(window, run.bool() & inner, stop, inner)
-        furthest = window.steps[rows, (count - 1).clamp(min=0)] + self.first_call
-        furthest = furthest.clamp(max=self.num_steps - 1)
-        self.memory.last = torch.where(active, self.offset + furthest, self.memory.last)
+        run = np.logical_and.accumulate((stands | ~inner) & window.valid, axis=1)
+        length, count = run.sum(1), window.valid.sum(1)
+        active, rejected = count > 0, length < count
+        stop = np.maximum(np.minimum(length, count - 1), 0)
+        at = np.take_along_axis(window.steps, stop[:, None], 1)[:, 0]
+        final = active & ~rejected & (at == self.num_steps - 1)
+        self._move(window, (points, targets, delta), stop, active & ~rejected, rejected | final)
+        self._count(window, run & inner, inner, stop)
+        self.n = np.where(active, at + 1, self.n)
+        self.fresh = active & ~rejected & ~final & self.first_call
+        furthest = np.take_along_axis(window.steps, np.maximum(count - 1, 0)[:, None], 1)[:, 0]
+        furthest = np.minimum(furthest + self.first_call, self.num_steps - 1)
+        rows = np.arange(len(at)) * self.num_steps + furthest
+        self.memory.last = np.where(active, rows, self.memory.last)
 
-    def _count(self, window: Window, accepted: Tensor, stop: Tensor, inner: Tensor) -> None:
-        reached = self.span[: window.steps.shape[1]] <= stop.unsqueeze(1)
-        decided = reached & inner & window.valid
-        self.chains.accepted.scatter_add_(1, window.steps, (accepted & decided).long())
-        self.chains.decided.scatter_add_(1, window.steps, decided.long())
+    def _move(
+        self,
+        window: Window,
+        found: tuple[Tensor, Tensor, Tensor],
+        stop: np.ndarray,
+        stood: np.ndarray,
+        exact: np.ndarray,
+    ) -> None:
+        """New current points: the last proposal, or where ``exact``, the target's own sample."""
+        points, targets, delta = found
+        batch, width = stop.shape[0], window.steps.shape[1]
+        chains = np.flatnonzero(stood & ~exact)
+        if len(chains):
+            rows = self.index(chains * (width + 1) + stop[chains] + 1)
+            proposals = points.reshape(batch * (width + 1), -1).index_select(0, rows)
+            self.x = _put(self.x, chains, proposals)
+        chains = np.flatnonzero(exact)
+        if not len(chains):
+            return
+        rows = self.index(chains * width + stop[chains])
+        target, noise, gap = (
+            t.reshape(batch * width, -1).index_select(0, rows)
+            for t in (targets, window.noise, delta)
+        )
+        rows = self.index(chains * (width + 1) + stop[chains])
+        origin = points.reshape(batch * (width + 1), -1).index_select(0, rows)
+        # δ is zero at the last step, where nothing was drafted and nothing is mirrored.
+        mirror = torch.from_numpy(~stood[chains]).to(self.device).unsqueeze(1)
+        noise = torch.where(mirror, reflect(noise, gap), noise)
+        steps = self.index(window.steps[chains, stop[chains]])
+        a, b, sigma = self.tables.step.index_select(0, steps).unsqueeze(2).unbind(1)
+        self.x = _put(self.x, chains, (a * target).addcmul_(b, origin).addcmul_(sigma, noise))
+
+    def _count(
+        self, window: Window, accepted: np.ndarray, inner: np.ndarray, stop: np.ndarray
+    ) -> None:
+        reached = np.arange(window.steps.shape[1]) <= stop[:, None]
+        chain, position = np.nonzero(reached & inner & window.valid)
+        step = window.steps[chain, position]
+        self.decided[chain, step] += 1
+        self.accepted[chain, step] += accepted[chain, position]
 
 
-def dim_device(noise: Noise) -> torch.device:
-    return noise.initial.device
+def _put(x: Tensor, chains: np.ndarray, values: Tensor) -> Tensor:
+    """x (B, D) with the rows ``chains`` replaced; a new tensor."""
+    if len(chains) == len(x):
+        return values
+    return x.index_copy(0, torch.from_numpy(chains).to(x.device), values)
 
 
 def sample_asd(
@@ -240,7 +236,7 @@ def sample_asd(
         draft: "secant", "slope", "memory" or "frozen".
         calls_per_round: 1, or 2 (the paper's form, with ``draft="frozen"``).
         window: θ, steps guessed ahead in a round.
-        calibration: slopes from earlier chunks; this chunk's are added when it is done.
+        calibration: slopes from earlier chunks; unless frozen, this chunk's are added at its end.
 
     Returns:
         (B, D) samples, distributed as those of ``sample_ddpm``, and their statistics.
@@ -249,18 +245,18 @@ def sample_asd(
         NonFiniteError: the network returned a NaN or an infinity.
     """
     run = _Run(denoiser, schedule, noise, draft, calls_per_round, window, calibration)
-    chains = run.chains
     rounds = 0
-    while int(chains.n.min()) < run.num_steps:
+    while int(run.n.min()) < run.num_steps:
         run.round()
         rounds += 1
         assert rounds <= run.num_steps, "every round must advance every chain"
+    counts = (run.calls, run.evaluations, run.accepted, run.decided)
     run.clock.lap("other")
     stats = Stats(
         "asd",
         window,
-        *(t.cpu() for t in (chains.calls, chains.evaluations, chains.accepted, chains.decided)),
+        *(torch.from_numpy(count) for count in counts),
         seconds=run.clock.seconds(),
     )
     calibration.update(run.sums, stats)
-    return chains.x, stats
+    return run.x, stats

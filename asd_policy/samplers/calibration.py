@@ -37,7 +37,7 @@ class Calibration:
     """Slopes, acceptance by step and network cost, kept between chunks.
 
     One object serves one denoiser and one number of steps. It is updated after each chunk, unless
-    ``frozen``.
+    it is ``frozen``: then a chunk depends on its seed and window alone, not on those before it.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Calibration:
         self._accepted = np.zeros(0)
         self._decided = np.zeros(0)
         self._costs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._overhead = 0.0
+        self._overhead, self._timed = 0.0, 0
         self._windows: dict[int, tuple[int, int]] = {}
 
     def slopes(self, num_steps: int) -> Tensor:
@@ -61,9 +61,13 @@ class Calibration:
             )
         return torch.where(self._square > 0, self._cross / self._square.clamp(min=1e-30), 0.0)
 
-    def update(self, sums: SlopeSums, stats: Stats) -> None:
-        """Take in a finished chunk."""
-        if self.frozen:
+    def update(self, sums: SlopeSums | None, stats: Stats) -> None:
+        """Take in a finished chunk; of one drawn with a frozen calibration, only its overhead."""
+        rounds = max(1, int(stats.calls.max()))
+        overhead = (stats.seconds["draft"] + stats.seconds["verify"]) / rounds
+        self._timed += 1
+        self._overhead += (overhead - self._overhead) / min(self._timed, 50)
+        if sums is None:
             return
         cross, square = sums.cross.double().cpu(), sums.square.double().cpu()
         if self._cross is None or self._square is None:
@@ -74,9 +78,6 @@ class Calibration:
         self._accepted += stats.accepted.sum(0).numpy()
         self._decided += stats.decided.sum(0).numpy()
         self.chunks += 1
-        rounds = max(1, int(stats.calls.max()))
-        overhead = (stats.seconds["draft"] + stats.seconds["verify"]) / rounds
-        self._overhead += (overhead - self._overhead) / min(self.chunks, 50)
 
     # ---- cost of a network call, by rows in the batch -------------------------------------------
 

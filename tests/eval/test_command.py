@@ -1,6 +1,7 @@
 """`asd-policy eval` as a user types it, with the real world and small untrained policies."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -8,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import imageio.v2 as imageio
+import numpy as np
 import pytest
 import torch
+from gymnasium.error import DependencyNotInstalled
 
 from asd_policy.checkpoints import shipped
 from asd_policy.envs.tasks import get_task
@@ -225,3 +229,48 @@ def test_ctrl_c_of_an_evaluation_exits_with_130(checkpoint, tmp_path):
     assert "Traceback" not in errors
     assert re.search(r"(\d+) of 1000 episodes were finished and are kept in", errors)
     assert errors.endswith("interrupted\n")
+
+
+# --- videos -------------------------------------------------------------------------------------
+
+
+def has_opengl() -> bool:
+    from asd_policy.envs.rendering import choose_backend
+
+    try:
+        choose_backend()
+    except DependencyNotInstalled:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_film_of_the_real_world(run, checkpoint, tmp_path):
+    if not has_opengl():
+        pytest.skip("no OpenGL here")
+    words = ["--checkpoint", checkpoint, "--out", tmp_path / "out", "--samplers", "ddpm"]
+    status, output, errors = run(
+        "eval", *words, "--episodes", 2, "--horizon", 3, "--threads", 1, "--video", 1
+    )
+    assert status == 0, errors
+    films = [path.name for path in (tmp_path / "out" / "videos").iterdir()]
+    assert films == ["lift_seed100000_ddpm_failure.mp4"]
+    with imageio.get_reader(tmp_path / "out" / "videos" / films[0]) as film:
+        frames = [np.asarray(frame) for frame in film]
+    assert len(frames) == 4
+    assert np.ptp(frames[0]) > 100, "a picture of something"
+    assert "rendering" in output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GLFW needs a display on Linux only")
+def test_without_opengl_a_film_is_refused_before_the_run(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    words = ["eval", "--checkpoint", str(checkpoint), "--out", str(out), "--video", "1"]
+    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    done = subprocess.run(
+        [*COMMAND, *words], env=env | {"MUJOCO_GL": "glfw"}, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: --video cannot be recorded: rendering needs OpenGL" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
