@@ -31,7 +31,7 @@ class Style:
         hover: metres above the grasp at which the hand stays while misaligned.
         quarter_turns: which of the four grasps of a cube, counted from its own yaw.
         offset: metres from the cube's centre to the grasp: along the fingers' flat side, and up.
-        rise: metres above the grasp's height to lift to.
+        rise: metres above the table to lift the hand to.
     """
 
     speed: float

@@ -14,8 +14,6 @@ from scipy.spatial.transform import Rotation
 
 POSITION_UNIT = 0.05  # metres commanded by an action of 1
 ROTATION_UNIT = 0.5  # radians commanded by an action of 1
-
-
 LOOKAHEAD = 0.06  # seconds; about the time the arm takes to stop
 _STICTION_FADE = 0.002  # metres
 
