@@ -238,7 +238,9 @@ def calibrate(
         )
         progress(done + 1)
     if measure_costs:
-        call = network_call(denoiser, schedule, shape[1:], None if cond is None else cond[:1])
+        place = {key: options[key] for key in ("device", "dtype") if options.get(key)}
+        condition = None if cond is None else cond[:1]
+        call = network_call(denoiser, schedule, shape[1:], condition, **place)  # type: ignore[arg-type]
         calibration.measure_costs(shape[0], schedule.num_steps, call)
     return calibration
 
@@ -249,6 +251,7 @@ def network_call(
     shape: tuple[int, ...],
     cond: Tensor | None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Callable[[int], None]:
     """A function that runs the network once on a given number of rows, and waits for it.
 
@@ -259,7 +262,7 @@ def network_call(
 
     @torch.inference_mode()
     def call(rows: int) -> None:
-        x = torch.randn((rows, *shape), device=device)
+        x = torch.randn((rows, *shape), device=device, dtype=dtype)
         condition = None if cond is None else cond.expand(rows, *cond.shape[1:]).contiguous()
         denoiser(x, timestep.expand(rows), condition)
         if device.type == "cuda":
