@@ -1,0 +1,209 @@
+"""What is learned between chunks: slopes, acceptance, cost, and the window chosen from them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import asd_policy
+from asd_policy import Calibration, SamplerConfig, Schedule
+from reference.chains import bulk_noise, run
+from reference.mixture import Mixture
+
+STEPS = 40
+SCHEDULE = Schedule.ddpm(STEPS, clip_sample=False, prediction_type="sample")
+
+
+def known(accepted: np.ndarray, decided: int = 10_000) -> Calibration:
+    """A calibration that has seen ``decided`` decisions a step, accepted at the given rates."""
+    counts = [round(float(p) * decided) for p in accepted]
+    return Calibration.from_dict(
+        {
+            "chunks": 50,
+            "slope_cross": [0.0] * STEPS,
+            "slope_square": [1.0] * STEPS,
+            "accepted": [*counts[:-1], 0],
+            "decided": [*[decided] * (STEPS - 1), 0],
+        }
+    )
+
+
+def costs(calibration: Calibration, batch: int, base: float, per_row: float) -> Calibration:
+    """Give it a network that takes base + per_row·rows seconds."""
+    rows = batch * np.array([1, 4, 16, 64])
+    calibration._costs[batch] = rows.astype(float), base + per_row * rows
+    return calibration
+
+
+def test_slopes_are_those_of_a_linear_denoiser() -> None:
+    """x̂0 = c[n]·x has slope c[n] everywhere; steps without pairs stay at zero."""
+    slopes = torch.linspace(0.1, 1.3, STEPS, dtype=torch.float64)
+    calibration = Calibration()
+
+    def network(x, timesteps, cond):  # type: ignore[no-untyped-def]
+        return slopes[STEPS - 1 - timesteps].unsqueeze(1) * x
+
+    config = SamplerConfig("asd", "memory", 1, 16)
+    for seed in range(3):
+        run(config, network, SCHEDULE, bulk_noise(20, STEPS, 4, seed), calibration)
+    learned = calibration.slopes(STEPS)
+    assert float(learned[0]) == 0  # evaluated once in a chunk, so never twice
+    torch.testing.assert_close(learned[10:], slopes[10:], rtol=1e-9, atol=0)
+    assert calibration.chunks == 3
+
+
+def test_learned_slopes_save_calls() -> None:
+    network = Mixture(8).network(SCHEDULE)
+    calibration, calls = Calibration(), []
+    for seed in range(4):
+        noise = bulk_noise(200, STEPS, 8, seed)
+        _, stats = run(SamplerConfig("asd", "slope", 1, 16), network, SCHEDULE, noise, calibration)
+        calls.append(float(stats.calls.double().mean()))
+    assert max(calls[2:]) < calls[0] - 0.5
+
+
+def test_a_chunks_own_evaluations_do_not_change_it() -> None:
+    """Slopes come from earlier chunks: an empty calibration is the same, frozen or not."""
+    network, noise = Mixture(6).network(SCHEDULE), bulk_noise(5, STEPS, 6, 0)
+    learning, frozen = Calibration(), Calibration()
+    frozen.frozen = True
+    config = SamplerConfig("asd", "secant", 1, 8)
+    drawn = [run(config, network, SCHEDULE, noise, c)[0] for c in (learning, frozen)]
+    assert torch.equal(*drawn)
+    assert learning.chunks == 1
+    assert learning.slopes(STEPS).any()
+    assert frozen.chunks == 0
+    assert not frozen.slopes(STEPS).any()
+
+
+def test_another_number_of_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="is for 40 steps, the schedule has 10"):
+        asd_policy.sample(
+            Mixture(4).network(SCHEDULE), SCHEDULE, shape=(1, 4), steps=10,
+            calibration=known(np.ones(STEPS)),
+        )  # fmt: skip
+
+
+def test_dict_round_trip() -> None:
+    calibration = Calibration()
+    network = Mixture(4).network(SCHEDULE)
+    noise = bulk_noise(30, STEPS, 4, 0)
+    run(SamplerConfig("asd", "slope", 1, 12), network, SCHEDULE, noise, calibration)
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    torch.testing.assert_close(again.slopes(STEPS), calibration.slopes(STEPS), rtol=1e-3, atol=1e-3)
+    assert again.to_dict() == calibration.to_dict()
+    assert again.chunks == 1
+    assert Calibration.from_dict({}).to_dict() == {}
+
+
+def simulated(accept: np.ndarray, window: int, cost: np.ndarray, count: int = 4000) -> np.ndarray:
+    """(count, 2) rounds and seconds of chunks whose step n is accepted with probability p[n]."""
+    rng, results = np.random.default_rng(0), []
+    for _ in range(count):
+        n, rounds, seconds = 0, 0, 0.0
+        while n < STEPS:
+            width = min(window, STEPS - n)
+            rounds, seconds = rounds + 1, seconds + cost[width]
+            for _ in range(width):
+                n += 1
+                if n < STEPS and rng.uniform() > accept[n - 1]:
+                    break
+        results.append((rounds, seconds))
+    return np.array(results)
+
+
+@pytest.mark.parametrize("window", [1, 4, 16, 40])
+def test_expected_rounds_are_those_of_a_simulation(window: int) -> None:
+    accept = np.clip(1.02 - np.linspace(0, 0.8, STEPS) ** 2, 0, 1)
+    cost = 0.5 + 0.1 * np.arange(window + 1)
+    expected = known(accept, 10**9).expected_rounds(window, STEPS, cost)
+    outcomes = simulated(accept, window, cost)
+    error = outcomes.std(0) / np.sqrt(len(outcomes))
+    # Five standard errors: a false alarm in two million.
+    assert np.all(np.abs(outcomes.mean(0) - expected) <= 5 * error + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("base", "per_row", "low", "high"),
+    [(1.0, 0.0, 32, STEPS), (1.0, 0.03, 8, 24), (0.0, 1.0, 1, 1), (0.05, 1.0, 1, 2)],
+)
+def test_window_follows_the_cost_of_rows(base: float, per_row: float, low: int, high: int) -> None:
+    """Flat cost: as wide as it goes. Cost in proportion to rows: sequential. Between: between."""
+    calibration = costs(known(np.full(STEPS, 0.9)), 1, base, per_row)
+    assert low <= calibration.window(1, STEPS) <= high
+
+
+def test_window_follows_acceptance() -> None:
+    windows = [
+        costs(known(np.full(STEPS, rate)), 1, 1.0, 0.08).window(1, STEPS)
+        for rate in (0.02, 0.5, 0.8, 0.95, 1.0)
+    ]
+    assert windows == sorted(windows)
+    assert windows[0] <= 2
+    assert windows[-1] >= 16
+
+
+def test_window_one_runs_sequentially_and_says_so() -> None:
+    calibration = costs(known(np.full(STEPS, 0.9)), 1, 0.0, 1.0)
+    noise = bulk_noise(1, STEPS, 4, 0)
+    network = Mixture(4).network(SCHEDULE)
+    samples, stats = run(SamplerConfig("asd"), network, SCHEDULE, noise, calibration)
+    expected, _ = run(SamplerConfig("ddpm"), network, SCHEDULE, noise)
+    assert torch.equal(samples, expected)
+    assert (stats.sampler, stats.window) == ("asd", 1)
+    assert stats.calls.tolist() == [STEPS]
+
+
+def test_window_without_measurements_is_16() -> None:
+    assert Calibration().window(1, 100) == 16
+    assert Calibration().window(1, 10) == 10
+    assert known(np.ones(STEPS)).window(1, STEPS) == 16  # acceptance, but no cost
+
+
+def test_cost_is_interpolated_and_extended() -> None:
+    calibration = Calibration()
+    calibration._costs[2] = np.array([2.0, 8.0, 32.0]), np.array([1.0, 2.0, 6.0])
+    assert calibration.cost(2, 1) == pytest.approx(1.0)
+    assert calibration.cost(2, 2.5) == pytest.approx(1.5)
+    assert calibration.cost(2, np.array([4, 16, 28])) == pytest.approx([2.0, 6.0, 10.0])
+
+
+def test_costs_are_measured_at_the_rows_asked_for() -> None:
+    asked = []
+    calibration = Calibration()
+    calibration.measure_costs(3, 20, asked.append)
+    assert sorted(set(asked)) == [4 * width for width in (1, 2, 4, 8, 12, 16)]
+    assert calibration.has_costs(4)
+    assert calibration.has_costs(3)
+    assert not calibration.has_costs(2)
+    seconds = calibration.cost(4, np.array([1, 2, 4, 8, 16]))
+    assert np.all(np.diff(seconds) >= 0)
+
+
+def test_calibrate_learns_and_measures() -> None:
+    done = []
+    network = Mixture(4).network(SCHEDULE)
+    calibration = asd_policy.calibrate(
+        network, SCHEDULE, shape=(4, 4), chunks=2, window=8, progress=done.append,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert done == [1, 2]
+    assert calibration.chunks == 2
+    assert calibration.has_costs(4)
+    result = asd_policy.sample(network, SCHEDULE, shape=(4, 4), calibration=calibration)
+    assert result.calibration is calibration
+    assert calibration.chunks in (2, 3)  # 2 where the sequential sampler is the faster
+
+
+def test_calibrate_takes_every_option_of_sample() -> None:
+    """A float64 network is timed in float64, and a respaced chain with its own steps."""
+    weight = torch.eye(4, dtype=torch.float64)
+    calibration = asd_policy.calibrate(
+        lambda x, t, cond: x @ weight, SCHEDULE, shape=(2, 4), chunks=1, window=4,
+        dtype=torch.float64, steps=10,
+    )  # fmt: skip
+    assert len(calibration.slopes(10)) == 10
+    assert calibration.has_costs(2)

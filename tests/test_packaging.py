@@ -1,0 +1,161 @@
+"""Guards of the tree: packages, names, directions of imports, sizes. They read the checkout."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parents[1]
+# Folders at the top level that are imported as asd_policy.<name>.
+MAPPED = ("envs", "eval", "checkpoints")
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "asd_policy" / "__init__.py").is_file(), reason="needs the checkout"
+)
+
+# A module may import those of a lower rank, and its own package.
+RANK = {
+    "errors": 0, "networks": 1, "schedule": 1, "denoiser": 2, "coupling": 3, "drafts": 4,
+    "samplers": 5, "policy": 6, "integrations": 7,
+}  # fmt: skip
+MAY_IMPORT = {
+    **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
+    "checkpoints": {"errors"},
+    "envs": {"errors", "data"},
+    "data": {"errors"},
+    "training": {"errors", "schedule", "networks", "policy", "data", "envs"},
+    "eval": {*RANK, "checkpoints", "envs", "data", "training", ""} - {"integrations"},
+    "cli": {"errors", "data", "envs", "training", "eval", ""},
+    "__main__": {"cli"},
+    "": {"errors", "schedule", "samplers", "policy", "envs"},  # the public names
+}
+EXTRAS = {"envs", "eval", "cli", "data", "training", "integrations"}  # may need an extra
+CORE_IMPORTS = {"torch", "numpy", "safetensors", "asd_policy"}
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """(module name, file) of everything that the wheel holds."""
+    for folder in ("asd_policy", *MAPPED):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            if folder in MAPPED:
+                parts = ("asd_policy", *parts)
+            if parts[-1] == "__init__":
+                parts = parts[:-1]
+            yield ".".join(parts), path
+
+
+def part(module: str) -> str:
+    """asd_policy.samplers.asd → samplers."""
+    return f"{module}.".split(".")[1]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import of a file, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: relative import"
+            if node.module == "asd_policy":  # from asd_policy import schedule
+                yield from ((node.lineno, f"asd_policy.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, node.module or ""
+
+
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_listed_packages_are_the_folders() -> None:
+    """`packages.find` would drop the mapped ones in silence, and a list can be forgotten."""
+    folders = {
+        module for module, path in sources() if path.name == "__init__.py"
+    }  # a package is a folder with __init__.py
+    listed = pyproject()["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(folders)
+    mapping = pyproject()["tool"]["setuptools"]["package-dir"]
+    assert mapping == {"asd_policy": "asd_policy"} | {f"asd_policy.{n}": n for n in MAPPED}
+
+
+def test_every_python_file_is_in_a_package() -> None:
+    stray = [str(p) for _, p in sources() if not (p.parent / "__init__.py").is_file()]
+    assert not stray
+
+
+@pytest.mark.parametrize("name", ["envs", "eval"])
+def test_mapped_packages_refuse_another_name(name: str) -> None:
+    """Otherwise two copies of every class would exist."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / name / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.raises(ImportError, match=rf"import this package as asd_policy\.{name}, not as"):
+        spec.loader.exec_module(module)
+
+
+def test_imports_go_one_way() -> None:
+    wrong = []
+    for module, path in sources():
+        ours = part(module)
+        for line, name in imports(path):
+            theirs = part(name)
+            if not name.startswith("asd_policy") or theirs == ours:
+                continue
+            if theirs not in MAY_IMPORT:  # a public name: from asd_policy import Schedule
+                theirs = ""
+            if theirs not in MAY_IMPORT[ours]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {ours or 'package'} → {theirs}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_command_line_uses_eval() -> None:
+    users = {part(m) for m, path in sources() for _, name in imports(path) if part(name) == "eval"}
+    assert users <= {"cli", "eval"}
+
+
+def test_the_core_needs_torch_numpy_and_safetensors_only() -> None:
+    wrong = []
+    for module, path in sources():
+        if part(module) in EXTRAS:
+            continue
+        for line, name in imports(path):
+            top = name.split(".")[0]
+            if top not in CORE_IMPORTS and top not in sys.stdlib_module_names:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_dependencies_are_those_of_the_core() -> None:
+    names = {d.split(">")[0].split("=")[0] for d in pyproject()["project"]["dependencies"]}
+    assert names == CORE_IMPORTS - {"asd_policy"}
+
+
+def test_files_and_functions_are_short() -> None:
+    long = []
+    for path in [p for _, p in sources()] + sorted((ROOT / "tests").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        lines = text.count("\n")
+        if lines > 400:
+            long.append(f"{path.relative_to(ROOT)}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > 60 + _docstring_lines(node):
+                    long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length}")
+    assert not long, "\n".join(long)
+
+
+def _docstring_lines(node: ast.FunctionDef) -> int:
+    """Argument lists explained in prose are not length of code."""
+    text = ast.get_docstring(node, clean=False)
+    return text.count("\n") + 1 if text else 0

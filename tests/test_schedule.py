@@ -1,0 +1,63 @@
+"""What a schedule accepts and refuses. Its tables: tests/reference/test_schedule.py."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from asd_policy import Schedule
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta_schedule": "cosine"}, r"beta_schedule must be one of 'linear', .*; got 'cosine'"),
+        ({"prediction_type": "eps"}, r"prediction_type must be one of 'epsilon', .*; got 'eps'"),
+        ({"variance_type": "learned"}, r"variance_type must be one of .*; got 'learned'"),
+        ({"timestep_spacing": "even"}, r"timestep_spacing must be one of .*; got 'even'"),
+        ({"num_steps": 0}, r"num_steps must be at least 1, got 0"),
+        ({"clip_range": 0.0}, r"clip_range must be positive, got 0\.0"),
+        ({"clip_range": float("nan")}, r"clip_range must be positive, got nan"),
+        ({"inference_steps": 0}, r"between 1 and the 100 training steps, got 0"),
+        ({"inference_steps": -3}, r"between 1 and the 100 training steps, got -3"),
+        ({"inference_steps": 101}, r"between 1 and the 100 training steps, got 101"),
+        ({"eta": -0.1}, r"eta must be between 0 and 1, got -0\.1"),
+        ({"eta": 1.5}, r"eta must be between 0 and 1, got 1\.5"),
+        ({"trained_betas": (0.1, 0.2)}, r"trained_betas holds 2 of 100 values"),
+        ({"num_steps": 2, "trained_betas": (0.1, 1.0)}, r"strictly between 0 and 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Schedule.ddpm(**options)
+
+
+def test_respacing_is_bounded_by_the_training_steps() -> None:
+    schedule = Schedule.ddpm(50)
+    assert schedule.respaced(50).num_steps == 50
+    assert schedule.ddim(7).num_steps == 7
+    for steps in (0, -1, 51):
+        for change in (schedule.respaced, schedule.ddim):
+            with pytest.raises(ValueError, match=f"1 and the 50 training steps, got {steps}"):
+                change(steps)
+
+
+def test_json_round_trip() -> None:
+    schedule = Schedule.ddpm(30, "linear", "v_prediction", trained_betas=(0.02,) * 30)
+    again = Schedule.from_dict(json.loads(json.dumps(schedule.to_dict())))
+    assert again.config == schedule.config
+    assert again.sigma.tolist() == schedule.sigma.tolist()
+
+
+def test_unknown_fields_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown schedule fields: colour, size"):
+        Schedule.from_dict({"num_steps": 10, "size": 1, "colour": 2})
+
+
+def test_only_the_last_step_is_without_noise() -> None:
+    for options in ({}, {"variance_type": "fixed_large"}, {"inference_steps": 13}, {"eta": 0.1}):
+        sigma = Schedule.ddpm(100, **options).sigma
+        assert bool((sigma[:-1] > 0).all())
+        assert float(sigma[-1]) == 0
+    assert not Schedule.ddpm(100, eta=0.0).sigma.any()
