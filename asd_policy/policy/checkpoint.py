@@ -20,6 +20,10 @@ from asd_policy.schedule import Schedule
 
 FORMAT_VERSION = 1
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
+# What the entries of a malformed card make the constructors raise.
+_MALFORMED = (
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError,
+)  # fmt: skip
 _PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".pkl", ".bin"}
 
 
@@ -135,7 +139,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder / MODEL_FILE} is not a safetensors file: {error}"
         ) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except _MALFORMED as error:
         reason = f"missing entry {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder / CARD_FILE}: {reason}") from error
     _check_dims(folder, config, observation, action)
