@@ -24,11 +24,11 @@ class SinusoidalPosEmb(nn.Module):
         self.dim = dim
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """(N,) timesteps → (N, dim)."""
-        half = self.dim // 2
-        rates = torch.arange(half, device=timesteps.device, dtype=torch.float32)
+        """(N,) timesteps → (N, dim), both of one floating dtype; computed in float32 at least."""
+        half, dtype = self.dim // 2, torch.promote_types(timesteps.dtype, torch.float32)
+        rates = torch.arange(half, device=timesteps.device, dtype=dtype)
         angles = timesteps[:, None] * torch.exp(rates * (-math.log(10000.0) / (half - 1)))[None]
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(timesteps.dtype)
 
 
 class Downsample1d(nn.Module):
@@ -160,7 +160,7 @@ class ConditionalUnet1D(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
         """(N, T, input_dim) chunks, (N,) timesteps, (N, global_cond_dim) → (N, T, input_dim)."""
-        embedding = self.diffusion_step_encoder(timesteps)
+        embedding = self.diffusion_step_encoder(timesteps.to(x.dtype))
         if cond is not None:
             embedding = torch.cat([embedding, cond], dim=-1)
         h = x.transpose(1, 2)
