@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "checkpoints": {"errors"},
     "envs": {"errors", "data"},
     "data": {"errors"},
-    "training": {"errors", "schedule", "networks", "policy", "data", "envs"},
+    "training": {"errors", "schedule", "networks", "samplers", "policy", "data", "envs"},
     "eval": {*RANK, "checkpoints", "envs", "data", "training", ""} - {"integrations"},
     "cli": {"errors", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},

@@ -1,0 +1,63 @@
+"""Min-max normalization."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from asd_policy.policy import Normalizer
+
+LOW, HIGH = torch.tensor([-1.0, 0.0, 10.0]), torch.tensor([3.0, 0.5, 30.0])
+
+
+def test_bounds_go_to_minus_one_and_one_and_back() -> None:
+    normalizer = Normalizer(LOW, HIGH)
+    assert normalizer.dim == 3
+    torch.testing.assert_close(normalizer.normalize(LOW), -torch.ones(3))
+    torch.testing.assert_close(normalizer.normalize(HIGH), torch.ones(3))
+    torch.testing.assert_close(normalizer.normalize((LOW + HIGH) / 2), torch.zeros(3))
+    x = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)) * 20
+    torch.testing.assert_close(normalizer.unnormalize(normalizer.normalize(x)), x)
+    # Outside the bounds it stays affine: nothing is clipped.
+    torch.testing.assert_close(normalizer.normalize(HIGH + (HIGH - LOW)), 3 * torch.ones(3))
+
+
+def test_fit_takes_the_data_s_bounds_column_by_column() -> None:
+    rng = np.random.default_rng(0)
+    columns = {"a": rng.normal(size=(50, 2)), "b": rng.normal(size=(50, 1)) * 9}
+    normalizer = Normalizer.fit(columns)
+    table = np.concatenate(list(columns.values()), 1).astype(np.float32)
+    np.testing.assert_array_equal(normalizer.low, table.min(0))
+    np.testing.assert_array_equal(normalizer.high, table.max(0))
+    scaled = normalizer.normalize(torch.from_numpy(table))
+    np.testing.assert_allclose(scaled.amin(0), -1, atol=1e-6)
+    np.testing.assert_allclose(scaled.amax(0), 1, atol=1e-6)
+
+
+def test_dict_round_trip_is_exact() -> None:
+    normalizer = Normalizer(LOW / 3, HIGH / 7)
+    again = Normalizer.from_dict(normalizer.to_dict())
+    assert torch.equal(again.low, normalizer.low)
+    assert torch.equal(again.high, normalizer.high)
+    assert torch.equal(normalizer.to("cpu").normalize(LOW), normalizer.normalize(LOW))
+
+
+def test_columns_without_range_are_named() -> None:
+    data = {"pos": np.zeros((4, 2)), "grip": np.array([[1.0], [2], [3], [4]])}
+    data["pos"][:, 1] = np.arange(4)
+    with pytest.raises(ValueError, match=r"non-zero range; these have none: pos\[0\]$"):
+        Normalizer.fit(data)
+    with pytest.raises(ValueError, match=r"these have none: column 1, column 2$"):
+        Normalizer(torch.zeros(3), torch.tensor([1.0, 0.0, -1.0]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bounds_that_are_not_finite_are_named(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"these have none: x\[0\]$"):
+        Normalizer.fit({"x": np.array([[0.0, 0.0], [bad, 1.0]])})
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"one shape \(D,\), got \(3,\) and \(2,\)"):
+        Normalizer(torch.zeros(3), torch.ones(2))
