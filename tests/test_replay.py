@@ -1,0 +1,105 @@
+"""Demonstration stores and the windows cut from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asd_policy.data.replay import load_replay, window_indices
+from asd_policy.errors import DatasetError
+from reference.tiny import KEYS, tiny_replay
+
+
+def brute_force(lengths: list[int], to: int, ta: int, tp: int) -> list[list[int]]:
+    """Every start that leaves at most To−1 rows before the episode and Ta−1 after it."""
+    windows, first = [], 0
+    for length in lengths:
+        for start in range(-100, 200):
+            before, after = -start, start + tp - length
+            if before <= to - 1 and after <= ta - 1:
+                inside = [min(max(start + i, 0), length - 1) for i in range(tp)]
+                windows.append([first + i for i in inside])
+        first += length
+    return windows
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    to=st.integers(1, 4),
+    ta=st.integers(1, 6),
+    tp=st.integers(1, 16),
+)
+def test_windows_are_those_of_a_loop(lengths: list[int], to: int, ta: int, tp: int) -> None:
+    windows = window_indices(np.cumsum(lengths), to, ta, tp)
+    assert windows.shape[1] == tp
+    assert windows.tolist() == brute_force(lengths, to, ta, tp)
+
+
+def write(path: Path, **changes: np.ndarray | None) -> Path:
+    zarr = pytest.importorskip("zarr")
+    replay = tiny_replay()
+    arrays: dict[str, np.ndarray | None] = {
+        **{f"data/{key}": rows for key, rows in replay.observations.items()},
+        "data/action": replay.actions,
+        "meta/episode_ends": replay.episode_ends,
+    }
+    arrays.update({name.replace("__", "/"): rows for name, rows in changes.items()})
+    root = zarr.open_group(str(path), mode="w")
+    for name, rows in arrays.items():
+        if rows is not None:
+            root[name] = np.asarray(rows)
+    root.attrs["task"] = "toy"
+    return path
+
+
+def test_a_store_comes_back(tmp_path: Path) -> None:
+    read, made = load_replay(write(tmp_path / "toy.zarr"), list(KEYS)), tiny_replay()
+    for key in KEYS:
+        np.testing.assert_array_equal(read.observations[key], made.observations[key])
+    np.testing.assert_array_equal(read.actions, made.actions)
+    assert read.episode_ends.tolist() == made.episode_ends.tolist()
+    assert read.attributes["task"] == "toy"
+    stacked = read.stacked_observations()
+    assert stacked.shape == (26, 5)
+    np.testing.assert_array_equal(stacked[:, 3:], made.observations["arm"])
+    # In the order that is asked for.
+    swapped = load_replay(tmp_path / "toy.zarr", ["arm", "object"])
+    assert list(swapped.observations) == ["arm", "object"]
+
+
+def test_a_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
+    pytest.importorskip("zarr")
+    with pytest.raises(DatasetError, match=r"no demonstration store at .*asd-policy demos"):
+        load_replay(tmp_path / "none.zarr", list(KEYS))
+
+
+def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
+    pytest.importorskip("zarr")
+    (tmp_path / "junk.zarr").mkdir()
+    with pytest.raises(DatasetError, match=r"not a zarr group|lacks the arrays"):
+        load_replay(tmp_path / "junk.zarr", list(KEYS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__arm": None}, r"lacks the arrays data/arm$"),
+        ({"data__action": None, "meta__episode_ends": None}, r"data/action, meta/episode_ends$"),
+        ({"data__arm": np.zeros((25, 2))}, r"data/arm has shape \(25, 2\), expected \(26, dim\)"),
+        ({"data__action": np.zeros(26)}, r"data/action has shape \(26,\), expected \(26, dim\)"),
+        ({"data__arm": np.full((26, 2), np.nan)}, r"data/arm holds NaN or infinite values"),
+        ({"data__action": np.full((26, 2), 1.5)}, r"must lie in \[−1, 1\], found 1\.500"),
+        ({"meta__episode_ends": np.array([12, 12, 26])}, r"must rise from above zero"),
+        ({"meta__episode_ends": np.array([0, 26])}, r"must rise from above zero"),
+        ({"meta__episode_ends": np.zeros(0, int)}, r"must rise from above zero"),
+        ({"meta__episode_ends": np.array([12, 20])}, r"expected \(20, dim\)"),
+    ],
+)
+def test_stores_that_hold_no_usable_data(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        load_replay(write(tmp_path / "toy.zarr", **changes), list(KEYS))

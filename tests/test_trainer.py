@@ -1,0 +1,200 @@
+"""Training: the loss falls, a killed run goes on bitwise, averages are what they should be."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from asd_policy import CheckpointError, NonFiniteError, Schedule
+from asd_policy.policy import DiffusionPolicy, SamplerConfig
+from asd_policy.training.ema import EMA
+from asd_policy.training.trainer import TrainConfig, Trainer
+from reference.tiny import KEYS, tiny_config, tiny_replay
+
+
+def make(steps: int = 12, schedule: Schedule | None = None, **changes: object) -> Trainer:
+    recipe = {"batch_size": 8, "learning_rate": 3e-3, "warmup_steps": 4} | changes
+    config = TrainConfig(steps, **recipe)
+    return Trainer(tiny_replay(), tiny_config(), schedule or Schedule.ddpm(20), config)
+
+
+def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    weights = {f"network.{k}": v for k, v in trainer.network.state_dict().items()}
+    return weights | {f"ema.{k}": v for k, v in trainer.ema.network.state_dict().items()}
+
+
+def assert_same(one: Trainer, other: Trainer) -> None:
+    ours, theirs = state(one), state(other)
+    assert ours.keys() == theirs.keys()
+    different = [k for k in ours if not torch.equal(ours[k], theirs[k])]
+    assert not different
+    assert (one.step, one.loss) == (other.step, other.loss)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_the_loss_falls(kind: str) -> None:
+    trainer = make(150, Schedule.ddpm(20, prediction_type=kind), batch_size=32)
+    losses = [trainer.train_step() for _ in range(150)]
+    print(np.mean(losses[:15]), np.mean(losses[-15:]))
+    assert np.mean(losses[-15:]) < 0.75 * np.mean(losses[:15])
+
+
+def test_a_run_is_its_seed_s(tmp_path: Path) -> None:
+    one, other, third = make(), make(), make(seed=1)
+    for trainer in (one, other, third):
+        trainer.run(tmp_path / "state.pt", lambda report: None)
+    assert_same(one, other)
+    assert any(not torch.equal(v, state(third)[k]) for k, v in state(one).items())
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_bitwise(tmp_path: Path) -> None:
+    """Interrupted in a step, resumed from what was on disk, twice: the same weights in the end."""
+    whole = make()
+    reports = []
+    whole.run(tmp_path / "whole.pt", lambda now: reports.append((now.step, now.loss)))
+    assert [step for step, _ in reports] == list(range(1, 13))
+    path, seen = tmp_path / "state.pt", []
+    for last in (4, 9, 12):
+        trainer = make()
+        if path.exists():
+            trainer.load_state(path)
+
+        def report(now, last=last):  # type: ignore[no-untyped-def]
+            seen.append((now.step, now.loss))
+            if now.step == last < 12:
+                raise Killed
+
+        if last < 12:
+            with pytest.raises(Killed):
+                trainer.run(path, report)
+        else:
+            trainer.run(path, report)
+    assert seen == reports
+    assert_same(trainer, whole)
+
+
+def test_the_state_is_saved_while_running(tmp_path: Path) -> None:
+    """So that a kill that runs no cleanup loses little; and never half a file."""
+    trainer, path = make(save_seconds=0.0), tmp_path / "state.pt"
+    steps = []
+
+    def report(now) -> None:  # type: ignore[no-untyped-def]
+        if path.exists():
+            steps.append(torch.load(path, weights_only=True)["step"])
+
+    trainer.run(path, report)
+    assert steps == list(range(1, 12))
+    assert not path.with_suffix(".part").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"seed": 1}, "recipe"), ({"learning_rate": 1e-4}, "recipe"), ({"steps": 13}, "recipe")],
+)
+def test_the_state_of_another_recipe_is_refused(tmp_path: Path, changes: dict, named: str) -> None:
+    path = tmp_path / "state.pt"
+    make().save_state(path)
+    with pytest.raises(CheckpointError, match=f"another training run: its {named} differ"):
+        make(**changes).load_state(path)
+    make(save_seconds=5.0).load_state(path)  # how often it is saved makes no difference
+
+
+def test_the_state_of_another_policy_schedule_or_data_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    make().save_state(path)
+    with pytest.raises(CheckpointError, match="its schedule differ"):
+        make(schedule=Schedule.ddpm(20, prediction_type="sample")).load_state(path)
+    other = Trainer(
+        tiny_replay((12, 5, 8)), tiny_config(down_dims=(8, 24)), Schedule.ddpm(20),
+        make().config,
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="its policy, data differ"):
+        other.load_state(path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    trainer = make()
+    trainer.network.final_conv[1].bias.data[:] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"training loss became (inf|nan) at step 0"):
+        trainer.run(tmp_path / "state.pt", lambda report: None)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    config = TrainConfig(steps=1000, learning_rate=1e-3, warmup_steps=100)
+    for step in (0, 1, 50, 99, 100, 500, 999):
+        warm = min(1.0, (step + 1) / 100)
+        cosine = (1 + math.cos(math.pi * step / 1000)) / 2
+        assert config.lr_at(step) == pytest.approx(1e-3 * warm * cosine)
+    assert config.lr_at(0) == pytest.approx(1e-5)
+    assert config.lr_at(999) < 1e-8
+    assert max(config.lr_at(step) for step in range(1000)) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "at least 1, got 0 and 8"),
+        ({"batch_size": 0}, "at least 1, got 12 and 0"),
+        ({"learning_rate": 0.0}, r"learning_rate must be positive, got 0\.0"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_average_is_the_weighted_sum_of_what_it_saw() -> None:
+    """Decay 1 − (1 + step)^−0.75 up to a ceiling, started at the initial weights."""
+    layer = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    layer.weight.data.fill_(2.0)
+    ema = EMA(layer, power=0.75, max_decay=0.9)
+    expected = 2.0
+    for step in range(1, 60):
+        value = math.sin(step)
+        layer.weight.data.fill_(value)
+        ema.update(layer, step)
+        decay = min(0.9, 1 - (1 + step) ** -0.75)
+        expected = decay * expected + (1 - decay) * value
+        assert ema.network.weight.item() == pytest.approx(expected, rel=1e-12)
+    assert not ema.network.weight.requires_grad
+    assert layer.weight.item() == pytest.approx(math.sin(59))
+
+
+def test_batches_are_windows_of_the_data() -> None:
+    """Clean chunks and conditions are the normalized rows that the window names."""
+    trainer, replay = make(), tiny_replay()
+    clean, cond, noise, timesteps = trainer._batch()
+    assert clean.shape == noise.shape == (8, 8, 2)
+    assert cond.shape == (8, 10)
+    assert 0 <= int(timesteps.min()) <= int(timesteps.max()) < 20
+    rows = trainer.observation_normalizer.normalize(torch.from_numpy(replay.stacked_observations()))
+    actions = trainer.action_normalizer.normalize(torch.from_numpy(replay.actions))
+    windows = trainer._windows
+    candidates = {tuple(rows[w[:2]].flatten().tolist()): actions[w] for w in windows}
+    for i in range(8):
+        assert torch.equal(candidates[tuple(cond[i].tolist())], clean[i])
+    assert float(clean.abs().max()) <= 1 + 1e-6
+    before = copy.deepcopy(clean)
+    trainer.step += 1
+    assert not torch.equal(trainer._batch()[0], before)
+
+
+def test_the_checkpoint_is_the_average_and_acts() -> None:
+    trainer = make()
+    for _ in range(3):
+        trainer.train_step()
+    checkpoint = trainer.checkpoint({"task": "toy"})
+    assert checkpoint.network is trainer.ema.network
+    policy = DiffusionPolicy(checkpoint, SamplerConfig("ddpm"))
+    action = policy.act({key: np.zeros(dim) for key, dim in KEYS.items()})
+    assert action.shape == (2,)
+    assert np.isfinite(action).all()
