@@ -236,6 +236,8 @@ def calibrate(
             calibration=calibration,
             **options,  # type: ignore[arg-type]
         )
+        if done == 0 and chunks > 1:
+            calibration.forget_acceptance()
         progress(done + 1)
     if measure_costs:
         call = network_call(denoiser, schedule, shape[1:], None if cond is None else cond[:1])
