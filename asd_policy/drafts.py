@@ -120,6 +120,13 @@ class Memory:
         self.known = np.zeros(batch * num_steps, dtype=bool)
         self.last = np.arange(batch) * num_steps
 
+    def read(self, window: Window) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Points (B, W, D), x̂0 (B, W, D) and known (B, W) of a window's steps."""
+        shape = window.noise.shape
+        point = self.point.index_select(0, window.index).view(shape)
+        value = self.value.index_select(0, window.index).view(shape)
+        return point, value, self.known[window.flat]
+
     def store(self, rows: np.ndarray, index: Tensor, points: Tensor, values: Tensor) -> None:
         """Keep x̂0 ``values`` (N, D) evaluated at ``points`` (N, D); ``index`` is ``rows`` (N,)."""
         self.value.index_copy_(0, index, values)

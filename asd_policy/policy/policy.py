@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from asd_policy.denoiser import Denoiser
 from asd_policy.errors import CheckpointError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint, difference_table, load_checkpoint
 from asd_policy.samplers import Calibration, SamplerConfig, network_call, sample_with
+from asd_policy.samplers.calibration import DEFAULT_WINDOW
 from asd_policy.samplers.result import Stats, draw_noise
 
 Observation = Mapping[str, "np.ndarray[Any, Any]"]
@@ -218,18 +219,23 @@ class DiffusionPolicy:
         with torch.inference_mode():
             cond = self._observation_normalizer.normalize(torch.from_numpy(history).to(self.device))
             cond = cond.flatten(1)
-            dim = self.config.pred_horizon * self.config.action_dim
-            like = torch.empty((len(environments), dim), device=self.device)
             self._measure_costs(cond)
             generators = [environment.generator for environment in environments]
-            noise = draw_noise(generators, self.schedule.num_steps, like)
-            denoiser = Denoiser(self.network, self.schedule, self.config.chunk_shape, cond, like)
-            x, stats = sample_with(self.sampler, denoiser, self.schedule, noise, self.calibration)
+            x, stats = self._sample(self.sampler, cond, generators)
             chunks = self._action_normalizer.unnormalize(x.view(-1, *self.config.chunk_shape))
             actions = chunks.cpu().numpy()
         if not np.isfinite(actions).all():
             raise NonFiniteError("the sampler returned a NaN or infinite action")
         return actions, _chunk_stats(stats, time.perf_counter() - start)
+
+    def _sample(
+        self, config: SamplerConfig, cond: Tensor, generators: list[torch.Generator]
+    ) -> tuple[Tensor, Stats]:
+        dim = self.config.pred_horizon * self.config.action_dim
+        like = torch.empty((len(cond), dim), device=self.device)
+        noise = draw_noise(generators, self.schedule.num_steps, like)
+        denoiser = Denoiser(self.network, self.schedule, self.config.chunk_shape, cond, like)
+        return sample_with(config, denoiser, self.schedule, noise, self.calibration)
 
     def _measure_costs(self, cond: Tensor) -> None:
         """Time the network once for this batch size, if the window is to be chosen from it."""
@@ -238,13 +244,22 @@ class DiffusionPolicy:
         if not self.calibration.has_costs(len(cond)):
             call = network_call(self.network, self.schedule, self.config.chunk_shape, cond[:1])
             self.calibration.measure_costs(len(cond), self.schedule.num_steps, call)
+            # Two throw-away chunks, for the cost of a round apart from the network.
+            probe = replace(self.sampler, window=DEFAULT_WINDOW)
+            for _ in range(2):
+                self._sample(probe, cond, [_stream(0) for _ in cond])
 
     def _initial_calibration(self) -> Calibration:
-        """The checkpoint's, where it was made with this sampler; else an empty one."""
-        default = SamplerConfig(window=self.sampler.window)
-        return Calibration.from_dict(
-            self.card.get("calibration", {}) if self.sampler == default else {}
-        )
+        """The checkpoint's, where it was made with this sampler; else an empty one.
+
+        The checkpoint's is frozen: an episode then depends on its seed and window alone.
+        """
+        stored = self.card.get("calibration")
+        if not stored or self.sampler != SamplerConfig(window=self.sampler.window):
+            return Calibration()
+        calibration = Calibration.from_dict(stored)
+        calibration.frozen = True
+        return calibration
 
 
 def _stream(seed: int | None) -> torch.Generator:

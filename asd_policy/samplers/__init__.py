@@ -236,6 +236,8 @@ def calibrate(
             calibration=calibration,
             **options,  # type: ignore[arg-type]
         )
+        if done == 0 and chunks > 1:
+            calibration.forget_acceptance()
         progress(done + 1)
     if measure_costs:
         place = {key: options[key] for key in ("device", "dtype") if options.get(key)}

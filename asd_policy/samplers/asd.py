@@ -52,7 +52,7 @@ class _Run:
         self.memory = Memory(batch, self.num_steps, self.x)
         self.secants = Secants(batch, self.x)
         self.slopes = calibration.slopes(self.num_steps).to(self.x)
-        self.sums = None if calibration.frozen else SlopeSums(self.num_steps, self.x)
+        self.sums = None if calibration.frozen else SlopeSums(self.num_steps)
         self.clock = Clock(self.device)
 
     def index(self, rows: np.ndarray) -> Tensor:
@@ -64,6 +64,7 @@ class _Run:
             self.evaluate_current()
         width = min(self.width, self.num_steps - int(self.n.min()))
         window = Window.ahead(self.x, self.n, width, self.noise, self.tables)
+        before = None if self.sums is None else self.memory.read(window)
         points, drafts = propose(
             self.draft, window, self.memory, self.secants, self.slopes, self.denoiser
         )
@@ -71,7 +72,9 @@ class _Run:
             targets = self._targets_after_first(window, points)
         else:
             targets = self.evaluate(points[:, :-1], window.steps, window.valid)
-        self.advance(window, points, drafts, targets)
+        decided = self.advance(window, points, drafts, targets)
+        if self.sums is not None and before is not None:
+            self.sums.add(window.steps, decided, before, points[:, :-1], targets)
         self.clock.lap("verify")
 
     def evaluate(self, points: Tensor, steps: np.ndarray, valid: np.ndarray) -> Tensor:
@@ -92,7 +95,6 @@ class _Run:
         self.clock.lap("draft")
         x0 = self.denoiser(at, self.index(step), self.index(chain))
         self.clock.lap("network")
-        self._learn(flat, index, step, at, x0)
         targets = x0 if everywhere else x0.new_zeros(valid.size, at.shape[1])
         if not everywhere:
             targets.index_copy_(0, picks, x0)
@@ -103,17 +105,6 @@ class _Run:
         self.calls += valid.any(1)
         self.evaluations += valid.sum(1)
         return targets
-
-    def _learn(
-        self, flat: np.ndarray, index: Tensor, step: np.ndarray, at: Tensor, x0: Tensor
-    ) -> None:
-        """Slope sums, for later chunks only, from every step that was evaluated before."""
-        if self.sums is None:
-            return
-        known = self.index(self.memory.known[flat]).unsqueeze(1)
-        displacement = (at - self.memory.point.index_select(0, index)) * known
-        change = x0 - self.memory.value.index_select(0, index)
-        self.sums.add(self.index(step), displacement, change)
 
     def _add_secant(self, steps: np.ndarray, valid: np.ndarray, x0: Tensor) -> None:
         """How x̂0 (B, D) at the current points differs from the memory, beyond the slope."""
@@ -146,8 +137,14 @@ class _Run:
         later = self.evaluate(points[:, 1:], np.minimum(ahead, self.num_steps - 1), valid)
         return torch.cat([first, later[:, :-1]], 1)
 
-    def advance(self, window: Window, points: Tensor, drafts: Tensor, targets: Tensor) -> None:
-        """Couple every position, stop at the first rejection, move on."""
+    def advance(
+        self, window: Window, points: Tensor, drafts: Tensor, targets: Tensor
+    ) -> np.ndarray:
+        """Couple every position, stop at the first rejection, move on.
+
+        Returns:
+            (B, W) whether the draft at a position was decided upon.
+        """
         scale = self.tables.delta.index_select(0, self.index(window.steps.reshape(-1)))
         delta = (drafts - targets).mul_(scale.view(*window.steps.shape, 1))
         log_uniform = self.log_uniform.index_select(0, window.index).view(window.steps.shape)
@@ -161,13 +158,15 @@ class _Run:
         at = np.take_along_axis(window.steps, stop[:, None], 1)[:, 0]
         final = active & ~rejected & (at == self.num_steps - 1)
         self._move(window, (points, targets, delta), stop, active & ~rejected, rejected | final)
-        self._count(window, run & inner, inner, stop)
+        decided = (np.arange(run.shape[1]) <= stop[:, None]) & inner & window.valid
+        self._count(window.steps, run & decided, decided)
         self.n = np.where(active, at + 1, self.n)
         self.fresh = active & ~rejected & ~final & self.first_call
         furthest = np.take_along_axis(window.steps, np.maximum(count - 1, 0)[:, None], 1)[:, 0]
         furthest = np.minimum(furthest + self.first_call, self.num_steps - 1)
         rows = np.arange(len(at)) * self.num_steps + furthest
         self.memory.last = np.where(active, rows, self.memory.last)
+        return decided
 
     def _move(
         self,
@@ -202,14 +201,10 @@ class _Run:
         a, b, sigma = self.tables.step.index_select(0, steps).unsqueeze(2).unbind(1)
         self.x = _put(self.x, chains, (a * target).addcmul_(b, origin).addcmul_(sigma, noise))
 
-    def _count(
-        self, window: Window, accepted: np.ndarray, inner: np.ndarray, stop: np.ndarray
-    ) -> None:
-        reached = np.arange(window.steps.shape[1]) <= stop[:, None]
-        chain, position = np.nonzero(reached & inner & window.valid)
-        step = window.steps[chain, position]
-        self.decided[chain, step] += 1
-        self.accepted[chain, step] += accepted[chain, position]
+    def _count(self, steps: np.ndarray, accepted: np.ndarray, decided: np.ndarray) -> None:
+        for total, which in ((self.accepted, accepted), (self.decided, decided)):
+            chain, position = np.nonzero(which)
+            total[chain, steps[chain, position]] += 1
 
 
 def _put(x: Tensor, chains: np.ndarray, values: Tensor) -> Tensor:
@@ -250,12 +245,14 @@ def sample_asd(
         run.round()
         rounds += 1
         assert rounds <= run.num_steps, "every round must advance every chain"
-    counts = (run.calls, run.evaluations, run.accepted, run.decided)
     run.clock.lap("other")
     stats = Stats(
         "asd",
         window,
-        *(torch.from_numpy(count) for count in counts),
+        calls=torch.from_numpy(run.calls),
+        evaluations=torch.from_numpy(run.evaluations),
+        accepted=torch.from_numpy(run.accepted),
+        decided=torch.from_numpy(run.decided),
         seconds=run.clock.seconds(),
     )
     calibration.update(run.sums, stats)

@@ -21,16 +21,30 @@ CANDIDATES = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 100, 1
 
 
 class SlopeSums:
-    """Sums for a least-squares slope of x̂0 against x by step: α = Σ⟨Δx, Δx̂0⟩ / Σ‖Δx‖²."""
+    """Sums for a least-squares slope of x̂0 against x by step: α = Σ⟨Δx, Δx̂0⟩ / Σ‖Δx‖².
 
-    def __init__(self, num_steps: int, like: Tensor) -> None:
-        self.cross = like.new_zeros(num_steps)
-        self.square = like.new_zeros(num_steps)
+    Only drafts that were decided upon count. Further ahead a guess is further off, where the
+    network is no longer linear: slopes learned there made drafts worse than none.
+    """
 
-    def add(self, steps: Tensor, displacement: Tensor, change: Tensor) -> None:
-        """(N,) steps, (N, D) Δx (0 where unknown), (N, D) Δx̂0."""
-        self.cross.index_add_(0, steps, (displacement * change).sum(-1))
-        self.square.index_add_(0, steps, (displacement * displacement).sum(-1))
+    def __init__(self, num_steps: int) -> None:
+        self.cross, self.square = np.zeros(num_steps), np.zeros(num_steps)
+
+    def add(
+        self,
+        steps: np.ndarray,
+        decided: np.ndarray,
+        before: tuple[Tensor, Tensor, np.ndarray],
+        points: Tensor,
+        targets: Tensor,
+    ) -> None:
+        """(B, W) steps and decisions, what the memory held, (B, W, D) points and targets."""
+        point, value, known = before
+        displacement, change = points - point, targets - value
+        use = decided & known
+        for total, product in ((self.cross, change), (self.square, displacement)):
+            sums = (displacement * product).sum(-1).double().cpu().numpy()
+            np.add.at(total, steps[use], sums[use])
 
 
 class Calibration:
@@ -43,41 +57,55 @@ class Calibration:
     def __init__(self) -> None:
         self.chunks = 0
         self.frozen = False
-        self._cross: Tensor | None = None
-        self._square: Tensor | None = None
-        self._accepted = np.zeros(0)
-        self._decided = np.zeros(0)
+        self._cross, self._square = np.zeros((2, 0))
+        self._accepted, self._decided = np.zeros((2, 0))
         self._costs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._overhead, self._timed = 0.0, 0
+        self._overhead: float | None = None
         self._windows: dict[int, tuple[int, int]] = {}
 
     def slopes(self, num_steps: int) -> Tensor:
-        """(K,) float64 α by step; 0 where nothing is known yet. ValueError for another K."""
-        if self._cross is None or self._square is None:
-            return torch.zeros(num_steps, dtype=torch.float64)
+        """(K,) float64 α by step; 0 where nothing is known yet. ValueError for another K.
+
+        Evened out over neighbouring steps, a few of which a chunk decides upon with a memory.
+        """
+        self._check_steps(num_steps)
+        width = max(1.0, 0.04 * num_steps)
+        reach = np.arange(-int(3 * width), int(3 * width) + 1)
+        kernel = np.exp(-0.5 * (reach / width) ** 2)
+        cross, square = (
+            np.convolve(np.pad(total, len(reach) // 2), kernel, "valid")
+            for total in (self._cross, self._square)
+        )
+        return torch.from_numpy(np.where(square > 0, cross / np.maximum(square, 1e-30), 0.0))
+
+    def _check_steps(self, num_steps: int) -> None:
+        """Take the number of steps on first use; afterwards it is fixed."""
+        if not len(self._cross):
+            self._cross, self._square = np.zeros((2, num_steps))
+            self._accepted, self._decided = np.zeros((2, num_steps))
         if len(self._cross) != num_steps:
             raise ValueError(
                 f"this calibration is for {len(self._cross)} steps, the schedule has {num_steps}"
             )
-        return torch.where(self._square > 0, self._cross / self._square.clamp(min=1e-30), 0.0)
 
     def update(self, sums: SlopeSums | None, stats: Stats) -> None:
         """Take in a finished chunk; of one drawn with a frozen calibration, only its overhead."""
         rounds = max(1, int(stats.calls.max()))
         overhead = (stats.seconds["draft"] + stats.seconds["verify"]) / rounds
-        self._timed += 1
-        self._overhead += (overhead - self._overhead) / min(self._timed, 50)
+        # The least seen: the first chunks also pay for warming up.
+        self._overhead = overhead if self._overhead is None else min(overhead, self._overhead)
         if sums is None:
             return
-        cross, square = sums.cross.double().cpu(), sums.square.double().cpu()
-        if self._cross is None or self._square is None:
-            self._cross, self._square = torch.zeros_like(cross), torch.zeros_like(square)
-            self._accepted, self._decided = np.zeros(len(cross)), np.zeros(len(cross))
-        self._cross += cross
-        self._square += square
+        self._check_steps(len(sums.cross))
+        self._cross += sums.cross
+        self._square += sums.square
         self._accepted += stats.accepted.sum(0).numpy()
         self._decided += stats.decided.sum(0).numpy()
         self.chunks += 1
+
+    def forget_acceptance(self) -> None:
+        """Keep the slopes, drop the acceptance: it was measured before there were slopes."""
+        self._accepted, self._decided = self._accepted * 0, self._decided * 0
 
     # ---- cost of a network call, by rows in the batch -------------------------------------------
 
@@ -158,7 +186,7 @@ class Calibration:
         for window in CANDIDATES:
             if window > num_steps:
                 break
-            cost = self.cost(batch, np.arange(window + 1)) + self._overhead
+            cost = self.cost(batch, np.arange(window + 1)) + (self._overhead or 0.0)
             _, seconds = self.expected_rounds(window, num_steps, cost)
             if seconds < least:
                 best, least = window, seconds
@@ -168,7 +196,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Slopes and acceptance (not costs: those are the machine's), JSON-serialisable."""
-        if self._cross is None or self._square is None:
+        if not self.chunks:
             return {}
         return {
             "chunks": self.chunks,
@@ -184,8 +212,8 @@ class Calibration:
         calibration = cls()
         if values:
             calibration.chunks = int(values["chunks"])
-            calibration._cross = torch.tensor(values["slope_cross"], dtype=torch.float64)
-            calibration._square = torch.tensor(values["slope_square"], dtype=torch.float64)
+            calibration._cross = np.array(values["slope_cross"], float)
+            calibration._square = np.array(values["slope_square"], float)
             calibration._accepted = np.array(values["accepted"], float)
             calibration._decided = np.array(values["decided"], float)
         return calibration

@@ -48,11 +48,14 @@ def draw_noise(generators: Sequence[torch.Generator], num_steps: int, like: Tens
     dim = like.shape[-1]
     initial, steps, uniform = [], [], []
     for generator in generators:
-        options = {"generator": generator, "device": generator.device, "dtype": like.dtype}
-        normal = torch.randn((num_steps + 1, dim), **options)
+        normal = torch.randn(
+            (num_steps + 1, dim), generator=generator, device=generator.device, dtype=like.dtype
+        )
         initial.append(normal[0])
         steps.append(normal[1:])
-        uniform.append(torch.rand(num_steps, **options))
+        uniform.append(
+            torch.rand(num_steps, generator=generator, device=generator.device, dtype=like.dtype)
+        )
     log_uniform = torch.log1p(-torch.stack(uniform).to(like.device))
     return Noise(
         torch.stack(initial).to(like.device), torch.stack(steps).to(like.device), log_uniform

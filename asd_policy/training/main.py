@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,8 +23,9 @@ from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
 from asd_policy.policy.checkpoint import CARD_FILE, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
+from asd_policy.samplers import calibrate
 from asd_policy.schedule import Schedule
-from asd_policy.training.trainer import TrainConfig, Trainer
+from asd_policy.training.trainer import Report, TrainConfig, Trainer
 
 STATE_FILE = "train_state.pt"
 
@@ -31,7 +34,7 @@ def main_train(
     task: str = "lift",
     data: Path | None = None,
     out: Path | None = None,
-    steps: int = 10_000,
+    steps: int = 5_000,
     batch_size: int = 128,
     learning_rate: float = 6e-4,
     down_dims: tuple[int, ...] = (48, 96, 192),
@@ -88,10 +91,12 @@ def main_train(
         + (f", resumed at step {trainer.step}" if trainer.step else "")
     )
     seconds = _run(trainer, state_file, console)
+    console.print("Calibrating the drafts (slopes and acceptance) …")
     card = {
         "task": task,
         "recipe": _recipe(trainer, device, seconds),
         "training_data": _data_card(replay),
+        "calibration": _calibration(trainer),
     }
     save_checkpoint(out, trainer.checkpoint(card))
     console.print(f"Final loss {trainer.loss:.4f}. Checkpoint: {out}")
@@ -108,6 +113,31 @@ def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
 
 
 def _run(trainer: Trainer, state_file: Path, console: Console) -> float:
+    started = time.perf_counter()
+    try:
+        with _reporter(trainer, console) as report:
+            trainer.run(state_file, report)
+    except KeyboardInterrupt:
+        console.print(f"Stopped at step {trainer.step}; run the same command to go on.")
+        raise
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _reporter(trainer: Trainer, console: Console) -> Iterator[Callable[[Report], None]]:
+    """A live bar on a terminal; elsewhere a line every half minute."""
+    total = trainer.config.steps
+    if not console.is_terminal:
+        said = time.monotonic()
+
+        def say(now: Report) -> None:
+            nonlocal said
+            if time.monotonic() - said > 30 or now.step == total:
+                console.print(f"step {now.step}/{total}, loss {now.loss:.4f}")
+                said = time.monotonic()
+
+        yield say
+        return
     columns = (
         TextColumn("step"),
         MofNCompleteColumn(),
@@ -117,20 +147,24 @@ def _run(trainer: Trainer, state_file: Path, console: Console) -> float:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    started = time.perf_counter()
     with Progress(*columns, console=console, refresh_per_second=2) as progress:
-        bar = progress.add_task(
-            "train", total=trainer.config.steps, completed=trainer.step, loss=trainer.loss
-        )
-        try:
-            trainer.run(
-                state_file, lambda now: progress.update(bar, completed=now.step, loss=now.loss)
-            )
-        except KeyboardInterrupt:
-            progress.stop()
-            console.print(f"Stopped at step {trainer.step}; run the same command to go on.")
-            raise
-    return time.perf_counter() - started
+        bar = progress.add_task("train", total=total, completed=trainer.step, loss=trainer.loss)
+        yield lambda now: progress.update(bar, completed=now.step, loss=now.loss)
+
+
+def _calibration(trainer: Trainer) -> dict[str, object]:
+    """Slopes and acceptance of the averaged network, at observations of the training data."""
+    chains = 16
+    calibration = calibrate(
+        trainer.ema.network,
+        trainer.schedule,
+        shape=(chains, *trainer.policy.chunk_shape),
+        cond=trainer.conditions(chains),
+        chunks=4,
+        measure_costs=False,
+        generator=torch.Generator().manual_seed(trainer.config.seed),
+    )
+    return calibration.to_dict()
 
 
 def _recipe(trainer: Trainer, device: str, seconds: float) -> dict[str, object]:

@@ -30,7 +30,7 @@ from asd_policy.training.ema import EMA
 class TrainConfig:
     """Recipe of one training run. Learning rate: linear warm-up, then half a cosine to zero."""
 
-    steps: int = 10_000
+    steps: int = 5_000
     batch_size: int = 128
     learning_rate: float = 6e-4
     warmup_steps: int = 300
@@ -55,7 +55,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Progress:
+class Report:
     """What the trainer reports after each step; ``loss`` is a running mean."""
 
     step: int
@@ -114,6 +114,12 @@ class Trainer:
         cond = self._observations[rows[:, : self.policy.obs_horizon]].flatten(1)
         return self._actions[rows], cond, noise.to(self.device), timesteps.to(self.device)
 
+    def conditions(self, count: int) -> Tensor:
+        """(count, To·Do) normalized observations of windows spread over the data."""
+        spread = torch.linspace(0, self.num_windows - 1, count).long()
+        rows = self._windows[spread][:, : self.policy.obs_horizon].to(self.device)
+        return self._observations[rows].flatten(1)
+
     def train_step(self) -> float:
         """One optimizer step; returns its loss. Raises NonFiniteError if the loss is not finite."""
         clean, cond, noise, timesteps = self._batch()
@@ -134,14 +140,14 @@ class Trainer:
         self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
         return value
 
-    def run(self, state_file: Path, report: Callable[[Progress], None]) -> None:
+    def run(self, state_file: Path, report: Callable[[Report], None]) -> None:
         """Train to the last step, saving the state every ``save_seconds`` and on interruption."""
         saved = time.monotonic()
         self.network.train()
         try:
             while self.step < self.config.steps:
                 self.train_step()
-                report(Progress(self.step, self.loss))
+                report(Report(self.step, self.loss))
                 if time.monotonic() - saved > self.config.save_seconds:
                     self.save_state(state_file)
                     saved = time.monotonic()
