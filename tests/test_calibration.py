@@ -38,20 +38,22 @@ def costs(calibration: Calibration, batch: int, base: float, per_row: float) -> 
     return calibration
 
 
-def test_slopes_are_those_of_a_linear_denoiser() -> None:
-    """x̂0 = c[n]·x has slope c[n] everywhere; steps without pairs stay at zero."""
-    slopes = torch.linspace(0.1, 1.3, STEPS, dtype=torch.float64)
+@pytest.mark.parametrize("bend", [0.0, 0.02])
+def test_slopes_are_those_of_a_linear_denoiser(bend: float) -> None:
+    """x̂0 = c[n]·x has slope c[n]; neighbouring steps are evened out, so a ramp is bent a little."""
+    slopes = 0.5 + bend * torch.arange(STEPS, dtype=torch.float64)
     calibration = Calibration()
+    assert calibration.slopes(STEPS).tolist() == [0.0] * STEPS
 
     def network(x, timesteps, cond):  # type: ignore[no-untyped-def]
         return slopes[STEPS - 1 - timesteps].unsqueeze(1) * x
 
     config = SamplerConfig("asd", "memory", 1, 16)
     for seed in range(3):
-        run(config, network, SCHEDULE, bulk_noise(20, STEPS, 4, seed), calibration)
-    learned = calibration.slopes(STEPS)
-    assert float(learned[0]) == 0  # evaluated once in a chunk, so never twice
-    torch.testing.assert_close(learned[10:], slopes[10:], rtol=1e-9, atol=0)
+        run(config, network, SCHEDULE, bulk_noise(50, STEPS, 4, seed), calibration)
+    learned = calibration.slopes(STEPS)[10:-3]
+    tolerance = 1e-9 + 3 * bend
+    torch.testing.assert_close(learned, slopes[10:-3], rtol=0, atol=tolerance)
     assert calibration.chunks == 3
 
 

@@ -28,8 +28,8 @@ SCHEDULES = {
 
 
 def learned(schedule: Schedule, slopes: np.ndarray) -> Calibration:
-    """A calibration with given slopes."""
-    return Calibration.from_dict(
+    """A frozen calibration with slopes near the given ones."""
+    calibration = Calibration.from_dict(
         {
             "chunks": 1,
             "slope_cross": slopes.tolist(),
@@ -38,6 +38,8 @@ def learned(schedule: Schedule, slopes: np.ndarray) -> Calibration:
             "decided": [1] * schedule.num_steps,
         }
     )
+    calibration.frozen = True
+    return calibration
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -49,11 +51,12 @@ def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str) -> None
     chain, _, _ = oracle_chain(schedule)
     target = oracle_target(schedule, network)
     clip = schedule.config.clip_range if schedule.config.clip_sample else None
-    slopes = np.linspace(0.0, 1.2, num_steps).round(3)
+    calibration = learned(schedule, np.linspace(0.0, 1.2, num_steps))
+    slopes = calibration.slopes(num_steps).numpy()
     for window, batch in ((1, 2), (3, 4), (7, 5), (16, 3), (num_steps, 4)):
         noise = bulk_noise(batch, num_steps, DIM, seed=window)
         config = SamplerConfig("asd", draft, calls, window)
-        samples, stats = run(config, network, schedule, noise, learned(schedule, slopes))
+        samples, stats = run(config, network, schedule, noise, calibration)
         for i in range(batch):
             row = (noise.initial[i], noise.steps[i], noise.log_uniform[i])
             trace = slow_asd.asd(
