@@ -90,11 +90,11 @@ def main_train(
         f"episodes ({trainer.num_windows} windows), {steps} steps of {batch_size}, {device}"
         + (f", resumed at step {trainer.step}" if trainer.step else "")
     )
-    seconds = _run(trainer, state_file, console)
+    _run(trainer, state_file, console)
     console.print("Calibrating the drafts (slopes and acceptance) …")
     card = {
         "task": task,
-        "recipe": _recipe(trainer, device, seconds),
+        "recipe": _recipe(trainer, device),
         "training_data": _data_card(replay),
         "calibration": _calibration(trainer),
     }
@@ -112,15 +112,13 @@ def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
     return state_file
 
 
-def _run(trainer: Trainer, state_file: Path, console: Console) -> float:
-    started = time.perf_counter()
+def _run(trainer: Trainer, state_file: Path, console: Console) -> None:
     try:
         with _reporter(trainer, console) as report:
             trainer.run(state_file, report)
     except KeyboardInterrupt:
         console.print(f"Stopped at step {trainer.step}; run the same command to go on.")
         raise
-    return time.perf_counter() - started
 
 
 @contextmanager
@@ -167,7 +165,7 @@ def _calibration(trainer: Trainer) -> dict[str, object]:
     return calibration.to_dict()
 
 
-def _recipe(trainer: Trainer, device: str, seconds: float) -> dict[str, object]:
+def _recipe(trainer: Trainer, device: str) -> dict[str, object]:
     config = trainer.config
     return {
         "optimizer": "AdamW, betas (0.95, 0.999)",
@@ -182,7 +180,7 @@ def _recipe(trainer: Trainer, device: str, seconds: float) -> dict[str, object]:
         "seed": config.seed,
         "device": device,
         "threads": torch.get_num_threads(),
-        "seconds_of_last_session": round(seconds, 1),
+        "seconds": round(trainer.seconds, 1),
         "final_loss": round(trainer.loss, 5),
         "torch": torch.__version__,
     }

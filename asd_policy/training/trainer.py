@@ -96,7 +96,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), betas=(0.95, 0.999), weight_decay=config.weight_decay
         )
-        self.step, self.loss = 0, float("nan")
+        self.step, self.loss, self.seconds = 0, float("nan"), 0.0
 
     @property
     def num_windows(self) -> int:
@@ -142,11 +142,13 @@ class Trainer:
 
     def run(self, state_file: Path, report: Callable[[Report], None]) -> None:
         """Train to the last step, saving the state every ``save_seconds`` and on interruption."""
-        saved = time.monotonic()
+        saved, earlier = time.monotonic(), self.seconds
+        started = saved
         self.network.train()
         try:
             while self.step < self.config.steps:
                 self.train_step()
+                self.seconds = earlier + time.monotonic() - started
                 report(Report(self.step, self.loss))
                 if time.monotonic() - saved > self.config.save_seconds:
                     self.save_state(state_file)
@@ -162,6 +164,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "loss": self.loss,
+            "seconds": self.seconds,
             "identity": self._identity(),
         }
         part = path.with_suffix(".part")
@@ -191,7 +194,7 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.loss = state["step"], state["loss"]
+        self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
 
     def checkpoint(self, card: dict[str, Any]) -> Checkpoint:
         """The averaged network as a checkpoint, with ``card`` entries to be reported."""
