@@ -200,6 +200,29 @@ def test_calibrate_learns_and_measures() -> None:
     assert calibration.chunks in (2, 3)  # 2 where the sequential sampler is the faster
 
 
+def test_calibrate_forgets_the_acceptance_of_its_first_chunk() -> None:
+    """It was drawn without slopes, and would make later windows too narrow."""
+    network = Mixture(4).network(SCHEDULE)
+    options = {"shape": (4, 4), "window": 8, "measure_costs": False}
+    one, three = (
+        asd_policy.calibrate(network, SCHEDULE, chunks=chunks, **options).to_dict()
+        for chunks in (1, 3)
+    )
+    assert one["decided"] == [4] * 39 + [0]
+    assert three["decided"] == [8] * 39 + [0]
+    assert three["chunks"] == 3
+
+
+def test_the_window_is_chosen_anew_when_the_chunks_have_doubled() -> None:
+    calibration = costs(known(np.full(STEPS, 0.3)), 1, 1.0, 0.03)
+    narrow = calibration.window(1, STEPS)
+    calibration._accepted = calibration._decided.copy()
+    calibration.chunks = 99
+    assert calibration.window(1, STEPS) == narrow
+    calibration.chunks = 100
+    assert calibration.window(1, STEPS) > narrow
+
+
 def test_calibrate_takes_every_option_of_sample() -> None:
     """A float64 network is timed in float64, and a respaced chain with its own steps."""
     weight = torch.eye(4, dtype=torch.float64)

@@ -220,6 +220,58 @@ def test_last_chunks_tell_what_was_drawn() -> None:
     assert made.last_chunks == [None]
 
 
+# ---- calibration --------------------------------------------------------------------------------
+
+
+def calibrated() -> Checkpoint:
+    checkpoint = tiny_checkpoint()
+    checkpoint.card["calibration"] = {
+        "chunks": 3,
+        "slope_cross": [0.5] * 10,
+        "slope_square": [1.0] * 10,
+        "accepted": [9] * 9 + [0],
+        "decided": [10] * 9 + [0],
+    }
+    return checkpoint
+
+
+def test_the_checkpoint_s_calibration_is_used_and_not_changed() -> None:
+    """So that an episode depends on its seed alone, not on those played before it."""
+    made = DiffusionPolicy(calibrated(), SamplerConfig(window=4))
+    stored = made.calibration.to_dict()
+    assert stored == calibrated().card["calibration"]
+    first = roll(made, [3, 1])
+    assert made.calibration.to_dict() == stored
+    np.testing.assert_array_equal(roll(made, [3, 1]), first)
+
+
+@pytest.mark.parametrize("options", [{"draft": "slope"}, {"calls_per_round": 2}, {"steps": 5}])
+def test_another_sampler_starts_without_calibration(options: dict) -> None:
+    """Slopes and acceptance are those of one sampler and one number of steps."""
+    made = DiffusionPolicy(calibrated(), SamplerConfig(window=4, **options))
+    assert made.calibration.to_dict() == {}
+    made.act(observation(0.0))
+    assert made.calibration.chunks == 1
+
+
+def test_the_automatic_window_is_measured_once_for_a_batch_size() -> None:
+    checkpoint, rows = calibrated(), []
+    network = checkpoint.network
+    network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    made = DiffusionPolicy(checkpoint)
+    made.reset([0, 1, 2])
+    made.act_batch(observations([0, 1, 2], 0))
+    measured = len(rows)
+    windows = set()
+    for t in range(1, 2 * TA + 1):
+        made.act_batch(observations([0, 1, 2], t))
+        windows |= {chunk.window for chunk in made.last_chunks if chunk is not None}
+    assert measured > 20
+    assert len(rows) - measured <= 2 * 10
+    assert len(windows) == 1
+    assert 1 <= windows.pop() <= 10
+
+
 # ---- what is refused ----------------------------------------------------------------------------
 
 
