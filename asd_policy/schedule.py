@@ -76,18 +76,23 @@ class ScheduleConfig:
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
         check_choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if not (isinstance(self.num_steps, int) and self.num_steps >= 1):
+            raise ValueError(f"num_steps must be a whole number from 1 on, got {self.num_steps}")
         if self.clip_sample and not self.clip_range > 0:
             raise ValueError(f"clip_range must be positive, got {self.clip_range}")
         steps = self.inference_steps
-        if steps is not None and not 1 <= steps <= self.num_steps:
+        if steps is not None and not (isinstance(steps, int) and 1 <= steps <= self.num_steps):
             raise ValueError(
-                f"inference steps must be between 1 and the {self.num_steps} training steps, "
-                f"got {steps}"
+                f"inference steps must be a whole number between 1 and the {self.num_steps} training "
+                f"steps, got {steps}"
             )
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be between 0 and 1, got {self.eta}")
+        if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
+            raise ValueError(
+                "beta_start and beta_end must lie strictly between 0 and 1, got "
+                f"{self.beta_start} and {self.beta_end}"
+            )
         betas = self.trained_betas
         if betas is not None:
             if len(betas) != self.num_steps:

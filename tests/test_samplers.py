@@ -34,7 +34,7 @@ def sample(**options):  # type: ignore[no-untyped-def]
         ({"window": "all"}, r"window must be .*, got 'all'"),
         ({"steps": 0}, r"inference steps must be at least 1, got 0"),
         ({"steps": -2}, r"inference steps must be at least 1, got -2"),
-        ({"steps": 21}, r"inference steps must be between 1 and the 20 training steps, got 21"),
+        ({"steps": 21}, r"whole number between 1 and the 20 training steps, got 21"),
         ({"sampler": "ddim", "steps": 21}, r"the 20 training steps, got 21"),
         ({"eta": 0.0}, r"DDIM with eta=0 has none: there is nothing to couple"),
         ({"eta": 2.0}, r"eta must be between 0 and 1, got 2\.0"),
@@ -77,6 +77,16 @@ def test_samples_have_the_dtype_asked_for(sampler: str) -> None:
         drawn = sample(sampler=sampler, dtype=dtype).sample
         assert drawn.dtype == dtype
         assert drawn.shape == (3, 4)
+
+
+@pytest.mark.parametrize("sampler", ["asd", "ddpm", "ddim", "paradigms"])
+def test_samples_are_ordinary_tensors(sampler: str) -> None:
+    """They can be changed in place, and used where gradients are taken."""
+    drawn = sample(sampler=sampler).sample
+    drawn += 1
+    weight = torch.ones(4, requires_grad=True)
+    (drawn * weight).sum().backward()
+    assert weight.grad is not None
 
 
 def test_times_add_up_to_the_run() -> None:
