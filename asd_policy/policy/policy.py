@@ -193,7 +193,8 @@ class DiffusionPolicy:
 
     def _check(self, observations: Observation, batch: int) -> np.ndarray:
         """(B, Do) float32 rows, keys in the policy's order."""
-        arrays = {k: np.asarray(v, dtype=np.float32) for k, v in observations.items()}
+        with np.errstate(over="ignore"):  # found below, as an infinity
+            arrays = {k: np.asarray(v, dtype=np.float32) for k, v in observations.items()}
         expected = {k: (batch, dim) for k, dim in self.config.observation_keys.items()}
         table = difference_table(expected, {k: v.shape for k, v in arrays.items() if k in expected})
         if table:

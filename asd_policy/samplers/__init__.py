@@ -167,7 +167,8 @@ def sample(
     with torch.inference_mode():
         runner = Denoiser(denoiser, chain, tuple(shape[1:]), cond, like)
         x, stats = sample_with(config, runner, chain, noise, calibration)
-    return Result(x.view(shape), stats, calibration)
+    # A copy made out here is an ordinary tensor, which callers may change or differentiate.
+    return Result(x.clone().view(shape), stats, calibration)
 
 
 def sample_with(
