@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -165,13 +166,15 @@ class ConditionalUnet1D(nn.Module):
             embedding = torch.cat([embedding, cond], dim=-1)
         h = x.transpose(1, 2)
         skips = []
-        for first, second, down in self.down_modules:
+        for level in self.down_modules:
+            first, second, down = cast(nn.ModuleList, level)
             h = second(first(h, embedding), embedding)
             skips.append(h)
             h = down(h)
         for block in self.mid_modules:
             h = block(h, embedding)
-        for first, second, up in self.up_modules:
+        for level in self.up_modules:
+            first, second, up = cast(nn.ModuleList, level)
             h = torch.cat([h, skips.pop()], dim=1)
             h = up(second(first(h, embedding), embedding))
         return self.final_conv(h).transpose(1, 2)

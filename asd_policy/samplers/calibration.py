@@ -113,7 +113,7 @@ class Calibration:
         """Time ``call(rows)`` at the numbers of rows that windows for ``batch`` chains need.
 
         Batches are rounded up to a power of two. Larger numbers of rows are extrapolated once
-        the cost of one more has settled.
+        the cost of one more has settled, or a call takes a quarter of a second.
         """
         batch = _bucket(batch)
         rows, seconds = [], []
@@ -122,7 +122,7 @@ class Calibration:
                 break
             rows.append(batch * width)
             seconds.append(_median_seconds(call, batch * width))
-            if _settled(rows, seconds):
+            if _settled(rows, seconds) or seconds[-1] > 0.25:
                 break
         # A batch cannot cost less than a smaller one; this also evens out noise.
         self._costs[batch] = np.array(rows, float), np.maximum.accumulate(seconds)
@@ -224,7 +224,7 @@ def _bucket(batch: int) -> int:
     return 1 << (batch - 1).bit_length()
 
 
-def _median_seconds(call: Callable[[int], None], rows: int, repeats: int = 5) -> float:
+def _median_seconds(call: Callable[[int], None], rows: int, repeats: int = 3) -> float:
     call(rows)
     times = []
     for _ in range(repeats):

@@ -22,5 +22,5 @@ class EMA:
     def update(self, network: nn.Module, step: int) -> None:
         """Fold in ``network`` after optimizer step number ``step`` (from 1)."""
         decay = min(self.max_decay, 1 - (1 + step) ** -self.power)
-        ours = list(self.network.parameters())
+        ours: list[torch.Tensor] = [p.detach() for p in self.network.parameters()]
         torch._foreach_lerp_(ours, [p.detach() for p in network.parameters()], 1 - decay)

@@ -190,5 +190,5 @@ def _data_card(replay: Replay) -> dict[str, object]:
     return {
         "episodes": len(replay.episode_ends),
         "rows": len(replay.actions),
-        **{f"store_{key}": value for key, value in replay.attributes.items()},
+        "store": replay.attributes,
     }

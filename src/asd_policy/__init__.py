@@ -1,0 +1,62 @@
+"""Diffusion policies sampled exactly and fast by autospeculative decoding (ASD)."""
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+from asd_policy.errors import AsdPolicyError, CheckpointError, NonFiniteError
+
+if TYPE_CHECKING:
+    from asd_policy.policy import DiffusionPolicy
+    from asd_policy.samplers import Calibration, Result, SamplerConfig, Stats, calibrate, sample
+    from asd_policy.schedule import Schedule
+
+__version__ = "0.1.0"
+__all__ = [
+    "AsdPolicyError",
+    "Calibration",
+    "CheckpointError",
+    "DiffusionPolicy",
+    "NonFiniteError",
+    "Result",
+    "SamplerConfig",
+    "Schedule",
+    "Stats",
+    "calibrate",
+    "sample",
+]
+
+# Imported when first used: torch takes seconds to load, and `asd-policy --help` needs none of it.
+_MODULES = {
+    "asd_policy.policy": ("DiffusionPolicy",),
+    "asd_policy.samplers": (
+        "Calibration",
+        "Result",
+        "SamplerConfig",
+        "Stats",
+        "calibrate",
+        "sample",
+    ),
+    "asd_policy.schedule": ("Schedule",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# `gym.make("asd_policy:asd_policy/Lift-v0")` imports this package and expects the environments
+# to be registered; the core itself does not need gymnasium.
+if importlib.util.find_spec("gymnasium"):
+    from asd_policy.envs.registration import register_envs
+
+    register_envs()

@@ -1,0 +1,135 @@
+"""The command line: `asd-policy eval | demos | train`.
+
+Thin and lazy: a command is a function, imported when it is asked for, and its options are the
+function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
+stderr), 130 interrupted; a fault of this package keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import dis
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from asd_policy.errors import AsdPolicyError
+
+# name -> (module:function, one line)
+COMMANDS = {
+    "eval": (
+        "asd_policy.eval.command:main_eval",
+        "Roll a policy out and compare samplers: success, latency, cost.",
+    ),
+    "demos": (
+        "asd_policy.envs.demos:main_collect",
+        "Make demonstrations with a scripted expert.",
+    ),
+    "train": (
+        "asd_policy.training.main:main_train",
+        "Train a diffusion policy on demonstrations.",
+    ),
+}
+_EXTRA = "sim"
+_OF_THE_EXTRA = {
+    "gymnasium",
+    "h5py",
+    "imageio",
+    "matplotlib",
+    "mujoco",
+    "rich",
+    "robosuite",
+    "scipy",
+    "tyro",
+    "zarr",
+}
+_TRACEBACK = "ASD_POLICY_TRACEBACK"  # set it to see where a user error was raised
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"asd-policy {importlib.metadata.version('asd-policy')}")
+        return 0
+    if words[0] not in COMMANDS:
+        return _say(f"expected a command, one of {', '.join(COMMANDS)}; got {words[0]!r}")
+    try:
+        return _run(words[0], words[1:])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        if os.environ.get(_TRACEBACK) or (error.name or "").partition(".")[0] not in _OF_THE_EXTRA:
+            raise
+        return _say(
+            f"`asd-policy {words[0]}` needs {error.name}, which is not installed: "
+            f"pip install 'asd-policy[{_EXTRA}]'"
+        )
+    except (AsdPolicyError, ValueError) as error:
+        if os.environ.get(_TRACEBACK) or not _is_ours(error):
+            raise
+        return _say(str(error))
+
+
+def _run(command: str, words: Sequence[str]) -> int:
+    import tyro
+
+    module, _, name = COMMANDS[command][0].partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    # tyro parses, then calls; its own complaints leave by SystemExit(2), with the usage.
+    status = tyro.cli(function, args=words, prog=f"asd-policy {command}")
+    return status if isinstance(status, int) else 0
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: asd-policy {" + ",".join(COMMANDS) + "} [options]",
+            "",
+            "Diffusion policies for robots, sampled exactly and fast by autospeculative decoding.",
+            "",
+            *lines,
+            "",
+            "asd-policy COMMAND --help lists a command's options; --version says the version.",
+        ]
+    )
+
+
+def _say(message: str) -> int:
+    """One error on stderr, red on a terminal. Exit status 2."""
+    red, plain = ("\x1b[31m", "\x1b[0m") if _colour() else ("", "")
+    print(f"{red}error:{plain} {message}", file=sys.stderr)
+    return 2
+
+
+def _colour() -> bool:
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error is a message to the user: one of the package's own, or a ValueError that a
+    `raise` statement of this package made. One from inside a library, or from an operation such as
+    an unpacking, is a fault, and its traceback is wanted."""
+    if isinstance(error, AsdPolicyError):
+        return True
+    innermost: TracebackType | None = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is None:
+        return False
+    module = str(innermost.tb_frame.f_globals.get("__name__", ""))
+    instruction = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
+    return module.partition(".")[0] == "asd_policy" and instruction == dis.opmap["RAISE_VARARGS"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

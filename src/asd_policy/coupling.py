@@ -1,0 +1,43 @@
+"""Reflection-maximal coupling of two Gaussians with one covariance.
+
+A draft and a target step leave the same point with means that differ by σ·δ and share the noise
+scale σ. The coupling keeps the draft's proposal as often as any coupling can, 2Φ(−‖δ‖/2), and
+returns an exact sample of the target either way (Hu et al., 2025, arXiv 2505.03983, "Gaussian
+rejection sampler"; Bou-Rabee, Eberle & Zimmer, 2020, on reflection coupling).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EQUAL = 1e-10  # ‖δ‖ up to which draft and target count as equal
+
+
+def accepts(noise: Tensor, delta: Tensor, log_uniform: Tensor) -> Tensor:
+    """Whether the draft's proposal, made with ``noise``, stands.
+
+    log u ≤ log p(proposal)/q(proposal) = −⟨ξ, δ⟩ − ½‖δ‖².
+
+    Args:
+        noise: (…, D) standard normal ξ of the proposal.
+        delta: (…, D) (draft mean − target mean)/σ.
+        log_uniform: (…) log of a uniform variate.
+
+    Returns:
+        (…) booleans. A ratio that is not finite is never an accept; δ = 0 always is.
+    """
+    # −⟨ξ + δ/2, δ⟩: one reduction. δ = 0 gives 0, which no log u exceeds.
+    log_ratio = -torch.add(noise, delta, alpha=0.5).mul_(delta).sum(-1)
+    # A NaN compares false; +∞ cannot come from finite inputs and must not be an accept.
+    return (log_uniform <= log_ratio) & (log_ratio < torch.inf)
+
+
+def reflect(noise: Tensor, delta: Tensor) -> Tensor:
+    """The noise that a rejected proposal's target sample has: ξ mirrored across δ's hyperplane.
+
+    ξ − 2e⟨e, ξ⟩ with e = δ/‖δ‖; (…, D) → (…, D). Where ‖δ‖ ≤ 1e-10 the noise is unchanged.
+    """
+    square = (delta * delta).sum(-1, keepdim=True)
+    inner = (noise * delta).sum(-1, keepdim=True)
+    return noise - 2 * delta * torch.where(square <= EQUAL**2, 0.0, inner / square)

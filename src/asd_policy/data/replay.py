@@ -1,0 +1,98 @@
+"""Demonstrations in a zarr store, and the training windows cut from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asd_policy.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Episodes laid end to end.
+
+    Attributes:
+        observations: key → (T, dim) float32, what was seen before the action of the same row.
+        actions: (T, action_dim) float32.
+        episode_ends: (E,) cumulative lengths; ``episode_ends[-1] == T``.
+        attributes: how the data was made.
+    """
+
+    observations: dict[str, np.ndarray]
+    actions: np.ndarray
+    episode_ends: np.ndarray
+    attributes: dict[str, Any]
+
+    def stacked_observations(self) -> np.ndarray:
+        """(T, sum of dims) observations, keys concatenated in their order."""
+        return np.concatenate(list(self.observations.values()), axis=1)
+
+
+def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
+    """Read the arrays ``data/<key>``, ``data/action`` and ``meta/episode_ends`` into memory.
+
+    Raises:
+        DatasetError: a store that is missing, lacks arrays, has rows that do not match
+            ``episode_ends``, non-finite values, or actions outside [−1, 1].
+    """
+    import zarr  # an extra; the trainer itself runs without it
+
+    path = Path(path)
+    if not path.exists():
+        raise DatasetError(f"no demonstration store at {path}; `asd-policy demos` makes one")
+    try:
+        root = zarr.open_group(str(path), mode="r")
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise DatasetError(f"{path} is not a zarr group: {error}") from error
+    wanted = [f"data/{key}" for key in observation_keys] + ["data/action", "meta/episode_ends"]
+    missing = [name for name in wanted if name not in root]
+    if missing:
+        raise DatasetError(f"{path} lacks the arrays {', '.join(missing)}")
+    arrays = [np.asarray(root[name]) for name in wanted]  # type: ignore[arg-type]
+    *observations, actions, ends = arrays
+    replay = Replay(
+        {k: v.astype(np.float32) for k, v in zip(observation_keys, observations, strict=True)},
+        actions.astype(np.float32),
+        ends.astype(np.int64),
+        dict(root.attrs),
+    )
+    _check(replay, path)
+    return replay
+
+
+def _check(replay: Replay, path: Path) -> None:
+    ends = replay.episode_ends
+    if len(ends) == 0 or np.any(np.diff(ends, prepend=0) <= 0):
+        raise DatasetError(f"{path}: meta/episode_ends must rise from above zero")
+    for name, rows in {**replay.observations, "action": replay.actions}.items():
+        if rows.ndim != 2 or len(rows) != ends[-1]:
+            raise DatasetError(
+                f"{path}: data/{name} has shape {rows.shape}, expected ({ends[-1]}, dim)"
+            )
+        if not np.isfinite(rows).all():
+            raise DatasetError(f"{path}: data/{name} holds NaN or infinite values")
+    worst = float(np.abs(replay.actions).max())
+    if worst > 1 + 1e-6:
+        raise DatasetError(f"{path}: actions must lie in [−1, 1], found {worst:.3f}")
+
+
+def window_indices(
+    episode_ends: np.ndarray, obs_horizon: int, action_horizon: int, pred_horizon: int
+) -> np.ndarray:
+    """Rows of every training window, (N, pred_horizon), edges repeated.
+
+    A window starts up to ``obs_horizon − 1`` rows before its episode and ends up to
+    ``action_horizon − 1`` rows after it (Chi et al., 2023), so that a policy sees how it will be
+    started and what to do at the end. Its first ``obs_horizon`` rows are what the policy observes.
+    """
+    windows = []
+    starts = np.concatenate([[0], episode_ends[:-1]])
+    for start, end in zip(starts, episode_ends, strict=True):
+        first = np.arange(start - (obs_horizon - 1), end - pred_horizon + action_horizon)
+        rows = first[:, None] + np.arange(pred_horizon)
+        windows.append(rows.clip(start, end - 1))
+    return np.concatenate(windows)

@@ -1,0 +1,137 @@
+"""One scripted episode, as a pure function of (task, noise, seed, index)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from asd_policy.envs.tasks import Task
+from asd_policy.envs.world import RobosuiteEnv
+
+# Correlation of the noise from one step to the next: pushes that last a few steps and must be
+# corrected, where white noise would average out within the arm's own inertia.
+NOISE_CORRELATION = 0.8
+# Steps recorded after success, all of them upwards: the ends of the data are then well covered
+# without the standing still that policies learn to stall from.
+STEPS_AFTER_SUCCESS = 6
+MAX_STEPS = 150  # an episode that takes five times the usual is dropped
+
+
+class Expert(Protocol):
+    """What a scripted expert is: made for one episode, asked for one action a step."""
+
+    def act(self) -> np.ndarray:
+        """The action for the present state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded episode of T steps; row t is what held before action t.
+
+    Attributes:
+        observations: key to (T, dim) float32.
+        action: (T, action_dim) float32, the expert's own action for that observation.
+        executed_action: (T, action_dim) float32, the same with the noise that was added.
+        reward: (T,) float32, of the step.
+        state: (T, n) float64, MuJoCo time, qpos, qvel.
+        success: whether the task was solved, and still was at the end.
+    """
+
+    observations: dict[str, np.ndarray]
+    action: np.ndarray
+    executed_action: np.ndarray
+    reward: np.ndarray
+    state: np.ndarray
+    success: bool
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every array by its name in the store."""
+        return {
+            **self.observations,
+            "action": self.action,
+            "executed_action": self.executed_action,
+            "reward": self.reward,
+            "state": self.state,
+        }
+
+
+def load_expert(task: Task) -> Callable[[Any, np.random.Generator], Expert]:
+    """The class of the task's expert.
+
+    Raises:
+        ValueError: the task has none.
+    """
+    if task.expert is None:
+        raise ValueError(f"task {task.name!r} has no scripted expert")
+    module, name = task.expert.split(":")
+    expert: Callable[[Any, np.random.Generator], Expert] = getattr(
+        importlib.import_module(module), name
+    )
+    return expert
+
+
+def episode_seeds(seed: int, index: int) -> tuple[int, np.random.Generator, np.random.Generator]:
+    """Seed of the world, and the streams of the expert's style and of the noise."""
+    world, style, noise = np.random.SeedSequence([seed, index]).spawn(3)
+    world_seed = int(world.generate_state(1)[0])
+    return world_seed, np.random.default_rng(style), np.random.default_rng(noise)
+
+
+def run_episode(env: RobosuiteEnv, noise: float, seed: int, index: int) -> Episode:
+    """Let the expert solve one episode while noise is added to what it commands.
+
+    The recorded action is the expert's own, at the states that the noisy one leads to (DART,
+    Laskey et al. 2017): the data shows how to come back, and its labels carry no noise.
+
+    Args:
+        env: the task's environment.
+        noise: standard deviation of the added noise, in action units, per arm component; first
+            order autoregressive, see `NOISE_CORRELATION`. The gripper is left alone: it obeys
+            the sign only.
+        seed: of the collection.
+        index: of the episode.
+    """
+    world_seed, style_rng, noise_rng = episode_seeds(seed, index)
+    observation, info = env.reset(seed=world_seed)
+    expert = load_expert(env.task)(env.simulation, style_rng)
+    disturbance = Disturbance(noise, env.task.action_dim, noise_rng)
+    rows: list[dict[str, Any]] = []
+    left = STEPS_AFTER_SUCCESS
+    while len(rows) < MAX_STEPS and left > 0:
+        action = expert.act().astype(np.float32)
+        executed = disturbance.added_to(action)
+        row = {**observation, "action": action, "executed_action": executed}
+        row["state"] = env.flat_state()
+        observation, reward, solved, _, info = env.step(executed)
+        rows.append({**row, "reward": np.float32(reward)})
+        left -= solved
+    stacked = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return Episode(
+        observations={key: stacked.pop(key) for key in env.task.observation_keys},
+        success=bool(info["is_success"] and left == 0),
+        **stacked,
+    )
+
+
+class Disturbance:
+    """First-order autoregressive noise on the arm's components, started in its stationary law."""
+
+    def __init__(self, scale: float, action_dim: int, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._scale = np.full(action_dim, scale)
+        self._scale[6::7] = 0.0
+        self._value = self._scale * rng.standard_normal(action_dim)
+
+    def added_to(self, action: np.ndarray) -> np.ndarray:
+        noisy = np.clip(action + self._value, -1.0, 1.0).astype(np.float32)
+        fresh = self._scale * self._rng.standard_normal(len(action))
+        self._value = NOISE_CORRELATION * self._value + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
+        return noisy

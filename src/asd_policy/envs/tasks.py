@@ -1,0 +1,160 @@
+"""The table of simulated tasks: one row each, read by the world, the experts and the evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class ObjectField:
+    """One named piece of the `object` observation.
+
+    robosuite 1.5 changed order and sign inside `object` against 1.4.1, on which the published
+    robomimic data was made; composing it from named pieces keeps the published meaning.
+
+    Attributes:
+        name: robosuite 1.5's name of the observable.
+        dim: its length.
+        sign: factor that turns robosuite 1.5's value into the published one (+1 or -1).
+    """
+
+    name: str
+    dim: int
+    sign: float = 1.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table.
+
+    Attributes:
+        name: key in `TASKS`.
+        env_id: gymnasium id.
+        robosuite_name: name that `robosuite.make` knows.
+        horizon: control steps (20 Hz) before an episode is truncated.
+        object_fields: pieces of `object`, in published order.
+        robots: one robot model per arm.
+        env_configuration: how robosuite places several robots, None for one arm.
+        expert: "module:class" of the scripted expert, None where there is none.
+        camera: rendered by `render_mode="rgb_array"`.
+    """
+
+    name: str
+    env_id: str
+    robosuite_name: str
+    horizon: int
+    object_fields: tuple[ObjectField, ...]
+    robots: tuple[str, ...] = ("Panda",)
+    env_configuration: str | None = None
+    expert: str | None = None
+    camera: str = "agentview"
+
+    @property
+    def observation_keys(self) -> Mapping[str, int]:
+        """Observation keys in published order, each with its length."""
+        keys = {"object": sum(f.dim for f in self.object_fields)}
+        for arm in range(len(self.robots)):
+            keys[f"robot{arm}_eef_pos"] = 3
+            keys[f"robot{arm}_eef_quat"] = 4
+            keys[f"robot{arm}_gripper_qpos"] = 2
+        return MappingProxyType(keys)
+
+    @property
+    def action_dim(self) -> int:
+        """Per arm: 3 position and 3 axis-angle deltas in the world frame, 1 gripper."""
+        return 7 * len(self.robots)
+
+
+def _posed_objects(*names: str) -> tuple[ObjectField, ...]:
+    """Pose in the world, then pose in the hand's frame, of each object in turn."""
+    return tuple(
+        ObjectField(field, dim)
+        for name in names
+        for field, dim in (
+            (f"{name}_pos", 3),
+            (f"{name}_quat", 4),
+            (f"{name}_to_robot0_eef_pos", 3),
+            (f"{name}_to_robot0_eef_quat", 4),
+        )
+    )
+
+
+_ROWS = (
+    Task(
+        name="lift",
+        env_id="asd_policy/Lift-v0",
+        robosuite_name="Lift",
+        horizon=400,
+        object_fields=(
+            ObjectField("cube_pos", 3),
+            ObjectField("cube_quat", 4),
+            ObjectField("gripper_to_cube_pos", 3, sign=-1.0),
+        ),
+        expert="asd_policy.envs.experts.lift:LiftExpert",
+    ),
+    Task(
+        name="can",
+        env_id="asd_policy/Can-v0",
+        robosuite_name="PickPlaceCan",
+        horizon=400,
+        object_fields=_posed_objects("Can"),
+    ),
+    Task(
+        name="square",
+        env_id="asd_policy/Square-v0",
+        robosuite_name="NutAssemblySquare",
+        horizon=400,
+        object_fields=_posed_objects("SquareNut"),
+    ),
+    Task(
+        name="tool_hang",
+        env_id="asd_policy/ToolHang-v0",
+        robosuite_name="ToolHang",
+        horizon=700,
+        object_fields=(
+            *_posed_objects("base", "frame", "tool"),
+            ObjectField("frame_is_assembled", 1),
+            ObjectField("tool_on_frame", 1),
+        ),
+        camera="sideview",
+    ),
+    Task(
+        name="transport",
+        env_id="asd_policy/Transport-v0",
+        robosuite_name="TwoArmTransport",
+        horizon=700,
+        robots=("Panda", "Panda"),
+        env_configuration="opposed",
+        object_fields=(
+            ObjectField("payload_pos", 3),
+            ObjectField("payload_quat", 4),
+            ObjectField("trash_pos", 3),
+            ObjectField("trash_quat", 4),
+            ObjectField("lid_handle_pos", 3),
+            ObjectField("lid_handle_quat", 4),
+            ObjectField("target_bin_pos", 3),
+            ObjectField("trash_bin_pos", 3),
+            ObjectField("gripper0_to_payload", 3),
+            ObjectField("gripper0_to_lid_handle", 3),
+            ObjectField("gripper1_to_payload", 3),
+            ObjectField("gripper1_to_trash", 3),
+            ObjectField("payload_in_target_bin", 1),
+            ObjectField("trash_in_trash_bin", 1),
+        ),
+    ),
+)
+
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ROWS})
+
+
+def get_task(name: str) -> Task:
+    """The row called `name`.
+
+    Raises:
+        ValueError: no such task; the message lists those there are.
+    """
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; expected one of: {', '.join(TASKS)}")
+    return TASKS[name]

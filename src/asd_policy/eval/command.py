@@ -1,0 +1,20 @@
+"""`asd-policy eval`. Importing this is quick: torch and the simulator come when the run starts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from asd_policy.eval.options import EvalOptions
+
+
+def main_eval(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
+    """Roll a policy out, one episode for each seed and sampler, and compare the samplers.
+
+    With no options: the shipped Lift policy, sampled by ASD and by sequential DDPM on the same 20
+    seeds. Prints one table, and keeps every episode under outputs/eval/.
+    """
+    from asd_policy.eval.evaluator import evaluate
+
+    evaluate(options)

@@ -1,0 +1,201 @@
+"""An evaluation from its options to its results: the same seeds for every sampler, in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, default_folder
+from asd_policy.eval.machine import describe_machine, load_average, usable_cpus
+from asd_policy.eval.options import EvalOptions, check_options, command_line
+from asd_policy.eval.progress import RunProgress
+from asd_policy.eval.report import print_report
+from asd_policy.eval.results import summarize
+from asd_policy.eval.rollout import Env, Policy, roll_out
+from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.video import Recorder, check_rendering
+
+# What names the run's place rather than its content.
+_NOT_SETTINGS = ("out", "resume", "checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run is made of: one policy for each sampler, and the environments they share.
+
+    `checkpoint_sha256` is part of what must not change when a run is resumed; `resolved` is what
+    "auto" and the defaults came to (device, threads, precision, steps of each sampler).
+    """
+
+    policies: Mapping[str, Policy]
+    envs: Sequence[Env]
+    checkpoint_sha256: str
+    resolved: dict[str, Any]
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self.envs:
+            env.close()
+
+
+def evaluate(
+    options: EvalOptions,
+    *,
+    prepare: Callable[[EvalOptions], Setup] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run, or continue, an evaluation; print its table and return its results.
+
+    Args:
+        options: what to do; see `EvalOptions`.
+        prepare: makes policies and environments (default: `asd_policy.eval.setup.prepare`).
+        console: where the table goes (default: stdout). Progress goes to stderr.
+
+    Raises:
+        ValueError: an option that is out of range, or an unknown task.
+        CheckpointError: a checkpoint that is missing, damaged, or does not fit the task.
+        OutputExistsError: the output folder holds another run.
+        NonFiniteError: NaN or infinity from the world or the policy; finished episodes are kept.
+        KeyboardInterrupt: passed on, when what was finished is kept and summarized.
+    """
+    check_options(options)
+    console = console or _console(stderr=False)
+    prepare = prepare or _real()
+    if options.out is not None:  # refuse now, rather than after seconds of loading
+        check_folder(options.out, _settings(options), options.resume)
+    load = load_average()  # before this run adds its own
+    _say(
+        f"{options.task}: {', '.join(options.samplers)}; {_count(options.episodes)} each, "
+        "on the same seeds. Loading the policy and the simulator …"
+    )
+    with contextlib.closing(prepare(options)) as setup:
+        if options.video:
+            check_rendering(setup.envs[0])
+        with contextlib.closing(_claim(options, setup, load)) as folder:
+            try:
+                _run(options, setup, folder)
+            except BaseException:
+                _say_kept(folder, options)
+                raise
+            results = _write_results(folder)
+            print_report(console, results, folder.path)
+    return results
+
+
+def _real() -> Callable[[EvalOptions], Setup]:
+    from asd_policy.eval.setup import prepare
+
+    return prepare
+
+
+def _console(stderr: bool) -> Console:
+    """A console; where the output is no terminal, wide enough that no table is squeezed."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 110)
+
+
+def _claim(options: EvalOptions, setup: Setup, load: float | None) -> RunFolder:
+    path = options.out or default_folder(options.name or options.task)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "asd_policy": importlib.metadata.version("asd-policy"),
+        "command": command_line(options),
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "settings": _settings(options) | {"checkpoint_sha256": setup.checkpoint_sha256},
+        "samplers": {name: sampler_settings(name, options) for name in options.samplers},
+        "resolved": setup.resolved | {"cpus": usable_cpus(), "load_average": load},
+    }
+    env = describe_machine(setup.resolved)
+    return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
+
+
+def _settings(options: EvalOptions) -> dict[str, Any]:
+    """The options that make the run what it is, as they will be read back from config.json."""
+    kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_SETTINGS}
+    return json.loads(json.dumps(kept))
+
+
+def schedule(options: EvalOptions) -> Iterator[tuple[str, list[int]]]:
+    """(sampler, seeds) in the order they run: all samplers on some seeds, then the next seeds,
+    taking turns at going first, so that a machine that slows down is slow for each alike."""
+    names = options.samplers
+    seeds = range(options.seed, options.seed + options.episodes)
+    for turn, start in enumerate(range(0, len(seeds), options.num_envs)):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            yield name, list(seeds[start : start + options.num_envs])
+
+
+def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
+    done = folder.done
+    warm: set[str] = set()
+    with RunProgress(_console(stderr=True), options.samplers, options.episodes) as progress:
+        for episode in folder.episodes:
+            progress.kept(episode)
+        for name, group in schedule(options):
+            seeds = [seed for seed in group if (name, seed) not in done]
+            if not seeds:
+                continue
+            progress.begin(name, seeds)
+            episodes = roll_out(
+                setup.policies[name],
+                setup.envs,
+                seeds,
+                sampler=name,
+                cold=name not in warm,
+                recorders=_recorders(options, setup, folder.path, name, seeds),
+                on_step=progress.tick,
+            )
+            warm.add(name)
+            with contextlib.closing(episodes):
+                for episode in episodes:
+                    folder.add(episode)
+                    progress.episode(episode)
+
+
+def _recorders(
+    options: EvalOptions, setup: Setup, folder: Path, name: str, seeds: Sequence[int]
+) -> dict[int, Recorder]:
+    fps = float(setup.envs[0].metadata["render_fps"])
+    filmed = [seed for seed in seeds if seed < options.seed + options.video]
+    return {
+        seed: Recorder(folder / "videos", f"{options.task}_seed{seed}_{name}", fps)
+        for seed in filmed
+    }
+
+
+def _write_results(folder: RunFolder) -> dict[str, Any]:
+    results = summarize(*folder.kept())
+    folder.write_results(results)
+    return results
+
+
+def _say_kept(folder: RunFolder, options: EvalOptions) -> None:
+    """After a run that was cut short: what is kept, and how to go on."""
+    results = _write_results(folder)
+    finished = sum(summary["success"]["n"] for summary in results["samplers"].values())
+    if finished:
+        print_report(_console(stderr=True), results, folder.path)
+    again = command_line(dataclasses.replace(options, out=folder.path, resume=True))
+    total = options.episodes * len(options.samplers)
+    _say(
+        f"{finished} of {total} episodes were finished and are kept in {folder.path}; "
+        f"continue with\n  {again}"
+    )
+
+
+def _say(message: str) -> None:
+    _console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def _count(episodes: int) -> str:
+    return "1 episode" if episodes == 1 else f"{episodes} episodes"

@@ -1,0 +1,82 @@
+"""What the figures of a run depend on besides its settings: versions, processor, threads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import asd_policy
+
+_PACKAGES = (
+    "asd-policy",
+    "torch",
+    "numpy",
+    "mujoco",
+    "robosuite",
+    "gymnasium",
+    "safetensors",
+    "scipy",
+)
+
+
+def describe_machine(resolved: dict[str, Any]) -> dict[str, Any]:
+    """The content of env.json, for a policy with these resolved settings."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "git_commit": git_commit(Path(asd_policy.__file__).parent),
+        "cpu": cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "cpus_usable": usable_cpus(),
+        "threads": resolved["threads"],
+        "gpu": resolved["gpu"],
+        "mujoco_gl": os.environ.get("MUJOCO_GL"),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit of the checkout that holds `folder` ("-dirty" with uncommitted changes); None
+    where it is not in this package's checkout, such as in site-packages."""
+    if not (folder.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder.parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    command += ["--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def load_average() -> float | None:
+    """Processes that wanted a processor, on average over the last minute (None on Windows)."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def usable_cpus() -> int | None:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()

@@ -1,0 +1,139 @@
+"""What an evaluation is asked to do: the options of `asd-policy eval`, checked before it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+
+# Demonstrations use seeds from 0 up; evaluation starts far above, so no episode was trained on.
+HELD_OUT_SEED = 100_000
+
+SamplerName = Literal[
+    "asd",
+    "asd-slope",
+    "asd-memory",
+    "asd-frozen",
+    "asd-paper",
+    "asd-ddim",
+    "ddpm",
+    "ddim",
+    "paradigms",
+]
+SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)
+
+_SAMPLERS_HELP = (
+    "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's law in "
+    "fewer calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), asd-paper (as "
+    "published: frozen draft, two calls a round), ddpm (sequential, the reference), ddim and "
+    "paradigms (both approximate), asd-ddim (ddim's law, with --eta above 0, in fewer calls)."
+)
+_SEED_HELP = (
+    "Seed of the first episode; the others count up from it. Demonstrations use small seeds, so "
+    "the default is held out. A seed fixes scene and random stream, the same for every sampler."
+)
+_WINDOW_HELP = (
+    "Steps that asd and paradigms put into one network call; auto chooses from the measured cost."
+)
+_RESUME_HELP = (
+    "Continue the run in --out; nothing is lost or counted twice. Repeat the run's options; only "
+    "--episodes may grow."
+)
+
+
+def _arg(metavar: str | None, text: str | None = None) -> Any:
+    return tyro.conf.arg(metavar=metavar, help=text)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """An evaluation's settings. Nothing is checked here: see `check_options`."""
+
+    task: str = "lift"
+    """The task to do."""
+    checkpoint: Annotated[Path | None, _arg("DIR")] = None
+    """The policy's folder; None is the one shipped for the task."""
+    samplers: Annotated[tuple[SamplerName, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
+        "asd",
+        "ddpm",
+    )
+    episodes: int = 20
+    """Episodes of each sampler."""
+    seed: Annotated[int, _arg("INT", _SEED_HELP)] = HELD_OUT_SEED
+    window: Annotated[Literal["auto"] | int, _arg("auto|INT", _WINDOW_HELP)] = "auto"
+    steps: Annotated[int | None, _arg("INT")] = None
+    """Denoising steps, except of ddim; None is as trained."""
+    ddim_steps: int = 10
+    """Denoising steps of ddim and asd-ddim."""
+    eta: float = 0.0
+    """Noise of ddim and asd-ddim, from 0 (none) to 1 (as much as ddpm)."""
+    tolerance: float = 0.1
+    """Of paradigms: larger is faster and less exact."""
+    horizon: Annotated[int | None, _arg("INT")] = None
+    """Steps after which an episode has failed; None is the task's."""
+    num_envs: int = 1
+    """Robots driven at once, by one batched policy. Measure latency with 1."""
+    device: str = "auto"
+    """Where the policy runs: auto, cpu, cuda, cuda:1."""
+    threads: Annotated[int | None, _arg("INT")] = None
+    """CPU threads of the policy; None is torch's own choice."""
+    video: int = 0
+    """Film the first N episodes of each sampler as mp4 (needs OpenGL)."""
+    name: Annotated[str | None, _arg("STR")] = None
+    """Ends the output folder's name; None is the task."""
+    out: Annotated[Path | None, _arg("DIR")] = None
+    """Output folder; None is outputs/eval/<date>-<time>-<name>."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _RESUME_HELP)] = False
+
+
+def check_options(options: EvalOptions) -> None:
+    """Raise ValueError, naming the option, what it must be and what came."""
+    unknown = [name for name in options.samplers if name not in SAMPLER_NAMES]
+    repeated = sorted({n for n in options.samplers if options.samplers.count(n) > 1})
+    if not options.samplers or unknown:
+        got = ", ".join(unknown) or "none"
+        raise ValueError(f"--samplers takes one or more of {', '.join(SAMPLER_NAMES)}; got {got}")
+    if repeated:
+        raise ValueError(f"--samplers names each sampler once; got {', '.join(repeated)} again")
+    for name in ("episodes", "ddim_steps", "num_envs"):
+        _at_least(name, getattr(options, name), 1)
+    for name in ("steps", "horizon", "threads"):
+        if getattr(options, name) is not None:
+            _at_least(name, getattr(options, name), 1)
+    for name in ("seed", "video"):
+        _at_least(name, getattr(options, name), 0)
+    if options.window != "auto":
+        _at_least("window", options.window, 1, "auto or ")
+    if not 0.0 <= options.eta <= 1.0:
+        raise ValueError(f"--eta must be from 0 to 1, got {options.eta}")
+    if not (options.tolerance > 0.0 and math.isfinite(options.tolerance)):
+        raise ValueError(f"--tolerance must be a positive number, got {options.tolerance}")
+    if options.name is not None and (not options.name or Path(options.name).name != options.name):
+        raise ValueError(f"--name must be a plain file name, got {options.name!r}")
+    if options.resume and options.out is None:
+        raise ValueError("--resume needs --out, the folder of the run to continue; got none")
+
+
+def _at_least(name: str, value: object, least: int, or_else: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        option = "--" + name.replace("_", "-")
+        raise ValueError(f"{option} must be {or_else}a whole number, {least} or more; got {value}")
+
+
+def command_line(options: EvalOptions) -> str:
+    """The command that asks for these options (only those that differ from the defaults)."""
+    words = ["asd-policy", "eval"]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        words.append("--" + field.name.replace("_", "-"))
+        if isinstance(value, tuple):
+            words.extend(value)
+        elif value is not True:
+            words.append(str(value))
+    return shlex.join(words)

@@ -1,0 +1,163 @@
+"""results.json as a person reads it. Every number shown is in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from asd_policy.eval.samplers import is_autospeculative
+
+_MISSING = "–"
+_WIDE = 100  # columns that the one-table layout takes
+_BUSY = 0.75  # of the processors wanted by others: latencies suffer
+
+Summary = dict[str, Any]
+Column = tuple[str, Callable[[Summary], str]]  # two-line header, cell
+
+
+def print_report(console: Console, results: dict[str, Any], folder: Path) -> None:
+    """The table, and what is needed to read it."""
+    if console.width >= _WIDE:
+        tables = [_table(results, [*_COLUMNS, *_SPLIT])]
+    else:
+        tables = [_table(results, _COLUMNS), _table(results, _SPLIT)]
+    for table in tables:
+        console.print()
+        console.print(table)
+    console.print()
+    lines = [_setting(results), *_remarks(results), *_pairs(results), _time_line(results)]
+    videos = "; videos/" if (folder / "videos").is_dir() else ""
+    lines.append(f"Kept: {folder}/ (results.json: every figure above; episodes.jsonl{videos})")
+    for line in lines:
+        console.print(Text(line), soft_wrap=True, highlight=False)
+
+
+def _table(results: dict[str, Any], columns: Sequence[Column]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.add_column("\nsampler", no_wrap=True)
+    for header, _ in columns:
+        table.add_column(header, justify="right", no_wrap=True)
+    for name, summary in results["samplers"].items():
+        table.add_row(name, *(cell(summary) for _, cell in columns))
+    return table
+
+
+def _success(success: dict[str, Any]) -> str:
+    if not success["n"]:
+        return _MISSING
+    low, high = success["ci95"]
+    return f"{success['count']}/{success['n']} {100 * low:.0f}–{100 * high:.0f}%"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return _MISSING
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def _times(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:.2f}x"
+
+
+_COLUMNS: list[Column] = [
+    ("success\n95% interval", lambda s: _success(s["success"])),
+    ("calls\n/chunk", lambda s: _number(s["network_calls_per_chunk"])),
+    ("evals\n/chunk", lambda s: _number(s["network_evaluations_per_chunk"])),
+    ("chunk\np50 ms", lambda s: _number(s["chunk_latency_ms"]["p50"])),
+    ("chunk\np95 ms", lambda s: _number(s["chunk_latency_ms"]["p95"])),
+    ("step\np95 ms", lambda s: _number(s["control_step_latency_ms"]["p95"])),
+    ("speedup\nclock", lambda s: _times(s["speedup"]["wall_clock"])),
+    ("speedup\ncalls", lambda s: _times(s["speedup"]["algorithmic"])),
+]
+_SPLIT: list[Column] = [
+    ("draft\nms", lambda s: _number(s["overhead_ms_per_chunk"]["draft"])),
+    ("net\nms", lambda s: _number(s["overhead_ms_per_chunk"]["network"])),
+    ("verify\nms", lambda s: _number(s["overhead_ms_per_chunk"]["verify"])),
+    ("other\nms", lambda s: _number(s["overhead_ms_per_chunk"]["other"])),
+]
+
+
+def _setting(results: dict[str, Any]) -> str:
+    resolved, seeds = results["resolved"], results["seeds"]
+    ends = [str(seed) for seed in sorted({seeds["first"], seeds["last"]})]
+    steps = {resolved["steps"][name] for name in results["samplers"] if "ddim" not in name}
+    parts = [
+        results["task"],
+        f"seed{'s' * (seeds['count'] > 1)} {'–'.join(ends)}",
+        *(f"K={k}" for k in sorted(steps)),
+        *_windows(results),
+        resolved["device"],
+        f"{resolved['threads']} thread" + "s" * (resolved["threads"] != 1),
+        resolved["precision"],
+    ]
+    if results["num_envs"] > 1:
+        parts.append(f"{results['num_envs']} robots in one batch (latency is not one robot's)")
+    return "Setting: " + ", ".join(parts)
+
+
+def _windows(results: dict[str, Any]) -> list[str]:
+    samplers_of: dict[str, list[str]] = {}
+    for name, summary in results["samplers"].items():
+        window = summary["window"]
+        if window is not None and window["chosen"] is not None:
+            text = f"window {window['chosen']}" + " (auto)" * (window["requested"] == "auto")
+            samplers_of.setdefault(text, []).append(name)
+    if len(samplers_of) <= 1:
+        return list(samplers_of)
+    return [f"{text} for {'/'.join(names)}" for text, names in samplers_of.items()]
+
+
+def _remarks(results: dict[str, Any]) -> list[str]:
+    """What the figures alone would not say."""
+    lines = [
+        f"{name}: no window pays for itself here, by measured cost, so it sampled sequentially."
+        for name, summary in results["samplers"].items()
+        if is_autospeculative(name)
+        and summary["window"]["requested"] == "auto"
+        and summary["window"]["chosen"] == 1
+    ]
+    firsts = [
+        f"{name} {_number(summary['chunk_latency_ms']['first'])} ms"
+        for name, summary in results["samplers"].items()
+        if summary["chunk_latency_ms"]["first"] is not None
+    ]
+    if firsts:
+        lines.append(f"First chunk, apart from all other figures: {', '.join(firsts)}")
+    load, cpus = results["resolved"]["load_average"], results["resolved"]["cpus"]
+    if load is not None and cpus and load > _BUSY * cpus:
+        lines.append(
+            f"The machine was busy when the run began (load {load:.1f} on {cpus} processors): "
+            "latencies and the speedup by the clock are not those of a free machine."
+        )
+    if not results["complete"]:
+        lines.append("This run is not complete: the figures are of the episodes finished so far.")
+    return lines
+
+
+def _pairs(results: dict[str, Any]) -> list[str]:
+    """Each sampler against ddpm (without it, the first); the file has every pair."""
+    names = list(results["samplers"])
+    reference = "ddpm" if "ddpm" in names else names[0]
+    return [
+        f"Same seeds, {pair['a']} and {pair['b']}: both succeeded {pair['both']}, "
+        f"only {pair['a']} {pair['only_a']}, only {pair['b']} {pair['only_b']}, "
+        f"neither {pair['neither']}"
+        for pair in results["paired"]
+        if pair["n"] and reference in (pair["a"], pair["b"])
+    ]
+
+
+def _time_line(results: dict[str, Any]) -> str:
+    shares = []
+    for name, summary in results["samplers"].items():
+        time = summary["time"]
+        if time["total_s"]:
+            named = [f"{part} {100 * share:.0f}%" for part, share in time["share"].items() if share]
+            shares.append(f"{name} {time['total_s']:.1f} s ({', '.join(named)})")
+    return "Time: " + (", ".join(shares) or "none")

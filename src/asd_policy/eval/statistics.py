@@ -1,0 +1,78 @@
+"""The statistics that an evaluation reports, each a few lines over NumPy or SciPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+def success_rate(count: int, n: int) -> dict[str, Any]:
+    """Count, n, rate, and the 95% Wilson score interval (Wilson 1927): it stays inside [0, 1] and
+    is honest for 20 successes out of 20, where the normal interval has no width."""
+    if n == 0:
+        return {"count": 0, "n": 0, "rate": None, "ci95": None}
+    interval = stats.binomtest(count, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return {
+        "count": count,
+        "n": n,
+        "rate": count / n,
+        "ci95": [float(interval.low), float(interval.high)],
+    }
+
+
+def paired_success(a: dict[int, bool], b: dict[int, bool]) -> dict[str, Any]:
+    """Two samplers on the seeds that both have done. `p_value`: exact McNemar, two-sided, of the
+    hypothesis that a discordant seed favours either sampler with equal chance (None without any).
+    """
+    seeds = sorted(a.keys() & b.keys())
+    only_a = sum(a[s] and not b[s] for s in seeds)
+    only_b = sum(b[s] and not a[s] for s in seeds)
+    both = sum(a[s] and b[s] for s in seeds)
+    discordant = only_a + only_b
+    p_value = float(stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else None
+    return {
+        "n": len(seeds),
+        "both": both,
+        "only_a": only_a,
+        "only_b": only_b,
+        "neither": len(seeds) - both - discordant,
+        "p_value": p_value,
+    }
+
+
+def latency_ms(first_s: float | None, rest_s: Sequence[float]) -> dict[str, float | None]:
+    """Milliseconds: `first`, which pays for warm-up, apart; the others over the rest alone."""
+    summary: dict[str, float | None] = {
+        "first": None if first_s is None else 1e3 * first_s,
+        "mean": None,
+        "p50": None,
+        "p95": None,
+        "p99": None,
+        "max": None,
+    }
+    if len(rest_s):
+        values = 1e3 * np.asarray(rest_s, dtype=np.float64)
+        p50, p95, p99 = np.percentile(values, [50, 95, 99])
+        summary |= {
+            "mean": float(values.mean()),
+            "p50": float(p50),
+            "p95": float(p95),
+            "p99": float(p99),
+            "max": float(values.max()),
+        }
+    return summary
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, or None of nothing."""
+    return float(np.mean(values)) if len(values) else None
+
+
+def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    """A quotient, or None where either is missing or the divisor is zero."""
+    if numerator is None or not denominator:
+        return None
+    return numerator / denominator

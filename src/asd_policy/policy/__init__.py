@@ -1,0 +1,19 @@
+"""Diffusion policies: normalization, horizons, checkpoints, control."""
+
+from asd_policy.policy.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_card
+from asd_policy.policy.config import PolicyConfig
+from asd_policy.policy.normalizer import Normalizer
+from asd_policy.policy.policy import ChunkStats, DiffusionPolicy
+from asd_policy.samplers import SamplerConfig
+
+__all__ = [
+    "Checkpoint",
+    "ChunkStats",
+    "DiffusionPolicy",
+    "Normalizer",
+    "PolicyConfig",
+    "SamplerConfig",
+    "load_checkpoint",
+    "save_checkpoint",
+    "update_card",
+]

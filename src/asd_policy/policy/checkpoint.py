@@ -1,0 +1,181 @@
+"""Checkpoints: a folder with ``model.safetensors`` and ``card.json``. Loading never unpickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from asd_policy.errors import CheckpointError
+from asd_policy.policy.config import PolicyConfig
+from asd_policy.policy.normalizer import Normalizer
+from asd_policy.schedule import Schedule
+
+FORMAT_VERSION = 1
+MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
+# What the entries of a malformed card make the constructors raise.
+_MALFORMED = (
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError,
+)  # fmt: skip
+_PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".pkl", ".bin"}
+
+
+@dataclass
+class Checkpoint:
+    """A trained policy: weights and everything needed to run them.
+
+    ``card`` holds what is only reported: task, training data and recipe, measured success,
+    calibration of the drafts.
+    """
+
+    network: nn.Module
+    config: PolicyConfig
+    schedule: Schedule
+    observation_normalizer: Normalizer
+    action_normalizer: Normalizer
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
+    """Write the folder: weights first, then the card with the weights' SHA-256."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().cpu().contiguous() for k, v in checkpoint.network.state_dict().items()}
+    blob = save(weights)
+    card = {
+        "format": "asd-policy checkpoint",
+        "format_version": FORMAT_VERSION,
+        **{k: v for k, v in checkpoint.card.items() if k not in _STRUCTURE},
+        "policy": checkpoint.config.to_dict(),
+        "schedule": checkpoint.schedule.to_dict(),
+        "normalizer": {
+            "observation": checkpoint.observation_normalizer.to_dict(),
+            "action": checkpoint.action_normalizer.to_dict(),
+        },
+        "sha256": hashlib.sha256(blob).hexdigest(),
+    }
+    _replace(folder / MODEL_FILE, blob)
+    _replace(folder / CARD_FILE, (json.dumps(card, indent=1) + "\n").encode())
+    return folder
+
+
+_STRUCTURE = ("format", "format_version", "policy", "schedule", "normalizer", "sha256")
+
+
+def update_card(folder: str | Path, **entries: Any) -> None:
+    """Add or replace reported entries (success, calibration …) of a card on disk."""
+    folder = Path(folder)
+    card = read_card(folder)
+    card.update({k: v for k, v in entries.items() if k not in _STRUCTURE})
+    _replace(folder / CARD_FILE, (json.dumps(card, indent=1) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """The card of a checkpoint folder, its format checked.
+
+    Raises:
+        CheckpointError: no such folder, a pickle instead of a folder, an unreadable card, or a
+            format this version does not know.
+    """
+    folder = Path(folder)
+    if folder.is_file() or folder.suffix in _PICKLE_SUFFIXES:
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder: expected a folder with {MODEL_FILE} and "
+            f"{CARD_FILE}; pickled files are never opened, because unpickling runs their code"
+        )
+    for name in (CARD_FILE, MODEL_FILE):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"no checkpoint at {folder}: it has no {name}")
+    try:
+        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CARD_FILE} is not valid JSON: {error}") from error
+    version = card.get("format_version") if isinstance(card, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder / CARD_FILE}: expected format_version {FORMAT_VERSION}, got {version!r}"
+        )
+    return card
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Load and verify a checkpoint folder.
+
+    Raises:
+        CheckpointError: besides the cases of :func:`read_card`: weights whose SHA-256 is not the
+            card's, a truncated file, weights that do not fit the architecture (all differences
+            in one table), or a card with missing or invalid entries.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    blob = (folder / MODEL_FILE).read_bytes()
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != card.get("sha256"):
+        raise CheckpointError(
+            f"{folder / MODEL_FILE} was changed or cut short: expected SHA-256 "
+            f"{card.get('sha256')}, got {digest}"
+        )
+    try:
+        weights = load(blob)
+        config = PolicyConfig.from_dict(card["policy"])
+        schedule = Schedule.from_dict(card["schedule"])
+        observation = Normalizer.from_dict(card["normalizer"]["observation"])
+        action = Normalizer.from_dict(card["normalizer"]["action"])
+        network = config.build_network()
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{folder / MODEL_FILE} is not a safetensors file: {error}"
+        ) from error
+    except _MALFORMED as error:
+        reason = f"missing entry {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{folder / CARD_FILE}: {reason}") from error
+    _check_dims(folder, config, observation, action)
+    expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+    table = difference_table(expected, {k: tuple(v.shape) for k, v in weights.items()})
+    if table:
+        raise CheckpointError(f"{folder / MODEL_FILE} does not fit its card:\n{table}")
+    network.load_state_dict(weights)
+    return Checkpoint(network.eval(), config, schedule, observation, action, card)
+
+
+def _check_dims(folder: Path, config: PolicyConfig, obs: Normalizer, action: Normalizer) -> None:
+    for what, got, expected in (
+        ("observation", obs.dim, config.observation_dim),
+        ("action", action.dim, config.action_dim),
+    ):
+        if got != expected:
+            raise CheckpointError(
+                f"{folder / CARD_FILE}: expected {expected} {what} normalizer columns, got {got}"
+            )
+
+
+def difference_table(
+    expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]
+) -> str:
+    """One table of missing, unexpected and wrongly shaped names; empty if there is none."""
+    rows = [(k, "missing", str(v), "-") for k, v in expected.items() if k not in got]
+    rows += [(k, "unexpected", "-", str(v)) for k, v in got.items() if k not in expected]
+    rows += [
+        (k, "wrong shape", str(v), str(got[k]))
+        for k, v in expected.items()
+        if k in got and got[k] != v
+    ]
+    if not rows:
+        return ""
+    rows.insert(0, ("name", "problem", "expected", "got"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join("  " + line.rstrip() for line in lines)

@@ -1,0 +1,91 @@
+"""What a policy is made of, apart from its weights: the content of a checkpoint's card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from asd_policy.networks import ConditionalUnet1D
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Architecture and horizons of a diffusion policy.
+
+    Attributes:
+        observation_keys: key → dimension, in the order in which they are concatenated.
+        action_dim: numbers in one action.
+        obs_horizon: To, observations that condition a chunk.
+        action_horizon: Ta, actions executed of each chunk.
+        pred_horizon: Tp, actions in a chunk.
+        down_dims, step_embed_dim, kernel_size, n_groups: of the ``ConditionalUnet1D``.
+    """
+
+    observation_keys: Mapping[str, int]
+    action_dim: int
+    obs_horizon: int = 2
+    action_horizon: int = 8
+    pred_horizon: int = 16
+    down_dims: tuple[int, ...] = (256, 512, 1024)
+    step_embed_dim: int = 256
+    kernel_size: int = 5
+    n_groups: int = 8
+    architecture: str = field(default="ConditionalUnet1D", init=False)
+
+    def __post_init__(self) -> None:
+        if min(self.obs_horizon, self.action_horizon, self.pred_horizon) < 1:
+            raise ValueError(f"horizons must be at least 1, got {self.horizons}")
+        if self.obs_horizon - 1 + self.action_horizon > self.pred_horizon:
+            raise ValueError(
+                "the chunk is too short: obs_horizon − 1 + action_horizon must be at most "
+                f"pred_horizon, got {self.horizons}"
+            )
+        multiple = 2 ** (len(self.down_dims) - 1)
+        if self.pred_horizon % multiple:
+            raise ValueError(
+                f"pred_horizon must be a multiple of {multiple} for {len(self.down_dims)} "
+                f"resolutions, got {self.pred_horizon}"
+            )
+
+    @property
+    def horizons(self) -> tuple[int, int, int]:
+        """(To, Ta, Tp)."""
+        return self.obs_horizon, self.action_horizon, self.pred_horizon
+
+    @property
+    def observation_dim(self) -> int:
+        return sum(self.observation_keys.values())
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        return self.pred_horizon, self.action_dim
+
+    def build_network(self) -> ConditionalUnet1D:
+        """A network with fresh weights."""
+        return ConditionalUnet1D(
+            self.action_dim,
+            self.obs_horizon * self.observation_dim,
+            self.step_embed_dim,
+            self.down_dims,
+            self.kernel_size,
+            self.n_groups,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        values["observation_keys"] = [
+            {"name": name, "shape": [dim]} for name, dim in self.observation_keys.items()
+        ]
+        values["down_dims"] = list(self.down_dims)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PolicyConfig:
+        """Inverse of :meth:`to_dict`. Raises ValueError for another architecture."""
+        rest = dict(values)
+        architecture = rest.pop("architecture", None)
+        if architecture != "ConditionalUnet1D":
+            raise ValueError(f"expected architecture 'ConditionalUnet1D', got {architecture!r}")
+        keys = {item["name"]: int(item["shape"][0]) for item in rest.pop("observation_keys")}
+        return cls(keys, **{**rest, "down_dims": tuple(rest["down_dims"])})

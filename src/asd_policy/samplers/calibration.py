@@ -1,0 +1,241 @@
+"""What a sampler learns from chunks it has finished: slopes, acceptance, cost, and the window.
+
+Everything here comes from earlier chunks or from outside them, so that using it in a chunk keeps
+that chunk's law (a statistic of a chunk's own later noise would not).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asd_policy.samplers.result import Stats
+
+DEFAULT_WINDOW = 16  # before anything has been measured
+CANDIDATES = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 100, 128)
+
+
+class SlopeSums:
+    """Sums for a least-squares slope of x̂0 against x by step: α = Σ⟨Δx, Δx̂0⟩ / Σ‖Δx‖².
+
+    Only drafts that were decided upon count. Further ahead a guess is further off, where the
+    network is no longer linear: slopes learned there made drafts worse than none.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        self.cross, self.square = np.zeros(num_steps), np.zeros(num_steps)
+
+    def add(
+        self,
+        steps: np.ndarray,
+        decided: np.ndarray,
+        before: tuple[Tensor, Tensor, np.ndarray],
+        points: Tensor,
+        targets: Tensor,
+    ) -> None:
+        """(B, W) steps and decisions, what the memory held, (B, W, D) points and targets."""
+        point, value, known = before
+        displacement, change = points - point, targets - value
+        use = decided & known
+        for total, product in ((self.cross, change), (self.square, displacement)):
+            sums = (displacement * product).sum(-1).double().cpu().numpy()
+            np.add.at(total, steps[use], sums[use])
+
+
+class Calibration:
+    """Slopes, acceptance by step and network cost, kept between chunks.
+
+    One object serves one denoiser and one number of steps. It is updated after each chunk, unless
+    it is ``frozen``: then a chunk depends on its seed and window alone, not on those before it.
+    """
+
+    def __init__(self) -> None:
+        self.chunks = 0
+        self.frozen = False
+        self._cross, self._square = np.zeros((2, 0))
+        self._accepted, self._decided = np.zeros((2, 0))
+        self._costs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._overhead: float | None = None
+        self._windows: dict[int, tuple[int, int]] = {}
+
+    def slopes(self, num_steps: int) -> Tensor:
+        """(K,) float64 α by step; 0 where nothing is known yet. ValueError for another K.
+
+        Evened out over neighbouring steps, a few of which a chunk decides upon with a memory.
+        """
+        self._check_steps(num_steps)
+        width = max(1.0, 0.04 * num_steps)
+        reach = np.arange(-int(3 * width), int(3 * width) + 1)
+        kernel = np.exp(-0.5 * (reach / width) ** 2)
+        cross, square = (
+            np.convolve(np.pad(total, len(reach) // 2), kernel, "valid")
+            for total in (self._cross, self._square)
+        )
+        return torch.from_numpy(np.where(square > 0, cross / np.maximum(square, 1e-30), 0.0))
+
+    def _check_steps(self, num_steps: int) -> None:
+        """Take the number of steps on first use; afterwards it is fixed."""
+        if not len(self._cross):
+            self._cross, self._square = np.zeros((2, num_steps))
+            self._accepted, self._decided = np.zeros((2, num_steps))
+        if len(self._cross) != num_steps:
+            raise ValueError(
+                f"this calibration is for {len(self._cross)} steps, the schedule has {num_steps}"
+            )
+
+    def update(self, sums: SlopeSums | None, stats: Stats) -> None:
+        """Take in a finished chunk; of one drawn with a frozen calibration, only its overhead."""
+        rounds = max(1, int(stats.calls.max()))
+        overhead = (stats.seconds["draft"] + stats.seconds["verify"]) / rounds
+        # The least seen: the first chunks also pay for warming up.
+        self._overhead = overhead if self._overhead is None else min(overhead, self._overhead)
+        if sums is None:
+            return
+        self._check_steps(len(sums.cross))
+        self._cross += sums.cross
+        self._square += sums.square
+        self._accepted += stats.accepted.sum(0).numpy()
+        self._decided += stats.decided.sum(0).numpy()
+        self.chunks += 1
+
+    def forget_acceptance(self) -> None:
+        """Keep the slopes, drop the acceptance: it was measured before there were slopes."""
+        self._accepted, self._decided = self._accepted * 0, self._decided * 0
+
+    # ---- cost of a network call, by rows in the batch -------------------------------------------
+
+    def measure_costs(self, batch: int, num_steps: int, call: Callable[[int], None]) -> None:
+        """Time ``call(rows)`` at the numbers of rows that windows for ``batch`` chains need.
+
+        Batches are rounded up to a power of two. Larger numbers of rows are extrapolated once
+        the cost of one more has settled.
+        """
+        batch = _bucket(batch)
+        rows, seconds = [], []
+        for width in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128):
+            if width > num_steps and width > 1:
+                break
+            rows.append(batch * width)
+            seconds.append(_median_seconds(call, batch * width))
+            if _settled(rows, seconds):
+                break
+        # A batch cannot cost less than a smaller one; this also evens out noise.
+        self._costs[batch] = np.array(rows, float), np.maximum.accumulate(seconds)
+
+    def has_costs(self, batch: int) -> bool:
+        """Whether :meth:`measure_costs` has been called for this many chains."""
+        return _bucket(batch) in self._costs
+
+    def cost(self, batch: int, width: float | np.ndarray) -> np.ndarray:
+        """Seconds of a call on ``batch``·``width`` rows, interpolated or linearly extended."""
+        rows, seconds = self._costs[_bucket(batch)]
+        wanted = np.asarray(width, float) * batch
+        inside = np.interp(wanted, rows, seconds)
+        if len(rows) < 2:
+            return inside * np.maximum(1, wanted / rows[-1])
+        tail = (seconds[-1] - seconds[-2]) / (rows[-1] - rows[-2])
+        return inside + np.maximum(0, wanted - rows[-1]) * max(tail, 0.0)
+
+    # ---- the window ------------------------------------------------------------------------------
+
+    def expected_rounds(self, window: int, num_steps: int, cost: np.ndarray) -> tuple[float, float]:
+        """Expected rounds and seconds of a chunk, from the acceptance by step of past chunks.
+
+        Works back from the end: from step n, the round's window ends at the first rejection.
+        ``cost``: (window+1,) seconds of a round that evaluates that many steps.
+        """
+        seen = self._decided + 2.0
+        accept = (self._accepted + 2.0 * self._prior()) / seen
+        accept = np.append(accept[: num_steps - 1], 1.0)
+        rounds, seconds = np.zeros(num_steps + 1), np.zeros(num_steps + 1)
+        for n in range(num_steps - 1, -1, -1):
+            width = min(window, num_steps - n)
+            reach = np.concatenate([[1.0], np.cumprod(accept[n : n + width])])
+            stop = reach[:-1] * (1 - accept[n : n + width])
+            after = slice(n + 1, n + width + 1)
+            rounds[n] = 1 + stop @ rounds[after] + reach[-1] * rounds[n + width]
+            seconds[n] = cost[width] + stop @ seconds[after] + reach[-1] * seconds[n + width]
+        return float(rounds[0]), float(seconds[0])
+
+    def _prior(self) -> float:
+        total = self._decided.sum()
+        return float(self._accepted.sum() / total) if total else 0.9
+
+    def window(self, batch: int, num_steps: int) -> int:
+        """θ that minimises the expected time of a chunk for ``batch`` chains; 1 is sequential.
+
+        Chosen anew when the number of finished chunks has doubled.
+        """
+        if not self.chunks or not self.has_costs(batch):
+            return min(DEFAULT_WINDOW, num_steps)
+        batch = _bucket(batch)
+        chosen = self._windows.get(batch)
+        if chosen is None or self.chunks >= 2 * chosen[1]:
+            chosen = (self._best_window(batch, num_steps), self.chunks)
+            self._windows[batch] = chosen
+        return chosen[0]
+
+    def _best_window(self, batch: int, num_steps: int) -> int:
+        sequential = num_steps * float(self.cost(batch, 1))
+        best, least = 1, 0.97 * sequential  # a tie goes to the sequential sampler
+        for window in CANDIDATES:
+            if window > num_steps:
+                break
+            cost = self.cost(batch, np.arange(window + 1)) + (self._overhead or 0.0)
+            _, seconds = self.expected_rounds(window, num_steps, cost)
+            if seconds < least:
+                best, least = window, seconds
+        return best
+
+    # ---- storage ---------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Slopes and acceptance (not costs: those are the machine's), JSON-serialisable."""
+        if not self.chunks:
+            return {}
+        return {
+            "chunks": self.chunks,
+            "slope_cross": [round(v, 6) for v in self._cross.tolist()],
+            "slope_square": [round(v, 6) for v in self._square.tolist()],
+            "accepted": [int(v) for v in self._accepted],
+            "decided": [int(v) for v in self._decided],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """Inverse of :meth:`to_dict`; an empty mapping gives an empty calibration."""
+        calibration = cls()
+        if values:
+            calibration.chunks = int(values["chunks"])
+            calibration._cross = np.array(values["slope_cross"], float)
+            calibration._square = np.array(values["slope_square"], float)
+            calibration._accepted = np.array(values["accepted"], float)
+            calibration._decided = np.array(values["decided"], float)
+        return calibration
+
+
+def _bucket(batch: int) -> int:
+    """The next power of two, so that a changing number of chains is measured a few times only."""
+    return 1 << (batch - 1).bit_length()
+
+
+def _median_seconds(call: Callable[[int], None], rows: int, repeats: int = 5) -> float:
+    call(rows)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call(rows)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def _settled(rows: list[int], seconds: list[float]) -> bool:
+    """Whether time is already proportional to rows, so that larger batches need no measuring."""
+    if len(rows) < 3 or seconds[-1] < 0.02:
+        return False
+    return seconds[-1] / rows[-1] > 0.9 * seconds[-2] / rows[-2]

@@ -1,0 +1,138 @@
+"""What every sampler takes and returns: injected noise, statistics, time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+PHASES = ("draft", "network", "verify", "other")
+Streams = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class Noise:
+    """All randomness of one chunk, drawn before it starts.
+
+    Attributes:
+        initial: (B, D) x at the first step. steps: (B, K, D) ξ. log_uniform: (B, K) log u.
+    """
+
+    initial: Tensor
+    steps: Tensor
+    log_uniform: Tensor
+
+
+def streams(generator: Streams, batch: int) -> list[torch.Generator]:
+    """One random stream per chain: those given, or ``batch`` new ones seeded from the one given.
+
+    Raises:
+        ValueError: as many generators as chains were expected and another number came.
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) != batch:
+            raise ValueError(
+                f"expected {batch} generators, one for each chain; got {len(generator)}"
+            )
+        return list(generator)
+    device = "cpu" if generator is None else generator.device
+    seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=device).tolist()
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def draw_noise(generators: Sequence[torch.Generator], num_steps: int, like: Tensor) -> Noise:
+    """Noise for chains of D = ``like.shape[-1]`` numbers, each from its own stream."""
+    dim = like.shape[-1]
+    initial, steps, uniform = [], [], []
+    for generator in generators:
+        normal = torch.randn(
+            (num_steps + 1, dim), generator=generator, device=generator.device, dtype=like.dtype
+        )
+        initial.append(normal[0])
+        steps.append(normal[1:])
+        uniform.append(
+            torch.rand(num_steps, generator=generator, device=generator.device, dtype=like.dtype)
+        )
+    log_uniform = torch.log1p(-torch.stack(uniform).to(like.device))
+    return Noise(
+        torch.stack(initial).to(like.device), torch.stack(steps).to(like.device), log_uniform
+    )
+
+
+class Clock:
+    """Splits a run's time into phases: ``lap(phase)`` ends a stretch that belonged to it.
+
+    On a GPU the marks are events, read once at the end, so that timing adds no synchronization.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = [("", self._now())]
+
+    def _now(self) -> float | torch.cuda.Event:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def lap(self, phase: str) -> None:
+        self._marks.append((phase, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase; their sum is the whole run."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        total = dict.fromkeys(PHASES, 0.0)
+        for (_, before), (phase, after) in zip(self._marks[:-1], self._marks[1:], strict=True):
+            total[phase] += _elapsed(before, after)
+        return total
+
+
+def _elapsed(before: float | torch.cuda.Event, after: float | torch.cuda.Event) -> float:
+    if isinstance(before, float):
+        assert isinstance(after, float)
+        return after - before
+    return before.elapsed_time(after) / 1000  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What one run cost.
+
+    Attributes:
+        sampler: name with which the sample was drawn.
+        window: θ, steps guessed ahead in a round (1: sequential).
+        calls: (B,) sequential network calls that each chain took part in.
+        evaluations: (B,) network evaluations (rows) spent on each chain.
+        accepted, decided: (B, K) 1 where a draft of that step was accepted, or decided upon.
+        seconds: time of the whole run in "draft", "network", "verify" and "other".
+    """
+
+    sampler: str
+    window: int
+    calls: Tensor
+    evaluations: Tensor
+    accepted: Tensor
+    decided: Tensor
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rejections(self) -> Tensor:
+        """(B,) rejected drafts."""
+        return (self.decided - self.accepted).sum(1)
+
+    @property
+    def acceptance(self) -> Tensor:
+        """(K,) share of accepted drafts by step, over the chains; NaN where none was decided."""
+        return self.accepted.sum(0) / self.decided.sum(0)
+
+
+def sequential_stats(sampler: str, batch: int, num_steps: int, clock: Clock) -> Stats:
+    """Statistics of a sampler that takes one call a step and drafts nothing."""
+    calls = torch.full((batch,), num_steps)
+    zeros = torch.zeros((batch, num_steps), dtype=torch.long)
+    return Stats(sampler, 1, calls, calls.clone(), zeros, zeros.clone(), clock.seconds())

@@ -1,0 +1,236 @@
+"""Noise schedules as float64 tables, one row for each step of the reverse chain.
+
+With x̂0(x) the network's clipped prediction of the clean sample, every step of a DDPM (Ho et al.,
+2020, eqs. 6-7) and of a DDIM with noise (Song et al., 2021, eq. 12) is
+
+    x[n+1] = a[n]·x̂0(x[n]) + b[n]·x[n] + sigma[n]·ξ[n],    ξ[n] ~ N(0, I),    n = 0 … K−1,
+
+with n counted in the order in which steps are taken (a DDPM's index is t = K−1−n).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+VARIANCE_TYPES = ("fixed_small", "fixed_large")
+TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise a ValueError that lists ``choices`` unless ``value`` is one of them."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {listed}; got {value!r}")
+
+
+def _betas(kind: str, num_steps: int, start: float, end: float) -> Tensor:
+    if kind == "linear":
+        return torch.linspace(start, end, num_steps, dtype=torch.float64)
+    if kind == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, num_steps, dtype=torch.float64) ** 2
+    # Nichol & Dhariwal (2021), eq. 17; betas capped at 0.999.
+    u = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+
+
+def _spaced_timesteps(num_steps: int, steps: int, spacing: str) -> Tensor:
+    """Training timesteps that are visited, in descending order, as diffusers spaces them."""
+    if spacing == "linspace":
+        grid = torch.linspace(0, num_steps - 1, steps, dtype=torch.float64).round()
+    elif spacing == "leading":
+        grid = torch.arange(steps, dtype=torch.float64) * (num_steps // steps)
+    else:
+        grid = num_steps - torch.arange(steps, dtype=torch.float64) * (num_steps / steps)
+        grid = grid.round().flip(0) - 1
+    return grid.flip(0).long()
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """What defines a schedule; JSON-serialisable. Names follow diffusers' schedulers."""
+
+    num_steps: int = 100
+    beta_schedule: str = "squaredcos_cap_v2"
+    prediction_type: str = "epsilon"
+    variance_type: str = "fixed_small"
+    clip_sample: bool = True
+    clip_range: float = 1.0
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    trained_betas: tuple[float, ...] | None = None
+    inference_steps: int | None = None
+    timestep_spacing: str = "leading"
+    eta: float | None = None
+
+    def validate(self) -> None:
+        check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
+        check_choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if self.clip_sample and not self.clip_range > 0:
+            raise ValueError(f"clip_range must be positive, got {self.clip_range}")
+        steps = self.inference_steps
+        if steps is not None and not 1 <= steps <= self.num_steps:
+            raise ValueError(
+                f"inference steps must be between 1 and the {self.num_steps} training steps, "
+                f"got {steps}"
+            )
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be between 0 and 1, got {self.eta}")
+        betas = self.trained_betas
+        if betas is not None:
+            if len(betas) != self.num_steps:
+                raise ValueError(f"trained_betas holds {len(betas)} of {self.num_steps} values")
+            if not all(0 < beta < 1 for beta in betas):
+                raise ValueError("every one of trained_betas must lie strictly between 0 and 1")
+
+    def betas(self) -> Tensor:
+        if self.trained_betas is not None:
+            return torch.tensor(self.trained_betas, dtype=torch.float64)
+        return _betas(self.beta_schedule, self.num_steps, self.beta_start, self.beta_end)
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The reverse chain's tables (float64, on the CPU). Build one with :meth:`ddpm`.
+
+    Attributes:
+        config: what the tables were made from.
+        alphas_cumprod: (training steps,) ᾱ by training timestep.
+        timesteps: (K,) training timestep that the network is given at each step, descending.
+        signal, noise: (K,) √ᾱ and √(1−ᾱ) of the point that each step starts from.
+        a, b, sigma: (K,) the step's coefficients (module docstring).
+    """
+
+    config: ScheduleConfig
+    alphas_cumprod: Tensor = field(repr=False)
+    timesteps: Tensor = field(repr=False)
+    signal: Tensor = field(repr=False)
+    noise: Tensor = field(repr=False)
+    a: Tensor = field(repr=False)
+    b: Tensor = field(repr=False)
+    sigma: Tensor = field(repr=False)
+
+    @classmethod
+    def ddpm(
+        cls,
+        num_steps: int = 100,
+        beta_schedule: str = "squaredcos_cap_v2",
+        prediction_type: str = "epsilon",
+        variance_type: str = "fixed_small",
+        clip_sample: bool = True,
+        clip_range: float = 1.0,
+        **more: Any,
+    ) -> Schedule:
+        """A DDPM of ``num_steps`` training steps.
+
+        Args:
+            num_steps: training steps.
+            beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2".
+            prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
+            variance_type: "fixed_small" (posterior variance) or "fixed_large" (beta).
+            clip_sample: clip x̂0 to ±``clip_range``, as part of the target's mean.
+            more: further fields of :class:`ScheduleConfig` (``inference_steps``, ``beta_start``…).
+
+        Raises:
+            ValueError: an unknown option, or inference steps outside 1 … ``num_steps``.
+        """
+        return cls.from_config(
+            ScheduleConfig(
+                num_steps, beta_schedule, prediction_type, variance_type, clip_sample, clip_range,
+                **more,
+            )
+        )  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: ScheduleConfig) -> Schedule:
+        """Build the tables. Raises ValueError for a configuration that makes no sense."""
+        config.validate()
+        alphas_cumprod = torch.cumprod(1 - config.betas(), 0)
+        steps = config.inference_steps or config.num_steps
+        timesteps = _spaced_timesteps(config.num_steps, steps, config.timestep_spacing)
+        bar = alphas_cumprod[timesteps]
+        bar_next = torch.cat([bar[1:], bar.new_ones(1)])
+        coefficients = _ddpm_step if config.eta is None else _ddim_step
+        a, b, sigma = coefficients(config, bar, bar_next, timesteps)
+        return cls(config, alphas_cumprod, timesteps, bar.sqrt(), (1 - bar).sqrt(), a, b, sigma)
+
+    @property
+    def num_steps(self) -> int:
+        """K, the steps (and sequential network calls) that one sequential sample takes."""
+        return len(self.timesteps)
+
+    def respaced(self, steps: int) -> Schedule:
+        """The same DDPM run with fewer, larger steps. Raises ValueError outside 1 … training."""
+        return self.from_config(replace(self.config, inference_steps=steps))
+
+    def ddim(self, steps: int, eta: float = 0.0) -> Schedule:
+        """DDIM (Song et al., 2021) on the same network; ε is re-derived from the clipped x̂0."""
+        return self.from_config(replace(self.config, inference_steps=steps, eta=eta))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; :meth:`from_dict` gives the schedule back."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Schedule:
+        """Inverse of :meth:`to_dict`. Raises ValueError for unknown or invalid fields."""
+        unknown = set(values) - set(ScheduleConfig.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"unknown schedule fields: {', '.join(sorted(unknown))}")
+        betas = values.get("trained_betas")
+        return cls.from_config(
+            ScheduleConfig(**{**values, "trained_betas": None if betas is None else tuple(betas)})
+        )
+
+    def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Forward process: √ᾱ·clean + √(1−ᾱ)·noise, with (N,) training ``timesteps``."""
+        signal, scale = self._levels(clean, timesteps)
+        return signal * clean + scale * noise
+
+    def training_target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network is trained to return for ``add_noise(clean, noise, timesteps)``."""
+        if self.config.prediction_type == "epsilon":
+            return noise
+        if self.config.prediction_type == "sample":
+            return clean
+        signal, scale = self._levels(clean, timesteps)
+        return signal * noise - scale * clean
+
+    def _levels(self, like: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        bar = self.alphas_cumprod.to(like.device)[timesteps]
+        bar = bar.reshape(-1, *[1] * (like.ndim - 1))
+        return bar.sqrt().to(like.dtype), (1 - bar).sqrt().to(like.dtype)
+
+
+def _ddpm_step(
+    config: ScheduleConfig, bar: Tensor, bar_next: Tensor, timesteps: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    alpha = bar / bar_next
+    beta = 1 - alpha
+    a = bar_next.sqrt() * beta / (1 - bar)
+    b = alpha.sqrt() * (1 - bar_next) / (1 - bar)
+    variance = beta if config.variance_type == "fixed_large" else beta * (1 - bar_next) / (1 - bar)
+    # diffusers adds no noise at timestep 0, whatever the variance type.
+    return a, b, variance.clamp(min=0).sqrt() * (timesteps > 0)
+
+
+def _ddim_step(
+    config: ScheduleConfig, bar: Tensor, bar_next: Tensor, timesteps: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert config.eta is not None
+    variance = config.eta**2 * (1 - bar_next) / (1 - bar) * (1 - bar / bar_next)
+    direction = (1 - bar_next - variance).clamp(min=0).sqrt()
+    b = direction / (1 - bar).sqrt()
+    return bar_next.sqrt() - b * bar.sqrt(), b, variance.clamp(min=0).sqrt()

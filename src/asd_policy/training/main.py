@@ -1,0 +1,194 @@
+"""``asd-policy train``: from a demonstration store to a checkpoint folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from asd_policy.data.replay import Replay, load_replay
+from asd_policy.envs.tasks import get_task
+from asd_policy.errors import OutputExistsError
+from asd_policy.policy.checkpoint import CARD_FILE, save_checkpoint
+from asd_policy.policy.config import PolicyConfig
+from asd_policy.samplers import calibrate
+from asd_policy.schedule import Schedule
+from asd_policy.training.trainer import Report, TrainConfig, Trainer
+
+STATE_FILE = "train_state.pt"
+
+
+def main_train(
+    task: str = "lift",
+    data: Path | None = None,
+    out: Path | None = None,
+    steps: int = 5_000,
+    batch_size: int = 128,
+    learning_rate: float = 6e-4,
+    down_dims: tuple[int, ...] = (48, 96, 192),
+    step_embed_dim: int = 64,
+    diffusion_steps: int = 100,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    resume: bool = True,
+) -> None:
+    """Train a diffusion policy on demonstrations (low-dimensional observations).
+
+    The network predicts the noise ε of a squaredcos_cap_v2 DDPM; the checkpoint holds the
+    exponential moving average of its weights. A run that was interrupted goes on where it was.
+
+    Args:
+        task: the task whose observation keys and action size the policy has.
+        data: zarr store made by `asd-policy demos` (default: outputs/demos/<task>.zarr).
+        out: checkpoint folder to write (default: outputs/train/<task>).
+        steps: optimizer steps.
+        batch_size: windows per step.
+        learning_rate: peak learning rate; warm-up, then a cosine to zero.
+        down_dims: channels of the U-Net's resolutions.
+        step_embed_dim: length of the timestep embedding.
+        diffusion_steps: K, the training timesteps of the DDPM.
+        seed: seed of weights, batches and noise.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" …
+        threads: CPU threads (default: PyTorch's choice).
+        resume: go on with an unfinished run in `out`; with --no-resume, start over.
+    """
+    spec = get_task(task)
+    data = data or Path("outputs/demos") / f"{task}.zarr"
+    out = out or Path("outputs/train") / task
+    replay = load_replay(data, list(spec.observation_keys))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = PolicyConfig(
+        observation_keys={k: v.shape[1] for k, v in replay.observations.items()},
+        action_dim=replay.actions.shape[1],
+        down_dims=tuple(down_dims),
+        step_embed_dim=step_embed_dim,
+    )
+    config = TrainConfig(steps, batch_size, learning_rate, seed=seed)
+    schedule = Schedule.ddpm(diffusion_steps)
+    trainer = Trainer(replay, policy, schedule, config, device)
+    state_file = _prepare(out, trainer, resume)
+    console = Console()
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    console.print(
+        f"Training {task}: {parameters / 1e6:.1f} M parameters on {len(replay.episode_ends)} "
+        f"episodes ({trainer.num_windows} windows), {steps} steps of {batch_size}, {device}"
+        + (f", resumed at step {trainer.step}" if trainer.step else "")
+    )
+    _run(trainer, state_file, console)
+    console.print("Calibrating the drafts (slopes and acceptance) …")
+    card = {
+        "task": task,
+        "recipe": _recipe(trainer, device),
+        "training_data": _data_card(replay),
+        "calibration": _calibration(trainer),
+    }
+    save_checkpoint(out, trainer.checkpoint(card))
+    console.print(f"Final loss {trainer.loss:.4f}. Checkpoint: {out}")
+
+
+def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
+    state_file = out / STATE_FILE
+    if (out / CARD_FILE).exists() and not state_file.exists():
+        raise OutputExistsError(f"{out} already holds a checkpoint; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    if resume and state_file.exists():
+        trainer.load_state(state_file)
+    return state_file
+
+
+def _run(trainer: Trainer, state_file: Path, console: Console) -> None:
+    try:
+        with _reporter(trainer, console) as report:
+            trainer.run(state_file, report)
+    except KeyboardInterrupt:
+        console.print(f"Stopped at step {trainer.step}; run the same command to go on.")
+        raise
+
+
+@contextmanager
+def _reporter(trainer: Trainer, console: Console) -> Iterator[Callable[[Report], None]]:
+    """A live bar on a terminal; elsewhere a line every half minute."""
+    total = trainer.config.steps
+    if not console.is_terminal:
+        said = time.monotonic()
+
+        def say(now: Report) -> None:
+            nonlocal said
+            if time.monotonic() - said > 30 or now.step == total:
+                console.print(f"step {now.step}/{total}, loss {now.loss:.4f}")
+                said = time.monotonic()
+
+        yield say
+        return
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, refresh_per_second=2) as progress:
+        bar = progress.add_task("train", total=total, completed=trainer.step, loss=trainer.loss)
+        yield lambda now: progress.update(bar, completed=now.step, loss=now.loss)
+
+
+def _calibration(trainer: Trainer) -> dict[str, object]:
+    """Slopes and acceptance of the averaged network, at observations of the training data."""
+    chains = 16
+    calibration = calibrate(
+        trainer.ema.network,
+        trainer.schedule,
+        shape=(chains, *trainer.policy.chunk_shape),
+        cond=trainer.conditions(chains),
+        chunks=4,
+        measure_costs=False,
+        generator=torch.Generator().manual_seed(trainer.config.seed),
+    )
+    return calibration.to_dict()
+
+
+def _recipe(trainer: Trainer, device: str) -> dict[str, object]:
+    config = trainer.config
+    return {
+        "optimizer": "AdamW, betas (0.95, 0.999)",
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps,
+        "learning_rate_schedule": "linear warm-up, cosine to zero",
+        "weight_decay": config.weight_decay,
+        "gradient_clip": config.gradient_clip,
+        "ema_power": config.ema_power,
+        "seed": config.seed,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "seconds": round(trainer.seconds, 1),
+        "final_loss": round(trainer.loss, 5),
+        "torch": torch.__version__,
+    }
+
+
+def _data_card(replay: Replay) -> dict[str, object]:
+    return {
+        "episodes": len(replay.episode_ends),
+        "rows": len(replay.actions),
+        **{f"store_{key}": value for key, value in replay.attributes.items()},
+    }

@@ -1,0 +1,208 @@
+"""Training of a diffusion policy by denoising score matching (Ho et al., 2020, eq. 14).
+
+Every random choice of step i depends on (seed, i) alone and is drawn on the CPU, so that a run
+that was killed and resumed, on a CPU or a GPU, sees the same batches as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asd_policy.data.replay import Replay, window_indices
+from asd_policy.errors import CheckpointError, NonFiniteError
+from asd_policy.policy.checkpoint import Checkpoint
+from asd_policy.policy.config import PolicyConfig
+from asd_policy.policy.normalizer import Normalizer
+from asd_policy.schedule import Schedule
+from asd_policy.training.ema import EMA
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Recipe of one training run. Learning rate: linear warm-up, then half a cosine to zero."""
+
+    steps: int = 5_000
+    batch_size: int = 128
+    learning_rate: float = 6e-4
+    warmup_steps: int = 300
+    weight_decay: float = 1e-6
+    ema_power: float = 0.75
+    gradient_clip: float = 1.0
+    seed: int = 0
+    save_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}"
+            )
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step ``step`` (from 0)."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return self.learning_rate * warm * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the trainer reports after each step; ``loss`` is a running mean."""
+
+    step: int
+    loss: float
+
+
+class Trainer:
+    """Owns network, EMA, optimizer and the step counter.
+
+    Args:
+        replay: demonstrations.
+        policy: architecture and horizons.
+        schedule: noise schedule the network is trained for.
+        config: recipe.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        policy: PolicyConfig,
+        schedule: Schedule,
+        config: TrainConfig,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.policy, self.schedule, self.config = policy, schedule, config
+        self.device = torch.device(device)
+        self.observation_normalizer = Normalizer.fit(replay.observations)
+        self.action_normalizer = Normalizer.fit({"action": replay.actions})
+        stacked = torch.from_numpy(replay.stacked_observations())
+        self._observations = self.observation_normalizer.normalize(stacked).to(self.device)
+        actions = torch.from_numpy(replay.actions)
+        self._actions = self.action_normalizer.normalize(actions).to(self.device)
+        self._windows = torch.from_numpy(window_indices(replay.episode_ends, *policy.horizons))
+        torch.manual_seed(config.seed)
+        self.network = policy.build_network().to(self.device)
+        self.ema = EMA(self.network, config.ema_power)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), betas=(0.95, 0.999), weight_decay=config.weight_decay
+        )
+        self.step, self.loss, self.seconds = 0, float("nan"), 0.0
+
+    @property
+    def num_windows(self) -> int:
+        return len(self._windows)
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Clean chunks (N, Tp, Da), conditions (N, To·Do), noise and timesteps of this step."""
+        seed = np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(seed))
+        size = self.config.batch_size
+        picks = torch.randint(self.num_windows, (size,), generator=generator)
+        rows = self._windows[picks].to(self.device)
+        timesteps = torch.randint(self.schedule.config.num_steps, (size,), generator=generator)
+        noise = torch.randn((size, *self.policy.chunk_shape), generator=generator)
+        cond = self._observations[rows[:, : self.policy.obs_horizon]].flatten(1)
+        return self._actions[rows], cond, noise.to(self.device), timesteps.to(self.device)
+
+    def conditions(self, count: int) -> Tensor:
+        """(count, To·Do) normalized observations of windows spread over the data."""
+        spread = torch.linspace(0, self.num_windows - 1, count).long()
+        rows = self._windows[spread][:, : self.policy.obs_horizon].to(self.device)
+        return self._observations[rows].flatten(1)
+
+    def train_step(self) -> float:
+        """One optimizer step; returns its loss. Raises NonFiniteError if the loss is not finite."""
+        clean, cond, noise, timesteps = self._batch()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr_at(self.step)
+        noisy = self.schedule.add_noise(clean, noise, timesteps)
+        target = self.schedule.training_target(clean, noise, timesteps)
+        loss = (self.network(noisy, timesteps, cond) - target).square().mean()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteError(f"the training loss became {value} at step {self.step}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.step += 1
+        self.ema.update(self.network, self.step)
+        self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
+        return value
+
+    def run(self, state_file: Path, report: Callable[[Report], None]) -> None:
+        """Train to the last step, saving the state every ``save_seconds`` and on interruption."""
+        saved, earlier = time.monotonic(), self.seconds
+        started = saved
+        self.network.train()
+        try:
+            while self.step < self.config.steps:
+                self.train_step()
+                self.seconds = earlier + time.monotonic() - started
+                report(Report(self.step, self.loss))
+                if time.monotonic() - saved > self.config.save_seconds:
+                    self.save_state(state_file)
+                    saved = time.monotonic()
+        finally:
+            self.save_state(state_file)
+
+    def save_state(self, path: Path) -> None:
+        """Write everything needed to go on, replacing the file in one move."""
+        state = {
+            "network": self.network.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "loss": self.loss,
+            "seconds": self.seconds,
+            "identity": self._identity(),
+        }
+        part = path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(path)
+
+    def _identity(self) -> dict[str, Any]:
+        recipe = {k: v for k, v in asdict(self.config).items() if k != "save_seconds"}
+        data = {"windows": self.num_windows, "low": self.observation_normalizer.low.tolist()}
+        return {
+            "policy": self.policy.to_dict(),
+            "schedule": self.schedule.to_dict(),
+            "recipe": recipe,
+            "data": data,
+        }
+
+    def load_state(self, path: Path) -> None:
+        """Go on from :meth:`save_state`. Raises CheckpointError if it is of another run."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        ours = self._identity()
+        if state["identity"] != ours:
+            differs = [key for key in ours if state["identity"].get(key) != ours[key]]
+            raise CheckpointError(
+                f"{path} belongs to another training run: its {', '.join(differs)} differ; "
+                "choose another --out, or --no-resume to start over"
+            )
+        self.network.load_state_dict(state["network"])
+        self.ema.network.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
+
+    def checkpoint(self, card: dict[str, Any]) -> Checkpoint:
+        """The averaged network as a checkpoint, with ``card`` entries to be reported."""
+        return Checkpoint(
+            self.ema.network,
+            self.policy,
+            self.schedule,
+            self.observation_normalizer,
+            self.action_normalizer,
+            card,
+        )
