@@ -83,8 +83,8 @@ class ScheduleConfig:
         steps = self.inference_steps
         if steps is not None and not (isinstance(steps, int) and 1 <= steps <= self.num_steps):
             raise ValueError(
-                f"inference steps must be a whole number between 1 and the {self.num_steps} training "
-                f"steps, got {steps}"
+                "inference steps must be a whole number between 1 and the "
+                f"{self.num_steps} training steps, got {steps}"
             )
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be between 0 and 1, got {self.eta}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,17 @@ def test_listed_packages_are_the_folders() -> None:
 def test_every_python_file_is_in_a_package() -> None:
     stray = [str(p) for _, p in sources() if not (p.parent / "__init__.py").is_file()]
     assert not stray
+
+
+def test_there_is_one_copy_of_the_package() -> None:
+    """Build tools leave copies behind, and a copy that is committed is edited by mistake."""
+    listing = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    top = {name.split("/")[0] for name in listing.stdout.split()}
+    assert top <= {"asd_policy", *MAPPED, "tests"}
 
 
 @pytest.mark.parametrize("name", ["envs", "eval"])

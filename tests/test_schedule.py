@@ -28,7 +28,7 @@ from asd_policy import Schedule
         ({"eta": 1.5}, r"eta must be between 0 and 1, got 1\.5"),
         (
             {"beta_schedule": "linear", "beta_end": 1.2},
-            r"strictly between 0 and 1, got 0\.0001 and",
+            r"between 0 and 1, got 0\.0001 and 1\.2",
         ),
         ({"beta_schedule": "scaled_linear", "beta_start": -0.1}, r"0 and 1, got -0\.1 and 0\.02"),
         ({"trained_betas": (0.1, 0.2)}, r"trained_betas holds 2 of 100 values"),

@@ -1,4 +1,0 @@
-"""Placeholder."""
-
-if __name__ != "asd_policy.envs":
-    raise ImportError(f"import this package as asd_policy.envs, not as {__name__!r}")

@@ -1,1 +1,0 @@
-"""Training of diffusion policies on demonstrations."""
