@@ -80,9 +80,9 @@ def evaluate(
     with contextlib.closing(prepare(options)) as setup:
         if options.video:
             check_rendering(setup.envs[0])
-        with contextlib.closing(_claim(options, setup, load)) as folder:
+        with contextlib.closing(_claim(options, setup)) as folder:
             try:
-                _run(options, setup, folder)
+                _run(options, setup, folder, load)
             except BaseException:
                 _say_kept(folder, options)
                 raise
@@ -103,7 +103,7 @@ def _console(stderr: bool) -> Console:
     return Console(stderr=stderr, width=None if stream.isatty() else 110)
 
 
-def _claim(options: EvalOptions, setup: Setup, load: float | None) -> RunFolder:
+def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
     path = options.out or default_folder(options.name or options.task)
     config = {
         "schema_version": SCHEMA_VERSION,
@@ -112,7 +112,7 @@ def _claim(options: EvalOptions, setup: Setup, load: float | None) -> RunFolder:
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "settings": _settings(options) | {"checkpoint_sha256": setup.checkpoint_sha256},
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
-        "resolved": setup.resolved | {"cpus": usable_cpus(), "load_average": load},
+        "resolved": setup.resolved | {"cpus": usable_cpus()},
     }
     env = describe_machine(setup.resolved)
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
@@ -135,7 +135,7 @@ def schedule(options: EvalOptions) -> Iterator[tuple[str, list[int]]]:
             yield name, list(seeds[start : start + options.num_envs])
 
 
-def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
+def _run(options: EvalOptions, setup: Setup, folder: RunFolder, load: float | None) -> None:
     done = folder.done
     warm: set[str] = set()
     with RunProgress(_console(stderr=True), options.samplers, options.episodes) as progress:
@@ -152,6 +152,7 @@ def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
                 seeds,
                 sampler=name,
                 cold=name not in warm,
+                load_before=load,
                 recorders=_recorders(options, setup, folder.path, name, seeds),
                 on_step=progress.tick,
             )

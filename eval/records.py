@@ -41,6 +41,7 @@ class Episode:
     """One episode of one sampler.
 
     `cold`: it holds the sampler's first call in its process, which pays for warm-up.
+    `load_before`: processes that wanted a processor before its own process began.
     `control_step_s`: one latency per environment step, from observation in to action out.
     `policy_s`, `simulation_s`, `rendering_s`: where the episode's time went; of a batched call,
     the policy's time is shared equally among the environments it served.
@@ -52,6 +53,7 @@ class Episode:
     steps: int
     return_: float
     cold: bool
+    load_before: float | None
     num_envs: int
     policy_s: float
     simulation_s: float

@@ -129,7 +129,7 @@ def _remarks(results: dict[str, Any]) -> list[str]:
     ]
     if firsts:
         lines.append(f"First chunk, apart from all other figures: {', '.join(firsts)}")
-    load, cpus = results["resolved"]["load_average"], results["resolved"]["cpus"]
+    load, cpus = results["load_before"], results["resolved"]["cpus"]
     if load is not None and cpus and load > _BUSY * cpus:
         lines.append(
             f"The machine was busy when the run began (load {load:.1f} on {cpus} processors): "

@@ -42,6 +42,7 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, 
         "task": settings["task"],
         "seeds": {"first": seeds.start, "last": seeds.stop - 1, "count": len(seeds)},
         "num_envs": settings["num_envs"],
+        "load_before": max((e.load_before or 0.0 for e in counted), default=None),
         "resolved": config["resolved"],
         "samplers": samplers,
         "paired": [

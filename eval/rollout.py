@@ -89,7 +89,7 @@ class _Run:
             self.recorder.add(np.asarray(self.env.render()))
             self.rendering_s += time.perf_counter() - start
 
-    def record(self, sampler: str, cold: bool, num_envs: int) -> Episode:
+    def record(self, sampler: str, cold: bool, load_before: float | None, num: int) -> Episode:
         return Episode(
             sampler=sampler,
             seed=self.seed,
@@ -97,7 +97,8 @@ class _Run:
             steps=len(self.latencies),
             return_=self.total_reward,
             cold=cold,
-            num_envs=num_envs,
+            load_before=load_before,
+            num_envs=num,
             policy_s=self.policy_s,
             simulation_s=self.simulation_s,
             rendering_s=self.rendering_s,
@@ -115,6 +116,7 @@ def roll_out(
     *,
     sampler: str,
     cold: bool,
+    load_before: float | None,
     recorders: Mapping[int, Recorder],
     on_step: Callable[[], None],
 ) -> Generator[Episode, None, None]:
@@ -124,6 +126,7 @@ def roll_out(
 
     Args:
         cold: whether this is the sampler's first call in this process.
+        load_before: load average before this process began, kept with each episode.
         recorders: seed -> the film of that episode. Films of episodes that do not end are
             discarded.
         on_step: called between control steps, outside everything that is timed.
@@ -144,7 +147,7 @@ def roll_out(
             for i in [i for i in alive if runs[i].over]:
                 if (recorder := unfinished.pop(runs[i].seed, None)) is not None:
                     recorder.finish(runs[i].success)
-                yield runs[i].record(sampler, cold, len(seeds))
+                yield runs[i].record(sampler, cold, load_before, len(seeds))
             alive = [i for i in alive if not runs[i].over]
             on_step()
     finally:

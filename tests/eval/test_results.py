@@ -34,6 +34,7 @@ def episode(sampler, seed, success, chunks, cold=False, **changes):
         "steps": 3,
         "return_": float(success),
         "num_envs": 1,
+        "load_before": 0.4,
         "policy_s": 3.0,
         "simulation_s": 1.0,
         "rendering_s": 0.0,
@@ -63,7 +64,6 @@ def config():
             "precision": "fp32",
             "steps": {"asd": 50, "ddpm": 50},
             "cpus": 2,
-            "load_average": 0.4,
         },
     }
 
@@ -204,7 +204,7 @@ def test_an_incomplete_run_says_so(config, episodes, quiet):
 
 def test_a_busy_machine_is_said(config, episodes, quiet):
     assert "machine was busy" not in printed(quiet, summarize(config, episodes))
-    config["resolved"]["load_average"] = 1.6
+    episodes[2] = dataclasses.replace(episodes[2], load_before=1.6)  # of a resumed run
     assert "busy when the run began (load 1.6 on 2 proc" in printed(
         quiet, summarize(config, episodes)
     )
