@@ -34,7 +34,7 @@ def network_for(name: str) -> Network:
     smooth = MIXTURE.network(SCHEDULES[name])
     if name != "bumpy":
         return smooth
-    return lambda x, timesteps, cond: smooth(x, timesteps, cond) + 0.3 * torch.sin(8 * x)
+    return lambda x, timesteps, cond: smooth(x, timesteps, cond) + 0.3 * torch.sin(5 * x)
 
 
 def learned(schedule: Schedule, slopes: np.ndarray) -> Calibration:
@@ -74,7 +74,7 @@ def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str) -> None
                 chain, target, clip, slopes, *(v.numpy() for v in row),
                 draft=draft, calls_per_round=calls, window=window,
             )  # fmt: skip
-            np.testing.assert_allclose(samples[i], trace.sample, rtol=0, atol=1e-9)
+            np.testing.assert_allclose(samples[i], trace.sample, rtol=0, atol=1e-8)
             assert int(stats.calls[i]) == trace.calls
             assert int(stats.evaluations[i]) == trace.evaluations
             accepted = [n for n, verdict in trace.decisions if verdict]
@@ -82,7 +82,7 @@ def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str) -> None
             assert stats.decided[i].nonzero().flatten().tolist() == [n for n, _ in trace.decisions]
 
 
-@pytest.mark.parametrize(("name", "least"), [("plain", 3), ("bumpy", 8)])
+@pytest.mark.parametrize(("name", "least"), [("plain", 3), ("bumpy", 7)])
 def test_the_traces_hold_rejections(name: str, least: int) -> None:
     """So that the comparison above covers reflection, memory, and more secants than are kept."""
     schedule = SCHEDULES[name]
