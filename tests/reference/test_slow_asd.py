@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from asd_policy import Calibration, SamplerConfig, Schedule
+from asd_policy.denoiser import Network
 from asd_policy.drafts import DRAFTS
 from reference import oracles, slow_asd
 from reference.chains import bulk_noise, oracle_chain, oracle_target, run
@@ -22,9 +23,18 @@ SCHEDULES = {
         inference_steps=25, timestep_spacing="trailing",
     ),
     "ddim": Schedule.ddpm(60, "scaled_linear", beta_end=0.2).ddim(20, eta=0.7),
+    "bumpy": Schedule.ddpm(60, prediction_type="sample", clip_range=1.0),
     "one step": Schedule.ddpm(10).respaced(1),
     "two steps": Schedule.ddpm(10).respaced(2),
 }  # fmt: skip
+
+
+def network_for(name: str) -> Network:
+    """The mixture's; on the bumpy one, more rejections than a chain keeps secants."""
+    smooth = MIXTURE.network(SCHEDULES[name])
+    if name != "bumpy":
+        return smooth
+    return lambda x, timesteps, cond: smooth(x, timesteps, cond) + 0.3 * torch.sin(5 * x)
 
 
 def learned(schedule: Schedule, slopes: np.ndarray) -> Calibration:
@@ -47,13 +57,14 @@ def learned(schedule: Schedule, slopes: np.ndarray) -> Calibration:
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str) -> None:
     schedule = SCHEDULES[name]
-    num_steps, network = schedule.num_steps, MIXTURE.network(schedule)
+    num_steps, network = schedule.num_steps, network_for(name)
     chain, _, _ = oracle_chain(schedule)
     target = oracle_target(schedule, network)
     clip = schedule.config.clip_range if schedule.config.clip_sample else None
     calibration = learned(schedule, np.linspace(0.0, 1.2, num_steps))
     slopes = calibration.slopes(num_steps).numpy()
-    for window, batch in ((1, 2), (3, 4), (7, 5), (16, 3), (num_steps, 4)):
+    sizes = ((1, 2), (3, 4), (7, 5), (16, 3), (num_steps, 4)) if name != "bumpy" else ((12, 4),)
+    for window, batch in sizes:
         noise = bulk_noise(batch, num_steps, DIM, seed=window)
         config = SamplerConfig("asd", draft, calls, window)
         samples, stats = run(config, network, schedule, noise, calibration)
@@ -63,7 +74,7 @@ def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str) -> None
                 chain, target, clip, slopes, *(v.numpy() for v in row),
                 draft=draft, calls_per_round=calls, window=window,
             )  # fmt: skip
-            np.testing.assert_allclose(samples[i], trace.sample, rtol=0, atol=1e-9)
+            np.testing.assert_allclose(samples[i], trace.sample, rtol=0, atol=1e-8)
             assert int(stats.calls[i]) == trace.calls
             assert int(stats.evaluations[i]) == trace.evaluations
             accepted = [n for n, verdict in trace.decisions if verdict]
@@ -71,19 +82,20 @@ def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str) -> None
             assert stats.decided[i].nonzero().flatten().tolist() == [n for n, _ in trace.decisions]
 
 
-def test_the_traces_hold_rejections() -> None:
-    """So that the comparison above covers reflection, memory and secants."""
-    schedule = SCHEDULES["plain"]
-    noise = bulk_noise(64, 40, DIM, 0)
-    config = SamplerConfig("asd", "secant", 1, 16)
-    _, stats = run(config, MIXTURE.network(schedule), schedule, noise)
-    assert float(stats.rejections.double().mean()) > 3
+@pytest.mark.parametrize(("name", "least"), [("plain", 3), ("bumpy", 7)])
+def test_the_traces_hold_rejections(name: str, least: int) -> None:
+    """So that the comparison above covers reflection, memory, and more secants than are kept."""
+    schedule = SCHEDULES[name]
+    noise = bulk_noise(64, schedule.num_steps, DIM, 0)
+    config = SamplerConfig("asd", "secant", 1, 12)
+    _, stats = run(config, network_for(name), schedule, noise)
+    assert float(stats.rejections.double().mean()) > least
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_sequential_chain(name: str) -> None:
     schedule = SCHEDULES[name]
-    network = MIXTURE.network(schedule)
+    network = network_for(name)
     noise = bulk_noise(3, schedule.num_steps, DIM, 1)
     sampler = "ddpm" if schedule.config.eta is None else "ddim"
     samples, stats = run(SamplerConfig(sampler), network, schedule, noise)
