@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, default_folder
-from asd_policy.eval.machine import describe_machine, load_average, usable_cpus
+from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions, check_options, command_line
 from asd_policy.eval.progress import RunProgress
 from asd_policy.eval.report import print_report
@@ -72,7 +72,6 @@ def evaluate(
     prepare = prepare or _real()
     if options.out is not None:  # refuse now, rather than after seconds of loading
         check_folder(options.out, _settings(options), options.resume)
-    load = load_average()  # before this run adds its own
     _say(
         f"{options.task}: {', '.join(options.samplers)}; {_count(options.episodes)} each, "
         "on the same seeds. Loading the policy and the simulator …"
@@ -82,7 +81,7 @@ def evaluate(
             check_rendering(setup.envs[0])
         with contextlib.closing(_claim(options, setup)) as folder:
             try:
-                _run(options, setup, folder, load)
+                _run(options, setup, folder)
             except BaseException:
                 _say_kept(folder, options)
                 raise
@@ -112,7 +111,7 @@ def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "settings": _settings(options) | {"checkpoint_sha256": setup.checkpoint_sha256},
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
-        "resolved": setup.resolved | {"cpus": usable_cpus()},
+        "resolved": setup.resolved,
     }
     env = describe_machine(setup.resolved)
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
@@ -135,7 +134,7 @@ def schedule(options: EvalOptions) -> Iterator[tuple[str, list[int]]]:
             yield name, list(seeds[start : start + options.num_envs])
 
 
-def _run(options: EvalOptions, setup: Setup, folder: RunFolder, load: float | None) -> None:
+def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
     done = folder.done
     warm: set[str] = set()
     with RunProgress(_console(stderr=True), options.samplers, options.episodes) as progress:
@@ -152,7 +151,6 @@ def _run(options: EvalOptions, setup: Setup, folder: RunFolder, load: float | No
                 seeds,
                 sampler=name,
                 cold=name not in warm,
-                load_before=load,
                 recorders=_recorders(options, setup, folder.path, name, seeds),
                 on_step=progress.tick,
             )

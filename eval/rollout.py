@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from asd_policy.errors import NonFiniteError
+from asd_policy.eval.machine import processor_wait_s
 from asd_policy.eval.records import Episode, chunk_record
 from asd_policy.eval.video import Recorder
 
@@ -64,9 +65,9 @@ class _Run:
         self.policy_s = self.simulation_s = self.rendering_s = 0.0
         self.latencies: list[float] = []
         self.chunks: list[ChunkStats] = []
-        start = time.perf_counter()
+        self.start, self.waited = time.perf_counter(), processor_wait_s()
         self.observation, _ = env.reset(seed=seed)
-        self.simulation_s += time.perf_counter() - start
+        self.simulation_s += time.perf_counter() - self.start
         self._film()
 
     def advance(self, action: np.ndarray) -> None:
@@ -89,7 +90,8 @@ class _Run:
             self.recorder.add(np.asarray(self.env.render()))
             self.rendering_s += time.perf_counter() - start
 
-    def record(self, sampler: str, cold: bool, load_before: float | None, num: int) -> Episode:
+    def record(self, sampler: str, cold: bool, num_envs: int) -> Episode:
+        waited = processor_wait_s()
         return Episode(
             sampler=sampler,
             seed=self.seed,
@@ -97,8 +99,11 @@ class _Run:
             steps=len(self.latencies),
             return_=self.total_reward,
             cold=cold,
-            load_before=load_before,
-            num_envs=num,
+            num_envs=num_envs,
+            wall_s=time.perf_counter() - self.start,
+            processor_wait_s=(
+                None if waited is None or self.waited is None else max(0.0, waited - self.waited)
+            ),
             policy_s=self.policy_s,
             simulation_s=self.simulation_s,
             rendering_s=self.rendering_s,
@@ -116,7 +121,6 @@ def roll_out(
     *,
     sampler: str,
     cold: bool,
-    load_before: float | None,
     recorders: Mapping[int, Recorder],
     on_step: Callable[[], None],
 ) -> Generator[Episode, None, None]:
@@ -126,7 +130,6 @@ def roll_out(
 
     Args:
         cold: whether this is the sampler's first call in this process.
-        load_before: load average before this process began, kept with each episode.
         recorders: seed -> the film of that episode. Films of episodes that do not end are
             discarded.
         on_step: called between control steps, outside everything that is timed.
@@ -147,7 +150,7 @@ def roll_out(
             for i in [i for i in alive if runs[i].over]:
                 if (recorder := unfinished.pop(runs[i].seed, None)) is not None:
                     recorder.finish(runs[i].success)
-                yield runs[i].record(sampler, cold, load_before, len(seeds))
+                yield runs[i].record(sampler, cold, len(seeds))
             alive = [i for i in alive if not runs[i].over]
             on_step()
     finally:

@@ -30,7 +30,7 @@ def without_times(line):
     """A record without what the clock decided."""
     chunks = [{k: v for k, v in c.items() if not k.endswith("_s")} for c in line["chunks"]]
     kept = {k: v for k, v in line.items() if not k.endswith("_s")} | {"chunks": chunks}
-    return {k: v for k, v in kept.items() if k not in ("cold", "load_before", "num_envs")}
+    return {k: v for k, v in kept.items() if k not in ("cold", "num_envs")}
 
 
 def test_the_stand_in_reports_what_the_real_policy_reports():
