@@ -28,9 +28,9 @@ def accepts(noise: Tensor, delta: Tensor, log_uniform: Tensor) -> Tensor:
         (…) booleans. A ratio that is not finite is never an accept; δ = 0 always is.
     """
     # −⟨ξ + δ/2, δ⟩: one reduction. δ = 0 gives 0, which no log u exceeds.
-    log_ratio = -torch.add(noise, delta, alpha=0.5).mul_(delta).sum(-1)
-    # A NaN compares false; +∞ cannot come from finite inputs and must not be an accept.
-    return (log_uniform <= log_ratio) & (log_ratio < torch.inf)
+    excess = torch.add(noise, delta, alpha=0.5).mul_(delta).sum(-1).add_(log_uniform)
+    # A NaN compares false; −∞ cannot come from finite inputs and must not be an accept.
+    return (excess <= 0) & (excess > -torch.inf)
 
 
 def reflect(noise: Tensor, delta: Tensor) -> Tensor:
@@ -40,4 +40,6 @@ def reflect(noise: Tensor, delta: Tensor) -> Tensor:
     """
     square = (delta * delta).sum(-1, keepdim=True)
     inner = (noise * delta).sum(-1, keepdim=True)
-    return noise - 2 * delta * torch.where(square <= EQUAL**2, 0.0, inner / square)
+    return torch.addcmul(
+        noise, delta, inner / square.masked_fill(square <= EQUAL**2, torch.inf), value=-2
+    )

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, default_folder
-from asd_policy.eval.machine import describe_machine, load_average, usable_cpus
+from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions, check_options, command_line
 from asd_policy.eval.progress import RunProgress
 from asd_policy.eval.report import print_report
@@ -72,7 +72,6 @@ def evaluate(
     prepare = prepare or _real()
     if options.out is not None:  # refuse now, rather than after seconds of loading
         check_folder(options.out, _settings(options), options.resume)
-    load = load_average()  # before this run adds its own
     _say(
         f"{options.task}: {', '.join(options.samplers)}; {_count(options.episodes)} each, "
         "on the same seeds. Loading the policy and the simulator …"
@@ -80,7 +79,7 @@ def evaluate(
     with contextlib.closing(prepare(options)) as setup:
         if options.video:
             check_rendering(setup.envs[0])
-        with contextlib.closing(_claim(options, setup, load)) as folder:
+        with contextlib.closing(_claim(options, setup)) as folder:
             try:
                 _run(options, setup, folder)
             except BaseException:
@@ -103,7 +102,7 @@ def _console(stderr: bool) -> Console:
     return Console(stderr=stderr, width=None if stream.isatty() else 110)
 
 
-def _claim(options: EvalOptions, setup: Setup, load: float | None) -> RunFolder:
+def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
     path = options.out or default_folder(options.name or options.task)
     config = {
         "schema_version": SCHEMA_VERSION,
@@ -112,7 +111,7 @@ def _claim(options: EvalOptions, setup: Setup, load: float | None) -> RunFolder:
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "settings": _settings(options) | {"checkpoint_sha256": setup.checkpoint_sha256},
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
-        "resolved": setup.resolved | {"cpus": usable_cpus(), "load_average": load},
+        "resolved": setup.resolved,
     }
     env = describe_machine(setup.resolved)
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)

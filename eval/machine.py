@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -32,7 +33,7 @@ def describe_machine(resolved: dict[str, Any]) -> dict[str, Any]:
         "git_commit": git_commit(Path(asd_policy.__file__).parent),
         "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
-        "cpus_usable": usable_cpus(),
+        "cpus_usable": _usable_cpus(),
         "threads": resolved["threads"],
         "gpu": resolved["gpu"],
         "mujoco_gl": os.environ.get("MUJOCO_GL"),
@@ -63,9 +64,17 @@ def git_commit(folder: Path) -> str | None:
     return answer.stdout.strip()
 
 
-def load_average() -> float | None:
-    """Processes that wanted a processor, on average over the last minute (None on Windows)."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+def processor_wait_s() -> float | None:
+    """Seconds that this process's threads, together, have been ready to run while other work had
+    the processor. Direct, where the load average lags by a minute. None where the system keeps no
+    such count (it is Linux's /proc/<pid>/task/<tid>/schedstat)."""
+    if not Path("/proc/self/schedstat").exists():
+        return None
+    total_ns = 0
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            total_ns += int((thread / "schedstat").read_text().split()[1])
+    return 1e-9 * total_ns
 
 
 def _version(package: str) -> str | None:
@@ -75,8 +84,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def usable_cpus() -> int | None:
-    """Processors this process may use."""
+def _usable_cpus() -> int | None:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()

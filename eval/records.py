@@ -41,6 +41,8 @@ class Episode:
     """One episode of one sampler.
 
     `cold`: it holds the sampler's first call in its process, which pays for warm-up.
+    `wall_s`: from reset to end. `processor_wait_s`: thread-seconds in that time in which this
+    process was ready to run and other work had the processor (None where the system does not say).
     `control_step_s`: one latency per environment step, from observation in to action out.
     `policy_s`, `simulation_s`, `rendering_s`: where the episode's time went; of a batched call,
     the policy's time is shared equally among the environments it served.
@@ -53,6 +55,8 @@ class Episode:
     return_: float
     cold: bool
     num_envs: int
+    wall_s: float
+    processor_wait_s: float | None
     policy_s: float
     simulation_s: float
     rendering_s: float
@@ -64,8 +68,9 @@ class Episode:
     def to_line(self) -> str:
         """One line of JSON. A non-finite number raises ValueError: it would not be JSON."""
         fields = dataclasses.asdict(self)
-        for key in ("policy_s", "simulation_s", "rendering_s"):
-            fields[key] = round(fields[key], _DIGITS)
+        for key, value in fields.items():
+            if key.endswith("_s") and isinstance(value, float):
+                fields[key] = round(value, _DIGITS)
         fields["control_step_s"] = [round(t, _DIGITS) for t in self.control_step_s]
         named = {key.rstrip("_"): value for key, value in fields.items()}
         return json.dumps(named, allow_nan=False, separators=(",", ":"))

@@ -15,7 +15,7 @@ from asd_policy.eval.samplers import is_autospeculative
 
 _MISSING = "–"
 _WIDE = 100  # columns that the one-table layout takes
-_BUSY = 0.75  # of the processors wanted by others: latencies suffer
+_BUSY = 0.05  # thread-seconds of waiting in each second: a free machine has well under 0.01
 
 Summary = dict[str, Any]
 Column = tuple[str, Callable[[Summary], str]]  # two-line header, cell
@@ -129,11 +129,12 @@ def _remarks(results: dict[str, Any]) -> list[str]:
     ]
     if firsts:
         lines.append(f"First chunk, apart from all other figures: {', '.join(firsts)}")
-    load, cpus = results["resolved"]["load_average"], results["resolved"]["cpus"]
-    if load is not None and cpus and load > _BUSY * cpus:
+    waiting = results["processor_wait_share"]
+    if waiting is not None and waiting > _BUSY:
         lines.append(
-            f"The machine was busy when the run began (load {load:.1f} on {cpus} processors): "
-            "latencies and the speedup by the clock are not those of a free machine."
+            "The machine was busy with other work: this run waited for a processor "
+            f"{waiting:.2f} s in each second (all threads together), so latencies and the speedup "
+            "by the clock are not those of a free machine."
         )
     if not results["complete"]:
         lines.append("This run is not complete: the figures are of the episodes finished so far.")

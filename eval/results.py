@@ -42,6 +42,7 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, 
         "task": settings["task"],
         "seeds": {"first": seeds.start, "last": seeds.stop - 1, "count": len(seeds)},
         "num_envs": settings["num_envs"],
+        "processor_wait_share": _processor_wait_share(counted),
         "resolved": config["resolved"],
         "samplers": samplers,
         "paired": [
@@ -77,6 +78,14 @@ def _sampler(name: str, settings: dict[str, Any], episodes: Sequence[Episode]) -
         "window": _window(name, settings["window"], chunks),
         "time": _time(episodes),
     }
+
+
+def _processor_wait_share(episodes: Sequence[Episode]) -> float | None:
+    """Thread-seconds of waiting for a processor that other work had, for each second of the run."""
+    waits = [e.processor_wait_s for e in episodes if e.processor_wait_s is not None]
+    if len(waits) < len(episodes):
+        return None
+    return ratio(sum(waits), sum(e.wall_s for e in episodes))
 
 
 def _speedup(summary: dict[str, Any], ddpm: dict[str, Any] | None) -> dict[str, float | None]:

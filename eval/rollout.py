@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from asd_policy.errors import NonFiniteError
+from asd_policy.eval.machine import processor_wait_s
 from asd_policy.eval.records import Episode, chunk_record
 from asd_policy.eval.video import Recorder
 
@@ -64,9 +65,9 @@ class _Run:
         self.policy_s = self.simulation_s = self.rendering_s = 0.0
         self.latencies: list[float] = []
         self.chunks: list[ChunkStats] = []
-        start = time.perf_counter()
+        self.start, self.waited = time.perf_counter(), processor_wait_s()
         self.observation, _ = env.reset(seed=seed)
-        self.simulation_s += time.perf_counter() - start
+        self.simulation_s += time.perf_counter() - self.start
         self._film()
 
     def advance(self, action: np.ndarray) -> None:
@@ -90,6 +91,7 @@ class _Run:
             self.rendering_s += time.perf_counter() - start
 
     def record(self, sampler: str, cold: bool, num_envs: int) -> Episode:
+        waited = processor_wait_s()
         return Episode(
             sampler=sampler,
             seed=self.seed,
@@ -98,6 +100,10 @@ class _Run:
             return_=self.total_reward,
             cold=cold,
             num_envs=num_envs,
+            wall_s=time.perf_counter() - self.start,
+            processor_wait_s=(
+                None if waited is None or self.waited is None else max(0.0, waited - self.waited)
+            ),
             policy_s=self.policy_s,
             simulation_s=self.simulation_s,
             rendering_s=self.rendering_s,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from asd_policy.coupling import accepts, reflect
 from asd_policy.denoiser import Denoiser
-from asd_policy.drafts import Memory, Secants, Tables, Window, propose
+from asd_policy.drafts import Memory, Secants, Window, propose, tables
 from asd_policy.samplers.calibration import Calibration, SlopeSums
 from asd_policy.samplers.result import Clock, Noise, Stats
 from asd_policy.schedule import Schedule
@@ -43,7 +43,7 @@ class _Run:
         self.x, self.device = noise.initial, noise.initial.device
         self.denoiser, self.draft, self.width = denoiser, draft, window
         self.first_call = calls_per_round == 2
-        self.tables = Tables(schedule, self.x)
+        self.tables = tables(schedule, self.x.dtype, self.device)
         self.noise, self.log_uniform = noise.steps.reshape(-1, dim), noise.log_uniform.reshape(-1)
         self.n = np.zeros(batch, dtype=np.int64)
         self.fresh = np.zeros(batch, dtype=bool)
@@ -155,16 +155,16 @@ class _Run:
         length, count = run.sum(1), window.valid.sum(1)
         active, rejected = count > 0, length < count
         stop = np.maximum(np.minimum(length, count - 1), 0)
-        at = np.take_along_axis(window.steps, stop[:, None], 1)[:, 0]
+        chains = np.arange(len(stop))
+        at = window.steps[chains, stop]
         final = active & ~rejected & (at == self.num_steps - 1)
         self._move(window, (points, targets, delta), stop, active & ~rejected, rejected | final)
         decided = (np.arange(run.shape[1]) <= stop[:, None]) & inner & window.valid
         self._count(window.steps, run & decided, decided)
         self.n = np.where(active, at + 1, self.n)
         self.fresh = active & ~rejected & ~final & self.first_call
-        furthest = np.take_along_axis(window.steps, np.maximum(count - 1, 0)[:, None], 1)[:, 0]
-        furthest = np.minimum(furthest + self.first_call, self.num_steps - 1)
-        rows = np.arange(len(at)) * self.num_steps + furthest
+        furthest = window.steps[chains, np.maximum(count - 1, 0)] + self.first_call
+        rows = chains * self.num_steps + np.minimum(furthest, self.num_steps - 1)
         self.memory.last = np.where(active, rows, self.memory.last)
         return decided
 
@@ -194,9 +194,8 @@ class _Run:
         )
         rows = self.index(chains * (width + 1) + stop[chains])
         origin = points.reshape(batch * (width + 1), -1).index_select(0, rows)
-        # δ is zero at the last step, where nothing was drafted and nothing is mirrored.
-        mirror = torch.from_numpy(~stood[chains]).to(self.device).unsqueeze(1)
-        noise = torch.where(mirror, reflect(noise, gap), noise)
+        # At the last step, where nothing was drafted, δ is zero and the noise stays as it is.
+        noise = reflect(noise, gap)
         steps = self.index(window.steps[chains, stop[chains]])
         a, b, sigma = self.tables.step.index_select(0, steps).unsqueeze(2).unbind(1)
         self.x = _put(self.x, chains, (a * target).addcmul_(b, origin).addcmul_(sigma, noise))

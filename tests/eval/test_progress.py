@@ -13,7 +13,7 @@ from asd_policy.eval.records import Episode
 
 def episode(sampler: str, seed: int, success: bool = True) -> Episode:
     return Episode(
-        sampler, seed, success, 10, 1.0, False, 1, 2.0, 1.0, 0.0, [], [], [], [0.1] * 10
+        sampler, seed, success, 10, 1.0, False, 1, 3.0, 0.0, 2.0, 1.0, 0.0, [], [], [], [0.1] * 10
     )  # fmt: skip
 
 

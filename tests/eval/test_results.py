@@ -34,6 +34,8 @@ def episode(sampler, seed, success, chunks, cold=False, **changes):
         "steps": 3,
         "return_": float(success),
         "num_envs": 1,
+        "wall_s": 4.0,
+        "processor_wait_s": 0.04,
         "policy_s": 3.0,
         "simulation_s": 1.0,
         "rendering_s": 0.0,
@@ -62,8 +64,6 @@ def config():
             "threads": 2,
             "precision": "fp32",
             "steps": {"asd": 50, "ddpm": 50},
-            "cpus": 2,
-            "load_average": 0.4,
         },
     }
 
@@ -204,7 +204,9 @@ def test_an_incomplete_run_says_so(config, episodes, quiet):
 
 def test_a_busy_machine_is_said(config, episodes, quiet):
     assert "machine was busy" not in printed(quiet, summarize(config, episodes))
-    config["resolved"]["load_average"] = 1.6
-    assert "busy when the run began (load 1.6 on 2 proc" in printed(
-        quiet, summarize(config, episodes)
-    )
+    episodes[2] = dataclasses.replace(episodes[2], processor_wait_s=1.6)
+    results = summarize(config, episodes)
+    assert results["processor_wait_share"] == pytest.approx((3 * 0.04 + 1.6) / 16)
+    assert "waited for a processor 0.11 s in each second" in printed(quiet, results)
+    episodes[2] = dataclasses.replace(episodes[2], processor_wait_s=None)
+    assert summarize(config, episodes)["processor_wait_share"] is None

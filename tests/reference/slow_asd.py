@@ -12,7 +12,7 @@ import numpy as np
 
 from reference.oracles import Array, Chain, Target, couple
 
-PAIRS, RIDGE, PASSES = 6, 0.05, 2
+PAIRS, RIDGE, PASSES = 6, 0.05, 1
 
 
 @dataclass

@@ -1,0 +1,68 @@
+"""What is written down about the machine."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from asd_policy.eval import machine
+
+
+def work_for(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+@pytest.mark.skipif(machine.processor_wait_s() is None, reason="the system does not say")
+def test_waiting_for_a_processor_is_noticed():
+    """Two processes on one processor, each wants all of it: each waits about half the time."""
+    before = os.sched_getaffinity(0)
+    mine = min(before)
+    rivals = [
+        subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{mine}}})\n"
+                          "print(flush=True)\nwhile 1: pass"], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        for rival in rivals:
+            assert rival.stdout is not None
+            rival.stdout.readline()  # it runs
+        os.sched_setaffinity(0, {mine})
+        start = machine.processor_wait_s()
+        work_for(0.6)
+        waited = machine.processor_wait_s() - start
+        start = machine.processor_wait_s()
+        time.sleep(0.3)
+        slept = machine.processor_wait_s() - start
+    finally:
+        os.sched_setaffinity(0, before)
+        for rival in rivals:
+            rival.kill()
+            rival.communicate()
+    assert waited > 0.15, "waiting is counted"
+    assert slept < 0.15, "and sleep is not waiting"
+
+
+def test_a_system_without_the_count_says_none(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert machine.processor_wait_s() is None
+
+
+def test_the_commit_is_that_of_this_packages_checkout_only(tmp_path):
+    assert machine.git_commit(tmp_path / "asd_policy") is None
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    commit = ["git", "-C", str(tmp_path), *identity, "commit", "-q", "--allow-empty", "-m", "x"]
+    subprocess.run(commit, check=True)
+    (tmp_path / "asd_policy").mkdir()
+    head = ["git", "-C", str(tmp_path), "rev-parse", "HEAD"]
+    expected = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+    assert machine.git_commit(tmp_path / "asd_policy") == expected
+
+
+def test_the_processor_has_a_name():
+    assert machine.cpu_model()
