@@ -8,7 +8,10 @@ from asd_policy.errors import AsdPolicyError, CheckpointError, NonFiniteError
 
 if TYPE_CHECKING:
     from asd_policy.policy import DiffusionPolicy
-    from asd_policy.samplers import Calibration, Result, SamplerConfig, Stats, calibrate, sample
+    from asd_policy.samplers.calibration import Calibration
+    from asd_policy.samplers.config import SamplerConfig
+    from asd_policy.samplers.result import Stats
+    from asd_policy.sampling import Result, calibrate, sample
     from asd_policy.schedule import Schedule
 
 __version__ = "0.1.0"
@@ -29,14 +32,10 @@ __all__ = [
 # Imported when first used: torch takes seconds to load, and `asd-policy --help` needs none of it.
 _MODULES = {
     "asd_policy.policy": ("DiffusionPolicy",),
-    "asd_policy.samplers": (
-        "Calibration",
-        "Result",
-        "SamplerConfig",
-        "Stats",
-        "calibrate",
-        "sample",
-    ),
+    "asd_policy.samplers.calibration": ("Calibration",),
+    "asd_policy.samplers.config": ("SamplerConfig",),
+    "asd_policy.samplers.result": ("Stats",),
+    "asd_policy.sampling": ("Result", "calibrate", "sample"),
     "asd_policy.schedule": ("Schedule",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,12 +14,22 @@ from asd_policy.schedule import Schedule
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
+class PreparedNetwork(Protocol):
+    """A network made ready for the timesteps of one schedule, so that a call repeats less."""
+
+    def condition(self, cond: Tensor | None, batch: int) -> Tensor:
+        """(B, …) conditions → (B, F), computed once for a chunk."""
+
+    def evaluate(self, x: Tensor, steps: Tensor, condition: Tensor) -> Tensor:
+        """(N, *shape) points at (N,) steps with (N, F) of :meth:`condition` → the prediction."""
+
+
 class Denoiser:
     """x̂0 for any rows of a batch of chains, at any steps.
 
     Args:
         network: ``network(x, timesteps, cond)`` with x (N, *shape), timesteps (N,) int64 and cond
-            with N rows, or None.
+            with N rows, or None; or a :class:`PreparedNetwork`.
         schedule: the tables.
         shape: of one sample.
         cond: condition of each chain, (B, …), or None.
@@ -27,15 +38,16 @@ class Denoiser:
 
     def __init__(
         self,
-        network: Network,
+        network: Network | PreparedNetwork,
         schedule: Schedule,
         shape: tuple[int, ...],
         cond: Tensor | None,
         like: Tensor,
     ) -> None:
-        self._network, self._schedule, self._shape, self._cond = network, schedule, shape, cond
-        self._timesteps = schedule.timesteps.to(like.device)
-        self._clip = schedule.config.clip_range if schedule.config.clip_sample else None
+        self.network, self.shape = network, shape
+        self._cond: Tensor | None = None
+        self.condition(cond, len(like))
+        self.clip_range = schedule.config.clip_range if schedule.config.clip_sample else None
         # x̂0 = u·x + v·prediction
         signal, noise = schedule.signal, schedule.noise
         u, v = {
@@ -43,10 +55,16 @@ class Denoiser:
             "sample": (torch.zeros_like(signal), torch.ones_like(signal)),
             "v_prediction": (signal, -noise),
         }[schedule.config.prediction_type]
-        self._uv = torch.stack([u, v], dim=1).to(like)
+        # A window of at most K+1 steps may reach past the last; there x̂0 is 0 and not used.
+        past = signal.new_zeros(schedule.num_steps + 2)
+        self.uv = torch.stack([torch.cat([u, past]), torch.cat([v, past])], dim=1).to(like)
+        timesteps = torch.cat([schedule.timesteps, past.long()])
+        self.timesteps = timesteps.to(like.device)
+        steps = torch.arange(len(timesteps)).clamp_(max=schedule.num_steps - 1)
+        self._real_steps = steps.to(like.device)
 
     def __call__(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
-        """Clipped x̂0.
+        """Clipped x̂0, checked.
 
         Args:
             x: (N, D) points. steps: (N,) step of each. chains: (N,) chain of each.
@@ -58,26 +76,57 @@ class Denoiser:
             NonFiniteError: the network returned a NaN or an infinity (step and chain are named).
             ValueError: the network returned another shape than it was given.
         """
+        prediction = self.predict(x, steps, chains)
+        self._check(prediction, steps, chains)
+        return self.clip(self._unclipped(x, prediction, steps))
+
+    def condition(self, cond: Tensor | None, batch: int) -> None:
+        """Take the conditions of a chunk's chains; into the same storage where shapes allow."""
+        if hasattr(self.network, "condition"):
+            cond = self.network.condition(cond, batch)
+        if self._cond is None or cond is None or self._cond.shape != cond.shape:
+            self._cond = None if cond is None else cond.clone()
+        else:
+            self._cond.copy_(cond)
+
+    def predict(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
+        """What the network says, (N, D) and unchecked. Raises ValueError for another shape."""
         cond = None if self._cond is None else self._cond[chains]
-        points = x.view(-1, *self._shape)
-        prediction = self._network(points, self._timesteps[steps], cond)
+        points = x.view(-1, *self.shape)
+        if hasattr(self.network, "evaluate"):
+            assert cond is not None
+            prediction = self.network.evaluate(points, self._real_steps[steps], cond)
+        else:
+            prediction = self.network(points, self.timesteps[steps], cond)
         if prediction.shape != points.shape:
             raise ValueError(
                 f"the network must return the shape it is given, {tuple(points.shape)}; "
                 f"got {tuple(prediction.shape)}"
             )
-        flat = prediction.reshape(x.shape).to(x.dtype)
-        self._check(flat, steps, chains)
-        return self._to_x0(x, flat, steps)
+        return prediction.reshape(x.shape).to(x.dtype)
 
-    def _to_x0(self, x: Tensor, prediction: Tensor, steps: Tensor) -> Tensor:
-        u, v = self._uv[steps].unsqueeze(-1).unbind(1)
-        x0 = torch.addcmul(u * x, v, prediction)
-        return x0 if self._clip is None else x0.clamp_(-self._clip, self._clip)
+    def x0(self, x: Tensor, prediction: Tensor, steps: Tensor) -> Tensor:
+        """Clipped x̂0 of (…, D) predictions at (…) steps; NaN where a prediction is not finite."""
+        x0 = self._unclipped(x, prediction, steps)
+        if self.clip_range is None:
+            return x0
+        # Clipping would hide an infinity; 0·∞ is NaN, which it leaves alone.
+        return self.clip(x0.add_(prediction * 0))
+
+    def _unclipped(self, x: Tensor, prediction: Tensor, steps: Tensor) -> Tensor:
+        u, v = self.uv[steps].unsqueeze(-1).unbind(-2)
+        return torch.addcmul(u * x, v, prediction)
 
     def clip(self, x0: Tensor) -> Tensor:
         """Clip a draft as the target is clipped (in place)."""
-        return x0 if self._clip is None else x0.clamp_(-self._clip, self._clip)
+        return x0 if self.clip_range is None else x0.clamp_(-self.clip_range, self.clip_range)
+
+    def non_finite(self, step: int, chain: int) -> NonFiniteError:
+        """The error for a prediction that is not finite."""
+        return NonFiniteError(
+            f"the network returned a NaN or infinite value at step {step} (timestep "
+            f"{int(self.timesteps[step])}) of chain {chain}"
+        )
 
     def _check(self, prediction: Tensor, steps: Tensor, chains: Tensor) -> None:
         # One reduction in the common case; a finite overflow of the sum is cleared below.
@@ -86,8 +135,4 @@ class Denoiser:
         bad = ~torch.isfinite(prediction).all(-1)
         if bad.any():
             row = int(bad.nonzero()[0])
-            step = int(steps[row])
-            raise NonFiniteError(
-                f"the network returned a NaN or infinite value at step {step} (timestep "
-                f"{int(self._timesteps[step])}) of chain {int(chains[row])}"
-            )
+            raise self.non_finite(int(steps[row]), int(chains[row]))

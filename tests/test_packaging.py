@@ -25,20 +25,29 @@ pytestmark = pytest.mark.skipif(
 
 # A module may import those of a lower rank, and its own package.
 RANK = {
-    "errors": 0, "networks": 1, "schedule": 1, "denoiser": 2, "coupling": 3, "drafts": 4,
-    "samplers": 5, "policy": 6, "integrations": 7,
+    "errors": 0, "networks": 1, "schedule": 1, "denoiser": 2, "coupling": 3, "chains": 4,
+    "drafts": 5, "samplers": 6, "engine": 7, "sampling": 8, "policy": 9, "integrations": 10,
 }  # fmt: skip
 MAY_IMPORT = {
     **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
     "checkpoints": {"errors"},
     "envs": {"errors", "data"},
     "data": {"errors"},
-    "training": {"errors", "schedule", "networks", "samplers", "policy", "data", "envs"},
+    "training": {
+        "errors",
+        "schedule",
+        "networks",
+        "samplers",
+        "sampling",
+        "policy",
+        "data",
+        "envs",
+    },
     "eval": {*RANK, "checkpoints", "envs", "data", "training", ""} - {"integrations"},
     "cli": {"errors", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},
-    "": {"errors", "schedule", "samplers", "policy", "envs"},  # the public names
-}
+    "": {"errors", "schedule", "samplers", "sampling", "policy", "envs"},  # the public names
+}  # fmt: skip
 EXTRAS = {"envs", "eval", "cli", "data", "training", "integrations"}  # may need an extra
 CORE_IMPORTS = {"torch", "numpy", "safetensors", "asd_policy"}
 

@@ -4,7 +4,7 @@ from asd_policy.policy.checkpoint import Checkpoint, load_checkpoint, save_check
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
 from asd_policy.policy.policy import ChunkStats, DiffusionPolicy
-from asd_policy.samplers import SamplerConfig
+from asd_policy.samplers.config import SamplerConfig
 
 __all__ = [
     "Checkpoint",

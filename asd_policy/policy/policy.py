@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asd_policy.denoiser import Denoiser
+from asd_policy.engine import make_engine
 from asd_policy.errors import CheckpointError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint, difference_table, load_checkpoint
-from asd_policy.samplers import Calibration, SamplerConfig, network_call, sample_with
-from asd_policy.samplers.calibration import DEFAULT_WINDOW
+from asd_policy.samplers.calibration import DEFAULT_WINDOW, Calibration
+from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Stats, draw_noise
+from asd_policy.sampling import draw
 
 Observation = Mapping[str, "np.ndarray[Any, Any]"]
 
@@ -68,9 +69,10 @@ class DiffusionPolicy:
 
     Args:
         checkpoint: a trained policy. sampler: how chunks are drawn. device: where.
+        engine: what draws them, one of ``asd_policy.engine.ENGINES``.
 
     Raises:
-        ValueError: a sampler that this policy's chain does not allow.
+        ValueError: a sampler that this policy's chain does not allow, or an unknown engine.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class DiffusionPolicy:
         checkpoint: Checkpoint,
         sampler: SamplerConfig | None = None,
         device: str | torch.device = "cpu",
+        engine: str = "auto",
     ) -> None:
         self.sampler = sampler or SamplerConfig()
         self.schedule = self.sampler.schedule(checkpoint.schedule)
@@ -86,6 +89,9 @@ class DiffusionPolicy:
         self.network = checkpoint.network.to(self.device).eval().requires_grad_(False)
         self._observation_normalizer = checkpoint.observation_normalizer.to(self.device)
         self._action_normalizer = checkpoint.action_normalizer.to(self.device)
+        self.engine = make_engine(
+            engine, self.network, self.schedule, self.config.chunk_shape, self.device
+        )
         self.calibration = self._initial_calibration()
         self.last_chunks: list[ChunkStats | None] = []
         self._environments: list[_Environment] = []
@@ -98,6 +104,7 @@ class DiffusionPolicy:
         *,
         device: str | torch.device = "cpu",
         sampler: str | SamplerConfig = "asd",
+        engine: str = "auto",
         **options: Any,
     ) -> DiffusionPolicy:
         """Load a checkpoint folder.
@@ -105,6 +112,7 @@ class DiffusionPolicy:
         Args:
             folder: with ``model.safetensors`` and ``card.json``.
             device: "cpu", "cuda", …
+            engine: what draws chunks, one of ``asd_policy.engine.ENGINES``.
             sampler: a name with ``options`` of ``SamplerConfig``, or a ``SamplerConfig``.
 
         Raises:
@@ -114,7 +122,7 @@ class DiffusionPolicy:
         config = (
             sampler if isinstance(sampler, SamplerConfig) else SamplerConfig(sampler, **options)
         )
-        return cls(load_checkpoint(folder), config, device)
+        return cls(load_checkpoint(folder), config, device, engine)
 
     @property
     def observation_keys(self) -> dict[str, int]:
@@ -232,19 +240,17 @@ class DiffusionPolicy:
     def _sample(
         self, config: SamplerConfig, cond: Tensor, generators: list[torch.Generator]
     ) -> tuple[Tensor, Stats]:
-        dim = self.config.pred_horizon * self.config.action_dim
-        like = torch.empty((len(cond), dim), device=self.device)
-        noise = draw_noise(generators, self.schedule.num_steps, like)
-        denoiser = Denoiser(self.network, self.schedule, self.config.chunk_shape, cond, like)
-        return sample_with(config, denoiser, self.schedule, noise, self.calibration)
+        noise = draw_noise(generators, self.schedule.num_steps, self.engine.like)
+        return draw(config, self.engine, noise, cond, self.calibration)
 
     def _measure_costs(self, cond: Tensor) -> None:
         """Time the network once for this batch size, if the window is to be chosen from it."""
         if self.sampler.name != "asd" or self.sampler.window != "auto":
             return
         if not self.calibration.has_costs(len(cond)):
-            call = network_call(self.network, self.schedule, self.config.chunk_shape, cond[:1])
-            self.calibration.measure_costs(len(cond), self.schedule.num_steps, call)
+            self.calibration.measure_costs(
+                len(cond), self.schedule.num_steps, lambda rows: self.engine.call(rows, cond[:1])
+            )
             # Two throw-away chunks, for the cost of a round apart from the network.
             probe = replace(self.sampler, window=DEFAULT_WINDOW)
             for _ in range(2):

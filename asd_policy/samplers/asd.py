@@ -9,250 +9,246 @@ call and the calls never exceed K.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from asd_policy.chains import PAIRS, Chains
 from asd_policy.coupling import accepts, reflect
 from asd_policy.denoiser import Denoiser
-from asd_policy.drafts import Memory, Secants, Window, propose, tables
-from asd_policy.samplers.calibration import Calibration, SlopeSums
-from asd_policy.samplers.result import Clock, Noise, Stats
-from asd_policy.schedule import Schedule
+from asd_policy.drafts import propose
+from asd_policy.samplers.result import Stats
+
+Lap = Callable[[str], None]
 
 
-class _Run:
-    """One batch of B chains on its way from noise to samples.
+def observe(
+    chains: Chains,
+    denoiser: Denoiser,
+    points: Tensor,
+    prediction: Tensor,
+    ahead: int = 0,
+    secants: bool = False,
+    learn: bool = False,
+) -> None:
+    """Remember what the network said at points (B, W, D) of the steps from n + ``ahead`` on.
 
-    Attributes:
-        x: (B, D) current points; samples once finished. n: (B,) steps taken (host).
-        fresh: (B,) whether the memory at step n was evaluated at x itself (host).
+    Where step n was evaluated before, at the guess that a rejection has since replaced, the
+    difference becomes a secant pair.
+
+    Args:
+        prediction: (B, W, D), the network's; unused where not :func:`wanted`.
+        secants: keep such pairs. learn: keep what slopes are estimated from.
+    """
+    width = points.shape[1]
+    steps, use = chains.steps(width, ahead), wanted(chains, width, ahead)
+    rows = chains.rows(steps)
+    before, origin = (chains.take(t, rows, width) for t in (chains.value, chains.point))
+    x0 = denoiser.x0(points, prediction, steps)
+    x0 = torch.where(use.unsqueeze(2), x0, before)
+    bad = (use & ~x0.isfinite().all(-1)).long()
+    first = torch.where(bad.any(1), chains.n + ahead + bad.argmax(1), -1)
+    chains.bad.copy_(torch.where(chains.bad < 0, first, chains.bad))
+    displacement, change = points - origin, x0 - before
+    known = (steps <= chains.last.unsqueeze(1)) & use
+    if learn:
+        for total, other in ((chains.cross, change), (chains.square, displacement)):
+            sums = torch.where(known, (displacement * other).sum(-1), 0.0)
+            total.view(-1).index_copy_(0, rows, sums.view(-1))
+    if secants and not ahead:
+        _add_secant(chains, displacement[:, 0], change[:, 0], known[:, 0])
+    for memory, values in ((chains.value, x0), (chains.point, points)):
+        memory.flatten(0, 1).index_copy_(0, rows, values.reshape(len(rows), -1))
+    chains.last.copy_(torch.maximum(chains.last, steps[:, -1].clamp(max=chains.num_steps - 1)))
+    chains.calls.add_(use.any(1))
+    chains.evaluations.add_(use.sum(1))
+
+
+def wanted(chains: Chains, width: int, ahead: int) -> Tensor:
+    """(B, W) which of the steps from n + ``ahead`` on are still to be evaluated."""
+    real = chains.steps(width, ahead) < chains.num_steps
+    return real if ahead else real & ~chains.fresh.unsqueeze(1)
+
+
+def _add_secant(chains: Chains, displacement: Tensor, change: Tensor, usable: Tensor) -> None:
+    """Put a pair (B, D), (B, D) in place of the oldest, in the chains where it is usable (B,)."""
+    slope = chains.slopes[chains.n].unsqueeze(1)
+    residual = torch.addcmul(change, slope, displacement, value=-1)
+    length = displacement.norm(dim=1, keepdim=True)
+    scale = torch.where(length > 0, 1 / length, 0.0)
+    slot = (chains.pushed % PAIRS).view(-1, 1, 1).expand(-1, 1, chains.dim)
+    for kept, new in ((chains.displacement, displacement), (chains.residual, residual)):
+        old = kept.gather(1, slot).squeeze(1)
+        new = torch.where(usable.unsqueeze(1), new * scale, old)
+        kept.scatter_(1, slot, new.unsqueeze(1))
+    chains.pushed.add_(usable)
+
+
+def couple(
+    chains: Chains, points: Tensor, drafts: Tensor, fresh: bool = False, learn: bool = False
+) -> None:
+    """Couple every position of the window, stop at the first rejection, move on.
+
+    Targets are the memory of the window's steps, which :func:`observe` has just filled.
+
+    Args:
+        points: (B, W+1, D). drafts: (B, W, D). fresh: whether the window's end was evaluated too.
+    """
+    size, width = chains.num_steps, drafts.shape[1]
+    steps = chains.steps(width)
+    rows, left = chains.rows(steps), (size - chains.n).clamp(max=width)
+    noise, targets = (chains.take(t, rows, width) for t in (chains.noise, chains.value))
+    scale = chains.tables.delta[steps].unsqueeze(2)
+    # Absorbing steps and the last, which has no draft to decide on, have scale 0 and stand.
+    delta = torch.where(scale > 0, (drafts - targets) * scale, 0.0)
+    stands = accepts(noise, delta, chains.take(chains.log_uniform, rows, width))
+    position = chains.position[:width]
+    length = torch.where(stands, width, position).amin(1)
+    stop = torch.minimum(length, left - 1).clamp_(min=0)
+    rejected = length < left
+    _move(chains, (points, targets, noise, delta), stop, rejected)
+    decided = (position <= stop.unsqueeze(1)) & (steps < size - 1)
+    accepted = decided & (position != torch.where(rejected, stop, -1).unsqueeze(1))
+    for total, which in ((chains.decided, decided), (chains.accepted, accepted)):
+        total.view(-1).index_add_(0, rows, which.view(-1).long())
+    if learn:
+        for i, sums in enumerate((chains.cross, chains.square)):
+            used = (chains.take(sums, rows, width) * decided).double()
+            chains.learned[i].index_add_(0, steps.view(-1), used.view(-1))
+    chains.fresh.copy_(~rejected & (chains.n + width < size) & fresh)
+    chains.n.copy_((chains.n + stop + 1).clamp(max=size))
+
+
+def verify(
+    chains: Chains,
+    denoiser: Denoiser,
+    points: Tensor,
+    drafts: Tensor,
+    prediction: Tensor,
+    ahead: int = 0,
+    secants: bool = False,
+    learn: bool = False,
+) -> None:
+    """What follows a round's network call on points ``ahead`` … W−1+``ahead``.
+
+    :func:`observe`, then :func:`couple`.
+    """
+    later = points[:, ahead : ahead + drafts.shape[1]]
+    observe(chains, denoiser, later, prediction, ahead, secants, learn)
+    couple(chains, points, drafts, ahead > 0, learn)
+
+
+def _move(
+    chains: Chains, found: tuple[Tensor, Tensor, Tensor, Tensor], stop: Tensor, rejected: Tensor
+) -> None:
+    """New current points, from the last position that was reached.
+
+    As a sample of the target, a·x̂0 + b·x + σ·ξ': after a rejection ξ' is ξ reflected; after an
+    accept ξ' = ξ + δ, which makes it the proposal. At the last step δ is zero.
+    """
+    index = stop.view(-1, 1, 1).expand(-1, 1, chains.dim)
+    origin, target, noise, delta = (t.gather(1, index).squeeze(1) for t in found)
+    noise = torch.where(rejected.unsqueeze(1), reflect(noise, delta), noise + delta)
+    at = chains.n + stop
+    a, b, sigma = (
+        t[at].unsqueeze(1) for t in (chains.tables.a, chains.tables.b, chains.tables.sigma)
+    )
+    chains.x.copy_(a * target + b * origin + sigma * noise)
+
+
+class Kernels:
+    """The arithmetic of a round around its network call. Fused versions are held equal to this."""
+
+    def propose(
+        self, chains: Chains, denoiser: Denoiser, draft: str, width: int
+    ) -> tuple[Tensor, Tensor]:
+        """:func:`asd_policy.drafts.propose`."""
+        return propose(chains, denoiser, draft, width)
+
+    def observe(
+        self, chains: Chains, denoiser: Denoiser, points: Tensor, prediction: Tensor,
+        ahead: int, secants: bool, learn: bool,
+    ) -> None:  # fmt: skip
+        """:func:`observe`."""
+        observe(chains, denoiser, points, prediction, ahead, secants, learn)
+
+    def verify(
+        self, chains: Chains, denoiser: Denoiser, points: Tensor, drafts: Tensor,
+        prediction: Tensor, ahead: int, secants: bool, learn: bool,
+    ) -> None:  # fmt: skip
+        """:func:`verify`."""
+        verify(chains, denoiser, points, drafts, prediction, ahead, secants, learn)
+
+
+class AutospeculativeDecoding:
+    """ASD as equal rounds on chains whose shapes never change: what an engine runs.
+
+    Args:
+        denoiser: of the chains. chains: their state.
+        draft: "secant", "slope", "memory" or "frozen". calls_per_round: 1, or 2.
+        learn: keep what slopes are estimated from. kernels: what does the arithmetic.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        schedule: Schedule,
-        noise: Noise,
+        chains: Chains,
         draft: str,
         calls_per_round: int,
-        window: int,
-        calibration: Calibration,
+        learn: bool,
+        kernels: Kernels | None = None,
     ) -> None:
-        batch, self.num_steps, dim = noise.steps.shape
-        self.x, self.device = noise.initial, noise.initial.device
-        self.denoiser, self.draft, self.width = denoiser, draft, window
-        self.first_call = calls_per_round == 2
-        self.tables = tables(schedule, self.x.dtype, self.device)
-        self.noise, self.log_uniform = noise.steps.reshape(-1, dim), noise.log_uniform.reshape(-1)
-        self.n = np.zeros(batch, dtype=np.int64)
-        self.fresh = np.zeros(batch, dtype=bool)
-        self.calls, self.evaluations = np.zeros((2, batch), dtype=np.int64)
-        self.accepted, self.decided = np.zeros((2, batch, self.num_steps), dtype=np.int64)
-        self.memory = Memory(batch, self.num_steps, self.x)
-        self.secants = Secants(batch, self.x)
-        self.slopes = calibration.slopes(self.num_steps).to(self.x)
-        self.sums = None if calibration.frozen else SlopeSums(self.num_steps)
-        self.clock = Clock(self.device)
+        self.denoiser, self.chains, self.draft, self.learn = denoiser, chains, draft, learn
+        self.kernels = kernels or Kernels()
+        self.ahead = calls_per_round - 1
+        self._uses = draft == "secant", learn
+        self._chain = torch.arange(chains.batch, device=chains.x.device).unsqueeze(1)
 
-    def index(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(rows).to(self.device)
+    def round(self, n: list[int] | None = None, lap: Lap = lambda phase: None) -> None:
+        """Draft, one network call on the whole window, couple, advance.
 
-    def round(self) -> None:
-        """Draft, one network call on the whole window, couple, advance."""
-        if self.first_call:
-            self.evaluate_current()
-        width = min(self.width, self.num_steps - int(self.n.min()))
-        window = Window.ahead(self.x, self.n, width, self.noise, self.tables)
-        before = None if self.sums is None else self.memory.read(window)
-        points, drafts = propose(
-            self.draft, window, self.memory, self.secants, self.slopes, self.denoiser
-        )
-        if self.first_call:
-            targets = self._targets_after_first(window, points)
-        else:
-            targets = self.evaluate(points[:, :-1], window.steps, window.valid)
-        decided = self.advance(window, points, drafts, targets)
-        if self.sums is not None and before is not None:
-            self.sums.add(window.steps, decided, before, points[:, :-1], targets)
-        self.clock.lap("verify")
-
-    def evaluate(self, points: Tensor, steps: np.ndarray, valid: np.ndarray) -> Tensor:
-        """x̂0 (B, W, D) at points (B, W, D) where ``valid``, remembered; 0 elsewhere.
-
-        One network call. Where a chain's current step was evaluated before, at the guess that a
-        rejection has since replaced, the difference becomes a secant pair.
+        Args:
+            n: where the chains are, if the host knows; then rows that nobody needs are left out.
+            lap: told each phase that has ended.
         """
-        batch, width = steps.shape
-        rows = np.flatnonzero(valid)
-        chain, step = rows // width, steps.reshape(-1)[rows]
-        flat = chain * self.num_steps + step
-        at, everywhere = points.reshape(batch * width, -1), len(rows) == batch * width
-        if not everywhere:
-            picks = self.index(rows)
-            at = at.index_select(0, picks)
-        index = self.index(flat)
-        self.clock.lap("draft")
-        x0 = self.denoiser(at, self.index(step), self.index(chain))
-        self.clock.lap("network")
-        targets = x0 if everywhere else x0.new_zeros(valid.size, at.shape[1])
-        if not everywhere:
-            targets.index_copy_(0, picks, x0)
-        targets = targets.view(points.shape)
-        if self.draft == "secant":
-            self._add_secant(steps[:, 0], valid[:, 0], targets[:, 0])
-        self.memory.store(flat, index, at, x0)
-        self.calls += valid.any(1)
-        self.evaluations += valid.sum(1)
-        return targets
+        chains, compact = self.chains, n is not None
+        width = chains.window if n is None else min(chains.window, chains.num_steps - min(n))
+        if self.ahead:
+            here = chains.x.unsqueeze(1)
+            lap("verify")
+            prediction = self.predict(here, 0, compact)
+            lap("network")
+            self.kernels.observe(chains, self.denoiser, here, prediction, 0, *self._uses)
+        points, drafts = self.kernels.propose(chains, self.denoiser, self.draft, width)
+        lap("draft")
+        # Rows are left out only where some are not needed: looking for them costs time.
+        compact = n is not None and (self.ahead > 0 or max(n) + width > chains.num_steps)
+        prediction = self.predict(points[:, self.ahead : self.ahead + width], self.ahead, compact)
+        lap("network")
+        given = points, drafts, prediction, self.ahead
+        self.kernels.verify(chains, self.denoiser, *given, *self._uses)
+        lap("verify")
 
-    def _add_secant(self, steps: np.ndarray, valid: np.ndarray, x0: Tensor) -> None:
-        """How x̂0 (B, D) at the current points differs from the memory, beyond the slope."""
-        rows = np.arange(len(steps)) * self.num_steps + steps
-        usable = self.memory.known[rows] & valid & (steps == self.n)
-        if not usable.any():
-            return
-        index = self.index(rows)
-        displacement = self.x - self.memory.point.index_select(0, index)
-        slope = self.slopes.index_select(0, self.index(steps)).unsqueeze(1)
-        change = x0 - self.memory.value.index_select(0, index)
-        self.secants.push(
-            displacement, torch.addcmul(change, slope, displacement, value=-1), usable
+    def predict(self, points: Tensor, ahead: int, compact: bool) -> Tensor:
+        """The network at points (B, W, D); if ``compact``, only where wanted, and 0 elsewhere."""
+        batch, width, dim = points.shape
+        flat = points.reshape(batch * width, dim)
+        steps = self.chains.steps(width, ahead).reshape(-1)
+        chain = self._chain.expand(batch, width).reshape(-1)
+        if not compact:
+            return self.denoiser.predict(flat, steps, chain).view(points.shape)
+        rows = wanted(self.chains, width, ahead).view(-1).nonzero().view(-1)
+        out = torch.zeros_like(flat)
+        if len(rows):
+            out[rows] = self.denoiser.predict(flat[rows], steps[rows], chain[rows])
+        return out.view(points.shape)
+
+    def stats(self, seconds: dict[str, float]) -> Stats:
+        """What the finished chunk cost."""
+        chains = self.chains
+        calls, evaluations = (t.cpu().clone() for t in (chains.calls, chains.evaluations))
+        accepted, decided = (
+            t[:, : chains.num_steps].cpu().clone() for t in (chains.accepted, chains.decided)
         )
-
-    def evaluate_current(self) -> None:
-        """The paper's first call: x̂0 at the current point of every chain that lacks it."""
-        need = ~self.fresh & (self.n < self.num_steps)
-        if need.any():
-            steps = np.minimum(self.n, self.num_steps - 1)
-            self.evaluate(self.x.unsqueeze(1), steps[:, None], need[:, None])
-
-    def _targets_after_first(self, window: Window, points: Tensor) -> Tensor:
-        """Targets when the first is known: evaluates positions 1 … W, the endpoint included."""
-        first = self.memory.value.index_select(0, self.index(window.flat[:, 0])).unsqueeze(1)
-        ahead = window.steps + 1
-        valid = window.valid & (ahead < self.num_steps)
-        if not valid.any():
-            return first.expand_as(window.noise)
-        later = self.evaluate(points[:, 1:], np.minimum(ahead, self.num_steps - 1), valid)
-        return torch.cat([first, later[:, :-1]], 1)
-
-    def advance(
-        self, window: Window, points: Tensor, drafts: Tensor, targets: Tensor
-    ) -> np.ndarray:
-        """Couple every position, stop at the first rejection, move on.
-
-        Returns:
-            (B, W) whether the draft at a position was decided upon.
-        """
-        scale = self.tables.delta.index_select(0, self.index(window.steps.reshape(-1)))
-        delta = (drafts - targets).mul_(scale.view(*window.steps.shape, 1))
-        log_uniform = self.log_uniform.index_select(0, window.index).view(window.steps.shape)
-        stands = accepts(window.noise, delta, log_uniform).cpu().numpy()
-        # The last step has no draft to decide on: its outcome is its target's.
-        inner = window.steps < self.num_steps - 1
-        run = np.logical_and.accumulate((stands | ~inner) & window.valid, axis=1)
-        length, count = run.sum(1), window.valid.sum(1)
-        active, rejected = count > 0, length < count
-        stop = np.maximum(np.minimum(length, count - 1), 0)
-        chains = np.arange(len(stop))
-        at = window.steps[chains, stop]
-        final = active & ~rejected & (at == self.num_steps - 1)
-        self._move(window, (points, targets, delta), stop, active & ~rejected, rejected | final)
-        decided = (np.arange(run.shape[1]) <= stop[:, None]) & inner & window.valid
-        self._count(window.steps, run & decided, decided)
-        self.n = np.where(active, at + 1, self.n)
-        self.fresh = active & ~rejected & ~final & self.first_call
-        furthest = window.steps[chains, np.maximum(count - 1, 0)] + self.first_call
-        rows = chains * self.num_steps + np.minimum(furthest, self.num_steps - 1)
-        self.memory.last = np.where(active, rows, self.memory.last)
-        return decided
-
-    def _move(
-        self,
-        window: Window,
-        found: tuple[Tensor, Tensor, Tensor],
-        stop: np.ndarray,
-        stood: np.ndarray,
-        exact: np.ndarray,
-    ) -> None:
-        """New current points: the last proposal, or where ``exact``, the target's own sample."""
-        points, targets, delta = found
-        batch, width = stop.shape[0], window.steps.shape[1]
-        chains = np.flatnonzero(stood & ~exact)
-        if len(chains):
-            rows = self.index(chains * (width + 1) + stop[chains] + 1)
-            proposals = points.reshape(batch * (width + 1), -1).index_select(0, rows)
-            self.x = _put(self.x, chains, proposals)
-        chains = np.flatnonzero(exact)
-        if not len(chains):
-            return
-        rows = self.index(chains * width + stop[chains])
-        target, noise, gap = (
-            t.reshape(batch * width, -1).index_select(0, rows)
-            for t in (targets, window.noise, delta)
-        )
-        rows = self.index(chains * (width + 1) + stop[chains])
-        origin = points.reshape(batch * (width + 1), -1).index_select(0, rows)
-        # At the last step, where nothing was drafted, δ is zero and the noise stays as it is.
-        noise = reflect(noise, gap)
-        steps = self.index(window.steps[chains, stop[chains]])
-        a, b, sigma = self.tables.step.index_select(0, steps).unsqueeze(2).unbind(1)
-        self.x = _put(self.x, chains, (a * target).addcmul_(b, origin).addcmul_(sigma, noise))
-
-    def _count(self, steps: np.ndarray, accepted: np.ndarray, decided: np.ndarray) -> None:
-        for total, which in ((self.accepted, accepted), (self.decided, decided)):
-            chain, position = np.nonzero(which)
-            total[chain, steps[chain, position]] += 1
-
-
-def _put(x: Tensor, chains: np.ndarray, values: Tensor) -> Tensor:
-    """x (B, D) with the rows ``chains`` replaced; a new tensor."""
-    if len(chains) == len(x):
-        return values
-    return x.index_copy(0, torch.from_numpy(chains).to(x.device), values)
-
-
-def sample_asd(
-    denoiser: Denoiser,
-    schedule: Schedule,
-    noise: Noise,
-    draft: str,
-    calls_per_round: int,
-    window: int,
-    calibration: Calibration,
-) -> tuple[Tensor, Stats]:
-    """Autospeculative decoding.
-
-    Args:
-        denoiser: x̂0 of any rows. schedule: one with noise in every step but the last.
-        noise: all randomness of the chunk.
-        draft: "secant", "slope", "memory" or "frozen".
-        calls_per_round: 1, or 2 (the paper's form, with ``draft="frozen"``).
-        window: θ, steps guessed ahead in a round.
-        calibration: slopes from earlier chunks; unless frozen, this chunk's are added at its end.
-
-    Returns:
-        (B, D) samples, distributed as those of ``sample_ddpm``, and their statistics.
-
-    Raises:
-        NonFiniteError: the network returned a NaN or an infinity.
-    """
-    run = _Run(denoiser, schedule, noise, draft, calls_per_round, window, calibration)
-    rounds = 0
-    while int(run.n.min()) < run.num_steps:
-        run.round()
-        rounds += 1
-        assert rounds <= run.num_steps, "every round must advance every chain"
-    run.clock.lap("other")
-    stats = Stats(
-        "asd",
-        window,
-        calls=torch.from_numpy(run.calls),
-        evaluations=torch.from_numpy(run.evaluations),
-        accepted=torch.from_numpy(run.accepted),
-        decided=torch.from_numpy(run.decided),
-        seconds=run.clock.seconds(),
-    )
-    calibration.update(run.sums, stats)
-    return run.x, stats
+        return Stats("asd", chains.window, calls, evaluations, accepted, decided, seconds)

@@ -20,33 +20,6 @@ DEFAULT_WINDOW = 16  # before anything has been measured
 CANDIDATES = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 100, 128)
 
 
-class SlopeSums:
-    """Sums for a least-squares slope of x̂0 against x by step: α = Σ⟨Δx, Δx̂0⟩ / Σ‖Δx‖².
-
-    Only drafts that were decided upon count. Further ahead a guess is further off, where the
-    network is no longer linear: slopes learned there made drafts worse than none.
-    """
-
-    def __init__(self, num_steps: int) -> None:
-        self.cross, self.square = np.zeros(num_steps), np.zeros(num_steps)
-
-    def add(
-        self,
-        steps: np.ndarray,
-        decided: np.ndarray,
-        before: tuple[Tensor, Tensor, np.ndarray],
-        points: Tensor,
-        targets: Tensor,
-    ) -> None:
-        """(B, W) steps and decisions, what the memory held, (B, W, D) points and targets."""
-        point, value, known = before
-        displacement, change = points - point, targets - value
-        use = decided & known
-        for total, product in ((self.cross, change), (self.square, displacement)):
-            sums = (displacement * product).sum(-1).double().cpu().numpy()
-            np.add.at(total, steps[use], sums[use])
-
-
 class Calibration:
     """Slopes, acceptance by step and network cost, kept between chunks.
 
@@ -67,7 +40,8 @@ class Calibration:
     def slopes(self, num_steps: int) -> Tensor:
         """(K,) float64 α by step; 0 where nothing is known yet. ValueError for another K.
 
-        Evened out over neighbouring steps, a few of which a chunk decides upon with a memory.
+        Least squares of Δx̂0 on Δx between two evaluations of a step, α = Σ⟨Δx, Δx̂0⟩ / Σ‖Δx‖²,
+        evened out over neighbouring steps, a few of which a chunk decides upon with a memory.
         """
         self._check_steps(num_steps)
         if self._slopes is not None and self._slopes[0] == self.chunks:
@@ -93,17 +67,23 @@ class Calibration:
                 f"this calibration is for {len(self._cross)} steps, the schedule has {num_steps}"
             )
 
-    def update(self, sums: SlopeSums | None, stats: Stats) -> None:
-        """Take in a finished chunk; of one drawn with a frozen calibration, only its overhead."""
+    def update(self, sums: np.ndarray | None, stats: Stats) -> None:
+        """Take in a finished chunk; of one drawn with a frozen calibration, only its overhead.
+
+        Args:
+            sums: (2, K) Σ⟨Δx, Δx̂0⟩ and Σ‖Δx‖² over drafts that were decided upon. (Further ahead
+                a guess is further off, where the network is no longer linear: slopes learned
+                there made drafts worse than none.)
+        """
         rounds = max(1, int(stats.calls.max()))
         overhead = (stats.seconds["draft"] + stats.seconds["verify"]) / rounds
         # The least seen: the first chunks also pay for warming up.
         self._overhead = overhead if self._overhead is None else min(overhead, self._overhead)
         if sums is None:
             return
-        self._check_steps(len(sums.cross))
-        self._cross += sums.cross
-        self._square += sums.square
+        self._check_steps(sums.shape[1])
+        self._cross += sums[0]
+        self._square += sums[1]
         self._accepted += stats.accepted.sum(0).numpy()
         self._decided += stats.decided.sum(0).numpy()
         self.chunks += 1

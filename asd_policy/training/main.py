@@ -23,7 +23,7 @@ from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
 from asd_policy.policy.checkpoint import CARD_FILE, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
-from asd_policy.samplers import calibrate
+from asd_policy.sampling import calibrate
 from asd_policy.schedule import Schedule
 from asd_policy.training.trainer import Report, TrainConfig, Trainer
 

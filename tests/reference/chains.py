@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from asd_policy import Calibration, SamplerConfig, Schedule
-from asd_policy.denoiser import Denoiser, Network
-from asd_policy.samplers import sample_with
+from asd_policy.denoiser import Network
+from asd_policy.engine import make_engine
 from asd_policy.samplers.result import Noise, Stats
+from asd_policy.sampling import draw
 from reference import oracles
 from reference.oracles import Array, Chain, Target
 
@@ -35,9 +36,8 @@ def run(
 ) -> tuple[Tensor, Stats]:
     """The package's sampler on given noise; ``schedule`` is ``config.schedule(…)`` already."""
     dim = noise.initial.shape[1]
-    with torch.inference_mode():
-        denoiser = Denoiser(network, schedule, (dim,), cond, noise.initial)
-        return sample_with(config, denoiser, schedule, noise, calibration or Calibration())
+    engine = make_engine("eager", network, schedule, (dim,), dtype=noise.initial.dtype)
+    return draw(config, engine, noise, cond, calibration or Calibration())
 
 
 def oracle_chain(schedule: Schedule) -> tuple[Chain, list[int], list[float]]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import asd_policy
 from asd_policy import Calibration, Schedule
-from asd_policy.drafts import propose
+from asd_policy.drafts import Scan, propose
 from asd_policy.samplers import asd
 from reference.law import p_values, smallest_p
 from reference.mixture import Mixture
@@ -132,24 +132,24 @@ def test_slopes_are_learned_and_used() -> None:
 def peeking_draft(strength: float) -> Callable[..., tuple[Tensor, Tensor]]:
     """Drafts moved by −strength·ξ[n] standard deviations of step n: favourable, and forbidden."""
     schedule = SCHEDULES["plain"]
-    deviation = (schedule.sigma / schedule.a).float().unsqueeze(1)
+    deviation = torch.nn.functional.pad(schedule.sigma / schedule.a, (0, 40)).float().unsqueeze(1)
 
-    def peek(kind, window, *rest):  # type: ignore[no-untyped-def]
-        _, drafts = propose(kind, window, *rest)
-        drafts = drafts - strength * deviation[torch.from_numpy(window.steps)] * window.noise
-        return window.scan(drafts), drafts
+    def peek(chains, denoiser, kind, width):  # type: ignore[no-untyped-def]
+        _, drafts = propose(chains, denoiser, kind, width)
+        steps = chains.steps(width)
+        noise = chains.take(chains.noise, chains.rows(steps), width)
+        drafts = drafts - strength * deviation[steps] * noise
+        return Scan(chains, noise)(drafts), drafts
 
     return peek
 
 
-def next_steps_memory(kind, window, memory, *rest):  # type: ignore[no-untyped-def]
+def next_steps_memory(chains, *rest):  # type: ignore[no-untyped-def]
     """M[n+1] as the draft of step n: it was evaluated at a point that contains ξ[n]."""
-    num_steps = SCHEDULES["plain"].num_steps
-    shifted, row = copy.copy(memory), torch.arange(len(memory.known))
-    following = (row + 1).clamp(max=len(row) - 1)
-    usable = (row % num_steps < num_steps - 1) & torch.from_numpy(memory.known)[following]
-    shifted.value = torch.where(usable.unsqueeze(1), memory.value[following], memory.value)
-    return propose(kind, window, shifted, *rest)
+    shifted, step = copy.copy(chains), torch.arange(chains.value.shape[1])
+    usable = (step < chains.last.unsqueeze(1)).unsqueeze(2)
+    shifted.value = torch.where(usable, chains.value.roll(-1, 1), chains.value)
+    return propose(shifted, *rest)
 
 
 def always(noise: Tensor, delta: Tensor, log_uniform: Tensor) -> Tensor:

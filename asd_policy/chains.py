@@ -1,0 +1,123 @@
+"""What a batch of chains carries from round to round: points, noise, memory, secants, counts.
+
+Shapes are static and every tensor stays where it is, so that a round can be captured as a graph.
+Beyond the last step, tables and noise go on with rows of an absorbing step (a = σ = 0, b = 1): a
+window that reaches past the end accepts them all and moves nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from asd_policy.schedule import Schedule
+
+PAIRS = 6  # secants that a chain keeps
+RIDGE = 0.05  # of their regression, on pairs scaled to unit displacement
+
+
+class Tables:
+    """A schedule's coefficients on a device, ``extra`` absorbing steps included (R = K + extra).
+
+    Attributes:
+        a, b, sigma: (R,) the step's coefficients.
+        delta: (R,) a/σ, which makes δ of draft minus target; 0 where there is nothing to decide.
+        carry, draft, noise: (R+1, R+1) and twice (R+1, R). Unrolled, x[n+1] = a·d + b·x + σ·ξ
+            makes the point at step p, from the one at n, the sum of carry[p, n]·x[n] and, for
+            every q from n to p−1, of draft[p, q]·d[q] + noise[p, q]·ξ[q]. A window of proposals is
+            thus one small matrix product.
+    """
+
+    def __init__(self, schedule: Schedule, extra: int, like: Tensor) -> None:
+        self.num_steps, self.rows = schedule.num_steps, schedule.num_steps + extra
+        pad = torch.zeros(extra, dtype=torch.float64)
+        a, b, sigma = (
+            torch.cat([t, pad + fill])
+            for t, fill in ((schedule.a, 0), (schedule.b, 1), (schedule.sigma, 0))
+        )
+        decided = torch.arange(self.rows) < self.num_steps - 1
+        delta = torch.where(decided, a / sigma.clamp(min=1e-300), 0.0)
+        carry = torch.zeros((self.rows + 1, self.rows + 1), dtype=torch.float64)
+        carry[0, 0] = 1
+        for p in range(self.rows):
+            carry[p + 1] = carry[p] * b[p]
+            carry[p + 1, p + 1] = 1
+        behind = carry[:, 1:].tril(-1)  # [p, q] = Π_{q<m<p} b[m] for q < p
+        self.a, self.b, self.sigma, self.delta = (t.to(like) for t in (a, b, sigma, delta))
+        self.carry = carry.to(like)
+        self.draft, self.noise = (behind * a).to(like), (behind * sigma).to(like)
+
+
+@functools.lru_cache(maxsize=16)
+def _tables(schedule: Schedule, extra: int, dtype: torch.dtype, device: torch.device) -> Tables:
+    return Tables(schedule, extra, torch.empty(0, dtype=dtype, device=device))
+
+
+class Chains:
+    """B chains of D numbers each, K steps, windows of up to θ steps. Changed in place.
+
+    Row ``chain·R + step`` of the (B, R, …) tensors belongs to a step; R = K + θ + 1.
+
+    Attributes:
+        x: (B, D) current points; samples once finished. n: (B,) steps taken.
+        noise: (B, R, D) ξ. log_uniform: (B, R) log u.
+        value, point: (B, R, D) the last x̂0 of every step and where it was evaluated.
+        last: (B,) furthest step ever evaluated (−1: none). All from n to there are known.
+        fresh: (B,) whether x̂0 at step n was evaluated at x itself.
+        displacement, residual: (B, P, D) secant pairs Δx and Δx̂0 − αΔx, scaled to ‖Δx‖ = 1; zero
+            where there is none yet. pushed: (B,) pairs so far.
+        slopes: (R,) α by step, from earlier chunks.
+        calls, evaluations: (B,) network calls and rows. accepted, decided: (B, R) counts.
+        cross, square: (B, R) ⟨Δx, Δx̂0⟩ and ‖Δx‖² of the last two evaluations of a step;
+            learned: (2, R) float64 their sums over decided steps.
+        bad: (B,) first step at which the network was not finite (−1: none).
+    """
+
+    def __init__(self, schedule: Schedule, batch: int, dim: int, window: int, like: Tensor) -> None:
+        self.batch, self.dim, self.window, self.num_steps = batch, dim, window, schedule.num_steps
+        self.tables = _tables(schedule, window + 1, like.dtype, like.device)
+        rows = self.tables.rows
+        self.x = like.new_zeros(batch, dim)
+        self.noise, self.value, self.point = (like.new_zeros(batch, rows, dim) for _ in range(3))
+        self.log_uniform, self.cross, self.square = (like.new_zeros(batch, rows) for _ in range(3))
+        self.displacement, self.residual = (like.new_zeros(batch, PAIRS, dim) for _ in range(2))
+        self.slopes = like.new_zeros(rows)
+        whole = functools.partial(torch.zeros, dtype=torch.int64, device=like.device)
+        self.n, self.last, self.bad, self.pushed = (whole(batch) for _ in range(4))
+        self.calls, self.evaluations = whole(batch), whole(batch)
+        self.accepted, self.decided = whole((batch, rows)), whole((batch, rows))
+        self.fresh = torch.zeros(batch, dtype=torch.bool, device=like.device)
+        self.learned = torch.zeros((2, rows), dtype=torch.float64, device=like.device)
+        self.offset = torch.arange(batch, device=like.device).unsqueeze(1) * rows
+        self.position = torch.arange(window + 1, device=like.device)
+
+    def load(self, initial: Tensor, steps: Tensor, log_uniform: Tensor, slopes: Tensor) -> None:
+        """Start a chunk: (B, D), (B, K, D), (B, K) of noise and (K,) slopes. No synchronization."""
+        size = self.num_steps
+        self.x.copy_(initial)
+        self.noise[:, :size].copy_(steps)
+        self.log_uniform[:, :size].copy_(log_uniform)
+        self.slopes[:size].copy_(slopes)
+        for tensor in (self.n, self.pushed, self.calls, self.evaluations, self.fresh):
+            tensor.zero_()
+        for tensor in (self.accepted, self.decided, self.displacement, self.residual):
+            tensor.zero_()
+        for tensor in (self.value[:, 0], self.learned, self.cross, self.square):
+            tensor.zero_()
+        for tensor in (self.last, self.bad):
+            tensor.fill_(-1)
+
+    def steps(self, width: int, ahead: int = 0) -> Tensor:
+        """(B, width) the steps from n + ``ahead`` on; those past K−1 are absorbing."""
+        return self.n.unsqueeze(1) + self.position[ahead : ahead + width]
+
+    def rows(self, steps: Tensor) -> Tensor:
+        """(B, W) steps → (B·W,) rows of the flattened (B·R, …) tensors."""
+        return (steps + self.offset).view(-1)
+
+    def take(self, tensor: Tensor, rows: Tensor, width: int) -> Tensor:
+        """Rows of a (B, R, …) tensor as (B, width, …)."""
+        taken = tensor.flatten(0, 1).index_select(0, rows)
+        return taken.view(self.batch, width, *tensor.shape[2:])

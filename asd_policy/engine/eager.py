@@ -1,0 +1,159 @@
+"""The eager engine: every operation is launched when its turn comes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from asd_policy.chains import Chains
+from asd_policy.denoiser import Denoiser, Network, PreparedNetwork
+from asd_policy.samplers.asd import AutospeculativeDecoding
+from asd_policy.samplers.calibration import Calibration
+from asd_policy.samplers.ddpm import sample_ddpm
+from asd_policy.samplers.paradigms import sample_paradigms
+from asd_policy.samplers.result import Clock, Noise, Stats
+from asd_policy.schedule import Schedule
+
+KEPT = 8  # states of chains, one for each batch size, window and form
+
+
+class Engine:
+    """Runs the samplers of one network on one device.
+
+    States of chains are kept between chunks. Threads may share an engine: chunks are drawn one
+    after the other.
+
+    Args:
+        network: as for :func:`asd_policy.sample`, or prepared.
+        schedule: the chain to run. shape: of one sample.
+    """
+
+    name = "eager"
+
+    def __init__(
+        self,
+        network: Network | PreparedNetwork,
+        schedule: Schedule,
+        shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.network, self.schedule, self.shape = network, schedule, tuple(shape)
+        self.like = torch.empty(0, torch.Size(shape).numel(), device=device, dtype=dtype)
+        self._lock = threading.Lock()
+        self._denoisers: OrderedDict[int, Denoiser] = OrderedDict()
+        self._runs: OrderedDict[tuple[object, ...], AutospeculativeDecoding] = OrderedDict()
+
+    @torch.inference_mode()
+    def sequential(
+        self, noise: Noise, cond: Tensor | None, name: str = "ddpm"
+    ) -> tuple[Tensor, Stats]:
+        """:func:`sample_ddpm` on (B, …) conditions."""
+        with self._lock:
+            return sample_ddpm(self._denoiser(noise, cond), self.schedule, noise, name)
+
+    @torch.inference_mode()
+    def paradigms(
+        self, noise: Noise, cond: Tensor | None, window: int, tolerance: float
+    ) -> tuple[Tensor, Stats]:
+        """:func:`sample_paradigms` on (B, …) conditions."""
+        with self._lock:
+            denoiser = self._denoiser(noise, cond)
+            return sample_paradigms(denoiser, self.schedule, noise, window, tolerance)
+
+    @torch.inference_mode()
+    def asd(
+        self,
+        noise: Noise,
+        cond: Tensor | None,
+        draft: str,
+        calls_per_round: int,
+        window: int,
+        calibration: Calibration,
+    ) -> tuple[Tensor, Stats]:
+        """Autospeculative decoding.
+
+        Args:
+            noise: all randomness of the chunk. cond: (B, …).
+            draft: "secant", "slope", "memory" or "frozen". calls_per_round: 1 or 2.
+            window: θ, steps guessed ahead in a round.
+            calibration: slopes from earlier chunks; unless frozen, this one's are added at its end.
+
+        Returns:
+            (B, D) samples, distributed as those of :meth:`sequential`, and their statistics.
+
+        Raises:
+            NonFiniteError: the network returned a NaN or an infinity.
+        """
+        with self._lock:
+            clock = Clock(noise.initial.device)
+            learn = not calibration.frozen
+            run = self._run(noise, cond, (draft, calls_per_round, learn), window)
+            slopes = calibration.slopes(self.schedule.num_steps)
+            run.chains.load(noise.initial, noise.steps, noise.log_uniform, slopes)
+            clock.lap("other")
+            self._rounds(run, clock)
+            x, stats = run.chains.x.clone(), run.stats(clock.seconds())
+            learned = run.chains.learned[:, : self.schedule.num_steps]
+            calibration.update(learned.cpu().numpy() if learn else None, stats)
+            return x, stats
+
+    def _rounds(self, run: AutospeculativeDecoding, clock: Clock) -> None:
+        chains, rounds = run.chains, 0
+        while min(n := chains.n.tolist()) < chains.num_steps:
+            run.round(n, clock.lap)
+            rounds += 1
+            for chain, step in enumerate(chains.bad.tolist()):
+                if step >= 0:
+                    raise run.denoiser.non_finite(step, chain)
+            assert rounds <= chains.num_steps, "every round must advance every chain"
+        clock.lap("other")
+
+    @torch.inference_mode()
+    def call(self, rows: int, cond: Tensor | None) -> None:
+        """Run the network once on a number of rows, and wait for it; cond is (1, …) or None."""
+        with self._lock:
+            noise = self.like.new_zeros(rows, self.like.shape[1])
+            zeros = torch.zeros(rows, dtype=torch.int64, device=self.like.device)
+            denoiser = Denoiser(self.network, self.schedule, self.shape, cond, self.like[:1])
+            denoiser.predict(noise, zeros, zeros)
+            if self.like.device.type == "cuda":
+                torch.cuda.synchronize(self.like.device)
+
+    def close(self) -> None:
+        """Release the states that are kept. The engine can still be used."""
+        with self._lock:
+            self._denoisers.clear()
+            self._runs.clear()
+
+    def _denoiser(self, noise: Noise, cond: Tensor | None) -> Denoiser:
+        """One that holds the conditions of these chains."""
+        batch = len(noise.initial)
+        if batch in self._denoisers:
+            self._denoisers[batch].condition(cond, batch)
+        else:
+            arguments = self.network, self.schedule, self.shape, cond, noise.initial
+            self._denoisers[batch] = Denoiser(*arguments)
+        _keep_newest(self._denoisers, batch)
+        return self._denoisers[batch]
+
+    def _run(
+        self, noise: Noise, cond: Tensor | None, form: tuple[str, int, bool], window: int
+    ) -> AutospeculativeDecoding:
+        denoiser = self._denoiser(noise, cond)
+        batch, dim = noise.initial.shape
+        key = (batch, window, *form)
+        if key not in self._runs or self._runs[key].denoiser is not denoiser:
+            chains = Chains(self.schedule, batch, dim, window, noise.initial)
+            self._runs[key] = AutospeculativeDecoding(denoiser, chains, *form)
+        _keep_newest(self._runs, key)
+        return self._runs[key]
+
+
+def _keep_newest(cache: OrderedDict, key: object) -> None:  # type: ignore[type-arg]
+    cache.move_to_end(key)
+    while len(cache) > KEPT:
+        cache.popitem(last=False)

@@ -1,0 +1,171 @@
+"""Samplers of a diffusion chain behind one signature: :func:`sample`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asd_policy.denoiser import Network
+from asd_policy.engine import Engine, make_engine
+from asd_policy.samplers.calibration import Calibration
+from asd_policy.samplers.config import SamplerConfig
+from asd_policy.samplers.result import Noise, Stats, Streams, draw_noise, streams
+from asd_policy.schedule import Schedule
+
+PARADIGMS_WINDOW = 64
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`sample` returns.
+
+    Attributes:
+        sample: (B, *shape) samples.
+        stats: calls, evaluations, acceptance and time.
+        calibration: pass it to the next call of the same sampler and network.
+    """
+
+    sample: Tensor
+    stats: Stats
+    calibration: Calibration
+
+
+def sample(
+    denoiser: Network,
+    schedule: Schedule,
+    *,
+    shape: tuple[int, ...],
+    cond: Tensor | None = None,
+    sampler: str = "asd",
+    draft: str = "secant",
+    calls_per_round: int = 1,
+    window: int | str = "auto",
+    steps: int | None = None,
+    eta: float | None = None,
+    tolerance: float = 0.1,
+    engine: str = "auto",
+    generator: Streams = None,
+    calibration: Calibration | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Result:
+    """Draw B independent samples from a trained diffusion model.
+
+    ``sampler="asd"`` returns samples with exactly the law of ``sampler="ddpm"`` (up to
+    floating-point arithmetic) for fewer sequential network calls; the same seed does not give
+    the same sample.
+
+    Args:
+        denoiser: ``denoiser(x, timesteps, cond)`` → what the network predicts; x (N, *shape[1:]),
+            timesteps (N,) int64, cond with N rows or None. It must treat rows independently.
+        schedule: noise schedule the network was trained for.
+        shape: (B, …): chains, and the shape of one sample.
+        cond: (B, …) condition of each chain.
+        sampler, draft, calls_per_round, window, steps, eta, tolerance: see ``SamplerConfig``.
+        engine: what runs it, one of ``asd_policy.engine.ENGINES``.
+        generator: one generator, from which each chain's own stream is seeded, or B of them.
+        calibration: slopes, acceptance and costs from earlier calls (``result.calibration`` or
+            :func:`calibrate`); it is updated. Without one, "auto" means a window of 16.
+        device: of the chains (default: that of ``cond``, else of the generator, else the CPU).
+        dtype: of the chains.
+
+    Raises:
+        ValueError: an unknown option, or options that exclude each other.
+        NonFiniteError: the network returned a NaN or an infinity.
+
+    Source: Hu, Das, Sadigh & Anari, ICML 2025, arXiv 2505.03983.
+    """
+    config = SamplerConfig(sampler, draft, calls_per_round, window, steps, eta, tolerance)
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(
+            f"shape must be (chains, sizes of one sample …), all positive; got {shape}"
+        )
+    if cond is not None and len(cond) != shape[0]:
+        raise ValueError(f"cond must have {shape[0]} rows, one for each chain; got {len(cond)}")
+    if device is None:
+        device = cond.device if cond is not None else getattr(generator, "device", "cpu")
+    runner = make_engine(engine, denoiser, config.schedule(schedule), shape[1:], device, dtype)
+    noise = draw_noise(streams(generator, shape[0]), runner.schedule.num_steps, runner.like)
+    calibration = calibration or Calibration()
+    x, stats = draw(config, runner, noise, cond, calibration)
+    # A copy made out here is an ordinary tensor, which callers may change or differentiate.
+    return Result(x.clone().view(shape), stats, calibration)
+
+
+def draw(
+    config: SamplerConfig,
+    engine: Engine,
+    noise: Noise,
+    cond: Tensor | None,
+    calibration: Calibration,
+) -> tuple[Tensor, Stats]:
+    """Run a sampler on noise that is given; the engine's chain is ``config.schedule(trained)``."""
+    if config.name in ("ddpm", "ddim"):
+        return engine.sequential(noise, cond, config.name)
+    batch, num_steps = noise.log_uniform.shape
+    if config.name == "paradigms":
+        wide = PARADIGMS_WINDOW if config.window == "auto" else int(config.window)
+        return engine.paradigms(noise, cond, min(wide, num_steps), config.tolerance)
+    if config.window == "auto":
+        width = calibration.window(batch, num_steps)
+        if width == 1:
+            return engine.sequential(noise, cond, "asd")
+    else:
+        width = int(config.window)
+    form = config.draft, config.calls_per_round, min(width, num_steps)
+    return engine.asd(noise, cond, *form, calibration)
+
+
+def calibrate(
+    denoiser: Network,
+    schedule: Schedule,
+    *,
+    shape: tuple[int, ...],
+    cond: Tensor | None = None,
+    chunks: int = 4,
+    window: int = 32,
+    measure_costs: bool = True,
+    progress: Callable[[int], None] = lambda done: None,
+    generator: Streams = None,
+    **options: object,
+) -> Calibration:
+    """Learn slopes and acceptance from ``chunks`` throw-away calls, and time the network.
+
+    Args:
+        denoiser, schedule, shape, cond, generator: as for :func:`sample`; conditions should be
+            typical. chunks: calls of :func:`sample` with window ``window``.
+        measure_costs: time the network at the batch sizes of the windows, for ``window="auto"``.
+        progress: called with the number of chunks done.
+        options: further arguments of :func:`sample`.
+
+    Returns:
+        A calibration for the sampler, the number of steps and the network it was made with.
+    """
+    calibration = Calibration()
+    for done in range(chunks):
+        sample(
+            denoiser,
+            schedule,
+            shape=shape,
+            cond=cond,
+            window=window,
+            generator=generator,
+            calibration=calibration,
+            **options,  # type: ignore[arg-type]
+        )
+        if done == 0 and chunks > 1:
+            calibration.forget_acceptance()
+        progress(done + 1)
+    if measure_costs:
+        place = {key: options[key] for key in ("engine", "device", "dtype") if options.get(key)}
+        condition = None if cond is None else cond[:1]
+        device = place.pop("device", "cpu" if condition is None else condition.device)
+        name = place.pop("engine", "auto")
+        engine = make_engine(name, denoiser, schedule, shape[1:], device, **place)  # type: ignore[arg-type]
+        calibration.measure_costs(
+            shape[0], schedule.num_steps, lambda rows: engine.call(rows, condition)
+        )
+    return calibration
