@@ -20,15 +20,17 @@ def make_engine(
     shape: tuple[int, ...],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    kernels: str = "auto",
 ) -> Engine:
     """An engine for one network, chain and device.
 
     Args:
         name: one of ``ENGINES``.
         schedule: ``SamplerConfig.schedule(…)`` of the sampler that will run. shape: of one sample.
+        kernels: what does a round's arithmetic, one of ``asd_policy.engine.kernels.KERNELS``.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or one that cannot be had here.
     """
     check_choice("engine", name, ENGINES)
-    return Engine(network, schedule, shape, device, dtype)
+    return Engine(network, schedule, shape, device, dtype, kernels)

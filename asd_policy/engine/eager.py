@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asd_policy.chains import Chains
 from asd_policy.denoiser import Denoiser, Network, PreparedNetwork
+from asd_policy.engine.kernels import choose_kernels, make_kernels
 from asd_policy.samplers.asd import AutospeculativeDecoding
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.ddpm import sample_ddpm
@@ -29,6 +30,7 @@ class Engine:
     Args:
         network: as for :func:`asd_policy.sample`, or prepared.
         schedule: the chain to run. shape: of one sample.
+        kernels: one of ``asd_policy.engine.kernels.KERNELS``.
     """
 
     name = "eager"
@@ -40,9 +42,11 @@ class Engine:
         shape: tuple[int, ...],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        kernels: str = "auto",
     ) -> None:
         self.network, self.schedule, self.shape = network, schedule, tuple(shape)
         self.like = torch.empty(0, torch.Size(shape).numel(), device=device, dtype=dtype)
+        self.kernels = choose_kernels(kernels, self.like)
         self._lock = threading.Lock()
         self._denoisers: OrderedDict[int, Denoiser] = OrderedDict()
         self._runs: OrderedDict[tuple[object, ...], AutospeculativeDecoding] = OrderedDict()
@@ -148,7 +152,8 @@ class Engine:
         key = (batch, window, *form)
         if key not in self._runs or self._runs[key].denoiser is not denoiser:
             chains = Chains(self.schedule, batch, dim, window, noise.initial)
-            self._runs[key] = AutospeculativeDecoding(denoiser, chains, *form)
+            kernels = make_kernels(self.kernels, chains, denoiser)
+            self._runs[key] = AutospeculativeDecoding(denoiser, chains, *form, kernels)
         _keep_newest(self._runs, key)
         return self._runs[key]
 

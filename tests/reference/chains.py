@@ -33,10 +33,12 @@ def run(
     noise: Noise,
     calibration: Calibration | None = None,
     cond: Tensor | None = None,
+    kernels: str = "torch",
 ) -> tuple[Tensor, Stats]:
     """The package's sampler on given noise; ``schedule`` is ``config.schedule(…)`` already."""
     dim = noise.initial.shape[1]
-    engine = make_engine("eager", network, schedule, (dim,), dtype=noise.initial.dtype)
+    options = {"dtype": noise.initial.dtype, "kernels": kernels}
+    engine = make_engine("eager", network, schedule, (dim,), **options)
     return draw(config, engine, noise, cond, calibration or Calibration())
 
 

@@ -52,10 +52,11 @@ def learned(schedule: Schedule, slopes: np.ndarray) -> Calibration:
     return calibration
 
 
+@pytest.mark.parametrize("kernels", ["torch", "native"])
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str) -> None:
+def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str, kernels: str) -> None:
     schedule = SCHEDULES[name]
     num_steps, network = schedule.num_steps, network_for(name)
     chain, _, _ = oracle_chain(schedule)
@@ -67,7 +68,7 @@ def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str) -> None
     for window, batch in sizes:
         noise = bulk_noise(batch, num_steps, DIM, seed=window)
         config = SamplerConfig("asd", draft, calls, window)
-        samples, stats = run(config, network, schedule, noise, calibration)
+        samples, stats = run(config, network, schedule, noise, calibration, kernels=kernels)
         for i in range(batch):
             row = (noise.initial[i], noise.steps[i], noise.log_uniform[i])
             trace = slow_asd.asd(

@@ -1,0 +1,13 @@
+def propose(state: int, double: bool, kind: int, width: int, points: int, drafts: int) -> None: ...
+def verify(
+    state: int,
+    double: bool,
+    width: int,
+    ahead: int,
+    secants: bool,
+    learn: bool,
+    couple: bool,
+    points: int,
+    drafts: int,
+    prediction: int,
+) -> None: ...

@@ -1,0 +1,98 @@
+"""The compiled form of a round's arithmetic for chains on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from asd_policy.chains import Chains
+from asd_policy.denoiser import Denoiser
+from asd_policy.drafts import DRAFTS
+from asd_policy.samplers.asd import Kernels
+
+try:
+    from asd_policy.engine import _native
+except ImportError:  # built where there is a C compiler at installation
+    _native = None
+
+# In the order of native.c's State.
+_TABLES = ("a", "b", "sigma", "delta")
+_POINTERS = (
+    *("x", "noise", "log_uniform", "value", "point", "displacement", "residual", "slopes"),
+    *(*_TABLES, "uv", "cross", "square", "scratch"),
+    *("n", "last", "bad", "pushed", "calls", "evaluations", "accepted", "decided"),
+    *("fresh", "learned"),
+)
+
+
+def available() -> bool:
+    """Whether the extension was built. Without it, PyTorch does the same."""
+    return _native is not None
+
+
+class _State(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "dim", "rows", "num_steps", "clipped")),
+        ("clip", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+    ]
+
+
+class NativeKernels(Kernels):
+    """:class:`Kernels` in C, for float32 and float64 chains on a CPU.
+
+    One object serves one ``Chains`` and its denoiser, whose addresses it holds.
+    """
+
+    def __init__(self, chains: Chains, denoiser: Denoiser) -> None:
+        self._scratch = chains.x.new_empty(chains.dim)
+        tensors = {
+            **vars(chains),
+            **{name: getattr(chains.tables, name) for name in _TABLES},
+            "uv": denoiser.uv,
+            "scratch": self._scratch,
+        }
+        assert all(tensors[name].is_contiguous() for name in _POINTERS)
+        clip = denoiser.clip_range
+        sizes = chains.batch, chains.dim, chains.tables.rows, chains.num_steps, clip is not None
+        addresses = (tensors[name].data_ptr() for name in _POINTERS)
+        self._kept = chains, denoiser  # alive as long as their addresses are used
+        self._state = _State(*sizes, clip or 0.0, *addresses)
+        self._address = ctypes.addressof(self._state)
+        self._double = chains.x.dtype == torch.float64
+
+    def propose(
+        self, chains: Chains, denoiser: Denoiser, draft: str, width: int
+    ) -> tuple[Tensor, Tensor]:
+        points = chains.x.new_empty(chains.batch, width + 1, chains.dim)
+        drafts = chains.x.new_empty(chains.batch, width, chains.dim)
+        kind = DRAFTS.index(draft)
+        _native.propose(
+            self._address, self._double, kind, width, points.data_ptr(), drafts.data_ptr()
+        )
+        return points, drafts
+
+    def observe(
+        self, chains: Chains, denoiser: Denoiser, points: Tensor, prediction: Tensor,
+        ahead: int, secants: bool, learn: bool,
+    ) -> None:  # fmt: skip
+        self._verify(points, prediction, prediction, ahead, secants, learn, False)
+
+    def verify(
+        self, chains: Chains, denoiser: Denoiser, points: Tensor, drafts: Tensor,
+        prediction: Tensor, ahead: int, secants: bool, learn: bool,
+    ) -> None:  # fmt: skip
+        """Overwrites the drafts."""
+        self._verify(points, drafts, prediction, ahead, secants, learn, True)
+
+    def _verify(
+        self, points: Tensor, drafts: Tensor, prediction: Tensor,
+        ahead: int, secants: bool, learn: bool, couple: bool,
+    ) -> None:  # fmt: skip
+        points, prediction = points.contiguous(), prediction.contiguous()
+        width = prediction.shape[1]
+        addresses = points.data_ptr(), drafts.data_ptr(), prediction.data_ptr()
+        flags = secants, learn, couple
+        _native.verify(self._address, self._double, width, ahead, *flags, *addresses)
