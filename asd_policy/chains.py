@@ -81,33 +81,37 @@ class Chains:
         rows = self.tables.rows
         self.x = like.new_zeros(batch, dim)
         self.noise, self.value, self.point = (like.new_zeros(batch, rows, dim) for _ in range(3))
-        self.log_uniform, self.cross, self.square = (like.new_zeros(batch, rows) for _ in range(3))
-        self.displacement, self.residual = (like.new_zeros(batch, PAIRS, dim) for _ in range(2))
+        self.log_uniform = like.new_zeros(batch, rows)
+        self.cross, self.square = like.new_zeros(2, batch, rows).unbind()
+        self._secants = like.new_zeros(2, batch, PAIRS, dim)
+        self.displacement, self.residual = self._secants.unbind()
         self.slopes = like.new_zeros(rows)
         whole = functools.partial(torch.zeros, dtype=torch.int64, device=like.device)
-        self.n, self.last, self.bad, self.pushed = (whole(batch) for _ in range(4))
-        self.calls, self.evaluations = whole(batch), whole(batch)
-        self.accepted, self.decided = whole((batch, rows)), whole((batch, rows))
+        # One block, so that one copy brings all of it to the host.
+        self.counts = whole(batch * (6 + 2 * rows))
+        marks, counts = self.counts.split([6 * batch, 2 * batch * rows])
+        self.last, self.bad, self.n, self.pushed, self.calls, self.evaluations = marks.view(
+            6, batch
+        ).unbind()
+        self.accepted, self.decided = counts.view(2, batch, rows).unbind()
         self.fresh = torch.zeros(batch, dtype=torch.bool, device=like.device)
         self.learned = torch.zeros((2, rows), dtype=torch.float64, device=like.device)
         self.offset = torch.arange(batch, device=like.device).unsqueeze(1) * rows
         self.position = torch.arange(window + 1, device=like.device)
 
     def load(self, initial: Tensor, steps: Tensor, log_uniform: Tensor, slopes: Tensor) -> None:
-        """Start a chunk: (B, D), (B, K, D), (B, K) of noise and (K,) slopes. No synchronization."""
+        """Take a chunk's (B, D), (B, K, D), (B, K) of noise and (K,) slopes."""
         size = self.num_steps
         self.x.copy_(initial)
         self.noise[:, :size].copy_(steps)
         self.log_uniform[:, :size].copy_(log_uniform)
         self.slopes[:size].copy_(slopes)
-        for tensor in (self.n, self.pushed, self.calls, self.evaluations, self.fresh):
+
+    def reset(self) -> None:
+        """Forget the last chunk, but for its points and noise. No synchronization."""
+        for tensor in (self.counts, self._secants, self.fresh, self.value[:, 0], self.learned):
             tensor.zero_()
-        for tensor in (self.accepted, self.decided, self.displacement, self.residual):
-            tensor.zero_()
-        for tensor in (self.value[:, 0], self.learned, self.cross, self.square):
-            tensor.zero_()
-        for tensor in (self.last, self.bad):
-            tensor.fill_(-1)
+        self.counts[: 2 * self.batch].fill_(-1)  # last, bad
 
     def steps(self, width: int, ahead: int = 0) -> Tensor:
         """(B, width) the steps from n + ``ahead`` on; those past K−1 are absorbing."""

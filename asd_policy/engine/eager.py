@@ -93,28 +93,30 @@ class Engine:
             NonFiniteError: the network returned a NaN or an infinity.
         """
         with self._lock:
-            clock = Clock(noise.initial.device)
             learn = not calibration.frozen
             run = self._run(noise, cond, (draft, calls_per_round, learn), window)
             slopes = calibration.slopes(self.schedule.num_steps)
-            run.chains.load(noise.initial, noise.steps, noise.log_uniform, slopes)
-            clock.lap("other")
-            self._rounds(run, clock)
-            x, stats = run.chains.x.clone(), run.stats(clock.seconds())
+            x, stats = self._decode(run, noise, slopes)
             learned = run.chains.learned[:, : self.schedule.num_steps]
             calibration.update(learned.cpu().numpy() if learn else None, stats)
             return x, stats
 
-    def _rounds(self, run: AutospeculativeDecoding, clock: Clock) -> None:
-        chains, rounds = run.chains, 0
+    def _decode(
+        self, run: AutospeculativeDecoding, noise: Noise, slopes: Tensor
+    ) -> tuple[Tensor, Stats]:
+        clock, chains = Clock(self.like.device), run.chains
+        chains.load(noise.initial, noise.steps, noise.log_uniform, slopes)
+        chains.reset()
+        clock.lap("other")
+        rounds = 0
         while min(n := chains.n.tolist()) < chains.num_steps:
             run.round(n, clock.lap)
+            raise_if_bad(run, chains.bad.tolist())
             rounds += 1
-            for chain, step in enumerate(chains.bad.tolist()):
-                if step >= 0:
-                    raise run.denoiser.non_finite(step, chain)
             assert rounds <= chains.num_steps, "every round must advance every chain"
+        x, counts = chains.x.clone(), chains.counts.cpu().clone()
         clock.lap("other")
+        return x, run.stats(counts, clock.seconds())
 
     @torch.inference_mode()
     def call(self, rows: int, cond: Tensor | None) -> None:
@@ -156,6 +158,13 @@ class Engine:
             self._runs[key] = AutospeculativeDecoding(denoiser, chains, *form, kernels)
         _keep_newest(self._runs, key)
         return self._runs[key]
+
+
+def raise_if_bad(run: AutospeculativeDecoding, bad: list[int]) -> None:
+    """Raise the NonFiniteError of the first chain whose network output was not finite."""
+    for chain, step in enumerate(bad):
+        if step >= 0:
+            raise run.denoiser.non_finite(step, chain)
 
 
 def _keep_newest(cache: OrderedDict, key: object) -> None:  # type: ignore[type-arg]

@@ -15,7 +15,7 @@ from asd_policy.samplers.asd import Kernels
 try:
     from asd_policy.engine import _native
 except ImportError:  # built where there is a C compiler at installation
-    _native = None
+    _native = None  # type: ignore[assignment]
 
 # In the order of native.c's State.
 _TABLES = ("a", "b", "sigma", "delta")

@@ -244,11 +244,10 @@ class AutospeculativeDecoding:
             out[rows] = self.denoiser.predict(flat[rows], steps[rows], chain[rows])
         return out.view(points.shape)
 
-    def stats(self, seconds: dict[str, float]) -> Stats:
-        """What the finished chunk cost."""
-        chains = self.chains
-        calls, evaluations = (t.cpu().clone() for t in (chains.calls, chains.evaluations))
-        accepted, decided = (
-            t[:, : chains.num_steps].cpu().clone() for t in (chains.accepted, chains.decided)
-        )
-        return Stats("asd", chains.window, calls, evaluations, accepted, decided, seconds)
+    def stats(self, counts: Tensor, seconds: dict[str, float]) -> Stats:
+        """What a finished chunk cost; ``counts`` is a copy of the chains' on the host."""
+        batch, rows = self.chains.accepted.shape
+        marks, by_step = counts.split([6 * batch, 2 * batch * rows])
+        calls, evaluations = marks.view(6, batch)[4:]
+        accepted, decided = by_step.view(2, batch, rows)[:, :, : self.chains.num_steps]
+        return Stats("asd", self.chains.window, calls, evaluations, accepted, decided, seconds)
