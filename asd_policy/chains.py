@@ -86,6 +86,7 @@ class Chains:
         self._secants = like.new_zeros(2, batch, PAIRS, dim)
         self.displacement, self.residual = self._secants.unbind()
         self.slopes = like.new_zeros(rows)
+        self._loaded_slopes: Tensor | None = None
         whole = functools.partial(torch.zeros, dtype=torch.int64, device=like.device)
         # One block, so that one copy brings all of it to the host.
         self.counts = whole(batch * (6 + 2 * rows))
@@ -105,7 +106,9 @@ class Chains:
         self.x.copy_(initial)
         self.noise[:, :size].copy_(steps)
         self.log_uniform[:, :size].copy_(log_uniform)
-        self.slopes[:size].copy_(slopes)
+        if slopes is not self._loaded_slopes:  # they seldom change, and come from the host
+            self.slopes[:size].copy_(slopes)
+            self._loaded_slopes = slopes
 
     def reset(self) -> None:
         """Forget the last chunk, but for its points and noise. No synchronization."""

@@ -19,3 +19,7 @@ class DatasetError(AsdPolicyError, ValueError):
 
 class OutputExistsError(AsdPolicyError, FileExistsError):
     """An output folder that already holds another run."""
+
+
+class EngineError(AsdPolicyError, RuntimeError):
+    """An engine that cannot do here what was asked of it."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from asd_policy.denoiser import Network, PreparedNetwork
+from asd_policy.engine.cuda_graph import CudaGraphEngine
 from asd_policy.engine.eager import Engine
 from asd_policy.schedule import Schedule, check_choice
 
-ENGINES = ("auto", "eager")
+ENGINES = ("auto", "eager", "cuda_graph")
 
 __all__ = ["ENGINES", "Engine", "make_engine"]
 
@@ -25,12 +26,17 @@ def make_engine(
     """An engine for one network, chain and device.
 
     Args:
-        name: one of ``ENGINES``.
+        name: "eager"; "cuda_graph"; or "auto", which is "cuda_graph" on a CUDA device, with a
+            warning and eager rounds where capture fails.
         schedule: ``SamplerConfig.schedule(…)`` of the sampler that will run. shape: of one sample.
         kernels: what does a round's arithmetic, one of ``asd_policy.engine.kernels.KERNELS``.
 
     Raises:
-        ValueError: an unknown name, or one that cannot be had here.
+        ValueError: an unknown name, or kernels that cannot be had here.
+        EngineError: an engine that cannot be had here.
     """
     check_choice("engine", name, ENGINES)
-    return Engine(network, schedule, shape, device, dtype, kernels)
+    arguments = network, schedule, shape, device, dtype, kernels
+    if name == "cuda_graph" or (name == "auto" and torch.device(device).type == "cuda"):
+        return CudaGraphEngine(*arguments, fallback=name == "auto")
+    return Engine(*arguments)

@@ -32,4 +32,38 @@ def sample_ddpm(
         clock.lap("network")
         x = (a * x0).add_(x, alpha=b).add_(noise.steps[:, n], alpha=sigma)
     clock.lap("other")
-    return x, sequential_stats(name, len(x), len(coefficients), clock)
+    return x, sequential_stats(name, len(x), len(coefficients), clock.seconds())
+
+
+class SequentialSteps:
+    """The same chain as equal steps on state that stays where it is: what an engine captures.
+
+    Attributes:
+        x: (B, D) current points. n: (B,) steps taken, the same for all.
+    """
+
+    def __init__(self, denoiser: Denoiser, schedule: Schedule, like: Tensor) -> None:
+        self.denoiser, size = denoiser, schedule.num_steps
+        self.x, self.noise = torch.zeros_like(like), like.new_zeros(len(like), size, like.shape[1])
+        self.n = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        self.chains = torch.arange(len(like), device=like.device)
+        table = torch.stack([schedule.a, schedule.b, schedule.sigma], 1)
+        self.coefficients = table.to(like)
+
+    def load(self, noise: Noise) -> None:
+        """Start a chunk."""
+        self.x.copy_(noise.initial)
+        self.noise.copy_(noise.steps)
+        self.n.zero_()
+
+    def step(self) -> None:
+        """One network call, one step; nothing is read by the host."""
+        prediction = self.denoiser.predict(self.x, self.n, self.chains)
+        self.advance(prediction)
+
+    def advance(self, prediction: Tensor) -> None:
+        """x ← a·x̂0 + b·x + σ·ξ."""
+        x0 = self.denoiser.x0(self.x, prediction, self.n)
+        a, b, sigma = self.coefficients[self.n].unsqueeze(-1).unbind(1)
+        self.x.copy_(a * x0 + b * self.x + sigma * self.noise[self.chains, self.n])
+        self.n.add_(1).clamp_(max=self.noise.shape[1] - 1)

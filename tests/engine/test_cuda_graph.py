@@ -1,0 +1,151 @@
+"""The graph engine's logic, with a stand-in for capture. On a device: tests/gpu."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from asd_policy import Calibration, NonFiniteError, SamplerConfig, Schedule
+from asd_policy.drafts import DRAFTS
+from asd_policy.engine import make_engine
+from asd_policy.engine.cuda_graph import CudaGraphEngine
+from asd_policy.errors import EngineError
+from asd_policy.sampling import draw
+from reference.chains import bulk_noise
+from reference.mixture import Mixture
+from reference.recorder import HostRecorder
+
+DIM, STEPS = 6, 30
+SCHEDULE = Schedule.ddpm(STEPS)
+NETWORK = Mixture(DIM).network(SCHEDULE)
+
+
+def graph_engine(network=NETWORK, schedule: Schedule = SCHEDULE) -> CudaGraphEngine:  # type: ignore[no-untyped-def]
+    return CudaGraphEngine(
+        network, schedule, (DIM,), dtype=torch.float64, recorder=HostRecorder(), kernels="torch"
+    )
+
+
+def slopes(frozen: bool) -> Calibration:
+    row = [1.0] * STEPS
+    known = {"chunks": 1, "slope_cross": [0.5] * STEPS, "slope_square": row}
+    calibration = Calibration.from_dict({**known, "accepted": row, "decided": row})
+    calibration.frozen = frozen
+    return calibration
+
+
+@pytest.mark.parametrize("kernels", ["torch", "native"])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_static_rounds_are_the_eager_ones(
+    draft: str, calls: int, frozen: bool, kernels: str
+) -> None:
+    """The same samples, calls and decisions for three chunks in a row, in two sizes of batch."""
+    static = CudaGraphEngine(
+        NETWORK, SCHEDULE, (DIM,), dtype=torch.float64, recorder=HostRecorder(), kernels=kernels
+    )
+    eager = make_engine("eager", NETWORK, SCHEDULE, (DIM,), dtype=torch.float64, kernels="torch")
+    config = SamplerConfig("asd", draft, calls, 7)
+    learned = slopes(frozen), slopes(frozen)
+    for seed, batch in ((0, 3), (1, 1), (2, 3)):
+        noise = bulk_noise(batch, STEPS, DIM, seed)
+        (x, stats), (expected, costs) = (
+            draw(config, engine, noise, None, calibration)
+            for engine, calibration in zip((static, eager), learned, strict=True)
+        )
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-9)
+        for name in ("calls", "evaluations", "accepted", "decided"):
+            assert torch.equal(getattr(stats, name), getattr(costs, name)), name
+    torch.testing.assert_close(learned[0].slopes(STEPS), learned[1].slopes(STEPS))
+
+
+@pytest.mark.parametrize("eta", [None, 0.0])
+def test_captured_steps_are_the_eager_ones(eta: float | None) -> None:
+    schedule = SCHEDULE if eta is None else SCHEDULE.ddim(10, eta)
+    network = Mixture(DIM).network(schedule)
+    for seed in range(2):
+        noise = bulk_noise(4, schedule.num_steps, DIM, seed)
+        static = graph_engine(network, schedule)
+        expected, _ = make_engine(
+            "eager", network, schedule, (DIM,), dtype=torch.float64
+        ).sequential(noise, None)
+        x, stats = static.sequential(noise, None)
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-9)
+        assert stats.calls.tolist() == [schedule.num_steps] * 4
+
+
+def test_a_round_is_captured_once_and_one_is_ahead() -> None:
+    engine = graph_engine()
+    recorder, config = engine._recorder, SamplerConfig("asd", window=7)
+    assert isinstance(recorder, HostRecorder)
+    what = "a round of 2 chains with window 7"
+    calls = 0
+    for seed in range(3):
+        _, stats = draw(config, engine, bulk_noise(2, STEPS, DIM, seed), None, slopes(True))
+        calls += int(stats.calls.max())
+    assert recorder.recorded.count(what) == 1
+    assert recorder.replays[what] == calls + 3, "one round more than needed, for each chunk"
+    assert recorder.reads == recorder.replays[what]
+    assert list(engine.bytes_by_bucket) == [what]
+    engine.close()
+    assert not engine.bytes_by_bucket
+    draw(config, engine, bulk_noise(2, STEPS, DIM, 0), None, slopes(True))
+    assert recorder.recorded.count(what) == 2
+
+
+def test_time_is_split() -> None:
+    _, stats = draw(
+        SamplerConfig("asd", window=7), graph_engine(), bulk_noise(2, STEPS, DIM, 0), None,
+        slopes(True),
+    )  # fmt: skip
+    assert set(stats.seconds) == {"draft", "network", "verify", "other"}
+    assert min(stats.seconds.values()) >= 0
+    assert sum(stats.seconds.values()) > 0
+
+
+@pytest.mark.parametrize("sampler", ["asd", "ddpm"])
+def test_a_nan_is_named(sampler: str) -> None:
+    chain = torch.zeros(())
+
+    def network(x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
+        assert cond is not None
+        bad = ((timesteps == 6) & (cond[:, 0] == 1)).unsqueeze(1)
+        return torch.where(bad, torch.nan + chain, NETWORK(x, timesteps, None))
+
+    cond = torch.arange(3.0, dtype=torch.float64).unsqueeze(1)
+    with pytest.raises(NonFiniteError, match=r"step 23 \(timestep 6\) of chain 1"):
+        draw(
+            SamplerConfig(sampler, window=7), graph_engine(network), bulk_noise(3, STEPS, DIM, 0),
+            cond, slopes(True),
+        )  # fmt: skip
+
+
+def test_graphs_need_a_device() -> None:
+    with pytest.raises(EngineError, match="CUDA graphs need a CUDA device, got 'cpu'"):
+        CudaGraphEngine(NETWORK, SCHEDULE, (DIM,))
+
+
+@pytest.mark.parametrize("sampler", ["asd", "ddpm"])
+def test_a_capture_that_fails_is_an_error_unless_auto(sampler: str) -> None:
+    class Broken(HostRecorder):
+        def record(self, work, what):  # type: ignore[no-untyped-def]
+            raise EngineError(f"capturing {what} as a CUDA graph failed: no")
+
+    config, noise = SamplerConfig(sampler, window=7), bulk_noise(2, STEPS, DIM, 0)
+    options = {"dtype": torch.float64, "recorder": Broken()}
+    strict = CudaGraphEngine(NETWORK, SCHEDULE, (DIM,), **options)
+    with pytest.raises(EngineError, match=r"capturing .* failed: no"):
+        draw(config, strict, noise, None, slopes(True))
+    auto = CudaGraphEngine(NETWORK, SCHEDULE, (DIM,), fallback=True, **options)
+    with pytest.warns(UserWarning, match="using the eager engine: capturing"):
+        x, _ = draw(config, auto, noise, None, slopes(True))
+    assert auto.name == "eager"
+    with warnings.catch_warnings():  # once is enough
+        warnings.simplefilter("error")
+        draw(config, auto, noise, None, slopes(True))
+    eager = make_engine("eager", NETWORK, SCHEDULE, (DIM,), dtype=torch.float64)
+    torch.testing.assert_close(x, draw(config, eager, noise, None, slopes(True))[0])
