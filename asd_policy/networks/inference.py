@@ -1,0 +1,238 @@
+"""ConditionalUnet1D prepared for sampling: the same function in fewer, larger operations.
+
+In a chunk the network is called at many points, at K known timesteps and with one observation per
+chain. Every residual block modulates its activations (FiLM) by Linear(Mish([e(t), c])). Mish is
+elementwise, so this is W_t·Mish(e(t)) + W_c·Mish(c) + bias: a (K, F) table and a (B, F) matrix for
+the whole network, computed once, where F = Σ 2·out_channels over the residual blocks.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asd_policy.networks.products import Products
+from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+class _ConvolutionResidual(nn.Module):
+    def __init__(self, block: ConditionalResidualBlock1D) -> None:
+        super().__init__()
+        self.blocks, self.residual_conv = deepcopy(block.blocks), deepcopy(block.residual_conv)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """(N, in, T), (N, out, 1) twice → (N, out, T)."""
+        h = torch.addcmul(shift, self.blocks[0](x), scale)
+        return self.blocks[1](h) + self.residual_conv(x)
+
+
+class _ConvolutionFinal(nn.Module):
+    def __init__(self, final: nn.Sequential) -> None:
+        super().__init__()
+        self.final = deepcopy(final)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.final(x).transpose(1, 2)
+
+
+class Convolutions:
+    """The network's own layers, for CUDA: activations (N, C, T). Compare ``Products``."""
+
+    channel_axis = 1
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+    def modulation(self, film: Tensor) -> Tensor:
+        return film.unsqueeze(-1)
+
+    def residual(self, block: ConditionalResidualBlock1D) -> nn.Module:
+        return _ConvolutionResidual(block)
+
+    def down(self, conv: nn.Conv1d) -> nn.Module:
+        return deepcopy(conv)
+
+    def up(self, conv: nn.ConvTranspose1d) -> nn.Module:
+        return deepcopy(conv)
+
+    def final(self, final: nn.Sequential) -> nn.Module:
+        return _ConvolutionFinal(final)
+
+
+def _levels(modules: nn.ModuleList) -> list[list[nn.Module]]:
+    """[first residual block, second, resampling] of each level."""
+    return [list(cast(nn.ModuleList, level)) for level in modules]
+
+
+def _residual_blocks(network: ConditionalUnet1D) -> list[ConditionalResidualBlock1D]:
+    """In the order of the forward pass."""
+    down, up = _levels(network.down_modules), _levels(network.up_modules)
+    blocks = [b for level in down for b in level[:2]] + list(network.mid_modules)
+    blocks += [b for level in up for b in level[:2]]
+    return cast(list[ConditionalResidualBlock1D], blocks)
+
+
+def _film_linear(block: ConditionalResidualBlock1D) -> nn.Linear:
+    return cast(nn.Linear, block.cond_encoder[1])
+
+
+def _kernel_size(network: ConditionalUnet1D) -> int:
+    block = cast(nn.Sequential, cast(nn.Module, network.final_conv[0]).block)
+    return cast(nn.Conv1d, block[0]).kernel_size[0]
+
+
+class Trunk(nn.Module):
+    """The course of the U-Net over layers of one kind, the modulation given."""
+
+    def __init__(self, network: ConditionalUnet1D, layers: Products | Convolutions) -> None:
+        super().__init__()
+        self.layers = layers
+        blocks = _residual_blocks(network)
+        self.sizes = [_film_linear(b).out_features // 2 for b in blocks for _ in range(2)]
+        self.blocks = nn.ModuleList(layers.residual(b) for b in blocks)
+        downs, ups = _levels(network.down_modules)[:-1], _levels(network.up_modules)
+        self.downs = nn.ModuleList(layers.down(cast(nn.Conv1d, lv[2].conv)) for lv in downs)
+        self.ups = nn.ModuleList(layers.up(cast(nn.ConvTranspose1d, lv[2].conv)) for lv in ups)
+        self.final = layers.final(network.final_conv)
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """(N, T, input_dim), (N, F) → (N, T, input_dim)."""
+        axis = self.layers.channel_axis
+        parts = self.layers.modulation(film).split(self.sizes, dim=1)
+        pairs = zip(self.blocks, parts[::2], parts[1::2], strict=True)
+
+        def two_blocks(h: Tensor) -> Tensor:
+            for block, scale, shift in (next(pairs), next(pairs)):
+                h = block(h, scale, shift)
+            return h
+
+        h, skips = self.layers.enter(x), []
+        for down in [*self.downs, nn.Identity()]:
+            skips.append(two_blocks(h))
+            h = down(skips[-1])
+        h = two_blocks(h)
+        for up in self.ups:
+            h = up(two_blocks(torch.cat([h, skips.pop()], dim=axis)))
+        return self.final(h)
+
+
+class InferenceUnet1D(nn.Module):
+    """A ConditionalUnet1D for sampling, its timesteps known.
+
+    ``network(x, timesteps[steps], cond[chains])`` is, to rounding,
+    ``prepared(x, prepared.timestep_film[steps] + prepared.condition(cond, B)[chains])``.
+
+    The weights are copied: training ``network`` afterwards changes nothing here. They are laid out
+    for the device that ``network`` is on (matrix products on the CPU, convolutions elsewhere), so
+    prepare again rather than move. No gradients. On CUDA there is no synchronisation, and shapes
+    depend on those of the arguments alone: the call can be captured in a CUDA graph or compiled.
+
+    Args:
+        network: on its device, float32 (or float64, with ``precision="fp32"``).
+        timesteps: (K,) int64, one per step.
+        precision: "fp32": the network's own dtype. "tf32" (CUDA only): convolutions round their
+            inputs to TF32. "bf16": weights and activations in bfloat16, with group norm's
+            statistics and the modulation's two factors in float32.
+
+    Attributes:
+        timestep_film: (K, F) the timesteps' part of the modulation, biases included.
+
+    Raises:
+        ValueError: unknown precision, "tf32" without CUDA, timesteps of another shape or dtype.
+    """
+
+    timestep_film: Tensor
+    cond_weight: Tensor
+
+    def __init__(
+        self, network: ConditionalUnet1D, timesteps: Tensor, precision: str = "fp32"
+    ) -> None:
+        super().__init__()
+        like = next(network.parameters())
+        _check_precision(precision, like.device)
+        if timesteps.dim() != 1 or timesteps.dtype != torch.int64:
+            found = f"{timesteps.dtype} of shape {tuple(timesteps.shape)}"
+            raise ValueError(f"timesteps must be int64 of shape (K,), got {found}")
+        self.precision = precision
+        self.input_dim, self.cond_dim = network.input_dim, network.global_cond_dim
+        self.length_multiple = network.length_multiple
+        self._prepare_film(network, timesteps.to(like))
+        layers = Products(_kernel_size(network)) if like.device.type == "cpu" else Convolutions()
+        self.trunk = Trunk(network, layers).requires_grad_(False)
+        if precision == "bf16":
+            self.trunk.bfloat16()
+
+    @torch.no_grad()
+    def _prepare_film(self, network: ConditionalUnet1D, timesteps: Tensor) -> None:
+        linears = [_film_linear(block) for block in _residual_blocks(network)]
+        weight = torch.cat([linear.weight for linear in linears])
+        bias = torch.cat([linear.bias for linear in linears])
+        # Mish([e(t), c]) is [Mish(e(t)), Mish(c)].
+        embedding = F.mish(network.diffusion_step_encoder(timesteps))
+        timestep_weight, cond_weight = weight.tensor_split([embedding.shape[1]], dim=1)
+        self.register_buffer("timestep_film", F.linear(embedding, timestep_weight, bias))
+        self.register_buffer("cond_weight", cond_weight.contiguous())
+
+    @torch.no_grad()
+    def condition(self, cond: Tensor | None, batch: int) -> Tensor:
+        """The observation's part of the modulation.
+
+        Args:
+            cond: (B, global_cond_dim), or None if the network has no condition.
+            batch: B.
+
+        Returns:
+            (B, F); zeros without a condition.
+
+        Raises:
+            ValueError: a condition of another shape.
+        """
+        expected = (batch, self.cond_dim) if self.cond_dim else None
+        found = None if cond is None else tuple(cond.shape)
+        if found != expected:
+            raise ValueError(f"the condition must be {expected}, got {found}")
+        if cond is None:
+            return self.timestep_film.new_zeros(batch, self.timestep_film.shape[1])
+        return F.linear(F.mish(cond), self.cond_weight)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """The network's prediction.
+
+        Args:
+            x: (N, T, input_dim), T a multiple of 2^(levels - 1).
+            film: (N, F) modulation of each row.
+
+        Returns:
+            (N, T, input_dim), of x's dtype.
+
+        Raises:
+            ValueError: x of another shape.
+        """
+        if x.dim() != 3 or x.shape[2] != self.input_dim or x.shape[1] % self.length_multiple:
+            expected = f"(N, multiple of {self.length_multiple}, {self.input_dim})"
+            raise ValueError(f"x must be of shape {expected}, got {tuple(x.shape)}")
+        h = x.bfloat16() if self.precision == "bf16" else x
+        if not x.is_cuda:
+            return self.trunk(h, film).to(x.dtype)
+        cudnn = torch.backends.cudnn
+        with cudnn.flags(
+            enabled=True,
+            benchmark=cudnn.benchmark,
+            deterministic=cudnn.deterministic,
+            allow_tf32=self.precision == "tf32",
+        ):
+            return self.trunk(h, film.to(h.dtype)).to(x.dtype)
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(f"precision 'tf32' needs a CUDA device, the network is on {device}")
