@@ -20,8 +20,8 @@ class PreparedNetwork(Protocol):
     def condition(self, cond: Tensor | None, batch: int) -> Tensor:
         """(B, …) conditions → (B, F), computed once for a chunk."""
 
-    def evaluate(self, x: Tensor, steps: Tensor, condition: Tensor) -> Tensor:
-        """(N, *shape) points at (N,) steps with (N, F) of :meth:`condition` → the prediction."""
+    def evaluate(self, x: Tensor, steps: Tensor, chains: Tensor, condition: Tensor) -> Tensor:
+        """(N, *shape) points at (N,) steps of (N,) chains, with what :meth:`condition` gave."""
 
 
 class Denoiser:
@@ -91,12 +91,12 @@ class Denoiser:
 
     def predict(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
         """What the network says, (N, D) and unchecked. Raises ValueError for another shape."""
-        cond = None if self._cond is None else self._cond[chains]
-        points = x.view(-1, *self.shape)
+        points, cond = x.view(-1, *self.shape), self._cond
         if hasattr(self.network, "evaluate"):
             assert cond is not None
-            prediction = self.network.evaluate(points, self._real_steps[steps], cond)
+            prediction = self.network.evaluate(points, self._real_steps[steps], chains, cond)
         else:
+            cond = None if cond is None else cond[chains]
             prediction = self.network(points, self.timesteps[steps], cond)
         if prediction.shape != points.shape:
             raise ValueError(

@@ -255,10 +255,9 @@ def test_another_sampler_starts_without_calibration(options: dict) -> None:
 
 
 def test_the_automatic_window_is_measured_once_for_a_batch_size() -> None:
-    checkpoint, rows = calibrated(), []
-    network = checkpoint.network
-    network.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
-    made = DiffusionPolicy(checkpoint)
+    made, rows = DiffusionPolicy(calibrated()), []
+    unet = made.engine.network.unet
+    unet.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     made.reset([0, 1, 2])
     made.act_batch(observations([0, 1, 2], 0))
     measured = len(rows)

@@ -212,8 +212,8 @@ class CudaGraphEngine(Engine):
         self, noise: Noise, cond: Tensor | None, name: str = "ddpm"
     ) -> tuple[Tensor, Stats]:
         with self._lock:
-            start, denoiser = time.perf_counter(), self._denoiser(noise, cond)
-            batch, size = len(noise.initial), self.schedule.num_steps
+            start, batch = time.perf_counter(), len(noise.initial)
+            size, denoiser = self.schedule.num_steps, self._denoiser(batch, cond)
             steps = self._steps.get(batch)
             if steps is None or steps.denoiser is not denoiser:
                 steps = SequentialSteps(denoiser, self.schedule, noise.initial)

@@ -57,7 +57,7 @@ class Engine:
     ) -> tuple[Tensor, Stats]:
         """:func:`sample_ddpm` on (B, …) conditions."""
         with self._lock:
-            return sample_ddpm(self._denoiser(noise, cond), self.schedule, noise, name)
+            return sample_ddpm(self._denoiser(len(noise.initial), cond), self.schedule, noise, name)
 
     @torch.inference_mode()
     def paradigms(
@@ -65,7 +65,7 @@ class Engine:
     ) -> tuple[Tensor, Stats]:
         """:func:`sample_paradigms` on (B, …) conditions."""
         with self._lock:
-            denoiser = self._denoiser(noise, cond)
+            denoiser = self._denoiser(len(noise.initial), cond)
             return sample_paradigms(denoiser, self.schedule, noise, window, tolerance)
 
     @torch.inference_mode()
@@ -122,12 +122,11 @@ class Engine:
     def call(self, rows: int, cond: Tensor | None) -> None:
         """Run the network once on a number of rows, and wait for it; cond is (1, …) or None."""
         with self._lock:
-            noise = self.like.new_zeros(rows, self.like.shape[1])
-            zeros = torch.zeros(rows, dtype=torch.int64, device=self.like.device)
-            denoiser = Denoiser(self.network, self.schedule, self.shape, cond, self.like[:1])
-            denoiser.predict(noise, zeros, zeros)
-            if self.like.device.type == "cuda":
-                torch.cuda.synchronize(self.like.device)
+            x = self.like.new_zeros(rows, self.like.shape[1])
+            zeros = torch.zeros(rows, dtype=torch.int64, device=x.device)
+            self._denoiser(1, cond).predict(x, zeros, zeros)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
 
     def close(self) -> None:
         """Release the states that are kept. The engine can still be used."""
@@ -135,21 +134,20 @@ class Engine:
             self._denoisers.clear()
             self._runs.clear()
 
-    def _denoiser(self, noise: Noise, cond: Tensor | None) -> Denoiser:
+    def _denoiser(self, batch: int, cond: Tensor | None) -> Denoiser:
         """One that holds the conditions of these chains."""
-        batch = len(noise.initial)
         if batch in self._denoisers:
             self._denoisers[batch].condition(cond, batch)
         else:
-            arguments = self.network, self.schedule, self.shape, cond, noise.initial
-            self._denoisers[batch] = Denoiser(*arguments)
+            like = self.like.new_empty(batch, self.like.shape[1])
+            self._denoisers[batch] = Denoiser(self.network, self.schedule, self.shape, cond, like)
         _keep_newest(self._denoisers, batch)
         return self._denoisers[batch]
 
     def _run(
         self, noise: Noise, cond: Tensor | None, form: tuple[str, int, bool], window: int
     ) -> AutospeculativeDecoding:
-        denoiser = self._denoiser(noise, cond)
+        denoiser = self._denoiser(len(noise.initial), cond)
         batch, dim = noise.initial.shape
         key = (batch, window, *form)
         if key not in self._runs or self._runs[key].denoiser is not denoiser:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from asd_policy.engine import make_engine
 from asd_policy.errors import CheckpointError, NonFiniteError
+from asd_policy.networks.prepare import prepare
 from asd_policy.policy.checkpoint import Checkpoint, difference_table, load_checkpoint
 from asd_policy.samplers.calibration import DEFAULT_WINDOW, Calibration
 from asd_policy.samplers.config import SamplerConfig
@@ -70,9 +71,11 @@ class DiffusionPolicy:
     Args:
         checkpoint: a trained policy. sampler: how chunks are drawn. device: where.
         engine: what draws them, one of ``asd_policy.engine.ENGINES``.
+        precision: of the network: "fp32", "tf32" (on CUDA) or "bf16".
+        compile: run the network through ``torch.compile``, which takes its time at first.
 
     Raises:
-        ValueError: a sampler that this policy's chain does not allow, or an unknown engine.
+        ValueError: a sampler that this policy's chain does not allow, or an unknown option.
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class DiffusionPolicy:
         sampler: SamplerConfig | None = None,
         device: str | torch.device = "cpu",
         engine: str = "auto",
+        precision: str = "fp32",
+        compile: bool = False,
     ) -> None:
         self.sampler = sampler or SamplerConfig()
         self.schedule = self.sampler.schedule(checkpoint.schedule)
@@ -89,8 +94,9 @@ class DiffusionPolicy:
         self.network = checkpoint.network.to(self.device).eval().requires_grad_(False)
         self._observation_normalizer = checkpoint.observation_normalizer.to(self.device)
         self._action_normalizer = checkpoint.action_normalizer.to(self.device)
+        prepared = prepare(self.network, self.schedule.timesteps, precision, compile)
         self.engine = make_engine(
-            engine, self.network, self.schedule, self.config.chunk_shape, self.device
+            engine, prepared, self.schedule, self.config.chunk_shape, self.device
         )
         self.calibration = self._initial_calibration()
         self.last_chunks: list[ChunkStats | None] = []
@@ -105,6 +111,8 @@ class DiffusionPolicy:
         device: str | torch.device = "cpu",
         sampler: str | SamplerConfig = "asd",
         engine: str = "auto",
+        precision: str = "fp32",
+        compile: bool = False,
         **options: Any,
     ) -> DiffusionPolicy:
         """Load a checkpoint folder.
@@ -112,7 +120,7 @@ class DiffusionPolicy:
         Args:
             folder: with ``model.safetensors`` and ``card.json``.
             device: "cpu", "cuda", …
-            engine: what draws chunks, one of ``asd_policy.engine.ENGINES``.
+            engine, precision, compile: as for the class.
             sampler: a name with ``options`` of ``SamplerConfig``, or a ``SamplerConfig``.
 
         Raises:
@@ -122,7 +130,7 @@ class DiffusionPolicy:
         config = (
             sampler if isinstance(sampler, SamplerConfig) else SamplerConfig(sampler, **options)
         )
-        return cls(load_checkpoint(folder), config, device, engine)
+        return cls(load_checkpoint(folder), config, device, engine, precision, compile)
 
     @property
     def observation_keys(self) -> dict[str, int]:

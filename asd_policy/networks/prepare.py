@@ -1,0 +1,63 @@
+"""From a trained network to the form that is sampled: cached conditioning, precision, compiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from asd_policy.networks.inference import InferenceUnet1D
+from asd_policy.networks.unet1d import ConditionalUnet1D
+
+
+class PreparedUnet1D:
+    """A U-Net as samplers call it: by step and chain, its conditions given once for a chunk.
+
+    Args:
+        unet: the network. compile: run it through ``torch.compile``, once for each batch size.
+    """
+
+    def __init__(self, unet: InferenceUnet1D, compile: bool = False) -> None:
+        self.unet, self.compile = unet, compile
+        self._forward: Callable[[Tensor, Tensor], Tensor] = (
+            torch.compile(unet, dynamic=False) if compile else unet
+        )
+
+    @property
+    def precision(self) -> str:
+        return self.unet.precision
+
+    def condition(self, cond: Tensor | None, batch: int) -> Tensor:
+        """(B, global_cond_dim), or None → (B, F), the observations' part of every modulation."""
+        return self.unet.condition(cond, batch)
+
+    def evaluate(self, x: Tensor, steps: Tensor, chains: Tensor, condition: Tensor) -> Tensor:
+        """(N, T, input_dim) points at (N,) steps of (N,) chains → the prediction."""
+        film = self.unet.timestep_film[steps]
+        return self._forward(x, film + (condition if len(condition) == 1 else condition[chains]))
+
+
+def prepare(
+    network: nn.Module, timesteps: Tensor, precision: str = "fp32", compile: bool = False
+) -> PreparedUnet1D | nn.Module:
+    """A network ready to be sampled at the timesteps of one schedule.
+
+    Args:
+        network: on its device. A ``ConditionalUnet1D``'s weights are copied; another network is
+            returned as it is.
+        timesteps: (K,) int64. precision: "fp32", "tf32" (CUDA) or "bf16".
+        compile: compile it with ``torch.compile`` at each batch size's first call: seconds on a
+            GPU, up to a minute on a CPU.
+
+    Raises:
+        ValueError: a precision that is unknown or not to be had there, or options for another
+            network than a ``ConditionalUnet1D``.
+    """
+    if not isinstance(network, ConditionalUnet1D):
+        if precision != "fp32" or compile:
+            name = type(network).__name__
+            raise ValueError(f"precision and compile are for a ConditionalUnet1D, got a {name}")
+        return network
+    unet = InferenceUnet1D(network, timesteps.to(next(network.parameters()).device), precision)
+    return PreparedUnet1D(unet.eval(), compile)
