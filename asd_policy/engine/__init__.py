@@ -6,10 +6,11 @@ import torch
 
 from asd_policy.denoiser import Network, PreparedNetwork
 from asd_policy.engine.cuda_graph import CudaGraphEngine
+from asd_policy.engine.distributed import DistributedEngine
 from asd_policy.engine.eager import Engine
 from asd_policy.schedule import Schedule, check_choice
 
-ENGINES = ("auto", "eager", "cuda_graph")
+ENGINES = ("auto", "eager", "cuda_graph", "distributed")
 
 __all__ = ["ENGINES", "Engine", "make_engine"]
 
@@ -26,8 +27,9 @@ def make_engine(
     """An engine for one network, chain and device.
 
     Args:
-        name: "eager"; "cuda_graph"; or "auto", which is "cuda_graph" on a CUDA device, with a
-            warning and eager rounds where capture fails.
+        name: "eager"; "cuda_graph"; "distributed", which splits network calls over the ranks of
+            the default process group (see ``DistributedEngine``); or "auto": "cuda_graph" on a
+            CUDA device, with a warning and eager rounds where capture fails, else "eager".
         schedule: ``SamplerConfig.schedule(…)`` of the sampler that will run. shape: of one sample.
         kernels: what does a round's arithmetic, one of ``asd_policy.engine.kernels.KERNELS``.
 
@@ -37,6 +39,8 @@ def make_engine(
     """
     check_choice("engine", name, ENGINES)
     arguments = network, schedule, shape, device, dtype, kernels
+    if name == "distributed":
+        return DistributedEngine(*arguments)
     if name == "cuda_graph" or (name == "auto" and torch.device(device).type == "cuda"):
         return CudaGraphEngine(*arguments, fallback=name == "auto")
     return Engine(*arguments)
