@@ -9,6 +9,7 @@ from asd_policy.checkpoints import shipped
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.tasks import Task, get_task
 from asd_policy.eval.evaluator import Setup
+from asd_policy.eval.machine import resolve_device
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.rollout import Env
 from asd_policy.eval.samplers import sampler_settings
@@ -53,24 +54,6 @@ def prepare(options: EvalOptions) -> Setup:
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
         },
     )
-
-
-def resolve_device(device: str) -> str:
-    """ "auto" as cuda where there is one, else cpu; anything else must exist.
-
-    Raises:
-        ValueError: not a device that torch can use here.
-    """
-    count = torch.cuda.device_count()
-    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
-    if device == "auto":
-        return "cuda" if count else "cpu"
-    if device not in known:
-        raise ValueError(
-            f"--device must be auto or one that torch can use here ({', '.join(known)}); "
-            f"got {device!r}"
-        )
-    return device
 
 
 def _make_env(task: Task, options: EvalOptions) -> Env:

@@ -1,0 +1,2 @@
+def draw_figures(c, f):
+    return []
