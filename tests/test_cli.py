@@ -28,7 +28,9 @@ def python(program: str, **env: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("words", [["--help"], ["eval", "--help"], ["bench", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["eval", "--help"], ["bench", "--help"], ["--version"]]
+)
 def test_help_needs_neither_torch_nor_the_simulator(words):
     done = python(
         f"""

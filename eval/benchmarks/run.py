@@ -100,9 +100,7 @@ def measure(
 ) -> bool:
     """Measure the cells that are not in the store. False if the deadline came first."""
     chunks = min(options.chunks, 5) if options.quick else options.chunks
-    runner = Runner(
-        store, subjects, device, chunks, options.seed, options.quick, say, deadline
-    )
+    runner = Runner(store, subjects, device, chunks, options.seed, options.quick, say, deadline)
     complete = runner.run(groups)
     store.write(complete=complete)
     return complete

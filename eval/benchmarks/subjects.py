@@ -105,7 +105,7 @@ def _stretched(network: ConditionalUnet1D, ratio: float) -> ConditionalUnet1D:
 
 
 def load_subject(name: str, device: torch.device, replay: Replay | None, seed: int = 0) -> Subject:
-    """"shipped", "chi" or a checkpoint folder, on a device.
+    """ "shipped", "chi" or a checkpoint folder, on a device.
 
     Args:
         replay: demonstrations whose observations condition the chunks, where they fit.
