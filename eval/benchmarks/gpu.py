@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from asd_policy.eval.machine import resolve_device
 HEADLINE = ("asd", "ddpm", "ddim-10", "asd-paper")
 WINDOWS = ("8", "16", "32", "64", "100")
 STEPS = (25, 50, 200, 400, 800)
-TINY = (16, 32)  # channels, with --quick
+CHI = (256, 512, 1024)  # channels of Chi et al. (2023), 64 M parameters
+TINY = (16, 32)  # with --quick
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -73,20 +75,24 @@ def run(options: argparse.Namespace) -> int:
     folder = train_for(
         options.train_minutes,
         replay,
-        TINY if options.quick else (256, 512, 1024),
+        TINY if options.quick else CHI,
         32 if options.quick else options.batch_size,
         options.work or options.out / "training",
         device,
         _say,
     )
-    subject = load_subject(str(folder), device, replay)
+    loaded = load_subject(str(folder), device, replay)
+    channels = "-".join(map(str, TINY if options.quick else CHI))
+    subject = dataclasses.replace(loaded, name=f"{replay.attributes.get('task')} {channels}")
     settings = BenchOptions(
-        networks=(str(folder),), device=options.device, chunks=options.chunks, out=options.out,
+        networks=(subject.name,), device=options.device, chunks=options.chunks, out=options.out,
         kernels=(options.kernels,), quick=options.quick, data=options.data, resume=True,
     )  # fmt: skip
     store = open_store(settings, name, {"commit_given": options.commit} if options.commit else {})
-    groups = stages(str(folder), subject.schedule.num_steps, device, options.kernels, options.quick)
-    subjects = {str(folder): subject}
+    groups = stages(
+        subject.name, subject.schedule.num_steps, device, options.kernels, options.quick
+    )
+    subjects = {subject.name: subject}
     complete = measure(store, subjects, groups, settings, device, _say, deadline)
     if complete and time.monotonic() < deadline:
         scale(store, options.quick, _say)

@@ -208,19 +208,15 @@ def _calls_panel(axes: Axes, title: str, lines: Sequence[Json]) -> None:
         axes.plot(
             steps, fit, "-", color=shade, linewidth=1, label=f"{line['form']}: $K^{{{power:.2f}}}$"
         )
-    everywhere = [k for line in lines for k in line["steps"]]
-    axes.plot(
-        [min(everywhere), max(everywhere)], [min(everywhere), max(everywhere)], ":",
-        color="#000000", linewidth=1, label="ddpm: $K$",
-    )  # fmt: skip
-    calls = [value for line in lines for value in line["calls"]]
-    axes.set(
-        xscale="log", yscale="log", xlabel="K, denoising steps", ylabel="network calls a chunk"
-    )
-    axes.set_ylim(0.8 * min(calls), 2.2 * max(calls))
-    _plain_numbers(axes.xaxis, sorted(set(everywhere)))
-    _plain_numbers(axes.yaxis, _log_ticks(min(calls), 2 * max(calls)))
-    axes.set_ylim(0.8 * min(calls), 2.2 * max(calls))
+    everywhere = sorted({k for line in lines for k in line["steps"]})
+    ends = [everywhere[0], everywhere[-1]]
+    axes.plot(ends, ends, ":", color=colour("ddpm"), linewidth=1.2, label="ddpm: $K$")
+    least = min(value for line in lines for value in line["calls"])
+    axes.set(xscale="log", yscale="log", xlabel="K, denoising steps")
+    axes.set_ylabel("network calls a chunk")
+    _plain_numbers(axes.xaxis, everywhere)
+    _plain_numbers(axes.yaxis, _log_ticks(least, ends[1]))
+    axes.set_ylim(0.8 * least, 1.2 * ends[1])
     axes.set_title(title, loc="left")
     axes.legend(loc="upper left", fontsize=9)
 

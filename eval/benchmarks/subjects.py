@@ -47,7 +47,8 @@ class Subject:
         """Network and schedule of a chain of ``steps`` steps.
 
         Up to the trained number, fewer and larger steps. Above it, the trained schedule's own
-        function of time on a finer grid, the network asked at fractions of its timesteps.
+        function of time on a finer grid, the network asked at fractions of its timesteps (the
+        first of them a little below its own first, 0, and so beyond what it was trained for).
 
         Raises:
             ValueError: more steps than were trained, of a schedule that is no function of time.
