@@ -29,7 +29,7 @@ def describe_machine(resolved: dict[str, Any]) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
         "git_commit": git_commit(Path(asd_policy.__file__).parent),
         "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
@@ -97,7 +97,8 @@ def processor_wait_s() -> float | None:
     return 1e-9 * total_ns
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Of an installed package; None where it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def measure_ceilings(device: torch.device, precisions: tuple[str, ...], quick: b
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         with matmul_precision(precision):
-            products[precision] = 2 * size**3 / _least(lambda a=a, b=b: a @ b, device)
+            products[precision] = 2 * size**3 / _least(partial(torch.mm, a, b), device)
     return {
         "copy_bytes_per_s": 2 * source.numel() * 4 / seconds,
         "copy_megabytes": megabytes,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.engine import Engine, make_engine
-from asd_policy.eval.benchmarks.ceilings import matmul_precision, synchronize
+from asd_policy.eval.benchmarks.ceilings import synchronize
 from asd_policy.eval.benchmarks.cells import Cell, sampler_config
 from asd_policy.eval.benchmarks.eager_loop import sample_eager_loop
 from asd_policy.eval.benchmarks.options import EAGER_LOOP
@@ -24,6 +24,7 @@ from asd_policy.schedule import Schedule
 
 Json = dict[str, Any]
 CALIBRATION_CHAINS = 16  # drawn, at least, for slopes and acceptance
+FIRST = 1000  # number of the first chunk that is measured; those before it are thrown away
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class Forms:
         key = subject.name, steps, timesteps, precision, compile
         if key not in self._kept:
             network, _ = subject.at(steps)
-            self._kept[key] = prepare(network, schedule.timesteps, precision, compile)
+            prepared = prepare(network, schedule.timesteps, precision, compile)
+            assert isinstance(prepared, PreparedUnet1D)
+            self._kept[key] = prepared
         return self._kept[key]
 
 
@@ -80,12 +83,9 @@ def make_contestant(
 
 
 def _streams(seed: int, chunk: int, batch: int, device: torch.device) -> list[torch.Generator]:
-    kind = "cuda" if device.type == "cuda" else "cpu"
+    """One for each chain; on a GPU they draw there."""
     first = (seed * 1_000_003 + chunk) * batch
-    return [
-        torch.Generator(device if kind == "cuda" else "cpu").manual_seed(first + i)
-        for i in range(batch)
-    ]
+    return [torch.Generator(device).manual_seed(first + i) for i in range(batch)]
 
 
 class EagerLoop:
@@ -101,7 +101,7 @@ class EagerLoop:
 
     def draw(self, chunk: int) -> Chunk:
         cond = self._subject.take(chunk, self.cell.batch)
-        torch.manual_seed(self._seed + chunk + 2)
+        torch.manual_seed(self._seed + FIRST + chunk)
         synchronize(self._device)
         start = time.perf_counter()
         shape = self.cell.batch, *self._subject.shape
@@ -132,10 +132,9 @@ class EngineContestant:
         schedule = self.config.schedule(trained)
         network = forms.get(subject, cell.steps, schedule, cell.precision, cell.compile)
         kernels = "auto" if cell.kernels == "-" else cell.kernels
-        with matmul_precision(cell.precision):
-            self.engine: Engine = make_engine(
-                cell.engine, network, schedule, subject.shape, device, kernels=kernels
-            )
+        self.engine: Engine = make_engine(
+            cell.engine, network, schedule, subject.shape, device, kernels=kernels
+        )
         self.calibration = Calibration()
         self._prepare_s = time.perf_counter() - start
 
@@ -157,19 +156,18 @@ class EngineContestant:
         return self._timed(self.config, chunk, cond)
 
     def _timed(self, config: SamplerConfig, chunk: int, cond: Tensor) -> Chunk:
-        with matmul_precision(self.cell.precision):
-            synchronize(self._device)
-            start = time.perf_counter()
-            noise = self._noise(chunk)
-            drawn = time.perf_counter()
-            x, stats = draw(config, self.engine, noise, cond, self.calibration)
-            x.cpu()
-            synchronize(self._device)
-            end = time.perf_counter()
+        synchronize(self._device)
+        start = time.perf_counter()
+        noise = self._noise(chunk)
+        drawn = time.perf_counter()
+        x, stats = draw(config, self.engine, noise, cond, self.calibration)
+        x.cpu()
+        synchronize(self._device)
+        end = time.perf_counter()
         return Chunk(end - start, drawn - start, stats)
 
     def _noise(self, chunk: int) -> Noise:
-        generators = _streams(self._seed, chunk + 2, self.cell.batch, self._device)
+        generators = _streams(self._seed, FIRST + chunk, self.cell.batch, self._device)
         return draw_noise(generators, self.engine.schedule.num_steps, self.engine.like)
 
     def _calibrate(self) -> None:
@@ -190,10 +188,7 @@ class EngineContestant:
         self.calibration.frozen = True
         if auto:
             cond = self._subject.take(0, 1)
-            with matmul_precision(self.cell.precision):
-                self.calibration.measure_costs(
-                    batch, steps, lambda rows: self.engine.call(rows, cond)
-                )
+            self.calibration.measure_costs(batch, steps, lambda rows: self.engine.call(rows, cond))
             for _ in range(2):  # for the cost of a round apart from the network
                 self._timed(probe, -1, self._subject.take(0, batch))
         self.engine.close()  # what only the calibration needed

@@ -31,7 +31,7 @@ COLOURS = {
 }
 PARTS = ("network", "draft", "verify", "noise", "other")
 PART_COLOURS = ("#B9C4CE", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -141,7 +141,7 @@ def latency_figure(cells: Sequence[Json], content: Json) -> Figure | None:
         _latency_bars(axes, chosen)
     network, steps = chosen[0]["network"], chosen[0]["steps"]
     axes.set_title(f"Latency of a chunk · {Path(network).name}, K={steps}", loc="left")
-    figure.text(0.01, -0.03, machine_line(content), fontsize=8, color="#555555")
+    figure.text(0.01, -0.06, machine_line(content), fontsize=8, color="#555555")
     return figure
 
 

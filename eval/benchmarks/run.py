@@ -16,7 +16,7 @@ from asd_policy.eval.benchmarks.runner import Runner
 from asd_policy.eval.benchmarks.scaling import calls_against_steps
 from asd_policy.eval.benchmarks.store import Store, read_bench
 from asd_policy.eval.benchmarks.subjects import Subject, load_demonstrations, load_subject
-from asd_policy.eval.machine import describe_machine, resolve_device
+from asd_policy.eval.machine import describe_machine, package_version, resolve_device
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
@@ -77,16 +77,8 @@ def bench_machine(device: str) -> Json:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-    machine["versions"] |= {"torch": torch.__version__, "triton": _triton_version()}
+    machine["versions"] |= {"torch": torch.__version__, "triton": package_version("triton")}
     return machine
-
-
-def _triton_version() -> str | None:
-    try:
-        import triton
-    except ImportError:
-        return None
-    return str(triton.__version__)
 
 
 def measure(

@@ -268,7 +268,10 @@ def test_one_command_trains_and_measures_and_goes_on(demonstrations, tmp_path, m
     out = tmp_path / "out"
     words = ["--data", str(demonstrations), "--out", str(out), "--device", "cpu", "--quick"]
     words += ["--train-minutes", "0.002", "--commit", "abc"]
-    assert gpu.main([*words, "--minutes", "0"]) == 1  # no time but for training
+    for _ in range(50):  # training may need several calls, and has no time for anything else
+        assert gpu.main([*words, "--minutes", "0"]) == 1
+        if (out / "training" / "checkpoint").exists():
+            break
     assert not content_of(out)["cells"]
     assert not content_of(out)["complete"]
     assert "run the same command to go on" in capsys.readouterr().out
