@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -119,14 +121,20 @@ class Engine:
         return x, run.stats(counts, clock.seconds())
 
     @torch.inference_mode()
-    def call(self, rows: int, cond: Tensor | None) -> None:
-        """Run the network once on a number of rows, and wait for it; cond is (1, …) or None."""
+    def seconds(self, rows: int, cond: Tensor | None, repeats: int = 4) -> float:
+        """What one network call on a number of rows takes; cond is (1, …) or None.
+
+        The least of a few: whatever else the machine does only ever adds.
+        """
         with self._lock:
             x = self.like.new_zeros(rows, self.like.shape[1])
             zeros = torch.zeros(rows, dtype=torch.int64, device=x.device)
-            self._denoiser(1, cond).predict(x, zeros, zeros)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
+            denoiser = self._denoiser(1, cond)
+            call = self._repeatable(lambda: denoiser.predict(x, zeros, zeros), rows)
+            return min(_timed(call, x.device) for _ in range(1 + repeats))
+
+    def _repeatable(self, work: Callable[[], object], rows: int) -> Callable[[], object]:
+        return work
 
     def close(self) -> None:
         """Release the states that are kept. The engine can still be used."""
@@ -156,6 +164,14 @@ class Engine:
             self._runs[key] = AutospeculativeDecoding(denoiser, chains, *form, kernels)
         _keep_newest(self._runs, key)
         return self._runs[key]
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def raise_if_bad(run: AutospeculativeDecoding, bad: list[int]) -> None:
