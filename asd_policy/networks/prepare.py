@@ -21,7 +21,7 @@ class PreparedUnet1D:
     def __init__(self, unet: InferenceUnet1D, compile: bool = False) -> None:
         self.unet, self.compile = unet, compile
         self._forward: Callable[[Tensor, Tensor], Tensor] = (
-            torch.compile(unet, dynamic=False) if compile else unet
+            torch.compile(unet, dynamic=True) if compile else unet
         )
 
     @property
