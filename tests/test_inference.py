@@ -224,6 +224,19 @@ def test_takes_no_gradients_and_works_in_inference_mode() -> None:
     assert torch.equal(inside, outside)
 
 
+@pytest.mark.slow
+def test_the_trunk_is_one_graph() -> None:
+    """No break and no dependence on data where it is traced: what compiling for CUDA needs."""
+    network = SMALL.network()
+    prepared = InferenceUnet1D(network, TIMESTEPS)
+    prepared.trunk = Trunk(network, Convolutions())
+    x, steps, _, _ = problem(SMALL, torch.float32)
+    film = prepared.timestep_film[steps]
+    expected = prepared(x, film)
+    prepared.trunk.compile(fullgraph=True, backend="eager")
+    torch.testing.assert_close(prepared(x, film), expected)
+
+
 def test_errors() -> None:
     network = SMALL.network()
     with pytest.raises(ValueError, match=r"precision must be one of .*'bf16'.*got 'fp16'"):
