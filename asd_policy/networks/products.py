@@ -37,13 +37,16 @@ def mish(x: Tensor) -> Tensor:
     return x.addcdiv_(x, torch.addcmul(e, e, e, value=0.5).add_(1), value=-1)
 
 
+# The two below take tensors that were made here: contiguous, from the start of their storage.
+
+
 def _windows(x: Tensor, start: int, width: int, stride: int) -> Tensor:
     """(N, L, C) → (N·windows, width·C): ``start`` points are left out at either end."""
     batch, length, channels = x.shape
     count = (length - 2 * start - width) // stride + 1
     sizes, strides = (batch, count, width * channels), (length * channels, stride * channels, 1)
-    offset = x.storage_offset() + start * channels
-    return x.as_strided(sizes, strides, offset).reshape(batch * count, width * channels)
+    windows = x.as_strided(sizes, strides, start * channels)
+    return windows.reshape(batch * count, width * channels)
 
 
 def _picture(x: Tensor, edge: int = 0) -> Tensor:
@@ -51,7 +54,7 @@ def _picture(x: Tensor, edge: int = 0) -> Tensor:
     batch, length, channels = x.shape
     sizes = (batch, channels, 1, length - 2 * edge)
     strides = (length * channels, 1, length * channels, channels)
-    return x.as_strided(sizes, strides, x.storage_offset() + edge * channels)
+    return x.as_strided(sizes, strides, edge * channels)
 
 
 class _Product(nn.Module):
