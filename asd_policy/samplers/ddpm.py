@@ -21,7 +21,8 @@ def sample_ddpm(
     Raises:
         NonFiniteError: the network returned a NaN or an infinity.
     """
-    x = noise.initial
+    # A copy: made in inference mode, as every later point is (a compiled network tells them apart).
+    x = noise.initial.clone()
     clock = Clock(x.device)
     chains = torch.arange(len(x), device=x.device)
     coefficients = torch.stack([schedule.a, schedule.b, schedule.sigma], 1).tolist()

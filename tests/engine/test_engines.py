@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +13,7 @@ from asd_policy import Calibration, SamplerConfig, Schedule
 from asd_policy.engine import Engine, make_engine
 from asd_policy.engine.eager import KEPT
 from asd_policy.networks import ConditionalUnet1D
-from asd_policy.networks.prepare import PreparedUnet1D, prepare
+from asd_policy.networks.prepare import prepare
 from asd_policy.samplers.result import draw_noise, streams
 from asd_policy.sampling import draw
 from reference.chains import bulk_noise
@@ -95,18 +96,24 @@ def test_a_network_call_is_timed() -> None:
     assert 0 < make().seconds(3, None) < 10
 
 
-@pytest.mark.slow
-def test_a_compiled_network_is_the_same_and_is_not_compiled_again() -> None:
-    """Two compilations, for one row and for any number, however batches and windows change."""
-    from torch._dynamo.utils import counters
+def test_a_compiled_network_is_the_same_and_is_not_compiled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two graphs, of one row and of any number, however batches and windows change."""
+    graphs = []
 
+    def backend(graph, inputs):  # type: ignore[no-untyped-def]
+        graphs.append(graph)
+        return graph.forward
+
+    # What is traced and how often, without minutes of C++ compiling.
+    compiled = functools.partialmethod(torch.nn.Module.compile, backend=backend)
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
     torch.manual_seed(0)
     unet = ConditionalUnet1D(2, 3, 8, (8, 16), n_groups=4).eval()
-    cond = torch.randn(3, 3)
-    samples = []
-    for compiled in (False, True):
-        network = prepare(unet, SCHEDULE.timesteps, compile=compiled)
-        assert isinstance(network, PreparedUnet1D)
+    cond, samples = torch.randn(3, 3), []
+    for fast in (False, True):
+        network = prepare(unet, SCHEDULE.timesteps, compile=fast)
         engine = make_engine("eager", network, SCHEDULE, (8, 2))
         for batch, window in ((3, 6), (1, 6), (2, 4), (3, 9)):
             noise = draw_noise(
@@ -115,8 +122,6 @@ def test_a_compiled_network_is_the_same_and_is_not_compiled_again() -> None:
             for name in ("asd", "ddpm"):
                 config = SamplerConfig(name, window=window)
                 samples.append(draw(config, engine, noise, cond[:batch], frozen())[0])
-            if compiled and (batch, window) == (1, 6):
-                counters.clear()
-    for plain, fast in zip(samples[:8], samples[8:], strict=True):
-        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-3)
-    assert counters["stats"]["unique_graphs"] == 0, "compiled again after warm-up"
+    for plain, fast_one in zip(samples[:8], samples[8:], strict=True):
+        torch.testing.assert_close(fast_one, plain, rtol=0, atol=1e-4)
+    assert len(graphs) == 2
