@@ -22,7 +22,7 @@ from asd_policy.denoiser import Denoiser
 from asd_policy.samplers.asd import Kernels
 
 DTYPES = (torch.float32, torch.float64)
-TILE_NUMBERS = 1024  # that a program verifies at a time: as many rows of D as fit
+TILE_BYTES = 16384  # that a program verifies at a time: as many rows of D as fit
 
 
 def available() -> str | None:
@@ -45,13 +45,11 @@ def _source() -> Any:
 
 
 class TritonKernels(Kernels):
-    """Fused kernels for float32 or float64 chains.
-
-    Args:
-        source: the module that holds the kernels.
+    """Fused kernels for float32 or float64 chains on a CUDA device.
 
     Raises:
         RuntimeError: on construction, where :func:`available` names a reason.
+        ValueError: chains of another type, or on another device.
     """
 
     def __init__(self) -> None:
@@ -68,7 +66,7 @@ class TritonKernels(Kernels):
         _check(chains.x)
         points = chains.x.new_empty(chains.batch, width + 1, chains.dim)
         drafts = chains.x.new_empty(chains.batch, width, chains.dim)
-        tables, block = chains.tables, _block(chains.dim)
+        tables, block = chains.tables, _power_of_two(chains.dim)
         with torch.cuda.device_of(chains.x):
             self._source.propose_kernel[(chains.batch,)](
                 chains.x, chains.n, chains.last, chains.noise, chains.value, chains.point,
@@ -76,7 +74,8 @@ class TritonKernels(Kernels):
                 tables.a, tables.b, tables.sigma, points, drafts, width, tables.rows,
                 D=chains.dim, BLOCK=block, FROZEN=draft == "frozen",
                 CORRECT=draft in ("slope", "secant"), SECANT=draft == "secant",
-                CLIP=denoiser.clip_range, PAIRS=PAIRS, RIDGE=RIDGE, num_warps=_row_warps(block),
+                CLIP=denoiser.clip_range, PAIRS=PAIRS, RIDGE=RIDGE,
+                num_warps=_row_warps(block, chains.x),
             )  # fmt: skip
         return points, drafts
 
@@ -103,8 +102,8 @@ class TritonKernels(Kernels):
         width = prediction.shape[1]
         assert width <= chains.window, (width, chains.window)
         points, prediction = points.contiguous(), prediction.contiguous()
-        tables, block = chains.tables, _block(chains.dim)
-        tile = max(1, min(TILE_NUMBERS // block, _power_of_two(width)))
+        tables, block = chains.tables, _power_of_two(chains.dim)
+        tile = _tile(block, width, chains.x)
         with torch.cuda.device_of(chains.x):
             self._source.verify_kernel[(chains.batch,)](
                 chains.x, chains.n, chains.last, chains.fresh.view(torch.uint8), chains.bad,
@@ -116,71 +115,72 @@ class TritonKernels(Kernels):
                 width, tables.rows, tables.num_steps, D=chains.dim, BLOCK=block, TILE=tile,
                 AHEAD=ahead, COUPLE=drafts is not None, SECANTS=secants, LEARN=learn,
                 CLIP=denoiser.clip_range, PAIRS=PAIRS, EQUAL=EQUAL,
-                num_warps=_tile_warps(block * tile),
+                num_warps=_tile_warps(block * tile, chains.x),
             )  # fmt: skip
 
+    def advance_sequential(
+        self,
+        x: Tensor,
+        prediction: Tensor,
+        noise: Tensor,
+        n: Tensor,
+        bad: Tensor,
+        tables: Tables,
+        denoiser: Denoiser,
+    ) -> None:
+        """A step of :func:`asd_policy.samplers.ddpm.sample_ddpm` for every chain, in one launch.
 
-def advance_sequential(
-    x: Tensor,
-    prediction: Tensor,
-    noise: Tensor,
-    n: Tensor,
-    bad: Tensor,
-    tables: Tables,
-    denoiser: Denoiser,
-) -> None:
-    """One step of :func:`asd_policy.samplers.ddpm.sample_ddpm` for every chain, in one launch.
+        x ← a[n]·x̂0 + b[n]·x + σ[n]·ξ[:, n], then n ← n + 1. Chains at their end stay as they are.
 
-    x ← a[n]·x̂0 + b[n]·x + σ[n]·ξ[:, n], then n ← n + 1. A chain whose counter has reached K stays
-    as it is.
-
-    Args:
-        x: (B, D) points, changed in place.
-        prediction: (B, D) or (B, …), the network's at x and n, unchecked.
-        noise: (B, K or more, D) ξ.
-        n: (B,) int64 steps taken, one counter per chain, changed in place. They are what
-            :meth:`Denoiser.predict` takes as its steps.
-        bad: (B,) int64 first step at which a prediction was not finite (−1: none), changed in
-            place.
-
-    Raises:
-        RuntimeError: where :func:`available` names a reason.
-    """
-    reason = available()
-    if reason is not None:
-        raise RuntimeError(f"Triton kernels cannot be used: {reason}")
-    _check(x)
-    batch, dim = x.shape
-    assert n.shape == bad.shape == (batch,), (n.shape, bad.shape, batch)
-    assert noise.is_contiguous() and noise.shape[1] >= tables.num_steps
-    block = _block(dim)
-    with torch.cuda.device_of(x):
-        _source().advance_kernel[(batch,)](
-            x, prediction.contiguous(), noise, n, bad, denoiser.uv,
-            tables.a, tables.b, tables.sigma, noise.shape[1], tables.num_steps,
-            D=dim, BLOCK=block, CLIP=denoiser.clip_range, num_warps=_row_warps(block),
-        )  # fmt: skip
+        Args:
+            x: (B, D) points, changed in place.
+            prediction: (B, D), the network's at x and n, unchecked.
+            noise: (B, K or more, D) ξ, contiguous.
+            n: (B,) int64 steps taken, a counter for each chain, changed in place. Before the
+                launch they are what :meth:`Denoiser.predict` takes as steps (below K + 2).
+            bad: (B,) int64 first step at which a prediction was not finite (−1: none), changed
+                in place.
+        """
+        _check(x)
+        (batch, dim), block = x.shape, _power_of_two(x.shape[1])
+        assert n.shape == bad.shape == (batch,), (n.shape, bad.shape, batch)
+        assert noise.is_contiguous(), "noise is read where it lies"
+        assert noise.shape[0] == batch, (noise.shape, batch)
+        assert noise.shape[1] >= tables.num_steps, (noise.shape, tables.num_steps)
+        with torch.cuda.device_of(x):
+            self._source.advance_kernel[(batch,)](
+                x, prediction.contiguous(), noise, n, bad, denoiser.uv,
+                tables.a, tables.b, tables.sigma, noise.shape[1], tables.num_steps,
+                D=dim, BLOCK=block, CLIP=denoiser.clip_range, num_warps=_row_warps(block, x),
+            )  # fmt: skip
 
 
 def _check(x: Tensor) -> None:
     assert x.is_contiguous(), "kernels work in place on contiguous points"
     if x.dtype not in DTYPES:
         raise ValueError(f"Triton kernels expect float32 or float64 chains; got {x.dtype}")
+    if not x.is_cuda and not _interpreted():
+        raise ValueError(f"Triton kernels expect chains on a CUDA device; got {x.device}")
 
 
 def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _block(dim: int) -> int:
-    return _power_of_two(dim)
+def _tile(block: int, width: int, like: Tensor) -> int:
+    """Steps of the window that a program verifies at a time."""
+    return max(1, min(TILE_BYTES // (block * like.element_size()), _power_of_two(width)))
 
 
-def _row_warps(block: int) -> int:
-    """Warps for a row of D and eight secants: four numbers of each to a thread."""
-    return max(1, min(8, block // 128))
+def _row_warps(block: int, like: Tensor) -> int:
+    """Warps for a row of D and those of the secants: 16 bytes of each to a thread."""
+    return _warps(block * like.element_size() // 16)
 
 
-def _tile_warps(numbers: int) -> int:
-    """Warps for a tile: eight numbers to a thread."""
-    return max(1, min(8, numbers // 256))
+def _tile_warps(numbers: int, like: Tensor) -> int:
+    """Warps for a tile: 32 bytes to a thread."""
+    return _warps(numbers * like.element_size() // 32)
+
+
+def _warps(threads: int) -> int:
+    return max(1, min(16, threads // 32))

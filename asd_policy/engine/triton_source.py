@@ -96,7 +96,7 @@ def propose_kernel(
     base = row_of(value_ptr, chain * rows + tl.maximum(tl.minimum(n, last), 0), column, D)
     noise, origin = row_of(noise_ptr, row, column, D), row_of(point_ptr, row, column, D)
     draft = base
-    for m in range(0, width):
+    for m in range(width):
         step = n + m
         # Loads of the next step first: they do not depend on this one's arithmetic.
         source = n if FROZEN else step + 1
@@ -124,13 +124,14 @@ def propose_kernel(
 
 @triton.jit
 def push_secant(
-    here, said, uv_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr, slopes_ptr,
-    chain, row, n, pushed, usable, column,
+    points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr,
+    slopes_ptr, chain, row, n, pushed, usable, column,
     D: tl.constexpr, CLIP: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """Put the pair of step n in place of the oldest, if ``usable``."""
     u = tl.load(uv_ptr + 2 * n, mask=usable, other=0.0)
     v = tl.load(uv_ptr + 2 * n + 1, mask=usable, other=0.0)
+    here, said = row_of(points_ptr, 0, column, D), row_of(prediction_ptr, 0, column, D)
     displacement = here - row_of(point_ptr, row, column, D)
     change = predicted(here, said, u, v, CLIP) - row_of(value_ptr, row, column, D)
     residual = change - tl.load(slopes_ptr + n) * displacement
@@ -214,7 +215,7 @@ def moved(
     """a·x̂0 + b·x + σ·ξ', with ξ' = ξ reflected after a rejection and ξ + δ after an accept."""
     delta = tl.where(scale > 0, (draft - target) * scale, 0.0)
     square = tl.sum(delta * delta, axis=0)
-    share = tl.where(square > EQUAL * EQUAL, tl.sum(noise * delta, axis=0) / square, 0.0)
+    share = tl.where(square <= EQUAL * EQUAL, 0.0, tl.sum(noise * delta, axis=0) / square)
     noise = tl.where(rejected, noise - 2.0 * share * delta, noise + delta)
     return a * target + b * point + sigma * noise
 
@@ -241,6 +242,19 @@ def count(
             tl.atomic_add(learned_ptr + rows + step, square.to(tl.float64), mask=decided)
 
 
+@triton.jit
+def note(
+    bad_ptr, last_ptr, calls_ptr, evaluations_ptr,
+    chain, first, last, bad, wanted, width, num_steps,
+):  # fmt: skip
+    """What :func:`remember` leaves behind in a chain's counters."""
+    known = tl.load(bad_ptr + chain)
+    tl.store(bad_ptr + chain, tl.where((known < 0) & (bad < width), first + bad, known))
+    tl.store(last_ptr + chain, tl.maximum(last, tl.minimum(first + width, num_steps) - 1))
+    tl.store(calls_ptr + chain, tl.load(calls_ptr + chain) + tl.where(wanted > 0, 1, 0))
+    tl.store(evaluations_ptr + chain, tl.load(evaluations_ptr + chain) + wanted)
+
+
 @triton.jit(do_not_specialize=["width", "rows", "num_steps"])
 def verify_kernel(
     x_ptr, n_ptr, last_ptr, fresh_ptr, bad_ptr, pushed_ptr, calls_ptr, evaluations_ptr,
@@ -263,19 +277,14 @@ def verify_kernel(
     wanted = tl.maximum(tl.minimum(num_steps - n - AHEAD, width), 0)
     if AHEAD == 0:
         wanted = tl.where(fresh != 0, 0, wanted)
-    first_point = points_ptr + chain * width * D
-    if COUPLE:
-        first_point = points_ptr + chain * (width + 1) * D
-    seen_point = first_point
-    if COUPLE:
-        seen_point = first_point + AHEAD * D
+    first_point = points_ptr + chain * (width + (1 if COUPLE else 0)) * D
+    seen_point = first_point + (AHEAD * D if COUPLE else 0)
     first_said = prediction_ptr + chain * width * D
     usable = (n <= last) & (wanted > 0)
     if SECANTS and AHEAD == 0:
         push_secant(
-            row_of(seen_point, 0, column, D), row_of(first_said, 0, column, D), uv_ptr, value_ptr,
-            point_ptr, displacement_ptr, residual_ptr, slopes_ptr,
-            chain, row + n, n, pushed, usable, column, D, CLIP, PAIRS,
+            seen_point, first_said, uv_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr,
+            slopes_ptr, chain, row + n, n, pushed, usable, column, D, CLIP, PAIRS,
         )  # fmt: skip
         tl.debug_barrier()  # before what it read is replaced
     bad = remember(
@@ -283,20 +292,17 @@ def verify_kernel(
         row, n + AHEAD, last, width, wanted, D, BLOCK, TILE, CLIP, LEARN,
     )  # fmt: skip
     tl.debug_barrier()
-    known = tl.load(bad_ptr + chain)
-    tl.store(bad_ptr + chain, tl.where((known < 0) & (bad < width), n + AHEAD + bad, known))
-    furthest = tl.minimum(n + AHEAD + width - 1, num_steps - 1)
-    tl.store(last_ptr + chain, tl.maximum(last, furthest))
-    tl.store(calls_ptr + chain, tl.load(calls_ptr + chain) + tl.where(wanted > 0, 1, 0))
-    tl.store(evaluations_ptr + chain, tl.load(evaluations_ptr + chain) + wanted)
+    note(
+        bad_ptr, last_ptr, calls_ptr, evaluations_ptr,
+        chain, n + AHEAD, last, bad, wanted, width, num_steps,
+    )  # fmt: skip
     if SECANTS and AHEAD == 0:
         tl.store(pushed_ptr + chain, pushed + tl.where(usable, 1, 0))
     if COUPLE:
         first_draft = drafts_ptr + chain * width * D
         length = first_rejection(
             first_draft, noise_ptr, value_ptr, log_uniform_ptr, delta_ptr, row, n, width,
-            D, BLOCK, TILE,
-        )  # fmt: skip
+            D, BLOCK, TILE)  # fmt: skip
         left = tl.minimum(num_steps - n, width)
         stop, rejected = tl.maximum(tl.minimum(length, left - 1), 0), length < left
         count(
@@ -311,8 +317,8 @@ def verify_kernel(
             tl.load(sigma_ptr + at), rejected, EQUAL,
         )  # fmt: skip
         tl.store(x_ptr + chain * D + column, x, mask=column < D)
-        ahead = tl.where(rejected | (n + width >= num_steps), 0, AHEAD)
-        tl.store(fresh_ptr + chain, ahead.to(tl.uint8))
+        stale = rejected | (n + width >= num_steps)
+        tl.store(fresh_ptr + chain, tl.where(stale, 0, AHEAD).to(tl.uint8))
         tl.store(n_ptr + chain, tl.minimum(at + 1, num_steps))
 
 
@@ -331,11 +337,10 @@ def advance_kernel(
     u, v = tl.load(uv_ptr + 2 * step), tl.load(uv_ptr + 2 * step + 1)
     x0 = predicted(x, said, u, v, CLIP)
     a, b, sigma = tl.load(a_ptr + step), tl.load(b_ptr + step), tl.load(sigma_ptr + step)
-    going = n < num_steps
-    moved_to = a * x0 + b * x + sigma * noise
-    tl.store(x_ptr + chain * D + column, moved_to, mask=going & (column < D))
+    going, moved_to = n < num_steps, a * x0 + b * x + sigma * noise
     broken = tl.max(tl.where(tl.abs(said) < float("inf"), 0, 1), axis=0)
     known = tl.load(bad_ptr + chain)
-    tl.debug_barrier()  # every thread has read what one thread now replaces
+    tl.debug_barrier()  # every thread has read what is now replaced
+    tl.store(x_ptr + chain * D + column, moved_to, mask=going & (column < D))
     tl.store(bad_ptr + chain, tl.where(going & (known < 0) & (broken > 0), n, known))
     tl.store(n_ptr + chain, tl.where(going, n + 1, n))
