@@ -53,7 +53,7 @@ def test_the_cases_reach_every_branch(report: dict[str, Any]) -> None:
     """So that the comparison covers reflection, and secants that replace older ones."""
     counts = [entry["counts"] for entry in report.values() if entry.get("counts")]
     assert sum(count["rejections"] for count in counts) > 100
-    assert max(count["pairs"] for count in counts) > 8
+    assert max(count["pairs"] for count in counts) > 7
     assert sum(count["rounds"] for count in counts) > 100
 
 
