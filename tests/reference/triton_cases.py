@@ -83,7 +83,7 @@ def cases() -> list[Case]:
     ]
     found += [
         Case(
-            num_steps=20, dim=12, window=3, batch=1, bumpy=0.9, rounds=10
+            num_steps=20, dim=12, window=4, batch=1, bumpy=0.9, rounds=11
         ),  # more pairs than are kept
         Case("slope", num_steps=140, dim=3, window=130, batch=1, bumpy=0.05, rounds=2),
         Case(num_steps=20, dim=1024, window=12, batch=1, bumpy=0.01, static=False, rounds=3),
