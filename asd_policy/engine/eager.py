@@ -113,7 +113,7 @@ class Engine:
         rounds = 0
         while min(n := chains.n.tolist()) < chains.num_steps:
             run.round(n, clock.lap)
-            raise_if_bad(run, chains.bad.tolist())
+            raise_if_bad(run.denoiser, chains.bad.tolist())
             rounds += 1
             assert rounds <= chains.num_steps, "every round must advance every chain"
         x, counts = chains.x.clone(), chains.counts.cpu().clone()
@@ -160,7 +160,7 @@ class Engine:
         key = (batch, window, *form)
         if key not in self._runs or self._runs[key].denoiser is not denoiser:
             chains = Chains(self.schedule, batch, dim, window, noise.initial)
-            kernels = make_kernels(self.kernels, chains, denoiser)
+            kernels = make_kernels(self.kernels)
             self._runs[key] = AutospeculativeDecoding(denoiser, chains, *form, kernels)
         _keep_newest(self._runs, key)
         return self._runs[key]
@@ -174,11 +174,11 @@ def _timed(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def raise_if_bad(run: AutospeculativeDecoding, bad: list[int]) -> None:
+def raise_if_bad(denoiser: Denoiser, bad: list[int]) -> None:
     """Raise the NonFiniteError of the first chain whose network output was not finite."""
     for chain, step in enumerate(bad):
         if step >= 0:
-            raise run.denoiser.non_finite(step, chain)
+            raise denoiser.non_finite(step, chain)
 
 
 def _keep_newest(cache: OrderedDict, key: object) -> None:  # type: ignore[type-arg]

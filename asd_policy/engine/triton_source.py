@@ -175,8 +175,8 @@ def remember(
             known = used & (step <= last)
             cross = tl.where(known, tl.sum(displacement * (x0 - before), axis=1), 0.0)
             square = tl.where(known, tl.sum(displacement * displacement, axis=1), 0.0)
-            tl.store(cross_ptr + row + step, cross, mask=live)
-            tl.store(square_ptr + row + step, square, mask=live)
+            tl.store(cross_ptr + row + step, cross, mask=used)
+            tl.store(square_ptr + row + step, square, mask=used)
         tl.store(value_ptr + at, x0, mask=inside)
         tl.store(point_ptr + at, here, mask=inside)
     return bad

@@ -88,7 +88,11 @@ def test_unknown_choices_are_refused() -> None:
         make_engine("warp", NETWORK, SCHEDULE, (DIM,))
     with pytest.raises(ValueError, match=r"kernels must be one of .*; got 'fast'"):
         make(kernels="fast")
-    with pytest.raises(ValueError, match=r"native kernels need float32 or float64 on a CPU"):
+    with pytest.raises(ValueError, match=r"triton kernels cannot .* on cuda, got float64 on cpu"):
+        make(kernels="triton")
+    with pytest.raises(
+        ValueError, match=r"native kernels cannot be used: .* on cpu, got bfloat16 on cpu"
+    ):
         make_engine("eager", NETWORK, SCHEDULE, (DIM,), dtype=torch.bfloat16, kernels="native")
 
 
