@@ -51,7 +51,8 @@ class Tables:
 
 
 @functools.lru_cache(maxsize=16)
-def _tables(schedule: Schedule, extra: int, dtype: torch.dtype, device: torch.device) -> Tables:
+def make_tables(schedule: Schedule, extra: int, dtype: torch.dtype, device: torch.device) -> Tables:
+    """The tables of a schedule, made once."""
     return Tables(schedule, extra, torch.empty(0, dtype=dtype, device=device))
 
 
@@ -77,7 +78,7 @@ class Chains:
 
     def __init__(self, schedule: Schedule, batch: int, dim: int, window: int, like: Tensor) -> None:
         self.batch, self.dim, self.window, self.num_steps = batch, dim, window, schedule.num_steps
-        self.tables = _tables(schedule, window + 1, like.dtype, like.device)
+        self.tables = make_tables(schedule, window + 1, like.dtype, like.device)
         rows = self.tables.rows
         self.x = like.new_zeros(batch, dim)
         self.noise, self.value, self.point = (like.new_zeros(batch, rows, dim) for _ in range(3))
@@ -99,6 +100,7 @@ class Chains:
         self.learned = torch.zeros((2, rows), dtype=torch.float64, device=like.device)
         self.offset = torch.arange(batch, device=like.device).unsqueeze(1) * rows
         self.position = torch.arange(window + 1, device=like.device)
+        self.reset()
 
     def load(self, initial: Tensor, steps: Tensor, log_uniform: Tensor, slopes: Tensor) -> None:
         """Take a chunk's (B, D), (B, K, D), (B, K) of noise and (K,) slopes."""

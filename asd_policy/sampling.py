@@ -166,6 +166,6 @@ def calibrate(
         name = place.pop("engine", "auto")
         engine = make_engine(name, denoiser, schedule, shape[1:], device, **place)  # type: ignore[arg-type]
         calibration.measure_costs(
-            shape[0], schedule.num_steps, lambda rows: engine.call(rows, condition)
+            shape[0], schedule.num_steps, lambda rows: engine.seconds(rows, condition)
         )
     return calibration

@@ -39,6 +39,9 @@ _SEED_HELP = (
 _WINDOW_HELP = (
     "Steps that asd and paradigms put into one network call; auto chooses from the measured cost."
 )
+_COMPILE_HELP = (
+    "Compile the network at the first chunks: seconds on a GPU, up to some minutes on a CPU."
+)
 _RESUME_HELP = (
     "Continue the run in --out; nothing is lost or counted twice. Repeat the run's options; only "
     "--episodes may grow."
@@ -79,6 +82,11 @@ class EvalOptions:
     """Robots driven at once, by one batched policy. Measure latency with 1."""
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
+    engine: Literal["auto", "eager", "cuda_graph"] = "auto"
+    """What runs the sampler; auto is cuda_graph on a GPU."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the network (tf32 on a GPU only)."""
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _COMPILE_HELP)] = False
     threads: Annotated[int | None, _arg("INT")] = None
     """CPU threads of the policy; None is torch's own choice."""
     video: int = 0

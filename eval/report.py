@@ -94,7 +94,8 @@ def _setting(results: dict[str, Any]) -> str:
         *_windows(results),
         resolved["device"],
         f"{resolved['threads']} thread" + "s" * (resolved["threads"] != 1),
-        resolved["precision"],
+        resolved["precision"] + ", compiled" * resolved["compile"],
+        f"{resolved['engine']} engine with {resolved['kernels']} kernels",
     ]
     if results["num_envs"] > 1:
         parts.append(f"{results['num_envs']} robots in one batch (latency is not one robot's)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import torch
 
@@ -28,8 +30,14 @@ def prepare(options: EvalOptions) -> Setup:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     checkpoint = options.checkpoint or shipped(task.name)
+    place: dict[str, Any] = {
+        "device": device,
+        "engine": options.engine,
+        "precision": options.precision,
+        "compile": options.compile,
+    }
     policies: dict[str, DiffusionPolicy] = {
-        name: DiffusionPolicy.load(checkpoint, device=device, **sampler_settings(name, options))
+        name: DiffusionPolicy.load(checkpoint, **place, **sampler_settings(name, options))
         for name in options.samplers
     }
     policy = policies[options.samplers[0]]
@@ -48,7 +56,10 @@ def prepare(options: EvalOptions) -> Setup:
             "device": device,
             "gpu": torch.cuda.get_device_name(device) if device != "cpu" else None,
             "threads": torch.get_num_threads(),
-            "precision": "fp32",
+            "engine": policy.engine.name,
+            "kernels": policy.engine.kernels,
+            "precision": options.precision,
+            "compile": options.compile,
             "parameters": sum(p.numel() for p in policy.network.parameters()),
             "horizons": list(policy.horizons),
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from asd_policy.engine.eager import Engine, raise_if_bad
+from asd_policy.engine.kernels import make_kernels
 from asd_policy.errors import EngineError
 from asd_policy.samplers.asd import AutospeculativeDecoding
-from asd_policy.samplers.ddpm import SequentialSteps, sample_ddpm
+from asd_policy.samplers.ddpm import sample_ddpm
 from asd_policy.samplers.result import Noise, Stats, sequential_stats
+from asd_policy.samplers.sequential import SequentialSteps
 
 Replay = Callable[[], None]
 
@@ -141,7 +143,7 @@ class CudaGraphEngine(Engine):
                 rounds += 1
                 counts, x = waiting.pop(0)()
                 marks = counts[: 6 * chains.batch].view(6, chains.batch)
-                raise_if_bad(run, marks[1].tolist())
+                raise_if_bad(run.denoiser, marks[1].tolist())
                 if int(marks[2].min()) >= chains.num_steps:
                     break
                 assert rounds <= chains.num_steps, "every round must advance every chain"
@@ -216,7 +218,8 @@ class CudaGraphEngine(Engine):
             size, denoiser = self.schedule.num_steps, self._denoiser(batch, cond)
             steps = self._steps.get(batch)
             if steps is None or steps.denoiser is not denoiser:
-                steps = SequentialSteps(denoiser, self.schedule, noise.initial)
+                kernels = make_kernels(self.kernels)
+                steps = SequentialSteps(denoiser, self.schedule, noise.initial, kernels)
                 self._steps[batch] = steps
             if not self._ready(steps, self._capture_step):
                 return sample_ddpm(denoiser, self.schedule, noise, name)
@@ -225,13 +228,23 @@ class CudaGraphEngine(Engine):
                 steps.load(noise)
                 for _ in range(size):
                     replay()
-                (x,) = self._recorder.read_later(steps.x)()
-            if not bool(x.isfinite().all()):
-                sample_ddpm(denoiser, self.schedule, noise, name)  # raises, and says where
-                raise EngineError("a captured step returned a NaN or infinite value")
+                x, marks = self._recorder.read_later(steps.x, steps.marks)()
+            raise_if_bad(denoiser, marks[1].tolist())
             seconds = time.perf_counter() - start
             times = {"draft": 0.0, "network": seconds, "verify": 0.0, "other": 0.0}
             return x.to(self.like.device), sequential_stats(name, batch, size, times)
+
+    def _repeatable(self, work: Callable[[], object], rows: int) -> Callable[[], object]:
+        """Captured, as a round's call would be; released with the function returned."""
+        if self.name == "eager":
+            return work
+        try:
+            replay, _ = self._recorder.record(work, f"a network call on {rows} rows")
+        except EngineError:
+            if not self._fallback:
+                raise
+            return work
+        return replay
 
     def close(self) -> None:
         """Release graphs, their memory and the states that are kept."""

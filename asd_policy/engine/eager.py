@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -111,7 +113,7 @@ class Engine:
         rounds = 0
         while min(n := chains.n.tolist()) < chains.num_steps:
             run.round(n, clock.lap)
-            raise_if_bad(run, chains.bad.tolist())
+            raise_if_bad(run.denoiser, chains.bad.tolist())
             rounds += 1
             assert rounds <= chains.num_steps, "every round must advance every chain"
         x, counts = chains.x.clone(), chains.counts.cpu().clone()
@@ -119,14 +121,20 @@ class Engine:
         return x, run.stats(counts, clock.seconds())
 
     @torch.inference_mode()
-    def call(self, rows: int, cond: Tensor | None) -> None:
-        """Run the network once on a number of rows, and wait for it; cond is (1, …) or None."""
+    def seconds(self, rows: int, cond: Tensor | None, repeats: int = 4) -> float:
+        """What one network call on a number of rows takes; cond is (1, …) or None.
+
+        The least of a few: whatever else the machine does only ever adds.
+        """
         with self._lock:
             x = self.like.new_zeros(rows, self.like.shape[1])
             zeros = torch.zeros(rows, dtype=torch.int64, device=x.device)
-            self._denoiser(1, cond).predict(x, zeros, zeros)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
+            denoiser = self._denoiser(1, cond)
+            call = self._repeatable(lambda: denoiser.predict(x, zeros, zeros), rows)
+            return min(_timed(call, x.device) for _ in range(1 + repeats))
+
+    def _repeatable(self, work: Callable[[], object], rows: int) -> Callable[[], object]:
+        return work
 
     def close(self) -> None:
         """Release the states that are kept. The engine can still be used."""
@@ -152,17 +160,25 @@ class Engine:
         key = (batch, window, *form)
         if key not in self._runs or self._runs[key].denoiser is not denoiser:
             chains = Chains(self.schedule, batch, dim, window, noise.initial)
-            kernels = make_kernels(self.kernels, chains, denoiser)
+            kernels = make_kernels(self.kernels)
             self._runs[key] = AutospeculativeDecoding(denoiser, chains, *form, kernels)
         _keep_newest(self._runs, key)
         return self._runs[key]
 
 
-def raise_if_bad(run: AutospeculativeDecoding, bad: list[int]) -> None:
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def raise_if_bad(denoiser: Denoiser, bad: list[int]) -> None:
     """Raise the NonFiniteError of the first chain whose network output was not finite."""
     for chain, step in enumerate(bad):
         if step >= 0:
-            raise run.denoiser.non_finite(step, chain)
+            raise denoiser.non_finite(step, chain)
 
 
 def _keep_newest(cache: OrderedDict, key: object) -> None:  # type: ignore[type-arg]

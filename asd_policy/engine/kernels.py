@@ -4,34 +4,50 @@ from __future__ import annotations
 
 import torch
 
-from asd_policy.chains import Chains
-from asd_policy.denoiser import Denoiser
-from asd_policy.engine import native
+from asd_policy.engine import native, triton_kernels
 from asd_policy.samplers.asd import Kernels
 from asd_policy.schedule import check_choice
 
-KERNELS = ("auto", "torch", "native")
+KERNELS = ("auto", "torch", "native", "triton")
 
 
 def choose_kernels(name: str, like: torch.Tensor) -> str:
-    """What "auto" means for tensors like this one.
+    """What "auto" means for tensors like this one: "native" on a CPU, "triton" on CUDA, or "torch".
 
     Raises:
         ValueError: an unknown name, or kernels that cannot be had here.
     """
     check_choice("kernels", name, KERNELS)
-    fits = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
-    if name == "native" and not (fits and native.available()):
-        raise ValueError(
-            "native kernels need float32 or float64 on a CPU and the extension that is built at "
-            f"installation where there is a C compiler; got {like.dtype} on {like.device.type}, "
-            f"extension {'built' if native.available() else 'not built'}"
-        )
+    missing = {
+        "torch": None,
+        "native": _without_native(like),
+        "triton": _unsuited(like, "cuda") or triton_kernels.available(),
+    }
     if name == "auto":
-        return "native" if fits and native.available() else "torch"
+        return next(kind for kind in ("triton", "native", "torch") if not missing[kind])
+    if missing[name]:
+        raise ValueError(f"{name} kernels cannot be used: {missing[name]}")
     return name
 
 
-def make_kernels(name: str, chains: Chains, denoiser: Denoiser) -> Kernels:
+def make_kernels(name: str) -> Kernels:
     """Kernels of a name from :func:`choose_kernels`."""
-    return native.NativeKernels(chains, denoiser) if name == "native" else Kernels()
+    kinds = {
+        "torch": Kernels,
+        "native": native.NativeKernels,
+        "triton": triton_kernels.TritonKernels,
+    }
+    return kinds[name]()
+
+
+def _without_native(like: torch.Tensor) -> str | None:
+    if not native.available():
+        return "the extension was not built (installation builds it where there is a C compiler)"
+    return _unsuited(like, "cpu")
+
+
+def _unsuited(like: torch.Tensor, device: str) -> str | None:
+    if like.device.type == device and like.dtype in (torch.float32, torch.float64):
+        return None
+    kind = f"{like.dtype} on {like.device.type}".removeprefix("torch.")
+    return f"they need float32 or float64 on {device}, got {kind}"

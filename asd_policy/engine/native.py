@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -40,14 +41,11 @@ class _State(ctypes.Structure):
     ]
 
 
-class NativeKernels(Kernels):
-    """:class:`Kernels` in C, for float32 and float64 chains on a CPU.
-
-    One object serves one ``Chains`` and its denoiser, whose addresses it holds.
-    """
+class _Addresses:
+    """Where the tensors of one batch of chains and its denoiser's table lie."""
 
     def __init__(self, chains: Chains, denoiser: Denoiser) -> None:
-        self._scratch = chains.x.new_empty(chains.dim)
+        self.denoiser, self._scratch = denoiser, chains.x.new_empty(chains.dim)
         tensors = {
             **vars(chains),
             **{name: getattr(chains.tables, name) for name in _TABLES},
@@ -58,10 +56,21 @@ class NativeKernels(Kernels):
         clip = denoiser.clip_range
         sizes = chains.batch, chains.dim, chains.tables.rows, chains.num_steps, clip is not None
         addresses = (tensors[name].data_ptr() for name in _POINTERS)
-        self._kept = chains, denoiser  # alive as long as their addresses are used
         self._state = _State(*sizes, clip or 0.0, *addresses)
-        self._address = ctypes.addressof(self._state)
-        self._double = chains.x.dtype == torch.float64
+        self.arguments = ctypes.addressof(self._state), chains.x.dtype == torch.float64
+
+
+class NativeKernels(Kernels):
+    """:class:`Kernels` in C, for float32 and float64 chains on a CPU."""
+
+    def __init__(self) -> None:
+        self._states: WeakKeyDictionary[Chains, _Addresses] = WeakKeyDictionary()
+
+    def _state(self, chains: Chains, denoiser: Denoiser) -> _Addresses:
+        state = self._states.get(chains)
+        if state is None or state.denoiser is not denoiser:
+            state = self._states[chains] = _Addresses(chains, denoiser)
+        return state
 
     def propose(
         self, chains: Chains, denoiser: Denoiser, draft: str, width: int
@@ -69,30 +78,31 @@ class NativeKernels(Kernels):
         points = chains.x.new_empty(chains.batch, width + 1, chains.dim)
         drafts = chains.x.new_empty(chains.batch, width, chains.dim)
         kind = DRAFTS.index(draft)
-        _native.propose(
-            self._address, self._double, kind, width, points.data_ptr(), drafts.data_ptr()
-        )
+        state = self._state(chains, denoiser).arguments
+        _native.propose(*state, kind, width, points.data_ptr(), drafts.data_ptr())
         return points, drafts
 
     def observe(
         self, chains: Chains, denoiser: Denoiser, points: Tensor, prediction: Tensor,
         ahead: int, secants: bool, learn: bool,
     ) -> None:  # fmt: skip
-        self._verify(points, prediction, prediction, ahead, secants, learn, False)
+        state = self._state(chains, denoiser)
+        self._verify(state, points, prediction, prediction, ahead, secants, learn, False)
 
     def verify(
         self, chains: Chains, denoiser: Denoiser, points: Tensor, drafts: Tensor,
         prediction: Tensor, ahead: int, secants: bool, learn: bool,
     ) -> None:  # fmt: skip
         """Overwrites the drafts."""
-        self._verify(points, drafts, prediction, ahead, secants, learn, True)
+        state = self._state(chains, denoiser)
+        self._verify(state, points, drafts, prediction, ahead, secants, learn, True)
 
     def _verify(
-        self, points: Tensor, drafts: Tensor, prediction: Tensor,
+        self, state: _Addresses, points: Tensor, drafts: Tensor, prediction: Tensor,
         ahead: int, secants: bool, learn: bool, couple: bool,
     ) -> None:  # fmt: skip
         points, prediction = points.contiguous(), prediction.contiguous()
         width = prediction.shape[1]
         addresses = points.data_ptr(), drafts.data_ptr(), prediction.data_ptr()
         flags = secants, learn, couple
-        _native.verify(self._address, self._double, width, ahead, *flags, *addresses)
+        _native.verify(*state.arguments, width, ahead, *flags, *addresses)

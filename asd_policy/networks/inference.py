@@ -131,7 +131,10 @@ class InferenceUnet1D(nn.Module):
     The weights are copied: training ``network`` afterwards changes nothing here. They are laid out
     for the device that ``network`` is on (matrix products on the CPU, convolutions elsewhere), so
     prepare again rather than move. No gradients. On CUDA there is no synchronisation, and shapes
-    depend on those of the arguments alone: the call can be captured in a CUDA graph or compiled.
+    depend on those of the arguments alone, so that the call can be captured in a CUDA graph. To
+    compile there, compile ``trunk``, which is one graph: ``prepared.trunk.compile(fullgraph=True)``
+    (the choice of TF32 is made around it, at compilation and in every call). The products write
+    into strided views, which is not compiled.
 
     Args:
         network: on its device, float32 (or float64, with ``precision="fp32"``).

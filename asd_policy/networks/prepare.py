@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor, nn
 
 from asd_policy.networks.inference import InferenceUnet1D
@@ -15,14 +12,15 @@ class PreparedUnet1D:
     """A U-Net as samplers call it: by step and chain, its conditions given once for a chunk.
 
     Args:
-        unet: the network. compile: run it through ``torch.compile``, once for each batch size.
+        unet: the network. compile: run it through ``torch.compile`` at its first calls.
     """
 
     def __init__(self, unet: InferenceUnet1D, compile: bool = False) -> None:
         self.unet, self.compile = unet, compile
-        self._forward: Callable[[Tensor, Tensor], Tensor] = (
-            torch.compile(unet, dynamic=False) if compile else unet
-        )
+        if compile:
+            # The number of rows stays a symbol: windows and batches of every size are two
+            # compilations (one row, and more), and none comes as a surprise in a control loop.
+            unet.trunk.compile(dynamic=True, fullgraph=True)
 
     @property
     def precision(self) -> str:
@@ -35,7 +33,7 @@ class PreparedUnet1D:
     def evaluate(self, x: Tensor, steps: Tensor, chains: Tensor, condition: Tensor) -> Tensor:
         """(N, T, input_dim) points at (N,) steps of (N,) chains → the prediction."""
         film = self.unet.timestep_film[steps]
-        return self._forward(x, film + (condition if len(condition) == 1 else condition[chains]))
+        return self.unet(x, film + (condition if len(condition) == 1 else condition[chains]))
 
 
 def prepare(
@@ -47,8 +45,8 @@ def prepare(
         network: on its device. A ``ConditionalUnet1D``'s weights are copied; another network is
             returned as it is.
         timesteps: (K,) int64. precision: "fp32", "tf32" (CUDA) or "bf16".
-        compile: compile it with ``torch.compile`` at each batch size's first call: seconds on a
-            GPU, up to a minute on a CPU.
+        compile: compile it with ``torch.compile`` at its first calls: up to a minute on a GPU,
+            some minutes on a CPU.
 
     Raises:
         ValueError: a precision that is unknown or not to be had there, or options for another

@@ -9,6 +9,7 @@ contiguous in memory; between the layers they carry ``edge`` zeros on either sid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import cast
 
@@ -31,10 +32,13 @@ def mish(x: Tensor) -> Tensor:
     Equal to x - x / (1 + e + e²/2) with e = exp(x), which holds at e = ∞ too and takes one
     transcendental function instead of three.
     """
-    if x.numel() < _MISH_IN_PARTS_FROM:
+    if torch.compiler.is_compiling() or x.numel() < _MISH_IN_PARTS_FROM:
         return F.mish(x, inplace=True)
     e = x.exp()
     return x.addcdiv_(x, torch.addcmul(e, e, e, value=0.5).add_(1), value=-1)
+
+
+# The two below take tensors that were made here: contiguous, from the start of their storage.
 
 
 def _windows(x: Tensor, start: int, width: int, stride: int) -> Tensor:
@@ -42,8 +46,8 @@ def _windows(x: Tensor, start: int, width: int, stride: int) -> Tensor:
     batch, length, channels = x.shape
     count = (length - 2 * start - width) // stride + 1
     sizes, strides = (batch, count, width * channels), (length * channels, stride * channels, 1)
-    offset = x.storage_offset() + start * channels
-    return x.as_strided(sizes, strides, offset).reshape(batch * count, width * channels)
+    windows = x.as_strided(sizes, strides, start * channels)
+    return windows.reshape(batch * count, width * channels)
 
 
 def _picture(x: Tensor, edge: int = 0) -> Tensor:
@@ -51,7 +55,15 @@ def _picture(x: Tensor, edge: int = 0) -> Tensor:
     batch, length, channels = x.shape
     sizes = (batch, channels, 1, length - 2 * edge)
     strides = (length * channels, 1, length * channels, channels)
-    return x.as_strided(sizes, strides, x.storage_offset() + edge * channels)
+    return x.as_strided(sizes, strides, edge * channels)
+
+
+def _write(operation: Callable[..., Tensor], arguments: tuple[Tensor, ...], out: Tensor) -> None:
+    """The result into a strided view. torch.compile takes no such ``out=``, and fuses a copy."""
+    if torch.compiler.is_compiling():
+        out.copy_(operation(*arguments))
+    else:
+        operation(*arguments, out=out)
 
 
 class _Product(nn.Module):
@@ -111,7 +123,7 @@ class _Residual(nn.Module):
         windows = self.first.windows(x)
         h = self.first(windows, batch)
         modulated, out = (x.new_zeros(batch, length, h.shape[1]) for _ in range(2))
-        torch.addcmul(shift, h, scale, out=_picture(modulated, self.edge))
+        _write(torch.addcmul, (shift, h, scale), _picture(modulated, self.edge))
         h = self.second(self.second.windows(modulated), batch)
         if self.residual is None:
             skipped = _picture(x, self.edge)
@@ -119,7 +131,7 @@ class _Residual(nn.Module):
             # The middle of a window is the point itself: an operand that needs no copy.
             middle = windows.narrow(1, self.first.kernel // 2 * channels, channels)
             skipped = _picture(self.residual(middle).view(batch, -1, h.shape[1]))
-        torch.add(h, skipped, out=_picture(out, self.edge))
+        _write(torch.add, (h, skipped), _picture(out, self.edge))
         return out
 
 

@@ -158,12 +158,21 @@ class DiffusionPolicy:
         """
         if seeds is None or isinstance(seeds, (int, np.integer)):
             seeds = [seeds]
-        self._environments = [_Environment(_stream(seed)) for seed in seeds]
+        self._environments = [_Environment(self._stream(seed)) for seed in seeds]
         self.last_chunks = [None] * len(self._environments)
 
     def reset_env(self, index: int, seed: int | None = None) -> None:
         """Start a new episode in one environment."""
-        self._environments[index] = _Environment(_stream(seed))
+        self._environments[index] = _Environment(self._stream(seed))
+
+    def _stream(self, seed: int | None) -> torch.Generator:
+        """On the policy's device: noise is drawn where it is used."""
+        generator = torch.Generator(self.device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(int(seed))
+        return generator
 
     def act(self, observation: Observation) -> np.ndarray:
         """The action of a single environment: key → (dim,) observation to (action_dim,) float32.
@@ -257,12 +266,12 @@ class DiffusionPolicy:
             return
         if not self.calibration.has_costs(len(cond)):
             self.calibration.measure_costs(
-                len(cond), self.schedule.num_steps, lambda rows: self.engine.call(rows, cond[:1])
+                len(cond), self.schedule.num_steps, lambda rows: self.engine.seconds(rows, cond[:1])
             )
             # Two throw-away chunks, for the cost of a round apart from the network.
             probe = replace(self.sampler, window=DEFAULT_WINDOW)
             for _ in range(2):
-                self._sample(probe, cond, [_stream(0) for _ in cond])
+                self._sample(probe, cond, [self._stream(0) for _ in cond])
 
     def _initial_calibration(self) -> Calibration:
         """The checkpoint's, where it was made with this sampler; else an empty one.
@@ -275,15 +284,6 @@ class DiffusionPolicy:
         calibration = Calibration.from_dict(stored)
         calibration.frozen = True
         return calibration
-
-
-def _stream(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(int(seed))
-    return generator
 
 
 def _chunk_stats(stats: Stats, latency_s: float) -> list[ChunkStats]:

@@ -14,10 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from asd_policy.chains import PAIRS, Chains
+from asd_policy.chains import PAIRS, Chains, Tables
 from asd_policy.coupling import accepts, reflect
 from asd_policy.denoiser import Denoiser
 from asd_policy.drafts import propose
+from asd_policy.samplers.ddpm import advance
 from asd_policy.samplers.result import Stats
 
 Lap = Callable[[str], None]
@@ -55,6 +56,7 @@ def observe(
     if learn:
         for total, other in ((chains.cross, change), (chains.square, displacement)):
             sums = torch.where(known, (displacement * other).sum(-1), 0.0)
+            sums = torch.where(use, sums, chains.take(total, rows, width))
             total.view(-1).index_copy_(0, rows, sums.view(-1))
     if secants and not ahead:
         _add_secant(chains, displacement[:, 0], change[:, 0], known[:, 0])
@@ -158,7 +160,7 @@ def _move(
 
 
 class Kernels:
-    """The arithmetic of a round around its network call. Fused versions are held equal to this."""
+    """The arithmetic around a network call. Fused versions are held equal to this."""
 
     def propose(
         self, chains: Chains, denoiser: Denoiser, draft: str, width: int
@@ -179,6 +181,13 @@ class Kernels:
     ) -> None:  # fmt: skip
         """:func:`verify`."""
         verify(chains, denoiser, points, drafts, prediction, ahead, secants, learn)
+
+    def advance_sequential(
+        self, x: Tensor, prediction: Tensor, noise: Tensor, n: Tensor, bad: Tensor,
+        tables: Tables, denoiser: Denoiser,
+    ) -> None:  # fmt: skip
+        """:func:`asd_policy.samplers.ddpm.advance`."""
+        advance(x, prediction, noise, n, bad, tables, denoiser)
 
 
 class AutospeculativeDecoding:

@@ -6,7 +6,6 @@ that chunk's law (a statistic of a chunk's own later noise would not).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,8 +93,8 @@ class Calibration:
 
     # ---- cost of a network call, by rows in the batch -------------------------------------------
 
-    def measure_costs(self, batch: int, num_steps: int, call: Callable[[int], None]) -> None:
-        """Time ``call(rows)`` at the numbers of rows that windows for ``batch`` chains need.
+    def measure_costs(self, batch: int, num_steps: int, measure: Callable[[int], float]) -> None:
+        """``measure(rows)`` seconds at the numbers of rows that windows for ``batch`` chains need.
 
         Batches are rounded up to a power of two. Larger numbers of rows are extrapolated once
         the cost of one more has settled, or a call takes a quarter of a second.
@@ -106,7 +105,7 @@ class Calibration:
             if width > num_steps and width > 1:
                 break
             rows.append(batch * width)
-            seconds.append(_least_seconds(call, batch * width))
+            seconds.append(measure(batch * width))
             if _settled(rows, seconds) or (len(rows) > 3 and seconds[-1] > 0.25):
                 break
         # A batch cannot cost less than a smaller one; this also evens out noise.
@@ -207,17 +206,6 @@ class Calibration:
 def _bucket(batch: int) -> int:
     """The next power of two, so that a changing number of chains is measured a few times only."""
     return 1 << (batch - 1).bit_length()
-
-
-def _least_seconds(call: Callable[[int], None], rows: int, repeats: int = 4) -> float:
-    """The least of a few: whatever else the machine does only ever adds."""
-    call(rows)
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call(rows)
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _settled(rows: list[int], seconds: list[float]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from asd_policy.chains import Tables
 from asd_policy.denoiser import Denoiser
 from asd_policy.samplers.result import Clock, Noise, Stats, sequential_stats
 from asd_policy.schedule import Schedule
@@ -21,7 +22,8 @@ def sample_ddpm(
     Raises:
         NonFiniteError: the network returned a NaN or an infinity.
     """
-    x = noise.initial
+    # A copy: made in inference mode, as every later point is (a compiled network tells them apart).
+    x = noise.initial.clone()
     clock = Clock(x.device)
     chains = torch.arange(len(x), device=x.device)
     coefficients = torch.stack([schedule.a, schedule.b, schedule.sigma], 1).tolist()
@@ -35,35 +37,26 @@ def sample_ddpm(
     return x, sequential_stats(name, len(x), len(coefficients), clock.seconds())
 
 
-class SequentialSteps:
-    """The same chain as equal steps on state that stays where it is: what an engine captures.
+def advance(
+    x: Tensor,
+    prediction: Tensor,
+    noise: Tensor,
+    n: Tensor,
+    bad: Tensor,
+    tables: Tables,
+    denoiser: Denoiser,
+) -> None:
+    """The step of :func:`sample_ddpm`, in place and unread by the host; at the end, nothing.
 
-    Attributes:
-        x: (B, D) current points. n: (B,) steps taken, the same for all.
+    Args:
+        x: (B, D) points. prediction: (B, D), the network's. noise: (B, K, D) ξ.
+        n: (B,) steps taken. bad: (B,) first step whose prediction was not finite, −1 before.
     """
-
-    def __init__(self, denoiser: Denoiser, schedule: Schedule, like: Tensor) -> None:
-        self.denoiser, size = denoiser, schedule.num_steps
-        self.x, self.noise = torch.zeros_like(like), like.new_zeros(len(like), size, like.shape[1])
-        self.n = torch.zeros(len(like), dtype=torch.int64, device=like.device)
-        self.chains = torch.arange(len(like), device=like.device)
-        table = torch.stack([schedule.a, schedule.b, schedule.sigma], 1)
-        self.coefficients = table.to(like)
-
-    def load(self, noise: Noise) -> None:
-        """Start a chunk."""
-        self.x.copy_(noise.initial)
-        self.noise.copy_(noise.steps)
-        self.n.zero_()
-
-    def step(self) -> None:
-        """One network call, one step; nothing is read by the host."""
-        prediction = self.denoiser.predict(self.x, self.n, self.chains)
-        self.advance(prediction)
-
-    def advance(self, prediction: Tensor) -> None:
-        """x ← a·x̂0 + b·x + σ·ξ."""
-        x0 = self.denoiser.x0(self.x, prediction, self.n)
-        a, b, sigma = self.coefficients[self.n].unsqueeze(-1).unbind(1)
-        self.x.copy_(a * x0 + b * self.x + sigma * self.noise[self.chains, self.n])
-        self.n.add_(1).clamp_(max=self.noise.shape[1] - 1)
+    going = n < tables.num_steps
+    x0 = denoiser.x0(x, prediction, n)
+    a, b, sigma = (t[n].unsqueeze(1) for t in (tables.a, tables.b, tables.sigma))
+    kick = noise[torch.arange(len(x), device=x.device), n.clamp(max=tables.num_steps - 1)]
+    x.copy_(torch.where(going.unsqueeze(1), a * x0 + b * x + sigma * kick, x))
+    broken = going & (bad < 0) & ~prediction.isfinite().all(1)
+    bad.copy_(torch.where(broken, n, bad))
+    n.add_(going)

@@ -62,7 +62,10 @@ def config():
         "resolved": {
             "device": "cpu",
             "threads": 2,
+            "engine": "eager",
+            "kernels": "native",
             "precision": "fp32",
+            "compile": False,
             "steps": {"asd": 50, "ddpm": 50},
         },
     }

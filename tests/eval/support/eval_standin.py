@@ -112,7 +112,10 @@ def prepare(options: EvalOptions, *, step_s: float = 0.0, env_class: type = Line
             "device": "cpu",
             "gpu": None,
             "threads": 1,
+            "engine": "eager",
+            "kernels": "native",
             "precision": "fp32",
+            "compile": False,
             "steps": {name: s["steps"] or K for name, s in settings.items()},
         },
     )

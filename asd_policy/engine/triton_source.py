@@ -1,0 +1,346 @@
+"""Triton source of the kernels in ``triton_kernels``: one program per chain.
+
+Importing this module imports triton. Notation and equations are those of the PyTorch form
+(``asd_policy.drafts``, ``asd_policy.samplers.asd``); (…, D) tensors are contiguous, ``rows`` is R.
+A program's own global writes are read back, and scalars that it has read are overwritten, only
+behind a ``debug_barrier``.
+"""
+
+import triton
+import triton.language as tl
+
+PADDED = tl.constexpr(8)  # secant pairs, padded to a power of two
+POSITIONS = tl.constexpr(64)  # of a window, counted at a time
+
+
+@triton.jit
+def clipped(x0, CLIP: tl.constexpr):
+    """Clip to ±CLIP; NaN stays NaN."""
+    if CLIP is not None:
+        edge = tl.full(x0.shape, CLIP, x0.dtype)
+        x0 = tl.where(x0 > edge, edge, tl.where(x0 < -edge, -edge, x0))
+    return x0
+
+
+@triton.jit
+def predicted(here, said, u, v, CLIP: tl.constexpr):
+    """Clipped x̂0 = u·x + v·prediction; not finite where the prediction is not."""
+    x0 = u * here + v * said
+    if CLIP is not None:  # which would hide an infinity
+        x0 = tl.where(tl.abs(said) < float("inf"), clipped(x0, CLIP), float("nan"))
+    return x0
+
+
+@triton.jit
+def row_of(ptr, row, column, D: tl.constexpr):
+    """One row of a (…, D) tensor, zero beyond D."""
+    return tl.load(ptr + row * D + column, mask=column < D, other=0.0)
+
+
+@triton.jit
+def secants_of(
+    displacement_ptr, residual_ptr, chain, column,
+    D: tl.constexpr, PAIRS: tl.constexpr, RIDGE: tl.constexpr,
+):  # fmt: skip
+    """A chain's Δx and (Δx Δxᵀ + λI)⁻¹R, both (PADDED, BLOCK).
+
+    Gauss–Jordan without a choice of pivots: the matrix is positive definite. Padded pairs are
+    zero.
+    """
+    pair = tl.arange(0, PADDED)
+    index = (chain * PAIRS + pair[:, None]) * D + column[None, :]
+    inside = (pair[:, None] < PAIRS) & (column[None, :] < D)
+    stored = tl.load(displacement_ptr + index, mask=inside, other=0.0)
+    solution = tl.load(residual_ptr + index, mask=inside, other=0.0)
+    line, across = pair[:, None], pair[None, :]
+    gram = tl.where(line == across, tl.full((PADDED, PADDED), RIDGE, stored.dtype), 0.0)
+    for j in tl.static_range(PAIRS):
+        other = row_of(displacement_ptr, chain * PAIRS + j, column, D)
+        inner = tl.sum(stored * other[None, :], axis=1)
+        gram += tl.where(across == j, inner[:, None], 0.0)
+    for k in tl.static_range(PAIRS):
+        here = tl.sum(tl.where(line == k, gram, 0.0), axis=0)  # row k
+        there = tl.sum(tl.where(line == k, solution, 0.0), axis=0)
+        factor = tl.sum(tl.where(across == k, gram, 0.0), axis=1)  # column k
+        pivot = tl.sum(tl.where(pair == k, here, 0.0), axis=0)
+        here, there = here / pivot, there / pivot
+        gram = tl.where(line == k, here[None, :], gram - factor[:, None] * here[None, :])
+        solution = tl.where(line == k, there[None, :], solution - factor[:, None] * there[None, :])
+    return stored, solution
+
+
+@triton.jit(do_not_specialize=["width", "rows"])
+def propose_kernel(
+    x_ptr, n_ptr, last_ptr, noise_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr,
+    slopes_ptr, a_ptr, b_ptr, sigma_ptr, points_ptr, drafts_ptr, width, rows,
+    D: tl.constexpr, BLOCK: tl.constexpr, FROZEN: tl.constexpr, CORRECT: tl.constexpr,
+    SECANT: tl.constexpr, CLIP: tl.constexpr, PAIRS: tl.constexpr, RIDGE: tl.constexpr,
+):  # fmt: skip
+    """Points (B, W+1, D) and drafts (B, W, D) of the window.
+
+    The provisional walk and the proposals' go side by side: a step's correction needs the
+    provisional point of that step only. Reads at most row n + W, which exists.
+    """
+    chain = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < D
+    n, last = tl.load(n_ptr + chain), tl.load(last_ptr + chain)
+    x = row_of(x_ptr, chain, column, D)
+    provisional = x
+    tl.store(points_ptr + chain * (width + 1) * D + column, x, mask=inside)
+    if SECANT:
+        stored, coefficients = secants_of(
+            displacement_ptr, residual_ptr, chain, column, D, PAIRS, RIDGE
+        )
+    row = chain * rows + n
+    base = row_of(value_ptr, chain * rows + tl.maximum(tl.minimum(n, last), 0), column, D)
+    noise, origin = row_of(noise_ptr, row, column, D), row_of(point_ptr, row, column, D)
+    draft = base
+    for m in range(width):
+        step = n + m
+        # Loads of the next step first: they do not depend on this one's arithmetic.
+        source = n if FROZEN else step + 1
+        next_row = chain * rows + tl.maximum(tl.minimum(source, last), 0)
+        next_base = row_of(value_ptr, next_row, column, D)
+        next_noise = row_of(noise_ptr, row + m + 1, column, D)
+        next_origin = row_of(point_ptr, row + m + 1, column, D)
+        a, b, sigma = tl.load(a_ptr + step), tl.load(b_ptr + step), tl.load(sigma_ptr + step)
+        if CORRECT:
+            z = tl.where(step <= last, provisional - origin, 0.0)
+            corrected = base + tl.load(slopes_ptr + step) * z
+            if SECANT:
+                share = tl.sum(z[None, :] * stored, axis=1)
+                corrected += tl.sum(share[:, None] * coefficients, axis=0)
+            # Where nothing is known yet, the draft before is carried on.
+            draft = tl.where((m == 0) | (step <= last), clipped(corrected, CLIP), draft)
+            provisional = a * base + b * provisional + sigma * noise
+        else:
+            draft = base
+        x = a * draft + b * x + sigma * noise
+        tl.store(drafts_ptr + (chain * width + m) * D + column, draft, mask=inside)
+        tl.store(points_ptr + (chain * (width + 1) + m + 1) * D + column, x, mask=inside)
+        base, noise, origin = next_base, next_noise, next_origin
+
+
+@triton.jit
+def push_secant(
+    points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr,
+    slopes_ptr, chain, row, n, pushed, usable, column,
+    D: tl.constexpr, CLIP: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """Put the pair of step n in place of the oldest, if ``usable``."""
+    u = tl.load(uv_ptr + 2 * n, mask=usable, other=0.0)
+    v = tl.load(uv_ptr + 2 * n + 1, mask=usable, other=0.0)
+    here, said = row_of(points_ptr, 0, column, D), row_of(prediction_ptr, 0, column, D)
+    displacement = here - row_of(point_ptr, row, column, D)
+    change = predicted(here, said, u, v, CLIP) - row_of(value_ptr, row, column, D)
+    residual = change - tl.load(slopes_ptr + n) * displacement
+    length = tl.sqrt(tl.sum(displacement * displacement, axis=0))
+    scale = tl.where(length > 0, 1.0 / length, 0.0)
+    to = (chain * PAIRS + pushed % PAIRS) * D + column
+    tl.store(displacement_ptr + to, displacement * scale, mask=usable & (column < D))
+    tl.store(residual_ptr + to, residual * scale, mask=usable & (column < D))
+
+
+@triton.jit
+def remember(
+    points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr,
+    row, first, last, width, wanted,
+    D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CLIP: tl.constexpr,
+    LEARN: tl.constexpr,
+):  # fmt: skip
+    """Store x̂0 and points of the steps from ``first`` on, whose first ``wanted`` were evaluated.
+
+    Pointers are at the chain's first row of points and predictions; ``row`` is the chain's first
+    of the (B, R, …) tensors. Returns the first position that is not finite, or ``width``.
+    """
+    column = tl.arange(0, BLOCK)[None, :]
+    bad = width
+    for start in range(0, width, TILE):
+        position = start + tl.arange(0, TILE)
+        step, live, used = first + position, position < width, position < wanted
+        inside = live[:, None] & (column < D)
+        index, at = position[:, None] * D + column, (row + step)[:, None] * D + column
+        here = tl.load(points_ptr + index, mask=inside, other=0.0)
+        said = tl.load(prediction_ptr + index, mask=inside & used[:, None], other=0.0)
+        before = tl.load(value_ptr + at, mask=inside, other=0.0)
+        u = tl.load(uv_ptr + 2 * step, mask=used, other=0.0)
+        v = tl.load(uv_ptr + 2 * step + 1, mask=used, other=0.0)
+        x0 = predicted(here, said, u[:, None], v[:, None], CLIP)
+        x0 = tl.where(used[:, None], x0, before)
+        broken = tl.max(tl.where(tl.abs(x0) < float("inf"), 0, 1), axis=1)
+        bad = tl.minimum(bad, tl.min(tl.where(used & (broken > 0), position, width), axis=0))
+        if LEARN:
+            displacement = here - tl.load(point_ptr + at, mask=inside, other=0.0)
+            known = used & (step <= last)
+            cross = tl.where(known, tl.sum(displacement * (x0 - before), axis=1), 0.0)
+            square = tl.where(known, tl.sum(displacement * displacement, axis=1), 0.0)
+            tl.store(cross_ptr + row + step, cross, mask=used)
+            tl.store(square_ptr + row + step, square, mask=used)
+        tl.store(value_ptr + at, x0, mask=inside)
+        tl.store(point_ptr + at, here, mask=inside)
+    return bad
+
+
+@triton.jit
+def first_rejection(
+    drafts_ptr, noise_ptr, value_ptr, log_uniform_ptr, delta_ptr, row, n, width,
+    D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The first position of the window whose proposal does not stand, or ``width``."""
+    column = tl.arange(0, BLOCK)[None, :]
+    length = width
+    for start in range(0, width, TILE):
+        position = start + tl.arange(0, TILE)
+        step, live = n + position, position < width
+        inside = live[:, None] & (column < D)
+        at = (row + step)[:, None] * D + column
+        noise = tl.load(noise_ptr + at, mask=inside, other=0.0)
+        target = tl.load(value_ptr + at, mask=inside, other=0.0)
+        draft = tl.load(drafts_ptr + position[:, None] * D + column, mask=inside, other=0.0)
+        scale = tl.load(delta_ptr + step, mask=live, other=0.0)[:, None]
+        delta = tl.where(scale > 0, (draft - target) * scale, 0.0)
+        excess = tl.sum((noise + 0.5 * delta) * delta, axis=1)
+        excess += tl.load(log_uniform_ptr + row + step, mask=live, other=0.0)
+        # A NaN compares false, and −∞ must not be an accept.
+        stands = (excess <= 0) & (excess > -float("inf"))
+        length = tl.minimum(length, tl.min(tl.where(stands, width, position), axis=0))
+    return length
+
+
+@triton.jit
+def moved(
+    point, draft, noise, target, scale, a, b, sigma, rejected, EQUAL: tl.constexpr
+):  # fmt: skip
+    """a·x̂0 + b·x + σ·ξ', with ξ' = ξ reflected after a rejection and ξ + δ after an accept."""
+    delta = tl.where(scale > 0, (draft - target) * scale, 0.0)
+    square = tl.sum(delta * delta, axis=0)
+    share = tl.where(square <= EQUAL * EQUAL, 0.0, tl.sum(noise * delta, axis=0) / square)
+    noise = tl.where(rejected, noise - 2.0 * share * delta, noise + delta)
+    return a * target + b * point + sigma * noise
+
+
+@triton.jit
+def count(
+    accepted_ptr, decided_ptr, cross_ptr, square_ptr, learned_ptr,
+    row, rows, n, stop, rejected, num_steps, width, LEARN: tl.constexpr,
+):  # fmt: skip
+    """Add what was decided, and what slopes are estimated from, to the steps up to ``stop``."""
+    for start in range(0, width, POSITIONS):
+        position = start + tl.arange(0, POSITIONS)
+        step = n + position
+        decided = (position < width) & (position <= stop) & (step < num_steps - 1)
+        accepted = tl.where(rejected & (position == stop), 0, 1)
+        old = tl.load(decided_ptr + row + step, mask=decided, other=0)
+        tl.store(decided_ptr + row + step, old + 1, mask=decided)
+        old = tl.load(accepted_ptr + row + step, mask=decided, other=0)
+        tl.store(accepted_ptr + row + step, old + accepted, mask=decided)
+        if LEARN:
+            cross = tl.load(cross_ptr + row + step, mask=decided, other=0.0)
+            square = tl.load(square_ptr + row + step, mask=decided, other=0.0)
+            tl.atomic_add(learned_ptr + step, cross.to(tl.float64), mask=decided)
+            tl.atomic_add(learned_ptr + rows + step, square.to(tl.float64), mask=decided)
+
+
+@triton.jit
+def note(
+    bad_ptr, last_ptr, calls_ptr, evaluations_ptr,
+    chain, first, last, bad, wanted, width, num_steps,
+):  # fmt: skip
+    """What :func:`remember` leaves behind in a chain's counters."""
+    known = tl.load(bad_ptr + chain)
+    tl.store(bad_ptr + chain, tl.where((known < 0) & (bad < width), first + bad, known))
+    tl.store(last_ptr + chain, tl.maximum(last, tl.minimum(first + width, num_steps) - 1))
+    tl.store(calls_ptr + chain, tl.load(calls_ptr + chain) + tl.where(wanted > 0, 1, 0))
+    tl.store(evaluations_ptr + chain, tl.load(evaluations_ptr + chain) + wanted)
+
+
+@triton.jit(do_not_specialize=["width", "rows", "num_steps"])
+def verify_kernel(
+    x_ptr, n_ptr, last_ptr, fresh_ptr, bad_ptr, pushed_ptr, calls_ptr, evaluations_ptr,
+    noise_ptr, log_uniform_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr, slopes_ptr,
+    accepted_ptr, decided_ptr, cross_ptr, square_ptr, learned_ptr,
+    uv_ptr, a_ptr, b_ptr, sigma_ptr, delta_ptr, points_ptr, drafts_ptr, prediction_ptr,
+    width, rows, num_steps, D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    AHEAD: tl.constexpr, COUPLE: tl.constexpr, SECANTS: tl.constexpr, LEARN: tl.constexpr,
+    CLIP: tl.constexpr, PAIRS: tl.constexpr, EQUAL: tl.constexpr,
+):  # fmt: skip
+    """Remember predictions (B, W, D) of the steps from n + AHEAD on; if COUPLE, also move on.
+
+    points: (B, W+1, D) of the steps from n on if COUPLE, else (B, W, D) of those predicted.
+    """
+    chain = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    n, last = tl.load(n_ptr + chain), tl.load(last_ptr + chain)
+    fresh, pushed = tl.load(fresh_ptr + chain), tl.load(pushed_ptr + chain)
+    row = chain * rows
+    wanted = tl.maximum(tl.minimum(num_steps - n - AHEAD, width), 0)
+    if AHEAD == 0:
+        wanted = tl.where(fresh != 0, 0, wanted)
+    first_point = points_ptr + chain * (width + (1 if COUPLE else 0)) * D
+    seen_point = first_point + (AHEAD * D if COUPLE else 0)
+    first_said = prediction_ptr + chain * width * D
+    usable = (n <= last) & (wanted > 0)
+    if SECANTS and AHEAD == 0:
+        push_secant(
+            seen_point, first_said, uv_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr,
+            slopes_ptr, chain, row + n, n, pushed, usable, column, D, CLIP, PAIRS,
+        )  # fmt: skip
+        tl.debug_barrier()  # before what it read is replaced
+    bad = remember(
+        seen_point, first_said, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr,
+        row, n + AHEAD, last, width, wanted, D, BLOCK, TILE, CLIP, LEARN,
+    )  # fmt: skip
+    tl.debug_barrier()
+    note(
+        bad_ptr, last_ptr, calls_ptr, evaluations_ptr,
+        chain, n + AHEAD, last, bad, wanted, width, num_steps,
+    )  # fmt: skip
+    if SECANTS and AHEAD == 0:
+        tl.store(pushed_ptr + chain, pushed + tl.where(usable, 1, 0))
+    if COUPLE:
+        first_draft = drafts_ptr + chain * width * D
+        length = first_rejection(
+            first_draft, noise_ptr, value_ptr, log_uniform_ptr, delta_ptr, row, n, width,
+            D, BLOCK, TILE)  # fmt: skip
+        left = tl.minimum(num_steps - n, width)
+        stop, rejected = tl.maximum(tl.minimum(length, left - 1), 0), length < left
+        count(
+            accepted_ptr, decided_ptr, cross_ptr, square_ptr, learned_ptr,
+            row, rows, n, stop, rejected, num_steps, width, LEARN,
+        )  # fmt: skip
+        at = n + stop
+        x = moved(
+            row_of(first_point, stop, column, D), row_of(first_draft, stop, column, D),
+            row_of(noise_ptr, row + at, column, D), row_of(value_ptr, row + at, column, D),
+            tl.load(delta_ptr + at), tl.load(a_ptr + at), tl.load(b_ptr + at),
+            tl.load(sigma_ptr + at), rejected, EQUAL,
+        )  # fmt: skip
+        tl.store(x_ptr + chain * D + column, x, mask=column < D)
+        stale = rejected | (n + width >= num_steps)
+        tl.store(fresh_ptr + chain, tl.where(stale, 0, AHEAD).to(tl.uint8))
+        tl.store(n_ptr + chain, tl.minimum(at + 1, num_steps))
+
+
+@triton.jit(do_not_specialize=["noise_rows", "num_steps"])
+def advance_kernel(
+    x_ptr, prediction_ptr, noise_ptr, n_ptr, bad_ptr, uv_ptr, a_ptr, b_ptr, sigma_ptr,
+    noise_rows, num_steps, D: tl.constexpr, BLOCK: tl.constexpr, CLIP: tl.constexpr,
+):  # fmt: skip
+    """One sequential step of every chain that is not at its end; counters are per chain."""
+    chain = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    n = tl.load(n_ptr + chain)
+    x, said = row_of(x_ptr, chain, column, D), row_of(prediction_ptr, chain, column, D)
+    step = tl.minimum(n, num_steps - 1)
+    noise = row_of(noise_ptr, chain * noise_rows + step, column, D)
+    u, v = tl.load(uv_ptr + 2 * step), tl.load(uv_ptr + 2 * step + 1)
+    x0 = predicted(x, said, u, v, CLIP)
+    a, b, sigma = tl.load(a_ptr + step), tl.load(b_ptr + step), tl.load(sigma_ptr + step)
+    going, moved_to = n < num_steps, a * x0 + b * x + sigma * noise
+    broken = tl.max(tl.where(tl.abs(said) < float("inf"), 0, 1), axis=0)
+    known = tl.load(bad_ptr + chain)
+    tl.debug_barrier()  # every thread has read what is now replaced
+    tl.store(x_ptr + chain * D + column, moved_to, mask=going & (column < D))
+    tl.store(bad_ptr + chain, tl.where(going & (known < 0) & (broken > 0), n, known))
+    tl.store(n_ptr + chain, tl.where(going, n + 1, n))

@@ -1,0 +1,131 @@
+"""What every engine promises: shared by threads, states kept and released, choices checked."""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import asd_policy
+from asd_policy import Calibration, SamplerConfig, Schedule
+from asd_policy.engine import Engine, make_engine
+from asd_policy.engine.eager import KEPT
+from asd_policy.networks import ConditionalUnet1D
+from asd_policy.networks.prepare import prepare
+from asd_policy.samplers.result import draw_noise, streams
+from asd_policy.sampling import draw
+from reference.chains import bulk_noise
+from reference.mixture import Mixture
+
+DIM = 6
+SCHEDULE = Schedule.ddpm(25)
+NETWORK = Mixture(DIM).network(SCHEDULE)
+
+
+def frozen() -> Calibration:
+    calibration = Calibration()
+    calibration.frozen = True
+    return calibration
+
+
+def make(**options: object) -> Engine:
+    return make_engine("eager", NETWORK, SCHEDULE, (DIM,), dtype=torch.float64, **options)
+
+
+def one(engine: Engine, seed: int, batch: int = 2, window: int = 5) -> torch.Tensor:
+    noise = bulk_noise(batch, SCHEDULE.num_steps, DIM, seed)
+    return draw(SamplerConfig("asd", window=window), engine, noise, None, frozen())[0]
+
+
+def test_threads_may_share_an_engine() -> None:
+    engine = make()
+    alone = [one(engine, seed) for seed in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda seed: one(engine, seed), range(24)))
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_states_are_kept_reused_and_bounded() -> None:
+    engine = make()
+    first = one(engine, 0)
+    kept = dict(engine._runs)
+    one(engine, 1)
+    assert dict(engine._runs) == kept
+    assert torch.equal(one(engine, 0), first), "nothing of a chunk is left for the next"
+    for window in range(1, 2 * KEPT):
+        one(engine, 0, window=window)
+    assert len(engine._runs) == KEPT
+    engine.close()
+    assert not engine._runs
+    assert torch.equal(one(engine, 0), first)
+
+
+def test_an_error_leaves_nothing_behind() -> None:
+    """A NaN in one chunk must not reach the next, whose memory lies in the same place."""
+    broken = False
+
+    def network(x, timesteps, cond):  # type: ignore[no-untyped-def]
+        out = NETWORK(x, timesteps, cond)
+        return out * torch.nan if broken and int(timesteps.min()) < 12 else out
+
+    for kernels in ("torch", "native"):
+        engine = make_engine(
+            "eager", network, SCHEDULE, (DIM,), dtype=torch.float64, kernels=kernels
+        )
+        before = one(engine, 3)
+        broken = True
+        with pytest.raises(asd_policy.NonFiniteError):
+            one(engine, 4)
+        broken = False
+        assert torch.equal(one(engine, 3), before)
+
+
+def test_unknown_choices_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"engine must be one of 'auto', 'eager', .*; got 'warp'"):
+        make_engine("warp", NETWORK, SCHEDULE, (DIM,))
+    with pytest.raises(ValueError, match=r"kernels must be one of .*; got 'fast'"):
+        make(kernels="fast")
+    with pytest.raises(ValueError, match=r"triton kernels cannot .* on cuda, got float64 on cpu"):
+        make(kernels="triton")
+    with pytest.raises(
+        ValueError, match=r"native kernels cannot be used: .* on cpu, got bfloat16 on cpu"
+    ):
+        make_engine("eager", NETWORK, SCHEDULE, (DIM,), dtype=torch.bfloat16, kernels="native")
+
+
+def test_a_network_call_is_timed() -> None:
+    assert 0 < make().seconds(3, None) < 10
+
+
+def test_a_compiled_network_is_the_same_and_is_not_compiled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two graphs, of one row and of any number, however batches and windows change."""
+    graphs = []
+
+    def backend(graph, inputs):  # type: ignore[no-untyped-def]
+        graphs.append(graph)
+        return graph.forward
+
+    # What is traced and how often, without minutes of C++ compiling.
+    compiled = functools.partialmethod(torch.nn.Module.compile, backend=backend)
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    torch.manual_seed(0)
+    unet = ConditionalUnet1D(2, 3, 8, (8, 16), n_groups=4).eval()
+    cond, samples = torch.randn(3, 3), []
+    for fast in (False, True):
+        network = prepare(unet, SCHEDULE.timesteps, compile=fast)
+        engine = make_engine("eager", network, SCHEDULE, (8, 2))
+        for batch, window in ((3, 6), (1, 6), (2, 4), (3, 9)):
+            noise = draw_noise(
+                streams(torch.Generator().manual_seed(0), batch), SCHEDULE.num_steps, engine.like
+            )
+            for name in ("asd", "ddpm"):
+                config = SamplerConfig(name, window=window)
+                samples.append(draw(config, engine, noise, cond[:batch], frozen())[0])
+    for plain, fast_one in zip(samples[:8], samples[8:], strict=True):
+        torch.testing.assert_close(fast_one, plain, rtol=0, atol=1e-4)
+    assert len(graphs) == 2

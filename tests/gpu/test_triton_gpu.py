@@ -1,0 +1,46 @@
+"""Triton's kernels equal their PyTorch form on a CUDA device, launched and captured in a graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from asd_policy.engine import triton_kernels
+from reference import triton_cases
+
+CHECKS = triton_cases.checks()
+REASON = "needs a CUDA device" if not torch.cuda.is_available() else triton_kernels.available()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_kernels_are_their_pytorch_form(name: str) -> None:
+    check, case = CHECKS[name]
+    check(case, "cuda")
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("draft", triton_cases.DRAFTS)
+def test_a_round_can_be_captured(draft: str, calls: int) -> None:
+    """A graph of one round, replayed, takes a chunk to the end that launched rounds take it to."""
+    case = triton_cases.Case(draft, calls, num_steps=30, dim=112, window=8, batch=5, learn=True)
+    launched, captured = (
+        triton_cases.run_of(case, triton_kernels.TritonKernels(), "cuda", triton_cases.smooth)
+        for _ in range(2)
+    )
+    start = {name: t.clone() for name, t in triton_cases.state(captured.chains).items()}
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        captured.round(None)  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.round(None)
+    for name, tensor in triton_cases.state(captured.chains).items():
+        tensor.copy_(start[name])
+    for _ in range(case.num_steps):
+        launched.round(None)
+        graph.replay()
+    assert launched.chains.n.tolist() == [case.num_steps] * case.batch
+    triton_cases.check_state(case, captured.chains, launched.chains, "the chunk")

@@ -1,0 +1,81 @@
+"""Compiles the Triton kernels to machine code for CUDA devices, with none at hand.
+
+``python -m reference.triton_compiles`` prints a JSON object: for each kernel and size "compiled"
+or what the compiler said, or why there is nothing to say.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import Any
+
+import torch
+
+from asd_policy.chains import PAIRS, RIDGE
+from asd_policy.coupling import EQUAL
+from asd_policy.engine import triton_kernels
+
+COUNTS = ("n_ptr", "last_ptr", "bad_ptr", "pushed_ptr", "calls_ptr", "evaluations_ptr",
+          "accepted_ptr", "decided_ptr")  # fmt: skip
+TYPES = {"fresh_ptr": "*u8", "learned_ptr": "*fp64", **dict.fromkeys(COUNTS, "*i64")}
+CAPABILITY = 80
+WINDOW = 32
+
+
+def forms(dim: int) -> dict[str, tuple[str, dict[str, Any], int]]:
+    """name → kernel, constants and warps, for float32 chunks of ``dim`` numbers."""
+    like, block = torch.empty(0), triton_kernels._power_of_two(dim)
+    size = {"D": dim, "BLOCK": block, "CLIP": 1.0}
+    found: dict[str, tuple[str, dict[str, Any], int]] = {}
+    for draft in ("secant", "frozen"):
+        correct = draft == "secant"
+        given = {"FROZEN": draft == "frozen", "CORRECT": correct, "SECANT": correct}
+        constants = {**size, **given, "PAIRS": PAIRS, "RIDGE": RIDGE}
+        warps = triton_kernels._row_warps(block, like)
+        found[f"propose {draft} {dim}"] = "propose_kernel", constants, warps
+    for ahead, couple in ((0, True), (1, True), (0, False)):
+        tile = triton_kernels._tile(block, WINDOW if couple else 1, like)
+        given = {"TILE": tile, "AHEAD": ahead, "COUPLE": couple, "SECANTS": True, "LEARN": True}
+        constants = {**size, **given, "PAIRS": PAIRS, "EQUAL": EQUAL}
+        warps = triton_kernels._tile_warps(block * tile, like)
+        found[f"verify {ahead} {couple} {dim}"] = "verify_kernel", constants, warps
+    warps = triton_kernels._row_warps(block, like)
+    found[f"advance {dim}"] = "advance_kernel", {**size, "CLIP": None}, warps
+    return found
+
+
+def compile_form(kernel: Any, constants: dict[str, Any], warps: int) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {}
+    for parameter in kernel.params:
+        name, is_tensor = parameter.name, parameter.name.endswith("_ptr")
+        kind = TYPES.get(name, "*fp32") if is_tensor else "i32"
+        signature[name] = "constexpr" if parameter.is_constexpr else kind
+    source = ASTSource(kernel, signature, constexprs=constants)
+    target = GPUTarget("cuda", CAPABILITY, 32)
+    assert triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
+
+
+def main() -> None:
+    import triton
+
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
+        print(json.dumps({"skipped": f"triton {triton.__version__} describes sources otherwise"}))
+        return
+    source, report = triton_kernels._source(), {}
+    chosen = forms(112) | {k: v for k, v in forms(1024).items() if "secant" in k}
+    for name, (kernel, constants, warps) in chosen.items():
+        try:
+            compile_form(getattr(source, kernel), constants, warps)
+            report[name] = "compiled"
+        except Exception:
+            report[name] = traceback.format_exc()
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

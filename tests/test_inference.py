@@ -1,0 +1,254 @@
+"""The inference form of the U-Net equals the U-Net, in every architecture that one allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from asd_policy.networks import ConditionalUnet1D, InferenceUnet1D
+from asd_policy.networks.inference import Convolutions, Trunk
+from asd_policy.networks.products import mish
+
+TIMESTEPS = torch.tensor([99, 66, 40, 7, 0])
+BATCH, ROWS = 3, 4
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network and the length of its chunks."""
+
+    down_dims: tuple[int, ...]
+    kernel_size: int = 5
+    n_groups: int = 2
+    input_dim: int = 3
+    cond_dim: int = 5
+    length: int = 8
+
+    def network(self, dtype: torch.dtype = torch.float32) -> ConditionalUnet1D:
+        torch.manual_seed(0)
+        network = ConditionalUnet1D(
+            self.input_dim, self.cond_dim, 8, self.down_dims, self.kernel_size, self.n_groups
+        ).to(dtype)
+        for parameter in network.parameters():  # group norms start as the identity
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+        return network.requires_grad_(False)
+
+
+@st.composite
+def architectures(draw: st.DrawFn, narrowest: int) -> Architecture:
+    n_groups = draw(st.sampled_from((1, 2, 4)))
+    widths = draw(st.lists(st.integers(narrowest, narrowest + 3), min_size=1, max_size=3))
+    return Architecture(
+        down_dims=tuple(n_groups * width for width in widths),
+        kernel_size=draw(st.sampled_from((1, 3, 5, 7))),
+        n_groups=n_groups,
+        input_dim=draw(st.integers(1, 5)),
+        cond_dim=draw(st.sampled_from((0, 1, 6))),
+        length=2 ** (len(widths) - 1) * draw(st.integers(1, 5)),
+    )
+
+
+SMALL = Architecture((8, 16))
+
+
+def problem(
+    architecture: Architecture, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Points of ROWS rows, their steps and chains, the chains' conditions."""
+    x = torch.randn(ROWS, architecture.length, architecture.input_dim, dtype=dtype)
+    steps = torch.randint(len(TIMESTEPS), (ROWS,))
+    chains = torch.randint(BATCH, (ROWS,))
+    return x, steps, chains, torch.randn(BATCH, architecture.cond_dim, dtype=dtype)
+
+
+def both(
+    network: ConditionalUnet1D, prepared: InferenceUnet1D, given: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """What the network says, and what its inference form says."""
+    x, steps, chains, cond = given
+    conditional = cond.shape[1] > 0
+    expected = network(x, TIMESTEPS[steps], cond[chains] if conditional else None)
+    part = prepared.condition(cond if conditional else None, BATCH)
+    return expected, prepared(x, prepared.timestep_film[steps] + part[chains])
+
+
+def check_equal(architecture: Architecture, convolutions: bool, dtype: torch.dtype) -> None:
+    network = architecture.network(dtype)
+    prepared = InferenceUnet1D(network, TIMESTEPS)
+    if convolutions:  # what CUDA uses
+        prepared.trunk = Trunk(network, Convolutions())
+    expected, found = both(network, prepared, problem(architecture, dtype))
+    assert found.dtype == dtype
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}[dtype]
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("convolutions", [False, True], ids=["products", "convolutions"])
+@settings(max_examples=40, deadline=None)
+@given(architecture=architectures(narrowest=1))
+def test_equals_the_network(architecture: Architecture, convolutions: bool) -> None:
+    check_equal(architecture, convolutions, torch.float64)
+
+
+@pytest.mark.parametrize("convolutions", [False, True], ids=["products", "convolutions"])
+@settings(max_examples=20, deadline=None)
+@given(architecture=architectures(narrowest=8))
+def test_equals_the_network_in_float32(architecture: Architecture, convolutions: bool) -> None:
+    """Group norm divides by the spread of a group; that of two numbers may be a rounding error."""
+    check_equal(architecture, convolutions, torch.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9, 70])
+def test_equals_the_network_at_other_sizes(rows: int) -> None:
+    """Sizes on both sides of where Mish changes its form, and the default widths' layouts."""
+    network = Architecture((32, 64, 128), n_groups=8, input_dim=7, length=16).network()
+    prepared = InferenceUnet1D(network, TIMESTEPS)
+    x, cond = torch.randn(rows, 16, 7), torch.randn(1, 5)
+    expected = network(x, TIMESTEPS[[2] * rows], cond.expand(rows, -1))
+    found = prepared(x, (prepared.timestep_film[2] + prepared.condition(cond, 1)).expand(rows, -1))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_equals_the_network_where_weights_are_large() -> None:
+    network = Architecture((512,), n_groups=8, kernel_size=9, length=4).network()
+    prepared = InferenceUnet1D(network, TIMESTEPS)
+    expected, found = both(
+        network, prepared, problem(Architecture((512,), length=4), torch.float32)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [10, 20_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mish(size: int, dtype: torch.dtype) -> None:
+    x = torch.linspace(-120, 120, size, dtype=dtype)
+    expected = torch.nn.functional.mish(x)
+    tolerance = 4 * torch.finfo(dtype).eps
+    error = (mish(x.clone()) - expected).abs() / (1 + x.abs())
+    assert error.max() <= tolerance
+    assert mish(torch.full((size,), 1e4, dtype=dtype)).eq(1e4).all()
+
+
+@pytest.mark.parametrize("convolutions", [False, True], ids=["products", "convolutions"])
+def test_bf16_is_close(convolutions: bool) -> None:
+    """Within 5% of the output's size: 8 significant bits, rounded in some 15 layers."""
+    network = Architecture((16, 32), n_groups=4).network()
+    prepared = InferenceUnet1D(network, TIMESTEPS, "bf16")
+    if convolutions:
+        prepared.trunk = Trunk(network, Convolutions()).bfloat16()
+    x, steps, chains, cond = problem(SMALL, torch.float32)
+    film = prepared.timestep_film[steps] + prepared.condition(cond, BATCH)[chains]
+    expected = network(x, TIMESTEPS[steps], cond[chains])
+    found = prepared(x, film.bfloat16() if convolutions else film)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    assert not torch.equal(found, expected)
+
+
+def test_rows_do_not_depend_on_each_other() -> None:
+    network = SMALL.network()
+    prepared = InferenceUnet1D(network, TIMESTEPS)
+    x, steps, chains, cond = problem(SMALL, torch.float32)
+    film = prepared.timestep_film[steps] + prepared.condition(cond, BATCH)[chains]
+    alone = torch.cat([prepared(x[i : i + 1], film[i : i + 1]) for i in range(ROWS)])
+    together = prepared(x, film)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    x[1:], film[1:] = 1e6, -1e6
+    torch.testing.assert_close(prepared(x, film)[0], together[0], rtol=1e-5, atol=1e-6)
+
+
+def test_arguments_are_left_as_they_are_and_calls_repeat() -> None:
+    prepared = InferenceUnet1D(SMALL.network(), TIMESTEPS)
+    x, steps, _, _ = problem(SMALL, torch.float32)
+    film = prepared.timestep_film[steps]
+    x_before, film_before = x.clone(), film.clone()
+    first = prepared(x, film)
+    kept = first.clone()
+    assert torch.equal(prepared(x, film), kept)
+    prepared(x + 1, film)
+    assert torch.equal(first, kept)
+    assert torch.equal(x, x_before)
+    assert torch.equal(film, film_before)
+
+
+def test_strided_input() -> None:
+    prepared = InferenceUnet1D(SMALL.network(), TIMESTEPS)
+    x, steps, _, _ = problem(SMALL, torch.float32)
+    film = prepared.timestep_film[steps]
+    strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+    repeated = torch.stack([film, film], 2).flatten(1)[:, ::2]
+    torch.testing.assert_close(prepared(strided, repeated), prepared(x, film))
+
+
+@pytest.mark.parametrize("convolutions", [False, True], ids=["products", "convolutions"])
+@pytest.mark.parametrize("kernel_size", [1, 5])
+def test_training_the_network_changes_nothing(convolutions: bool, kernel_size: int) -> None:
+    architecture = Architecture((8, 16), kernel_size)
+    network = architecture.network()
+    prepared = InferenceUnet1D(network, TIMESTEPS)
+    if convolutions:
+        prepared.trunk = Trunk(network, Convolutions())
+    given = problem(architecture, torch.float32)
+    before = both(network, prepared, given)[1]
+    for parameter in network.parameters():
+        parameter.data.mul_(2)
+    expected, after = both(network, prepared, given)
+    assert torch.equal(after, before)
+    assert not torch.allclose(expected, before, atol=1e-2)
+
+
+def test_biases_are_in_the_table_alone() -> None:
+    prepared = InferenceUnet1D(SMALL.network(), TIMESTEPS)
+    assert not prepared.condition(torch.zeros(BATCH, 5), BATCH).any()
+    unconditional = InferenceUnet1D(Architecture((8, 16), cond_dim=0).network(), TIMESTEPS)
+    assert unconditional.condition(None, 2).shape == (2, unconditional.timestep_film.shape[1])
+    # Σ 2·out_channels: two blocks of 8 and two of 16 down, two of 16 in the middle, two of 8 up.
+    assert unconditional.timestep_film.shape == (len(TIMESTEPS), 2 * (2 * 8 + 4 * 16 + 2 * 8))
+
+
+def test_takes_no_gradients_and_works_in_inference_mode() -> None:
+    network = SMALL.network().requires_grad_(True)
+    prepared = InferenceUnet1D(network, TIMESTEPS)
+    x, steps, _, _ = problem(SMALL, torch.float32)
+    film = prepared.timestep_film[steps]
+    assert not any(p.requires_grad for p in prepared.parameters())
+    outside = prepared(x.requires_grad_(True), film)
+    assert not outside.requires_grad
+    with torch.inference_mode():
+        inside = prepared(x, film)
+    assert torch.equal(inside, outside)
+
+
+@pytest.mark.slow
+def test_the_trunk_is_one_graph() -> None:
+    """No break and no dependence on data where it is traced: what compiling for CUDA needs."""
+    network = SMALL.network()
+    prepared = InferenceUnet1D(network, TIMESTEPS)
+    prepared.trunk = Trunk(network, Convolutions())
+    x, steps, _, _ = problem(SMALL, torch.float32)
+    film = prepared.timestep_film[steps]
+    expected = prepared(x, film)
+    prepared.trunk.compile(fullgraph=True, backend="eager")
+    torch.testing.assert_close(prepared(x, film), expected)
+
+
+def test_errors() -> None:
+    network = SMALL.network()
+    with pytest.raises(ValueError, match=r"precision must be one of .*'bf16'.*got 'fp16'"):
+        InferenceUnet1D(network, TIMESTEPS, "fp16")
+    with pytest.raises(ValueError, match="'tf32' needs a CUDA device, the network is on cpu"):
+        InferenceUnet1D(network, TIMESTEPS, "tf32")
+    with pytest.raises(ValueError, match=r"int64 of shape \(K,\), got torch.float32"):
+        InferenceUnet1D(network, TIMESTEPS.float())
+    prepared = InferenceUnet1D(network, TIMESTEPS)
+    with pytest.raises(ValueError, match=r"condition must be \(3, 5\), got None"):
+        prepared.condition(None, 3)
+    with pytest.raises(ValueError, match=r"condition must be \(3, 5\), got \(2, 5\)"):
+        prepared.condition(torch.zeros(2, 5), 3)
+    with pytest.raises(ValueError, match=r"\(N, multiple of 2, 3\), got \(4, 7, 3\)"):
+        prepared(torch.zeros(4, 7, 3), prepared.timestep_film[:4])
