@@ -51,9 +51,8 @@ def cell(
     """A cell, with "-" for what does not apply to its sampler."""
     if sampler == EAGER_LOOP:
         return Cell(network, batch, steps, "-", "-", "-", "-", sampler)
-    if sampler not in ASD_FORMS:
-        kernels = "-"
-        window = window if sampler == "paradigms" else "-"
+    kernels = "-" if sampler == "paradigms" else kernels
+    window = window if sampler in (*ASD_FORMS, "paradigms") else "-"
     return Cell(network, batch, steps, precision, engine, kernels, window, sampler, compile)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -188,7 +189,9 @@ class EngineContestant:
         self.calibration.frozen = True
         if auto:
             cond = self._subject.take(0, 1)
-            self.calibration.measure_costs(batch, steps, lambda rows: self.engine.call(rows, cond))
+            self.calibration.measure_costs(
+                batch, steps, lambda rows: self.engine.seconds(rows, cond)
+            )
             for _ in range(2):  # for the cost of a round apart from the network
                 self._timed(probe, -1, self._subject.take(0, batch))
         self.engine.close()  # what only the calibration needed

@@ -93,7 +93,7 @@ def add_speedups(cells: Sequence[Json]) -> None:
     engine and of the eager loop, both of this run; None where the other was not measured."""
     done = [c for c in cells if "latency_ms" in c]
     alike = ("network", "batch", "steps")
-    same_engine = (*alike, "precision", "engine", "compile")
+    same_engine = (*alike, "precision", "engine", "kernels", "compile")
     for cell in done:
         ddpm = _p50(done, "ddpm", {key: cell[key] for key in same_engine})
         loop = _p50(done, EAGER_LOOP, {key: cell[key] for key in alike})

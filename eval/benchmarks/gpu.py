@@ -133,7 +133,7 @@ def stages(
     plan += [make(("asd", "ddpm", "asd-paper", EAGER_LOOP), k=k) for k in STEPS]
     if cuda:
         forms = [name for name in ("triton", "torch") if name in KERNELS]
-        plan.append(tuple(one for form in forms for one in make(("asd",), kernels=form)))
+        plan.append(tuple(one for form in forms for one in make(HEADLINE[:2], kernels=form)))
         plan.append(make(HEADLINE, engine="eager"))
         plan += [
             make(("asd", "ddpm"), window="32", precision=p, compile=True) for p in (best, "bf16")

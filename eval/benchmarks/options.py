@@ -28,7 +28,7 @@ class BenchOptions:
     engines: tuple[str, ...] = ("auto",)
     """auto, eager, cuda_graph; auto is cuda_graph on a GPU."""
     kernels: tuple[str, ...] = ("auto",)
-    """What does a round's arithmetic: auto, torch, native …"""
+    """What does a round's arithmetic: auto, torch, native, triton."""
     precisions: tuple[str, ...] = ("fp32",)
     """Of the network: fp32, tf32 (GPU), bf16."""
     batches: tuple[int, ...] = (1,)

@@ -9,6 +9,8 @@ from typing import Any
 Json = dict[str, Any]
 Column = tuple[str, Callable[[Json], str]]
 MISSING = "–"
+SPLIT = (("draft", "draft"), ("net", "network"), ("verify", "verify"), ("noise", "noise"),
+         ("other", "other"))  # fmt: skip
 
 
 def print_report(content: Json, write: Callable[[str], None] = print) -> None:
@@ -59,7 +61,7 @@ def columns_of(cells: Sequence[Json]) -> list[Column]:
         ("K/calls", lambda c: number(c["algorithmic_speedup"], 2)),
         ("ratio", lambda c: number(c["speedup"]["clock_per_algorithmic"], 2)),
         ("×loop", lambda c: number(c["speedup"]["over_eager_loop"], 1)),
-        *((part[:5], _share(part)) for part in ("draft", "network", "verify", "noise", "other")),
+        *((header, _share(part)) for header, part in SPLIT),
     ]
 
 

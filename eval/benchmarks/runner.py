@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -183,33 +184,33 @@ class Runner:
         curve = self._curve(self._call(contestant), rows)
         self.store.write(costs=[*self.store.content["costs"], {**form, **curve}])
 
-    def _call(self, contestant: Contestant) -> Callable[[int], object]:
-        subject = self.subjects[contestant.cell.network]
+    def _call(self, contestant: Contestant) -> Callable[[int], float]:
+        """Seconds of one network call on a number of rows."""
+        subject, repeats = self.subjects[contestant.cell.network], 2 if self.quick else 6
         if isinstance(contestant, EngineContestant):
             engine, cond = contestant.engine, subject.take(0, 1)
-            return lambda rows: engine.call(rows, cond)
+            return lambda rows: engine.seconds(rows, cond, repeats)
 
         @torch.no_grad()
-        def plain(rows: int) -> None:
+        def plain(rows: int) -> float:
             x = torch.zeros(rows, *subject.shape, device=self.device)
             timesteps = torch.zeros(rows, dtype=torch.int64, device=self.device)
-            subject.network(x, timesteps, subject.take(0, rows))
+            call = partial(subject.network, x, timesteps, subject.take(0, rows))
+            return least_seconds(call, self.device, 1 + repeats)
 
         return plain
 
-    def _curve(self, call: Callable[[int], object], rows: Sequence[int]) -> Json:
+    def _curve(self, call: Callable[[int], float], rows: Sequence[int]) -> Json:
         seconds: list[float] = []
         for number in rows:
-            call(number)
-            work = _bind(call, number)
-            seconds.append(least_seconds(work, self.device, 2 if self.quick else 6))
+            try:
+                seconds.append(call(number))
+            except RuntimeError as error:  # no memory for it, and so for none that is larger
+                self.say(f"  one call on {number} rows failed: {error}")
+                break
             if seconds[-1] > SLOW_CALL_S:
                 break
         return {"rows": list(rows[: len(seconds)]), "ms": [1e3 * s for s in seconds]}
-
-
-def _bind(call: Callable[[int], object], rows: int) -> Callable[[], object]:
-    return lambda: call(rows)
 
 
 def _repeats(seconds: Sequence[float]) -> list[int]:
