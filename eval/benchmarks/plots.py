@@ -97,13 +97,15 @@ def _main_network(cells: Sequence[Json]) -> str:
     return max(dict.fromkeys(names), key=lambda name: (trained[name], names.count(name)))
 
 
+def _main_steps(cells: Sequence[Json], content: Json) -> int:
+    """K: that of training, or the commonest."""
+    trained = content["networks"][cells[0]["network"]]["trained_steps"]
+    values = [cell["steps"] for cell in cells]
+    return trained if trained in values else max(dict.fromkeys(values), key=values.count)
+
+
 def _of(cells: Iterable[Json], **wanted: Any) -> list[Json]:
     return [cell for cell in cells if all(cell[key] == value for key, value in wanted.items())]
-
-
-def _most_common(cells: Sequence[Json], key: str) -> Any:
-    values = [cell[key] for cell in cells]
-    return max(dict.fromkeys(values), key=values.count)
 
 
 def colour(sampler: str) -> str:
@@ -132,7 +134,7 @@ def latency_figure(cells: Sequence[Json], content: Json) -> Figure | None:
     if not cells:
         return None
     chosen = _of(cells, network=_main_network(cells))
-    chosen = _one_form(_of(chosen, steps=_most_common(chosen, "steps")))
+    chosen = _one_form(_of(chosen, steps=_main_steps(chosen, content)))
     figure = Figure(figsize=(6.4, 4.0))
     axes = figure.subplots()
     if len({cell["batch"] for cell in chosen}) > 1:
@@ -229,7 +231,9 @@ def _measured_lines(cells: Sequence[Json]) -> list[tuple[str, list[Json]]]:
         chosen = _one_form(_of(chosen, batch=min(cell["batch"] for cell in chosen)))
         lines = []
         for form in ASD_FORMS:
-            rows = sorted(_of(chosen, sampler=form), key=lambda c: c["steps"])
+            # Where no window paid for itself, the calls are those of the sequential sampler.
+            rows = [c for c in _of(chosen, sampler=form) if c["window_used"] > 1]
+            rows.sort(key=lambda c: c["steps"])
             steps, calls = [r["steps"] for r in rows], [r["calls"] for r in rows]
             if len(steps) > 2:
                 power = exponent(steps, np.array(calls))
@@ -248,7 +252,7 @@ def acceptance_figure(cells: Sequence[Json], content: Json) -> Figure | None:
     if not cells:
         return None
     chosen = _of(cells, network=_main_network(cells))
-    chosen = _of(chosen, steps=_most_common(chosen, "steps"))
+    chosen = _of(chosen, steps=_main_steps(chosen, content))
     chosen = _one_form(_of(chosen, batch=min(cell["batch"] for cell in chosen)))
     figure = Figure(figsize=(6.4, 3.6))
     axes = figure.subplots()
@@ -273,7 +277,7 @@ def split_figure(cells: Sequence[Json], content: Json) -> Figure | None:
     if not cells:
         return None
     chosen = _of(cells, network=_main_network(cells))
-    chosen = _of(chosen, steps=_most_common(chosen, "steps"))
+    chosen = _of(chosen, steps=_main_steps(chosen, content))
     chosen = _one_form(_of(chosen, batch=min(cell["batch"] for cell in chosen)))
     chosen.sort(key=lambda c: -c["latency_ms"]["p50"])
     figure = Figure(figsize=(6.4, 0.9 + 0.45 * len(chosen)))
