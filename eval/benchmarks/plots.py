@@ -226,14 +226,14 @@ def _calls_panel(axes: Axes, title: str, lines: Sequence[Json]) -> None:
 def _measured_lines(cells: Sequence[Json]) -> list[tuple[str, list[Json]]]:
     """Networks whose ASD forms were measured at three K or more, at the smallest batch."""
     found = []
-    for network in dict.fromkeys(cell["network"] for cell in cells if cell["trained"]):
+    # Where no window paid for itself, the calls are those of the sequential sampler.
+    cells = [cell for cell in cells if cell["trained"] and cell["window_used"] > 1]
+    for network in dict.fromkeys(cell["network"] for cell in cells):
         chosen = _of(cells, network=network)
         chosen = _one_form(_of(chosen, batch=min(cell["batch"] for cell in chosen)))
         lines = []
         for form in ASD_FORMS:
-            # Where no window paid for itself, the calls are those of the sequential sampler.
-            rows = [c for c in _of(chosen, sampler=form) if c["window_used"] > 1]
-            rows.sort(key=lambda c: c["steps"])
+            rows = sorted(_of(chosen, sampler=form), key=lambda c: c["steps"])
             steps, calls = [r["steps"] for r in rows], [r["calls"] for r in rows]
             if len(steps) > 2:
                 power = exponent(steps, np.array(calls))

@@ -20,6 +20,7 @@ from asd_policy.training.trainer import Report, TrainConfig, Trainer
 
 Say = Callable[[str], None]
 PLAN, STATE = "plan.json", "train_state.pt"
+DIFFUSION_STEPS = 100
 PROBE_STEPS = 30  # timed, to know how many steps the minutes hold
 SHARE = 0.93  # of the minutes that steps take; the rest is for saving and calibration
 
@@ -59,7 +60,7 @@ def train_for(
     precision = "tf32" if device.type == "cuda" else "fp32"
     with matmul_precision(precision):
         config = _plan(minutes, replay, policy, batch_size, folder, device, say)
-        trainer = Trainer(replay, policy, Schedule.ddpm(), config, device)
+        trainer = Trainer(replay, policy, Schedule.ddpm(DIFFUSION_STEPS), config, device)
         if (folder / STATE).exists():
             trainer.load_state(folder / STATE)
         _run(trainer, folder / STATE, minutes, say)
@@ -78,7 +79,9 @@ def _plan(
     path = folder / PLAN
     if path.exists():
         return TrainConfig(**json.loads(path.read_text(encoding="utf-8")))
-    probe = Trainer(replay, policy, Schedule.ddpm(), TrainConfig(10**6, batch_size, 2e-4), device)
+    probe = Trainer(
+        replay, policy, Schedule.ddpm(DIFFUSION_STEPS), TrainConfig(10**6, batch_size, 2e-4), device
+    )
     for _ in range(3):
         probe.train_step()
     start = time.perf_counter()

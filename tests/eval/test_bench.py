@@ -13,7 +13,7 @@ import pytest
 from asd_policy import cli
 from asd_policy.data.replay import load_npz, save_npz
 from asd_policy.errors import DatasetError, EngineError
-from asd_policy.eval.benchmarks import contestants, gpu, run, runner, subjects
+from asd_policy.eval.benchmarks import contestants, gpu, plots, training
 from asd_policy.policy import save_checkpoint
 from reference.tiny import tiny_checkpoint, tiny_replay
 
@@ -31,6 +31,17 @@ def words(checkpoint, tmp_path):
     """Of a quick benchmark of it."""
     common = ["--device", "cpu", "--threads", "1", "--quick", "--out", tmp_path / "out"]
     return ["bench", "--networks", checkpoint, *common]
+
+
+@pytest.fixture(autouse=True)
+def little_calibration(monkeypatch):
+    monkeypatch.setattr(contestants, "CALIBRATION_CHAINS", 2)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """For tests of other things: drawing takes seconds."""
+    monkeypatch.setattr(plots, "draw_figures", lambda content, folder: [])
 
 
 def content_of(folder):
@@ -65,11 +76,11 @@ def test_a_run_prints_tables_and_keeps_every_figure(run, words, tmp_path, checkp
     pngs = {path.name for path in folder.glob("*.png")}
     assert pngs == {"latency.png", "acceptance.png", "time_split.png"}
     assert {path.stem for path in folder.glob("*.svg")} == {Path(name).stem for name in pngs}
+    check_cells(by_sampler(content["cells"]))
 
 
-def test_a_cell_holds_latency_counts_split_and_use_of_the_hardware(run, words, tmp_path):
-    run(*words, "--samplers", *EVERY)
-    cells = by_sampler(content_of(tmp_path / "out")["cells"])
+def check_cells(cells):
+    """Latency, counts, split and use of the hardware of EVERY cell."""
     assert set(cells) == set(EVERY)
     for cell in cells.values():
         assert cell["chunks"] == len(cell["latencies_ms"]) >= 5
@@ -93,7 +104,7 @@ def test_a_cell_holds_latency_counts_split_and_use_of_the_hardware(run, words, t
 
 
 def test_lists_are_combined(run, words, tmp_path):
-    options = ["--batches", 1, 2, "--windows", "auto", 3, "--steps", 5, 10, 20]
+    options = ["--batches", 1, 2, "--windows", "auto", 3, "--steps", 5, 10, 15]
     status, output, _ = run(*words, *options, "--samplers", "asd", "ddpm", "ddim-8", "eager-loop")
     assert status == 0
     cells = content_of(tmp_path / "out")["cells"]
@@ -106,6 +117,7 @@ def test_lists_are_combined(run, words, tmp_path):
     assert (tmp_path / "out" / "calls_against_steps.png").stat().st_size > 5000
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_demonstrations_condition_the_chunks_where_they_fit(run, words, tmp_path, checkpoint):
     save_npz(tiny_replay(), tmp_path / "demos.npz")
     status, *_ = run(*words, "--samplers", "ddpm", "--data", tmp_path / "demos.npz")
@@ -139,6 +151,7 @@ def test_figures_of_a_run_made_elsewhere(run, words, tmp_path):
 # --- going on after a kill ----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_killed_run_goes_on_without_losing_or_repeating_cells(words, tmp_path, run):
     more = ["--samplers", "ddpm", "asd", "--batches", 1, 2, 4, 8]
     command = [sys.executable, "-m", "asd_policy", *words, *more]
@@ -163,6 +176,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_cells(words, tmp_path,
             assert cell["latencies_ms"] == before[cell["key"]]["latencies_ms"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_finished_run_may_grow(run, words, tmp_path):
     run(*words, "--samplers", "ddpm")
     first = content_of(tmp_path / "out")["cells"][0]
@@ -172,6 +186,7 @@ def test_a_finished_run_may_grow(run, words, tmp_path):
     assert cells["asd"]["speedup"]["over_ddpm"] > 0
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_folder_in_use_is_refused(run, refused, words, tmp_path):
     run(*words, "--samplers", "ddpm")
     refused(r"error: .* already holds a benchmark; add --resume", *words, "--samplers", "ddpm")
@@ -181,6 +196,7 @@ def test_a_folder_in_use_is_refused(run, refused, words, tmp_path):
     refused("other holds other files", *words[:-1], tmp_path / "other", "--samplers", "ddpm")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_cell_that_fails_is_kept_as_such_and_tried_again(run, words, tmp_path, monkeypatch):
     whole = contestants.make_engine
 
@@ -263,8 +279,11 @@ def test_demonstrations_as_one_file(demonstrations, tmp_path):
         load_npz(tmp_path / "torn.npz")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_one_command_trains_and_measures_and_goes_on(demonstrations, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "TINY", (8, 16))
+    monkeypatch.setattr(training, "DIFFUSION_STEPS", 12)
+    monkeypatch.setattr(training, "PROBE_STEPS", 3)
     out = tmp_path / "out"
     words = ["--data", str(demonstrations), "--out", str(out), "--device", "cpu", "--quick"]
     words += ["--train-minutes", "0.002", "--commit", "abc"]
@@ -325,9 +344,3 @@ def test_the_headline_comes_first_on_a_gpu():
     assert {c.batch for c in cells} == {1, 8, 32, 128}
     assert {c.precision for c in cells} == {"tf32", "bf16", "fp32", "-"}
     assert {c.steps for c in cells} == {25, 50, 100, 200, 400, 800}
-
-
-def test_modules_agree_on_their_names():
-    """Names that this file replaces are those that are used."""
-    assert runner.make_contestant is contestants.make_contestant
-    assert run.load_subject is subjects.load_subject

@@ -191,7 +191,7 @@ def test_samplers_take_turns_and_fast_ones_draw_more():
     log = []
     names = {"ddpm": 1.0, "asd": 0.1, "ddim-4": 0.001}
     ready = [(Standin(name, log, seconds), {}) for name, seconds in names.items()]
-    one = runner.Runner(None, {}, CPU, 3, 0, True, print)
+    one = runner.Runner(None, {}, CPU, 3, 0, False, print)
     kept = {}
     one._keep = lambda contestant, _, chunks, wait: kept.update({contestant.cell.sampler: chunks})
     assert one._take_turns(ready)
