@@ -165,6 +165,28 @@ def test_window_without_measurements_is_16() -> None:
     assert known(np.ones(STEPS)).window(1, STEPS) == 16  # acceptance, but no cost
 
 
+def stats(batch: int, window: int, seconds: float) -> asd_policy.Stats:
+    """Of a chunk that took ``seconds``."""
+    counts = torch.ones((batch, STEPS), dtype=torch.int64)
+    calls = torch.full((batch,), 5)
+    parts = {"draft": 0.0, "network": seconds, "verify": 0.0, "other": 0.0}
+    return asd_policy.Stats("asd", window, calls, 8 * calls, counts, counts, parts)
+
+
+def test_a_window_that_does_not_hold_what_it_promised_is_given_up() -> None:
+    """Slower than the sequential sampler's calls, in every one of several chunks."""
+    for seconds, expected in ((0.5, False), (3.0, True)):
+        calibration = costs(known(np.full(STEPS, 0.95)), 4, 0.04, 1e-4)  # sequential: 1.6 s
+        calibration.frozen = True
+        window = calibration.window(4, STEPS)
+        assert window > 1
+        for _ in range(4):
+            assert calibration.window(4, STEPS) == window
+            calibration.update(None, stats(4, window, seconds))
+        assert (calibration.window(4, STEPS) == 1) == expected
+        assert (calibration.window(4, STEPS) == 1) == expected
+
+
 def test_cost_is_interpolated_and_extended() -> None:
     calibration = Calibration()
     calibration._costs[2] = np.array([2.0, 8.0, 32.0]), np.array([1.0, 2.0, 6.0])

@@ -54,12 +54,16 @@ class CudaRecorder:
     def record(self, work: Callable[[], object], what: str) -> tuple[Replay, int]:
         before = torch.cuda.memory_allocated(self._device)
         graph = torch.cuda.CUDAGraph()
+        cudnn = torch.backends.cudnn
+        searching, cudnn.benchmark = cudnn.benchmark, True  # shapes are those of every replay
         try:
-            with torch.cuda.stream(self._stream):
+            with self.working():
                 for _ in range(3):  # libraries choose algorithms and allocate workspaces
                     work()
             self._stream.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            with torch.cuda.graph(
+                graph, self._pool, self._stream, capture_error_mode="thread_local"
+            ):
                 work()
         except torch.cuda.OutOfMemoryError as error:
             free, total = (n / 2**20 for n in torch.cuda.mem_get_info(self._device))
@@ -69,6 +73,8 @@ class CudaRecorder:
             ) from error
         except RuntimeError as error:
             raise EngineError(f"capturing {what} as a CUDA graph failed: {error}") from error
+        finally:
+            cudnn.benchmark = searching
         return graph.replay, torch.cuda.memory_allocated(self._device) - before
 
     def read_later(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:

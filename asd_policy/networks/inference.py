@@ -8,6 +8,8 @@ the whole network, computed once, where F = Σ 2·out_channels over the residual
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import cast
 
@@ -19,6 +21,7 @@ from asd_policy.networks.products import Products
 from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D
 
 PRECISIONS = ("fp32", "tf32", "bf16")
+LAYERS = ("auto", "products", "convolutions")
 
 
 class _ConvolutionResidual(nn.Module):
@@ -143,18 +146,25 @@ class InferenceUnet1D(nn.Module):
             inputs to TF32. "bf16": weights and activations in bfloat16, with group norm's
             statistics and the modulation's two factors in float32.
 
+        layers: convolutions as such, or as matrix "products"; "auto": products on a CPU.
+
     Attributes:
         timestep_film: (K, F) the timesteps' part of the modulation, biases included.
 
     Raises:
-        ValueError: unknown precision, "tf32" without CUDA, timesteps of another shape or dtype.
+        ValueError: unknown precision or layers, "tf32" without CUDA, timesteps of another shape or
+            dtype.
     """
 
     timestep_film: Tensor
     cond_weight: Tensor
 
     def __init__(
-        self, network: ConditionalUnet1D, timesteps: Tensor, precision: str = "fp32"
+        self,
+        network: ConditionalUnet1D,
+        timesteps: Tensor,
+        precision: str = "fp32",
+        layers: str = "auto",
     ) -> None:
         super().__init__()
         like = next(network.parameters())
@@ -166,8 +176,12 @@ class InferenceUnet1D(nn.Module):
         self.input_dim, self.cond_dim = network.input_dim, network.global_cond_dim
         self.length_multiple = network.length_multiple
         self._prepare_film(network, timesteps.to(like))
-        layers = Products(_kernel_size(network)) if like.device.type == "cpu" else Convolutions()
-        self.trunk = Trunk(network, layers).requires_grad_(False)
+        if layers not in LAYERS:
+            raise ValueError(f"layers must be one of {LAYERS}, got {layers!r}")
+        if layers == "auto":
+            layers = "products" if like.device.type == "cpu" else "convolutions"
+        made = Products(_kernel_size(network)) if layers == "products" else Convolutions()
+        self.trunk = Trunk(network, made).requires_grad_(False)
         if precision == "bf16":
             self.trunk.bfloat16()
 
@@ -222,16 +236,24 @@ class InferenceUnet1D(nn.Module):
             expected = f"(N, multiple of {self.length_multiple}, {self.input_dim})"
             raise ValueError(f"x must be of shape {expected}, got {tuple(x.shape)}")
         h = x.bfloat16() if self.precision == "bf16" else x
+        if isinstance(self.trunk.layers, Convolutions) and x.is_cuda:
+            film = film.to(h.dtype)
         if not x.is_cuda:
             return self.trunk(h, film).to(x.dtype)
-        cudnn = torch.backends.cudnn
-        with cudnn.flags(
-            enabled=True,
-            benchmark=cudnn.benchmark,
-            deterministic=cudnn.deterministic,
-            allow_tf32=self.precision == "tf32",
-        ):
-            return self.trunk(h, film.to(h.dtype)).to(x.dtype)
+        with _tensor_cores(self.precision == "tf32"):
+            return self.trunk(h, film).to(x.dtype)
+
+
+@contextmanager
+def _tensor_cores(allowed: bool) -> Iterator[None]:
+    """Whether float32 products and convolutions may round their inputs to TF32."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _check_precision(precision: str, device: torch.device) -> None:

@@ -37,7 +37,11 @@ class PreparedUnet1D:
 
 
 def prepare(
-    network: nn.Module, timesteps: Tensor, precision: str = "fp32", compile: bool = False
+    network: nn.Module,
+    timesteps: Tensor,
+    precision: str = "fp32",
+    compile: bool = False,
+    layers: str = "auto",
 ) -> PreparedUnet1D | nn.Module:
     """A network ready to be sampled at the timesteps of one schedule.
 
@@ -47,6 +51,7 @@ def prepare(
         timesteps: (K,) int64. precision: "fp32", "tf32" (CUDA) or "bf16".
         compile: compile it with ``torch.compile`` at its first calls: up to a minute on a GPU,
             some minutes on a CPU.
+        layers: "convolutions", matrix "products", or "auto", which is products on a CPU.
 
     Raises:
         ValueError: a precision that is unknown or not to be had there, or options for another
@@ -57,5 +62,6 @@ def prepare(
             name = type(network).__name__
             raise ValueError(f"precision and compile are for a ConditionalUnet1D, got a {name}")
         return network
-    unet = InferenceUnet1D(network, timesteps.to(next(network.parameters()).device), precision)
+    timesteps = timesteps.to(next(network.parameters()).device)
+    unet = InferenceUnet1D(network, timesteps, precision, layers)
     return PreparedUnet1D(unet.eval(), compile)

@@ -174,6 +174,10 @@ class DiffusionPolicy:
             generator.manual_seed(int(seed))
         return generator
 
+    def close(self) -> None:
+        """Release what the engine keeps on its device. The policy can still be used."""
+        self.engine.close()
+
     def act(self, observation: Observation) -> np.ndarray:
         """The action of a single environment: key → (dim,) observation to (action_dim,) float32.
 

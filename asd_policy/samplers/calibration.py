@@ -6,6 +6,7 @@ that chunk's law (a statistic of a chunk's own later noise would not).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from asd_policy.samplers.result import Stats
 
 DEFAULT_WINDOW = 16  # before anything has been measured
+TRIAL = 4  # chunks in which a window must prove as fast as expected
 CANDIDATES = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 100, 128)
 
 
@@ -35,6 +37,7 @@ class Calibration:
         self._overhead: float | None = None
         self._slopes: tuple[int, Tensor] | None = None  # and the number of chunks they are from
         self._windows: dict[int, tuple[int, int]] = {}
+        self._times: dict[tuple[int, int], deque[float]] = {}  # seconds of chunks, by batch, window
 
     def slopes(self, num_steps: int) -> Tensor:
         """(K,) float64 α by step; 0 where nothing is known yet. ValueError for another K.
@@ -78,6 +81,8 @@ class Calibration:
         overhead = (stats.seconds["draft"] + stats.seconds["verify"]) / rounds
         # The least seen: the first chunks also pay for warming up.
         self._overhead = overhead if self._overhead is None else min(overhead, self._overhead)
+        key = _bucket(len(stats.calls)), stats.window
+        self._times.setdefault(key, deque(maxlen=TRIAL)).append(sum(stats.seconds.values()))
         if sums is None:
             return
         self._check_steps(sums.shape[1])
@@ -153,7 +158,8 @@ class Calibration:
     def window(self, batch: int, num_steps: int) -> int:
         """θ that minimises the expected time of a chunk for ``batch`` chains; 1 is sequential.
 
-        Chosen anew when the number of finished chunks has doubled.
+        Chosen anew when the number of finished chunks has doubled, and given up for the sequential
+        sampler if none of several chunks was as fast as that one's network calls.
         """
         if not self.chunks or not self.has_costs(batch):
             return min(DEFAULT_WINDOW, num_steps)
@@ -161,7 +167,11 @@ class Calibration:
         chosen = self._windows.get(batch)
         if chosen is None or self.chunks >= 2 * chosen[1]:
             chosen = (self._best_window(batch, num_steps), self.chunks)
-            self._windows[batch] = chosen
+        elif chosen[0] > 1:
+            times = self._times.get((batch, chosen[0]), ())
+            if len(times) == TRIAL and min(times) > num_steps * float(self.cost(batch, 1)):
+                chosen = (1, self.chunks)
+        self._windows[batch] = chosen
         return chosen[0]
 
     def _best_window(self, batch: int, num_steps: int) -> int:
