@@ -41,7 +41,7 @@ class BenchOptions:
     """K, denoising steps; none given: as trained. Above that, the same noise on a finer grid."""
     compile: bool = False
     """Run networks through torch.compile (the time it takes is reported)."""
-    chunks: int = 80
+    chunks: int = 40
     """Rounds of measurement; in each, fast samplers draw several chunks and slow ones one."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
