@@ -56,7 +56,7 @@ def by_sampler(cells):
 
 
 def test_a_run_prints_tables_and_keeps_every_figure(run, words, tmp_path, checkpoint):
-    status, output, errors = run(*words, "--samplers", *EVERY)
+    status, output, errors = run(*words, "--windows", 4, "--samplers", *EVERY)
     assert status == 0, errors
     assert all(name in output for name in EVERY)
     folder = tmp_path / "out"
