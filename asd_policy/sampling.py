@@ -25,12 +25,13 @@ class Result:
     Attributes:
         sample: (B, *shape) samples.
         stats: calls, evaluations, acceptance and time.
-        calibration: pass it to the next call of the same sampler and network.
+        calibration, engine: pass them to the next call of the same sampler and network.
     """
 
     sample: Tensor
     stats: Stats
     calibration: Calibration
+    engine: Engine
 
 
 def sample(
@@ -46,7 +47,7 @@ def sample(
     steps: int | None = None,
     eta: float | None = None,
     tolerance: float = 0.1,
-    engine: str = "auto",
+    engine: str | Engine = "eager",
     generator: Streams = None,
     calibration: Calibration | None = None,
     device: torch.device | str | None = None,
@@ -65,7 +66,8 @@ def sample(
         shape: (B, …): chains, and the shape of one sample.
         cond: (B, …) condition of each chain.
         sampler, draft, calls_per_round, window, steps, eta, tolerance: see ``SamplerConfig``.
-        engine: what runs it, one of ``asd_policy.engine.ENGINES``.
+        engine: what runs it: one of ``asd_policy.engine.ENGINES``, or ``result.engine`` of an
+            earlier call for the same network, chain and shape, which keeps what it captured.
         generator: one generator, from which each chain's own stream is seeded, or B of them.
         calibration: slopes, acceptance and costs from earlier calls (``result.calibration`` or
             :func:`calibrate`); it is updated. Without one, "auto" means a window of 16.
@@ -78,6 +80,8 @@ def sample(
 
     Source: Hu, Das, Sadigh & Anari, ICML 2025, arXiv 2505.03983.
     """
+    if device is None:
+        device = cond.device if cond is not None else getattr(generator, "device", "cpu")
     config = SamplerConfig(sampler, draft, calls_per_round, window, steps, eta, tolerance)
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(
@@ -85,14 +89,33 @@ def sample(
         )
     if cond is not None and len(cond) != shape[0]:
         raise ValueError(f"cond must have {shape[0]} rows, one for each chain; got {len(cond)}")
-    if device is None:
-        device = cond.device if cond is not None else getattr(generator, "device", "cpu")
-    runner = make_engine(engine, denoiser, config.schedule(schedule), shape[1:], device, dtype)
+    runner = _engine(engine, denoiser, config.schedule(schedule), shape, (device, dtype))
     noise = draw_noise(streams(generator, shape[0]), runner.schedule.num_steps, runner.like)
     calibration = calibration or Calibration()
     x, stats = draw(config, runner, noise, cond, calibration)
     # A copy made out here is an ordinary tensor, which callers may change or differentiate.
-    return Result(x.clone().view(shape), stats, calibration)
+    return Result(x.clone().view(shape), stats, calibration, runner)
+
+
+def _engine(
+    engine: str | Engine,
+    denoiser: Network,
+    chain: Schedule,
+    shape: tuple[int, ...],
+    place: tuple[torch.device | str, torch.dtype],
+) -> Engine:
+    """The one given, if it fits, or a new one."""
+    if isinstance(engine, str):
+        return make_engine(engine, denoiser, chain, shape[1:], *place)
+    wanted, steps = tuple(shape[1:]), engine.schedule.num_steps
+    if (engine.source, engine.schedule.to_dict(), engine.shape) != (
+        denoiser, chain.to_dict(), wanted,
+    ):  # fmt: skip
+        raise ValueError(
+            f"this engine is for samples of shape {engine.shape} in {steps} steps of its own "
+            f"network; got shape {wanted} in {chain.num_steps} steps"
+        )
+    return engine
 
 
 def draw(
@@ -144,9 +167,9 @@ def calibrate(
     Returns:
         A calibration for the sampler, the number of steps and the network it was made with.
     """
-    calibration = Calibration()
+    calibration, engine = Calibration(), options.pop("engine", "eager")
     for done in range(chunks):
-        sample(
+        engine = sample(
             denoiser,
             schedule,
             shape=shape,
@@ -154,18 +177,15 @@ def calibrate(
             window=window,
             generator=generator,
             calibration=calibration,
+            engine=engine,  # type: ignore[arg-type]
             **options,  # type: ignore[arg-type]
-        )
+        ).engine
         if done == 0 and chunks > 1:
             calibration.forget_acceptance()
         progress(done + 1)
-    if measure_costs:
-        place = {key: options[key] for key in ("engine", "device", "dtype") if options.get(key)}
+    if measure_costs and isinstance(engine, Engine):
         condition = None if cond is None else cond[:1]
-        device = place.pop("device", "cpu" if condition is None else condition.device)
-        name = place.pop("engine", "auto")
-        engine = make_engine(name, denoiser, schedule, shape[1:], device, **place)  # type: ignore[arg-type]
         calibration.measure_costs(
-            shape[0], schedule.num_steps, lambda rows: engine.seconds(rows, condition)
+            shape[0], engine.schedule.num_steps, lambda rows: engine.seconds(rows, condition)
         )
     return calibration

@@ -47,6 +47,7 @@ class Engine:
         kernels: str = "auto",
     ) -> None:
         self.network, self.schedule, self.shape = network, schedule, tuple(shape)
+        self.source = network  # as it was given; a subclass may wrap it
         self.like = torch.empty(0, torch.Size(shape).numel(), device=device, dtype=dtype)
         self.kernels = choose_kernels(kernels, self.like)
         self._lock = threading.Lock()

@@ -96,6 +96,21 @@ def test_unknown_choices_are_refused() -> None:
         make_engine("eager", NETWORK, SCHEDULE, (DIM,), dtype=torch.bfloat16, kernels="native")
 
 
+def test_a_results_engine_serves_the_next_call() -> None:
+    def sample(**options: object) -> asd_policy.Result:
+        generator = torch.Generator().manual_seed(0)
+        return asd_policy.sample(
+            NETWORK, SCHEDULE, shape=(2, DIM), window=5, generator=generator, **options
+        )
+
+    first = sample()
+    again = sample(engine=first.engine)
+    assert again.engine is first.engine
+    assert torch.equal(again.sample, first.sample)
+    with pytest.raises(ValueError, match=r"this engine is for .* in 25 steps .*; got .* 20 steps"):
+        sample(engine=first.engine, steps=20)
+
+
 def test_a_network_call_is_timed() -> None:
     assert 0 < make().seconds(3, None) < 10
 
