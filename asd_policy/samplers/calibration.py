@@ -37,6 +37,7 @@ class Calibration:
         self._overhead: float | None = None
         self._slopes: tuple[int, Tensor] | None = None  # and the number of chunks they are from
         self._windows: dict[int, tuple[int, int]] = {}
+        self._doubted: set[int] = set()  # batches whose costs were measured again
         self._times: dict[tuple[int, int], deque[float]] = {}  # seconds of chunks, by batch, window
 
     def slopes(self, num_steps: int) -> Tensor:
@@ -158,8 +159,9 @@ class Calibration:
     def window(self, batch: int, num_steps: int) -> int:
         """θ that minimises the expected time of a chunk for ``batch`` chains; 1 is sequential.
 
-        Chosen anew when the number of finished chunks has doubled, and given up for the sequential
-        sampler if none of several chunks was as fast as that one's network calls.
+        Chosen anew when the number of finished chunks has doubled. If none of several chunks was
+        as fast as the sequential sampler's network calls, costs are to be measured again; if that
+        happens a second time, sequential it is.
         """
         if not self.chunks or not self.has_costs(batch):
             return min(DEFAULT_WINDOW, num_steps)
@@ -167,12 +169,19 @@ class Calibration:
         chosen = self._windows.get(batch)
         if chosen is None or self.chunks >= 2 * chosen[1]:
             chosen = (self._best_window(batch, num_steps), self.chunks)
-        elif chosen[0] > 1:
-            times = self._times.get((batch, chosen[0]), ())
-            if len(times) == TRIAL and min(times) > num_steps * float(self.cost(batch, 1)):
-                chosen = (1, self.chunks)
+        elif self._disappoints(batch, chosen[0], num_steps):
+            if batch not in self._doubted:  # the machine may have become busy since
+                self._doubted.add(batch)
+                del self._costs[batch], self._times[batch, chosen[0]], self._windows[batch]
+                return chosen[0]
+            chosen = (1, self.chunks)
         self._windows[batch] = chosen
         return chosen[0]
+
+    def _disappoints(self, batch: int, window: int, num_steps: int) -> bool:
+        times = self._times.get((batch, window), ())
+        sequential = num_steps * float(self.cost(batch, 1))
+        return window > 1 and len(times) == TRIAL and min(times) > sequential
 
     def _best_window(self, batch: int, num_steps: int) -> int:
         sequential = num_steps * float(self.cost(batch, 1))

@@ -199,7 +199,7 @@ def test_an_evaluation_of_every_sampler_and_its_continuation(run, checkpoint, tm
 @pytest.mark.slow
 def test_the_shipped_policy_lifts_the_cube(tmp_path):
     done = subprocess.run(
-        [*COMMAND, "eval", "--episodes", "2", "--out", str(tmp_path / "out")],
+        [*COMMAND, "eval", "--episodes", "2", "--window", "16", "--out", str(tmp_path / "out")],
         capture_output=True,
         text=True,
         timeout=500,
