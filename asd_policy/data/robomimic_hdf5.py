@@ -16,6 +16,7 @@ import numpy as np
 from asd_policy.errors import DatasetError, OutputExistsError
 
 VALIDATION_SHARE = 0.1
+OBJECT_LAYOUT = "1.4.1"  # the robosuite in whose order `object` is, whatever `env_version` says
 
 
 def export_hdf5(
@@ -72,7 +73,8 @@ def _write(root: Any, file: Any, model_file: Callable[[int], str] | None) -> Non
     data = {name: np.asarray(root[f"data/{name}"][:]) for name in root["data"]}
     group = file.create_group("data")
     group.attrs["total"] = int(ends[-1])
-    group.attrs["env_args"] = json.dumps(root.attrs["env_args"])
+    env_args = {**root.attrs["env_args"], "object_layout": OBJECT_LAYOUT}
+    group.attrs["env_args"] = json.dumps(env_args)
     keys = list(root.attrs["observation_keys"])
     for episode, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         demo = group.create_group(f"demo_{episode}")

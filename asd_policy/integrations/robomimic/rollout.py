@@ -19,6 +19,7 @@ from asd_policy.integrations.robomimic.actions import ActionScale
 from asd_policy.integrations.robomimic_format import (
     ddim_steps,
     network_from_weights,
+    offset_and_scale,
     trained_schedule,
 )
 from asd_policy.policy.checkpoint import difference_table
@@ -308,10 +309,12 @@ class AcceleratedPolicy(RolloutPolicy):
             prepared = self.wrapped._prepare_observation(dict(frames), batched_ob=True)
             return {key: prepared[key] for key in self.shapes}
         made = {k: torch.as_tensor(v).to(self.device, torch.float32) for k, v in frames.items()}
-        for key, statistics in (self.obs_normalization_stats or {}).items():
-            if key in made:
-                mean, std = (made[key].new_tensor(statistics[k][0]) for k in ("mean", "std"))
-                made[key] = (made[key] - mean) / std
+        if self.obs_normalization_stats is not None:
+            keys = [key for key in made if key in self.obs_normalization_stats]
+            found = offset_and_scale(self.obs_normalization_stats, keys, "observation")
+            for key, parts in found.items():
+                offset, scale = (made[key].new_tensor(part) for part in parts)
+                made[key] = (made[key] - offset) / scale
         return made
 
 
