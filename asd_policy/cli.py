@@ -1,4 +1,4 @@
-"""The command line: `asd-policy eval | demos | train`.
+"""The command line: `asd-policy eval | demos | train | convert | export`.
 
 Thin and lazy: a command is a function, imported when it is asked for, and its options are the
 function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
@@ -31,6 +31,14 @@ COMMANDS = {
     "train": (
         "asd_policy.training.main:main_train",
         "Train a diffusion policy on demonstrations.",
+    ),
+    "convert": (
+        "asd_policy.integrations.robomimic_convert:main_convert",
+        "Turn a robomimic diffusion policy into a checkpoint folder.",
+    ),
+    "export": (
+        "asd_policy.integrations.robomimic_convert:main_export",
+        "Turn a checkpoint folder into a file that robomimic loads.",
     ),
 }
 _EXTRA = "sim"

@@ -35,17 +35,9 @@ _CONVERT = (
 )
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 spell bytes; nothing else that ``_codecs.encode`` can do."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError(f"expected text in latin1, got {encoding!r}")
-    return text.encode("latin1")
-
-
 # What robomimic's files hold beyond tensors and plain values: NumPy numbers, in ``variable_state``
 # (best returns so far) and in statistics. No arrays of objects, no functions, no classes.
 _ALLOWED: list[Any] = [
-    (_latin1, "_codecs.encode"),
     (np.core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     (np.core.multiarray.scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
