@@ -196,6 +196,15 @@ def migrate_environments(env_utils: Any) -> None:
     replace(env_utils, "create_env_from_metadata", wrapper)
 
 
+def accept_wrapped_environments() -> None:
+    """``run_trained_agent`` of robomimic 0.3 wants an ``EnvBase``, which its own wrapper that
+    stacks frames is not; 0.4 knows both."""
+    from robomimic.envs.env_base import EnvBase
+    from robomimic.envs.wrappers import EnvWrapper
+
+    EnvBase.register(EnvWrapper)
+
+
 def apply(version: tuple[int, int]) -> None:
     """All fixes that this release of robomimic needs; a second call changes nothing."""
     if version >= (0, 4):
@@ -206,6 +215,7 @@ def apply(version: tuple[int, int]) -> None:
     import robomimic.utils.obs_utils as obs_utils
     from robomimic.algo import RolloutPolicy
 
+    accept_wrapped_environments()
     broadcast_normalization(obs_utils)
     keep_action_statistics(file_utils, RolloutPolicy)
     if importlib.util.find_spec("robosuite"):
