@@ -24,6 +24,7 @@ import robomimic.utils.obs_utils as obs_utils
 
 from asd_policy.envs.simulator import compose_observation, read_observables
 from asd_policy.envs.tasks import get_task
+from asd_policy.integrations.robomimic_format import has_published_layout
 
 CONTROLLER = {
     "type": "OSC_POSE", "input_max": 1, "input_min": -1,
@@ -90,7 +91,7 @@ def test_mujoco_py_is_a_stub_only_where_there_is_none() -> None:
     ],
 )
 def test_whose_order_object_is_in(meta, expected) -> None:
-    assert compat.has_published_layout(meta) is expected
+    assert has_published_layout(meta) is expected
 
 
 @pytest.fixture

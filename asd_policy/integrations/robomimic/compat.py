@@ -16,7 +16,7 @@ import numpy as np
 
 from asd_policy.errors import IntegrationError
 from asd_policy.integrations.robomimic.actions import ActionScale
-from asd_policy.integrations.robomimic_format import offset_and_scale
+from asd_policy.integrations.robomimic_format import has_published_layout, offset_and_scale
 
 KNOWN_VERSIONS = ("0.3", "0.4", "0.5")
 
@@ -117,7 +117,6 @@ def keep_action_statistics(file_utils: Any, rollout_policy: Any) -> None:
 # ---- environments -------------------------------------------------------------------------------
 
 ROBOSUITE = 1  # robomimic's number of the kind
-PUBLISHED_LAYOUT = "1.4.1"  # robosuite's, on which the published datasets were made
 _RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
 
 
@@ -161,15 +160,6 @@ def _arm_controller(config: Mapping[str, Any]) -> dict[str, Any]:
         "input_ref_frame": "world",
         "gripper": {"type": "GRIP"},
     }
-
-
-def has_published_layout(env_meta: Mapping[str, Any]) -> bool:
-    """Whether ``object`` is in robosuite 1.4.1's order: its datasets' own, and what this package
-    writes (which says so in ``object_layout``)."""
-    if "object_layout" in env_meta:
-        return bool(env_meta["object_layout"] == PUBLISHED_LAYOUT)
-    version = str(env_meta.get("env_version") or "1.4").split(".")[:2]
-    return [int(part) for part in version] < [1, 5]
 
 
 def migrate_environments(env_utils: Any) -> None:
