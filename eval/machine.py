@@ -29,7 +29,7 @@ def describe_machine(resolved: dict[str, Any]) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
         "git_commit": git_commit(Path(asd_policy.__file__).parent),
         "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
@@ -38,6 +38,26 @@ def describe_machine(resolved: dict[str, Any]) -> dict[str, Any]:
         "gpu": resolved["gpu"],
         "mujoco_gl": os.environ.get("MUJOCO_GL"),
     }
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" as cuda where there is one, else cpu; anything else must exist.
+
+    Raises:
+        ValueError: not a device that torch can use here.
+    """
+    import torch  # late: this module is also for the command line
+
+    count = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if device == "auto":
+        return "cuda" if count else "cpu"
+    if device not in known:
+        raise ValueError(
+            f"--device must be auto or one that torch can use here ({', '.join(known)}); "
+            f"got {device!r}"
+        )
+    return device
 
 
 def cpu_model() -> str:
@@ -77,7 +97,8 @@ def processor_wait_s() -> float | None:
     return 1e-9 * total_ns
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Of an installed package; None where it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -15,6 +15,7 @@ from asd_policy.envs.registration import register_envs
 from asd_policy.envs.tasks import TASKS, Task, get_task
 from asd_policy.errors import CheckpointError
 from asd_policy.eval.evaluator import Setup
+from asd_policy.eval.machine import resolve_device
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.rollout import Env
 from asd_policy.eval.samplers import sampler_settings
@@ -122,24 +123,6 @@ def with_its_task(options: EvalOptions) -> EvalOptions:
     if options.task not in (task, EvalOptions.task):
         raise ValueError(f"--task {options.task}: {options.checkpoint} was trained for {task}")
     return dataclasses.replace(options, task=task)
-
-
-def resolve_device(device: str) -> str:
-    """ "auto" as cuda where there is one, else cpu; anything else must exist.
-
-    Raises:
-        ValueError: not a device that torch can use here.
-    """
-    count = torch.cuda.device_count()
-    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
-    if device == "auto":
-        return "cuda" if count else "cpu"
-    if device not in known:
-        raise ValueError(
-            f"--device must be auto or one that torch can use here ({', '.join(known)}); "
-            f"got {device!r}"
-        )
-    return device
 
 
 def _make_env(task: Task, options: EvalOptions) -> Env:

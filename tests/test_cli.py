@@ -28,7 +28,9 @@ def python(program: str, **env: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("words", [["--help"], ["eval", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["eval", "--help"], ["bench", "--help"], ["--version"]]
+)
 def test_help_needs_neither_torch_nor_the_simulator(words):
     done = python(
         f"""
@@ -59,7 +61,7 @@ def test_help_is_quick():
 def test_help_lists_the_commands(run):
     status, output, _ = run("--help")
     assert status == 0
-    for name in ("eval", "demos", "train"):
+    for name in ("eval", "demos", "train", "bench"):
         assert re.search(rf"^  {name} +[A-Z]", output, re.M)
     status, output, _ = run("eval", "--help")
     assert status == 0
@@ -79,7 +81,7 @@ def test_version(run):
 
 
 def test_an_unknown_command_names_those_there_are(refused):
-    refused(r"error: expected a command, one of eval, demos, train; got 'evil'", "evil")
+    refused(r"error: expected a command, one of eval, demos, train, bench; got 'evil'", "evil")
 
 
 # --- the other commands -------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def test_a_missing_package_names_the_extra(command, refused):
     refused(r"needs robosuite, which is not .*pip install 'asd-policy\[sim\]'", "fault")
 
 
-@pytest.mark.parametrize("name", ["eval", "demos", "train"])
+@pytest.mark.parametrize("name", ["eval", "demos", "train", "bench"])
 def test_with_the_core_alone_each_command_names_the_extra(name):
     done = python(
         f"""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,33 @@ def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
         ends.astype(np.int64),
         dict(root.attrs),
     )
+    _check(replay, path)
+    return replay
+
+
+def save_npz(replay: Replay, path: str | Path) -> None:
+    """The same demonstrations in one file that NumPy alone reads."""
+    arrays = {f"observation/{key}": rows for key, rows in replay.observations.items()}
+    arrays |= {"action": replay.actions, "episode_ends": replay.episode_ends}
+    np.savez_compressed(path, attributes=np.array(json.dumps(replay.attributes)), **arrays)
+
+
+def load_npz(path: str | Path) -> Replay:
+    """Inverse of :func:`save_npz`.
+
+    Raises:
+        DatasetError: a file that is missing, lacks arrays, or holds what cannot be used.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            prefix = "observation/"
+            keys = [key for key in arrays.files if key.startswith(prefix)]
+            observations = {key.removeprefix(prefix): arrays[key] for key in keys}
+            rest = arrays["action"], arrays["episode_ends"], json.loads(str(arrays["attributes"]))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{path} holds no demonstrations as .npz: {error}") from error
+    replay = Replay(observations, *rest)
     _check(replay, path)
     return replay
 

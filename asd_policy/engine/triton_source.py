@@ -138,8 +138,9 @@ def push_secant(
     length = tl.sqrt(tl.sum(displacement * displacement, axis=0))
     scale = tl.where(length > 0, 1.0 / length, 0.0)
     to = (chain * PAIRS + pushed % PAIRS) * D + column
-    tl.store(displacement_ptr + to, displacement * scale, mask=usable & (column < D))
-    tl.store(residual_ptr + to, residual * scale, mask=usable & (column < D))
+    inside = column < tl.where(usable, D, 0)
+    tl.store(displacement_ptr + to, displacement * scale, mask=inside)
+    tl.store(residual_ptr + to, residual * scale, mask=inside)
 
 
 @triton.jit
@@ -341,6 +342,6 @@ def advance_kernel(
     broken = tl.max(tl.where(tl.abs(said) < float("inf"), 0, 1), axis=0)
     known = tl.load(bad_ptr + chain)
     tl.debug_barrier()  # every thread has read what is now replaced
-    tl.store(x_ptr + chain * D + column, moved_to, mask=going & (column < D))
+    tl.store(x_ptr + chain * D + column, moved_to, mask=column < tl.where(going, D, 0))
     tl.store(bad_ptr + chain, tl.where(going & (known < 0) & (broken > 0), n, known))
     tl.store(n_ptr + chain, tl.where(going, n + 1, n))

@@ -113,8 +113,8 @@ class Calibration:
             seconds.append(measure(batch * width))
             if _settled(rows, seconds) or (len(rows) > 3 and seconds[-1] > 0.25):
                 break
-        # A batch cannot cost less than a smaller one; this also evens out noise.
-        self._costs[batch] = np.array(rows, float), np.maximum.accumulate(seconds)
+        # No batch costs more than a larger one: an interruption shows, and is not carried upwards.
+        self._costs[batch] = np.array(rows, float), np.minimum.accumulate(seconds[::-1])[::-1]
 
     def has_costs(self, batch: int) -> bool:
         """Whether :meth:`measure_costs` has been called for this many chains."""

@@ -1,0 +1,20 @@
+"""`asd-policy bench`. Importing this is quick: torch comes when the run starts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from asd_policy.eval.benchmarks.options import BenchOptions
+
+
+def main_bench(options: Annotated[BenchOptions, tyro.conf.arg(name="")]) -> int:
+    """Measure what a chunk costs: latency, calls, acceptance, use of the hardware.
+
+    With no options: the shipped Lift policy, one chain, on this machine, in about three minutes.
+    Prints tables, and keeps every figure under outputs/bench/.
+    """
+    from asd_policy.eval.benchmarks.run import run_bench
+
+    return run_bench(options)

@@ -1,0 +1,121 @@
+"""What a benchmark is asked to do: the options of `asd-policy bench`, checked before it runs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ASD_FORMS = {  # name -> (draft, network calls a round)
+    "asd": ("secant", 1),
+    "asd-slope": ("slope", 1),
+    "asd-memory": ("memory", 1),
+    "asd-frozen": ("frozen", 1),
+    "asd-paper": ("frozen", 2),  # Hu et al., ICML 2025, as published
+}
+EAGER_LOOP = "eager-loop"
+SAMPLERS = (EAGER_LOOP, "ddpm", *ASD_FORMS, "paradigms")
+NETWORKS = ("shipped", "chi")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """A benchmark's settings. Lists are combined with each other. Checked by `check_options`."""
+
+    samplers: tuple[str, ...] = (EAGER_LOOP, "ddpm", "asd", "asd-paper", "ddim-10")
+    """eager-loop (as packages run today), ddpm, asd, asd-slope, asd-memory, asd-frozen, asd-paper,
+    paradigms, ddim-N."""
+    engines: tuple[str, ...] = ("auto",)
+    """auto, eager, cuda_graph; auto is cuda_graph on a GPU."""
+    kernels: tuple[str, ...] = ("auto",)
+    """What does a round's arithmetic: auto, torch, native, triton."""
+    precisions: tuple[str, ...] = ("fp32",)
+    """Of the network: fp32, tf32 (GPU), bf16."""
+    batches: tuple[int, ...] = (1,)
+    """Chains drawn at once."""
+    windows: tuple[str, ...] = ("auto",)
+    """Steps that ASD guesses ahead: auto, or whole numbers."""
+    networks: tuple[str, ...] = ("shipped",)
+    """shipped (the Lift policy), chi (256-512-1024 channels, untrained), or checkpoint folders."""
+    steps: tuple[int, ...] = ()
+    """K, denoising steps; none given: as trained. Above that, the same noise on a finer grid."""
+    compile: bool = False
+    """Run networks through torch.compile (the time it takes is reported)."""
+    chunks: int = 40
+    """Rounds of measurement; in each, fast samplers draw several chunks and slow ones one."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+    threads: int | None = None
+    """CPU threads; None is torch's own choice."""
+    data: Path | None = None
+    """Demonstrations (.npz, or a zarr store) whose observations condition the chunks."""
+    seed: int = 0
+    """Of the noise; the same for every sampler."""
+    calls_against_steps: bool = False
+    """Only count calls against K = 50 … 800 on a mixture whose denoiser is known exactly."""
+    figures: Path | None = None
+    """Only draw the figures of a finished benchmark in this folder."""
+    out: Path | None = None
+    """Output folder; None is outputs/bench/<date>-<time>."""
+    resume: bool = False
+    """Go on with the benchmark in --out: finished cells are kept, and the lists may grow."""
+    quick: bool = False
+    """A few chunks and small ceilings: to see that everything works. No figures to quote."""
+
+
+def check_options(options: BenchOptions) -> None:
+    """Raise ValueError, naming the option, what it must be and what came."""
+    from asd_policy.engine import ENGINES
+    from asd_policy.engine.kernels import KERNELS
+    from asd_policy.networks.inference import PRECISIONS
+
+    for sampler in options.samplers:
+        if sampler not in SAMPLERS and not re.fullmatch(r"ddim-[1-9]\d*", sampler):
+            known = ", ".join((*SAMPLERS, "ddim-N"))
+            raise ValueError(f"--samplers takes some of {known}; got {sampler!r}")
+    for window in options.windows:
+        if window != "auto" and not re.fullmatch(r"[1-9]\d*", window):
+            raise ValueError(f"--windows takes auto and whole numbers from 1 on; got {window!r}")
+    for name, known_values in (
+        ("engines", [e for e in ENGINES if e != "distributed"]),  # one process here
+        ("kernels", KERNELS),
+        ("precisions", PRECISIONS),
+    ):
+        for value in getattr(options, name):
+            if value not in known_values:
+                raise ValueError(f"--{name} takes some of {', '.join(known_values)}; got {value!r}")
+    _check_numbers(options)
+    if options.resume and options.out is None:
+        raise ValueError("--resume needs --out, the folder of the benchmark to go on with")
+
+
+def _check_numbers(options: BenchOptions) -> None:
+    for name in ("samplers", "engines", "kernels", "precisions", "batches", "windows", "networks"):
+        values = getattr(options, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"--{name} takes one or more values, each once; got {list(values)}")
+    numbers = {
+        "batches": options.batches,
+        "steps": options.steps,
+        "chunks": (options.chunks,),
+        "threads": () if options.threads is None else (options.threads,),
+    }
+    for name, given in numbers.items():
+        if any(value < 1 for value in given):
+            raise ValueError(f"--{name} must be 1 or more; got {min(given)}")
+
+
+def check_device(options: BenchOptions, device: str) -> None:
+    """Raise ValueError for what cannot be had on this device."""
+    import torch
+
+    from asd_policy.engine.kernels import choose_kernels
+
+    if device.startswith("cuda"):
+        return
+    if "cuda_graph" in options.engines:
+        raise ValueError(f"--engines cuda_graph needs a CUDA device; this run is on {device}")
+    if "tf32" in options.precisions:
+        raise ValueError(f"--precisions tf32 needs a CUDA device; this run is on {device}")
+    for kernels in options.kernels:
+        choose_kernels(kernels, torch.empty(0, device=device))

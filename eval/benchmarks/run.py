@@ -1,0 +1,131 @@
+"""`asd-policy bench` from options to tables, JSON and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asd_policy.eval.benchmarks.cells import Group, plan
+from asd_policy.eval.benchmarks.options import BenchOptions, check_device, check_options
+from asd_policy.eval.benchmarks.report import print_report
+from asd_policy.eval.benchmarks.runner import Runner
+from asd_policy.eval.benchmarks.scaling import calls_against_steps
+from asd_policy.eval.benchmarks.store import Store, read_bench
+from asd_policy.eval.benchmarks.subjects import Subject, load_demonstrations, load_subject
+from asd_policy.eval.machine import describe_machine, package_version, resolve_device
+
+Json = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def run_bench(options: BenchOptions, say: Say = print) -> int:
+    """Do what is asked. Returns the exit status: 1 where a cell failed.
+
+    Raises:
+        ValueError, OutputExistsError, CheckpointError, DatasetError: what the user can mend.
+    """
+    if options.figures is not None:
+        say_figures(options.figures, say)
+        return 0
+    check_options(options)
+    name = resolve_device(options.device)
+    check_device(options, name)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = torch.device(name)
+    subjects = {} if options.calls_against_steps else load_subjects(options, device)
+    store = open_store(options, name, {})
+    if options.calls_against_steps:
+        scale(store, options.quick, say)
+    else:
+        groups = plan(options, {n: s.schedule.num_steps for n, s in subjects.items()})
+        measure(store, subjects, groups, options, device, say)
+    return finish(store, say)
+
+
+def load_subjects(options: BenchOptions, device: torch.device) -> dict[str, Subject]:
+    """Every network that the options name."""
+    replay = None if options.data is None else load_demonstrations(options.data)
+    return {name: load_subject(name, device, replay, options.seed) for name in options.networks}
+
+
+def open_store(options: BenchOptions, device: str, more: Json) -> Store:
+    """The output folder; ``more`` is added to what is said of the machine."""
+    settings = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in dataclasses.asdict(options).items()
+        if key not in ("out", "resume", "figures")
+    } | {"device": device}
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return Store.claim(options.out, settings, bench_machine(device) | more, options.resume)
+
+
+def bench_machine(device: str) -> Json:
+    """What the figures depend on besides the settings."""
+    cuda = device.startswith("cuda")
+    gpu = torch.cuda.get_device_name(device) if cuda else None
+    machine = describe_machine({"threads": torch.get_num_threads(), "gpu": gpu})
+    if cuda:
+        properties = torch.cuda.get_device_properties(device)
+        machine |= {
+            "gpu_memory_bytes": properties.total_memory,
+            "gpu_multiprocessors": properties.multi_processor_count,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    machine["versions"] |= {"torch": torch.__version__, "triton": package_version("triton")}
+    return machine
+
+
+def measure(
+    store: Store,
+    subjects: dict[str, Subject],
+    groups: Sequence[Group],
+    options: BenchOptions,
+    device: torch.device,
+    say: Say,
+    deadline: float = float("inf"),
+) -> bool:
+    """Measure the cells that are not in the store. False if the deadline came first."""
+    chunks = min(options.chunks, 5) if options.quick else options.chunks
+    runner = Runner(store, subjects, device, chunks, options.seed, options.quick, say, deadline)
+    complete = runner.run(groups)
+    store.write(complete=complete)
+    return complete
+
+
+def scale(store: Store, quick: bool, say: Say) -> None:
+    """Calls against K, unless the store has them."""
+    if store.content["calls_against_steps"]:
+        return
+    say("Calls against K, on a mixture of Gaussians")
+    results = calls_against_steps((20, 40), seeds=2, chains=2) if quick else None
+    results = results or calls_against_steps(say=say)
+    store.write(calls_against_steps=results, complete=True)
+
+
+def finish(store: Store, say: Say) -> int:
+    """Tables, figures, and where everything is."""
+    print_report(store.content, say)
+    say_figures(store.folder, say)
+    say(f"Kept: {store.folder}/bench.json")
+    failed = [cell for cell in store.content["cells"] if "error" in cell]
+    return 1 if failed else 0
+
+
+def say_figures(folder: Path, say: Say) -> None:
+    """Draw the figures beside the JSON, where matplotlib is installed."""
+    content = read_bench(folder)
+    try:
+        from asd_policy.eval.benchmarks.plots import draw_figures
+    except ImportError:
+        say("No figures: matplotlib is not installed. `asd-policy bench --figures` draws them.")
+        return
+    target = folder.parent if folder.suffix == ".json" else folder
+    drawn = draw_figures(content, target)
+    if drawn:
+        say("Figures: " + ", ".join(str(path) for path in drawn))
