@@ -11,6 +11,7 @@ import gymnasium as gym
 import torch
 
 from asd_policy.checkpoints import shipped
+from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.tasks import TASKS, Task, get_task
 from asd_policy.errors import CheckpointError
@@ -21,7 +22,6 @@ from asd_policy.eval.rollout import Env
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
 from asd_policy.integrations.robomimic_convert import task_name
-from asd_policy.integrations.robomimic_format import has_published_layout
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
 
 ROBOMIMIC_SUFFIX = ".pth"

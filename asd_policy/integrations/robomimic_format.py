@@ -20,7 +20,6 @@ from asd_policy.policy.checkpoint import difference_table
 from asd_policy.schedule import Schedule
 
 ALGO_NAME = "diffusion_policy"
-PUBLISHED_LAYOUT = "1.4.1"  # robosuite's, on which the published datasets were made
 NETWORK_PREFIX = "policy.noise_pred_net."
 ENCODER_PREFIX = "policy.obs_encoder."
 
@@ -144,12 +143,3 @@ def offset_and_scale(
         offset, scale = (np.asarray(values[name], np.float32)[0] for name in names)
         found[key] = offset, scale
     return found
-
-
-def has_published_layout(env_meta: Mapping[str, Any]) -> bool:
-    """Whether ``object`` is in robosuite 1.4.1's order: its datasets' own, and what this package
-    writes (which says so in ``object_layout``)."""
-    if "object_layout" in env_meta:
-        return bool(env_meta["object_layout"] == PUBLISHED_LAYOUT)
-    version = str(env_meta.get("env_version") or "1.4").split(".")[:2]
-    return [int(part) for part in version] < [1, 5]

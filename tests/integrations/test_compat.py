@@ -22,9 +22,9 @@ if asd.VERSION >= (0, 4):
 import robomimic.utils.env_utils as env_utils
 import robomimic.utils.obs_utils as obs_utils
 
+from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.envs.simulator import compose_observation, read_observables
 from asd_policy.envs.tasks import get_task
-from asd_policy.integrations.robomimic_format import has_published_layout
 
 CONTROLLER = {
     "type": "OSC_POSE", "input_max": 1, "input_min": -1,

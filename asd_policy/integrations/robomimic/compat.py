@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.errors import IntegrationError
 from asd_policy.integrations.robomimic.actions import ActionScale
-from asd_policy.integrations.robomimic_format import has_published_layout, offset_and_scale
+from asd_policy.integrations.robomimic_format import offset_and_scale
 
 KNOWN_VERSIONS = ("0.3", "0.4", "0.5")
 
