@@ -37,9 +37,10 @@ _CONVERT = (
 
 # What robomimic's files hold beyond tensors and plain values: NumPy numbers, in ``variable_state``
 # (best returns so far) and in statistics. No arrays of objects, no functions, no classes.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
 _ALLOWED: list[Any] = [
-    (np.core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np.core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # written under NumPy 1
+    (_SCALAR, "numpy._core.multiarray.scalar"),  # and under 2
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")),
 ]
@@ -158,18 +159,19 @@ def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
     network = _network(file)
     keys = {key: int(np.prod(shape)) for key, shape in file.shapes.items()}
     sizes = [network.input_dim, network.global_cond_dim]
-    horizon = {name: int(algo["horizon"][f"{name}_horizon"]) for name in
-               ("observation", "action", "prediction")}  # fmt: skip
-    if sizes != [file.action_dim, horizon["observation"] * sum(keys.values())]:
+    names = {"obs": "observation", "action": "action", "pred": "prediction"}
+    horizon: dict[str, Any] = {
+        f"{ours}_horizon": int(algo["horizon"][f"{theirs}_horizon"])
+        for ours, theirs in names.items()
+    }
+    if sizes != [file.action_dim, horizon["obs_horizon"] * sum(keys.values())]:
         raise CheckpointError(
             f"{file.path}: the network is for {sizes[0]} action numbers and a condition of "
-            f"{sizes[1]}; the file describes {file.action_dim}, and {horizon['observation']} "
+            f"{sizes[1]}; the file describes {file.action_dim}, and {horizon['obs_horizon']} "
             f"observations of {sum(keys.values())}"
         )
     try:
-        config = PolicyConfig(
-            keys, file.action_dim, *horizon.values(), **_unet_sizes(network, algo)
-        )
+        config = PolicyConfig(keys, file.action_dim, **horizon, **_unet_sizes(network, algo))
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
     return Checkpoint(

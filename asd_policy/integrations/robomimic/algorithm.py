@@ -84,7 +84,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
 
     def _set_networks(self, encoder: nn.Module, network: nn.Module) -> None:
         parts = nn.ModuleDict({"obs_encoder": encoder, "noise_pred_net": network})
-        self.nets = nn.ModuleDict({"policy": parts}).float().to(self.device)
+        self.nets: Any = nn.ModuleDict({"policy": parts}).float().to(self.device)
         ema = self.algo_config.ema
         self.ema = AveragedNetworks(self.nets, float(ema.power)) if ema.enabled else None
 
