@@ -1,4 +1,4 @@
-"""The command line: `asd-policy eval | demos | train | bench`.
+"""The command line: `asd-policy eval | demos | train | bench | convert | export`.
 
 Thin and lazy: a command is a function, imported when it is asked for, and its options are the
 function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
@@ -35,6 +35,14 @@ COMMANDS = {
     "bench": (
         "asd_policy.eval.bench:main_bench",
         "Measure what a chunk costs, by sampler, engine, batch, window, network and K.",
+    ),
+    "convert": (
+        "asd_policy.integrations.robomimic_convert:main_convert",
+        "Turn a robomimic diffusion policy into a checkpoint folder.",
+    ),
+    "export": (
+        "asd_policy.integrations.robomimic_convert:main_export",
+        "Turn a checkpoint folder into a file that robomimic loads.",
     ),
 }
 _EXTRA = "sim"

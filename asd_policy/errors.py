@@ -23,3 +23,7 @@ class OutputExistsError(AsdPolicyError, FileExistsError):
 
 class EngineError(AsdPolicyError, RuntimeError):
     """An engine that cannot do here what was asked of it."""
+
+
+class IntegrationError(AsdPolicyError, ImportError):
+    """Another library, of a version that this package does not know."""

@@ -58,8 +58,8 @@ class EvalOptions:
 
     task: str = "lift"
     """The task to do."""
-    checkpoint: Annotated[Path | None, _arg("DIR")] = None
-    """The policy's folder; None is the one shipped for the task."""
+    checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None
+    """The policy's folder, or robomimic's file; None is the folder shipped for the task."""
     samplers: Annotated[tuple[SamplerName, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
         "asd",
         "ddpm",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import torch
 
 from asd_policy.checkpoints import shipped
+from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.envs.registration import register_envs
-from asd_policy.envs.tasks import Task, get_task
+from asd_policy.envs.tasks import TASKS, Task, get_task
+from asd_policy.errors import CheckpointError
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.machine import resolve_device
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.rollout import Env
 from asd_policy.eval.samplers import sampler_settings
-from asd_policy.policy import DiffusionPolicy
+from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
+from asd_policy.integrations.robomimic_convert import task_name
+from asd_policy.policy import DiffusionPolicy, SamplerConfig
+
+ROBOMIMIC_SUFFIX = ".pth"
 
 
 def prepare(options: EvalOptions) -> Setup:
@@ -37,7 +46,7 @@ def prepare(options: EvalOptions) -> Setup:
         "compile": options.compile,
     }
     policies: dict[str, DiffusionPolicy] = {
-        name: DiffusionPolicy.load(checkpoint, **place, **sampler_settings(name, options))
+        name: load_policy(checkpoint, place, sampler_settings(name, options))
         for name in options.samplers
     }
     policy = policies[options.samplers[0]]
@@ -65,6 +74,55 @@ def prepare(options: EvalOptions) -> Setup:
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
         },
     )
+
+
+def load_policy(
+    checkpoint: Path, place: dict[str, Any], settings: dict[str, Any]
+) -> DiffusionPolicy:
+    """The policy of a checkpoint folder, or of a file of robomimic's.
+
+    Raises:
+        CheckpointError: neither, or a policy that sees pictures.
+    """
+    if checkpoint.suffix != ROBOMIMIC_SUFFIX:
+        return DiffusionPolicy.load(checkpoint, **place, **settings)
+    made = to_checkpoint(read_checkpoint(checkpoint))
+    made.card["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return DiffusionPolicy(made, SamplerConfig(**_named(settings)), **place)
+
+
+def _named(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"name" if key == "sampler" else key: value for key, value in settings.items()}
+
+
+def with_its_task(options: EvalOptions) -> EvalOptions:
+    """The options, with the task of a robomimic file's environment; others as they are.
+
+    Raises:
+        CheckpointError: the file cannot be read, or was trained in an environment that is not
+            among the tasks.
+        ValueError: the options ask for another task.
+    """
+    if options.checkpoint is None or options.checkpoint.suffix != ROBOMIMIC_SUFFIX:
+        return options
+    file = read_checkpoint(options.checkpoint)
+    metadata = file.content["env_metadata"]
+    task = task_name(metadata)
+    if task is None:
+        name = metadata.get("env_name") if isinstance(metadata, dict) else metadata
+        raise CheckpointError(
+            f"{options.checkpoint} was trained in {name!r}; expected one of: "
+            f"{', '.join(task.robosuite_name for task in TASKS.values())}"
+        )
+    if "object" in file.shapes and not has_published_layout(metadata):
+        raise CheckpointError(
+            f"{options.checkpoint} was trained on robosuite {metadata.get('env_version')}, whose "
+            "observation 'object' has another order than that of the tasks here (robosuite 1.4.1, "
+            "as in published data); robomimic's own run_trained_agent can roll it out"
+        )
+    if options.task not in (task, EvalOptions.task):
+        raise ValueError(f"--task {options.task}: {options.checkpoint} was trained for {task}")
+    return dataclasses.replace(options, task=task)
 
 
 def _make_env(task: Task, options: EvalOptions) -> Env:

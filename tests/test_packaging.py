@@ -43,7 +43,8 @@ MAY_IMPORT = {
         "data",
         "envs",
     },
-    "eval": {*RANK, "checkpoints", "envs", "data", "training", ""} - {"integrations"},
+    "integrations": {*RANK, "checkpoints", "envs", "data", "training"},
+    "eval": {*RANK, "checkpoints", "envs", "data", "training", ""},
     "cli": {"errors", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},
     "": {"errors", "schedule", "samplers", "sampling", "policy", "envs"},  # the public names

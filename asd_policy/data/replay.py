@@ -62,7 +62,7 @@ def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
         ends.astype(np.int64),
         dict(root.attrs),
     )
-    _check(replay, path)
+    check_replay(replay, path)
     return replay
 
 
@@ -89,11 +89,12 @@ def load_npz(path: str | Path) -> Replay:
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path} holds no demonstrations as .npz: {error}") from error
     replay = Replay(observations, *rest)
-    _check(replay, path)
+    check_replay(replay, path)
     return replay
 
 
-def _check(replay: Replay, path: Path) -> None:
+def check_replay(replay: Replay, path: Path) -> None:
+    """Raise DatasetError for rows that do not match, values not finite, actions out of range."""
     ends = replay.episode_ends
     if len(ends) == 0 or np.any(np.diff(ends, prepend=0) <= 0):
         raise DatasetError(f"{path}: meta/episode_ends must rise from above zero")

@@ -1,4 +1,4 @@
-"""Demonstrations to HDF5 in the layout of robomimic's published low-dimensional datasets.
+"""Demonstrations to and from HDF5 in the layout of robomimic's published low-dimensional datasets.
 
 robomimic: Mandlekar et al., "What Matters in Learning from Offline Human Demonstrations for Robot
 Manipulation", 2021; the layout is that of its documentation, "Dataset structure".
@@ -7,15 +7,17 @@ Manipulation", 2021; the layout is that of its documentation, "Dataset structure
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from asd_policy.data.replay import Replay, check_replay
 from asd_policy.errors import DatasetError, OutputExistsError
 
 VALIDATION_SHARE = 0.1
+OBJECT_LAYOUT = "1.4.1"  # the robosuite in whose order `object` is, whatever `env_version` says
 
 
 def export_hdf5(
@@ -72,7 +74,8 @@ def _write(root: Any, file: Any, model_file: Callable[[int], str] | None) -> Non
     data = {name: np.asarray(root[f"data/{name}"][:]) for name in root["data"]}
     group = file.create_group("data")
     group.attrs["total"] = int(ends[-1])
-    group.attrs["env_args"] = json.dumps(root.attrs["env_args"])
+    env_args = {**root.attrs["env_args"], "object_layout": OBJECT_LAYOUT}
+    group.attrs["env_args"] = json.dumps(env_args)
     keys = list(root.attrs["observation_keys"])
     for episode, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         demo = group.create_group(f"demo_{episode}")
@@ -103,3 +106,79 @@ def _write_masks(file: Any, episodes: int) -> None:
         ("valid", sorted(held_out)),
     ):
         file[f"mask/{name}"] = np.array([f"demo_{i}" for i in chosen], dtype="S")
+
+
+def read_hdf5(
+    path: str | Path, observation_keys: Sequence[str], filter_key: str | None = None
+) -> Replay:
+    """Demonstrations of a robomimic dataset (low-dimensional), in the order of their numbers.
+
+    Args:
+        observation_keys: those to read, in order.
+        filter_key: "train", "valid" … reads the episodes of `mask/<filter_key>`; None, all.
+
+    Raises:
+        DatasetError: no such file or filter key, missing arrays, no episodes, non-finite values,
+            actions outside [-1, 1], or `object` in robosuite 1.5's order.
+    """
+    import h5py
+
+    path = Path(path)
+    if not path.is_file():
+        raise DatasetError(f"no dataset at {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            env_args = json.loads(file["data"].attrs["env_args"])
+            names = _episodes(file, filter_key, path)
+            demos = [_read_episode(file["data"][name], observation_keys, path) for name in names]
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{path} is no robomimic dataset: {error}") from error
+    if "object" in observation_keys and not has_published_layout(env_args):
+        raise DatasetError(
+            f"{path} was made on robosuite {env_args.get('env_version')}, whose observation "
+            "'object' has another order than that of the tasks here (robosuite 1.4.1, as in "
+            "published data)"
+        )
+    replay = Replay(
+        {key: np.concatenate([demo[key] for demo in demos]) for key in observation_keys},
+        np.concatenate([demo["actions"] for demo in demos]),
+        np.cumsum([len(demo["actions"]) for demo in demos]),
+        {"format": "robomimic HDF5", "filter_key": filter_key, "env_args": env_args},
+    )
+    check_replay(replay, path)
+    return replay
+
+
+def _episodes(file: Any, filter_key: str | None, path: Path) -> list[str]:
+    names = list(file["data"])
+    if filter_key is not None:
+        masks = list(file["mask"]) if "mask" in file else []
+        if filter_key not in masks:
+            there = ", ".join(masks) or "none"
+            raise DatasetError(f"{path} has no filter key {filter_key!r}; there are: {there}")
+        names = [name.decode() for name in file[f"mask/{filter_key}"][:]]
+    if not names:
+        raise DatasetError(f"{path} holds no episodes (filter key {filter_key!r})")
+    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
+
+
+def _read_episode(demo: Any, keys: Sequence[str], path: Path) -> dict[str, np.ndarray]:
+    wanted = {"actions": "actions", **{key: f"obs/{key}" for key in keys}}
+    missing = [name for name in wanted.values() if name not in demo]
+    if missing:
+        there = ", ".join(demo["obs"]) if "obs" in demo else "none"
+        raise DatasetError(
+            f"{path}: {demo.name} lacks {', '.join(missing)}; its observations are: {there}"
+        )
+    return {key: np.asarray(demo[name], np.float32) for key, name in wanted.items()}
+
+
+def has_published_layout(env_meta: Mapping[str, Any]) -> bool:
+    """Whether ``object`` is in robosuite 1.4.1's order: its datasets' own, and what this package
+    writes (which says so in ``object_layout``)."""
+    if "object_layout" in env_meta:
+        return bool(env_meta["object_layout"] == OBJECT_LAYOUT)
+    version = str(env_meta.get("env_version") or "1.4").split(".")[:2]
+    return [int(part) for part in version] < [1, 5]

@@ -5,22 +5,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from asd_policy.engine import make_engine
 from asd_policy.errors import CheckpointError, NonFiniteError
-from asd_policy.networks.prepare import prepare
 from asd_policy.policy.checkpoint import Checkpoint, difference_table, load_checkpoint
-from asd_policy.samplers.calibration import DEFAULT_WINDOW, Calibration
+from asd_policy.policy.chunks import ChunkSampler
+from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
-from asd_policy.samplers.result import Stats, draw_noise
-from asd_policy.sampling import draw
+from asd_policy.samplers.result import Stats
 
 Observation = Mapping[str, "np.ndarray[Any, Any]"]
 
@@ -88,17 +85,24 @@ class DiffusionPolicy:
         compile: bool = False,
     ) -> None:
         self.sampler = sampler or SamplerConfig()
-        self.schedule = self.sampler.schedule(checkpoint.schedule)
         self.config, self.card = checkpoint.config, checkpoint.card
         self.device = torch.device(device)
         self.network = checkpoint.network.to(self.device).eval().requires_grad_(False)
         self._observation_normalizer = checkpoint.observation_normalizer.to(self.device)
         self._action_normalizer = checkpoint.action_normalizer.to(self.device)
-        prepared = prepare(self.network, self.schedule.timesteps, precision, compile)
-        self.engine = make_engine(
-            engine, prepared, self.schedule, self.config.chunk_shape, self.device
+        self._sampler = ChunkSampler(
+            self.network,
+            checkpoint.schedule,
+            self.config.chunk_shape,
+            self.sampler,
+            self.device,
+            engine,
+            precision,
+            compile,
+            self._initial_calibration(),
         )
-        self.calibration = self._initial_calibration()
+        self.schedule, self.engine = self._sampler.schedule, self._sampler.engine
+        self.calibration = self._sampler.calibration
         self.last_chunks: list[ChunkStats | None] = []
         self._environments: list[_Environment] = []
         self.reset()
@@ -248,34 +252,12 @@ class DiffusionPolicy:
         history = np.stack([np.stack(environment.history) for environment in environments])
         with torch.inference_mode():
             cond = self._observation_normalizer.normalize(torch.from_numpy(history).to(self.device))
-            cond = cond.flatten(1)
-            self._measure_costs(cond)
             generators = [environment.generator for environment in environments]
-            x, stats = self._sample(self.sampler, cond, generators)
-            chunks = self._action_normalizer.unnormalize(x.view(-1, *self.config.chunk_shape))
-            actions = chunks.cpu().numpy()
+            chunks, stats = self._sampler.draw(cond.flatten(1), generators)
+            actions = self._action_normalizer.unnormalize(chunks).cpu().numpy()
         if not np.isfinite(actions).all():
             raise NonFiniteError("the sampler returned a NaN or infinite action")
-        return actions, _chunk_stats(stats, time.perf_counter() - start)
-
-    def _sample(
-        self, config: SamplerConfig, cond: Tensor, generators: list[torch.Generator]
-    ) -> tuple[Tensor, Stats]:
-        noise = draw_noise(generators, self.schedule.num_steps, self.engine.like)
-        return draw(config, self.engine, noise, cond, self.calibration)
-
-    def _measure_costs(self, cond: Tensor) -> None:
-        """Time the network once for this batch size, if the window is to be chosen from it."""
-        if self.sampler.name != "asd" or self.sampler.window != "auto":
-            return
-        if not self.calibration.has_costs(len(cond)):
-            self.calibration.measure_costs(
-                len(cond), self.schedule.num_steps, lambda rows: self.engine.seconds(rows, cond[:1])
-            )
-            # Two throw-away chunks, for the cost of a round apart from the network.
-            probe = replace(self.sampler, window=DEFAULT_WINDOW)
-            for _ in range(2):
-                self._sample(probe, cond, [self._stream(0) for _ in cond])
+        return actions, chunk_stats(stats, time.perf_counter() - start)
 
     def _initial_calibration(self) -> Calibration:
         """The checkpoint's, where it was made with this sampler; else an empty one.
@@ -290,7 +272,8 @@ class DiffusionPolicy:
         return calibration
 
 
-def _chunk_stats(stats: Stats, latency_s: float) -> list[ChunkStats]:
+def chunk_stats(stats: Stats, latency_s: float) -> list[ChunkStats]:
+    """Of each chain of a run."""
     seconds = stats.seconds
     other = latency_s - seconds["draft"] - seconds["network"] - seconds["verify"]
     return [

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from asd_policy.data.replay import Replay, load_replay
+from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
 from asd_policy.policy.checkpoint import CARD_FILE, save_checkpoint
@@ -33,6 +34,7 @@ STATE_FILE = "train_state.pt"
 def main_train(
     task: str = "lift",
     data: Path | None = None,
+    filter_key: str | None = None,
     out: Path | None = None,
     steps: int = 5_000,
     batch_size: int = 128,
@@ -52,7 +54,9 @@ def main_train(
 
     Args:
         task: the task whose observation keys and action size the policy has.
-        data: zarr store made by `asd-policy demos` (default: outputs/demos/<task>.zarr).
+        data: zarr store made by `asd-policy demos` (default: outputs/demos/<task>.zarr), or a
+            robomimic dataset, low-dimensional (.hdf5).
+        filter_key: of a robomimic dataset: the mask whose episodes are read ("train").
         out: checkpoint folder to write (default: outputs/train/<task>).
         steps: optimizer steps.
         batch_size: windows per step.
@@ -68,7 +72,12 @@ def main_train(
     spec = get_task(task)
     data = data or Path("outputs/demos") / f"{task}.zarr"
     out = out or Path("outputs/train") / task
-    replay = load_replay(data, list(spec.observation_keys))
+    if data.suffix in (".hdf5", ".h5"):
+        replay = read_hdf5(data, list(spec.observation_keys), filter_key)
+    elif filter_key is not None:
+        raise ValueError(f"--filter-key is for robomimic's HDF5 files; {data} is none")
+    else:
+        replay = load_replay(data, list(spec.observation_keys))
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "auto":

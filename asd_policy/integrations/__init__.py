@@ -1,0 +1,1 @@
+"""Other libraries. Each is imported only when its integration is."""

@@ -1,0 +1,22 @@
+"""robomimic: its diffusion policies, accelerated; on 0.3, an algorithm "diffusion_policy".
+
+    import asd_policy.integrations.robomimic as asd
+    policy, _ = FileUtils.policy_from_checkpoint(ckpt_path="model.pth", device="cuda")
+    policy = asd.accelerate(policy, sampler="asd")
+
+Importing this applies the fixes of :mod:`asd_policy.integrations.robomimic.compat`, and registers
+the algorithm where robomimic has none (0.3).
+"""
+
+from asd_policy.integrations.robomimic import compat
+
+VERSION = compat.robomimic_version()
+compat.apply(VERSION)
+
+from asd_policy.integrations.robomimic.rollout import AcceleratedPolicy, accelerate  # noqa: E402
+
+if VERSION < (0, 4):
+    import asd_policy.integrations.robomimic.algorithm
+    import asd_policy.integrations.robomimic.config  # noqa: F401
+
+__all__ = ["VERSION", "AcceleratedPolicy", "accelerate"]

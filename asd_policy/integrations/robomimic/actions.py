@@ -1,0 +1,85 @@
+"""Actions from [−1, 1] back to the data's own units, as robomimic 0.4 and 0.5 do it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from asd_policy.errors import CheckpointError
+from asd_policy.integrations.robomimic_format import offset_and_scale
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One key of an action: its columns, its statistics, and what it is turned into."""
+
+    columns: slice
+    offset: np.ndarray
+    scale: np.ndarray
+    conversion: str | None
+
+
+@dataclass(frozen=True)
+class ActionScale:
+    """(…, action_dim) in [−1, 1] → (…, command), key by key; nothing to do without parts."""
+
+    parts: tuple[_Part, ...] = ()
+
+    @classmethod
+    def of(cls, statistics: Mapping[str, Any] | None, config: Any) -> ActionScale:
+        """From a checkpoint's ``action_normalization_stats`` and its configuration.
+
+        Raises:
+            CheckpointError: statistics that lack a key, or a format that is not known.
+        """
+        if statistics is None:
+            return cls()
+        parts, start = [], 0
+        found = offset_and_scale(statistics, list(config.train.action_keys), "actions")
+        for key, (offset, scale) in found.items():
+            columns = slice(start, start + offset.size)
+            parts.append(
+                _Part(columns, offset, scale, _conversion(config.train.action_config[key]))
+            )
+            start += offset.size
+        return cls(tuple(parts))
+
+    def unnormalize(self, actions: np.ndarray) -> np.ndarray:
+        """(…, action_dim) → (…, command) float32."""
+        if not self.parts:
+            return actions
+        made = []
+        for part in self.parts:
+            values = actions[..., part.columns] * part.scale + part.offset
+            made.append(values if part.conversion is None else _rotate(values, part.conversion))
+        return np.concatenate(made, axis=-1).astype(np.float32)
+
+
+def _conversion(action: Mapping[str, Any]) -> str | None:
+    if action.get("format") != "rot_6d":
+        return None
+    target = action.get("convert_at_runtime", "rot_axis_angle")
+    if target not in ("rot_axis_angle", "rot_euler"):
+        raise CheckpointError(
+            f"action rotations convert to rot_axis_angle or rot_euler; got {target!r}"
+        )
+    return str(target)
+
+
+def _rotate(values: np.ndarray, target: str) -> np.ndarray:
+    """(…, 6) rotations to (…, 3); only robomimic releases that have them make such checkpoints."""
+    import robomimic.utils.torch_utils as torch_utils
+
+    if not hasattr(torch_utils, "rot_6d_to_axis_angle"):
+        raise CheckpointError("actions with 6-number rotations need robomimic 0.4 or later")
+    rotations = torch.from_numpy(values.reshape(-1, 6))
+    made = (
+        torch_utils.rot_6d_to_axis_angle(rot_6d=rotations)
+        if target == "rot_axis_angle"
+        else torch_utils.rot_6d_to_euler_angles(rot_6d=rotations, convention="XYZ")
+    )
+    return made.numpy().reshape(*values.shape[:-1], 3)

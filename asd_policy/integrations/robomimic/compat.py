@@ -1,0 +1,213 @@
+"""Differences between library versions, one function for each; nothing is done where not needed.
+
+Applied by importing ``asd_policy.integrations.robomimic``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from asd_policy.data.robomimic_hdf5 import has_published_layout
+from asd_policy.errors import IntegrationError
+from asd_policy.integrations.robomimic.actions import ActionScale
+from asd_policy.integrations.robomimic_format import offset_and_scale
+
+KNOWN_VERSIONS = ("0.3", "0.4", "0.5")
+
+
+def robomimic_version() -> tuple[int, int]:
+    """(major, minor) of the installed robomimic.
+
+    Raises:
+        IntegrationError: it is not installed, or of a release that is not known here.
+    """
+    known = ", ".join(f"{version}.x" for version in KNOWN_VERSIONS)
+    try:
+        text = importlib.metadata.version("robomimic")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise IntegrationError(
+            f"robomimic is not installed (known releases: {known}): "
+            "pip install 'asd-policy[sim,robomimic]'"
+        ) from error
+    if ".".join(text.split(".")[:2]) not in KNOWN_VERSIONS:
+        raise IntegrationError(f"expected robomimic {known}, got {text}")
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
+
+
+def stub_mujoco_py() -> None:
+    """robomimic 0.3 imports ``mujoco_py`` for the name of one exception.
+
+    That package was given up in 2022 and does not build on present Pythons; robosuite 1.4 and
+    later use ``mujoco``. Where it is installed, it is left alone.
+    """
+    if "mujoco_py" in sys.modules or importlib.util.find_spec("mujoco_py"):
+        return
+    stub, builder = types.ModuleType("mujoco_py"), types.ModuleType("mujoco_py.builder")
+    builder.MujocoException = type("MujocoException", (Exception,), {})  # type: ignore[attr-defined]
+    stub.builder = builder  # type: ignore[attr-defined]
+    sys.modules.update({"mujoco_py": stub, "mujoco_py.builder": builder})
+
+
+def broadcast_normalization(obs_utils: Any) -> None:
+    """robomimic 0.3's ``normalize_obs`` refuses stacked frames, and keys without statistics.
+
+    A diffusion policy is given To frames, and an environment returns more than a policy needs
+    (joint positions, time steps). Statistics of 0.4 and 0.5 have other names, and are understood.
+    robomimic 0.4 has another function, and needs nothing.
+    """
+    if not hasattr(obs_utils, "normalize_obs"):
+        return
+
+    def normalize_obs(obs_dict: dict[str, Any], obs_normalization_stats: Any) -> dict[str, Any]:
+        keys = [key for key in obs_dict if key in obs_normalization_stats]
+        for key, parts in offset_and_scale(obs_normalization_stats, keys, "observation").items():
+            value = obs_dict[key]
+            if not isinstance(value, np.ndarray):
+                parts = value.new_tensor(parts[0]), value.new_tensor(parts[1])
+            obs_dict[key] = (value - parts[0]) / parts[1]
+        return obs_dict
+
+    obs_utils.normalize_obs = normalize_obs
+
+
+def replace(module: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
+    """Put ``wrapper(function)`` in a function's place, once."""
+    function = getattr(module, name)
+    if not hasattr(function, "_asd_policy"):
+        wrapped = wrapper(function)
+        wrapped._asd_policy = True
+        setattr(module, name, wrapped)
+
+
+def keep_action_statistics(file_utils: Any, rollout_policy: Any) -> None:
+    """robomimic 0.3 drops a checkpoint's ``action_normalization_stats``, which 0.4 brought.
+
+    Actions would come out in [−1, 1] instead of their own units.
+    """
+
+    def loading(load: Any) -> Any:
+        def policy_from_checkpoint(*args: Any, **kwargs: Any) -> Any:
+            policy, checkpoint = load(*args, **kwargs)
+            policy.action_normalization_stats = checkpoint.get("action_normalization_stats")
+            return policy, checkpoint
+
+        return policy_from_checkpoint
+
+    def acting(call: Any) -> Any:
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            action = call(self, *args, **kwargs)
+            statistics = getattr(self, "action_normalization_stats", None)
+            if statistics is None:
+                return action
+            return ActionScale.of(statistics, self.policy.global_config).unnormalize(action)
+
+        return __call__
+
+    replace(file_utils, "policy_from_checkpoint", loading)
+    replace(rollout_policy, "__call__", acting)
+
+
+# ---- environments -------------------------------------------------------------------------------
+
+ROBOSUITE = 1  # robomimic's number of the kind
+_RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
+
+
+def migrated(env_meta: Mapping[str, Any]) -> dict[str, Any]:
+    """``env_meta`` of a robosuite before 1.5, as 1.5 takes it; any other, as it is.
+
+    From 1.5 on a controller belongs to a body part of a robot; its commands are in the frame of
+    the robot's base unless said otherwise, where before they were in the world's (Transport's
+    bases are turned by 90 degrees); two options have other names; ``lite_physics`` came, on; and
+    "single-arm-opposed" is called "opposed".
+    """
+    made = {**env_meta, "env_kwargs": dict(env_meta["env_kwargs"])}
+    kwargs = made["env_kwargs"]
+    if env_meta.get("type") != ROBOSUITE or not _is_old(kwargs.get("controller_configs")):
+        return made
+    robots = kwargs.get("robots", ["Panda"])
+    robots = [robots] if isinstance(robots, str) else list(robots)
+    configs = kwargs["controller_configs"]
+    configs = [configs] * len(robots) if isinstance(configs, Mapping) else list(configs)
+    kwargs["controller_configs"] = [
+        {"type": "BASIC", "body_parts": {"right": _arm_controller(config)}} for config in configs
+    ]
+    kwargs["robots"] = robots
+    kwargs["lite_physics"] = False
+    if kwargs.get("env_configuration") == "single-arm-opposed":
+        kwargs["env_configuration"] = "opposed"
+    return made
+
+
+def _is_old(configs: Any) -> bool:
+    first = configs[0] if isinstance(configs, list) and configs else configs
+    return isinstance(first, Mapping) and "type" in first and "body_parts" not in first
+
+
+def _arm_controller(config: Mapping[str, Any]) -> dict[str, Any]:
+    made = {_RENAMED.get(name, name): value for name, value in config.items()}
+    delta = made.pop("control_delta", True)
+    return {
+        **made,
+        "input_type": "delta" if delta else "absolute",
+        "input_ref_frame": "world",
+        "gripper": {"type": "GRIP"},
+    }
+
+
+def migrate_environments(env_utils: Any) -> None:
+    """robomimic 0.3 knows robosuite up to 1.4; its environments are made for 1.5 here.
+
+    Besides :func:`migrated`: observations are read anew, because after a reset 1.5's relative
+    poses are zeros; ``object`` has the order of the data that a policy was trained on; and scenes
+    follow NumPy's seed, as before 1.5, where robosuite has generators of its own.
+    """
+    if importlib.metadata.version("robosuite").split(".")[:2] < ["1", "5"]:
+        return
+
+    def wrapper(create: Any) -> Any:
+        def create_env_from_metadata(env_meta: Any, *args: Any, **kwargs: Any) -> Any:
+            env = create(migrated(env_meta), *args, **kwargs)
+            if env_meta.get("type") == ROBOSUITE:
+                from asd_policy.integrations.robomimic.environments import adapt
+
+                adapt(env, has_published_layout(env_meta))
+            return env
+
+        return create_env_from_metadata
+
+    replace(env_utils, "create_env_from_metadata", wrapper)
+
+
+def accept_wrapped_environments() -> None:
+    """``run_trained_agent`` of robomimic 0.3 wants an ``EnvBase``, which its own wrapper that
+    stacks frames is not; 0.4 knows both."""
+    from robomimic.envs.env_base import EnvBase
+    from robomimic.envs.wrappers import EnvWrapper
+
+    EnvBase.register(EnvWrapper)
+
+
+def apply(version: tuple[int, int]) -> None:
+    """All fixes that this release of robomimic needs; a second call changes nothing."""
+    if version >= (0, 4):
+        return
+    stub_mujoco_py()
+    import robomimic.utils.env_utils as env_utils
+    import robomimic.utils.file_utils as file_utils
+    import robomimic.utils.obs_utils as obs_utils
+    from robomimic.algo import RolloutPolicy
+
+    accept_wrapped_environments()
+    broadcast_normalization(obs_utils)
+    keep_action_statistics(file_utils, RolloutPolicy)
+    if importlib.util.find_spec("robosuite"):
+        migrate_environments(env_utils)

@@ -1,0 +1,360 @@
+"""A trained diffusion policy of robomimic's, its chunks drawn by this package."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from robomimic.algo import RolloutPolicy
+from torch import Tensor
+
+from asd_policy.errors import NonFiniteError
+from asd_policy.integrations.robomimic.actions import ActionScale
+from asd_policy.integrations.robomimic_format import (
+    ddim_steps,
+    network_from_weights,
+    offset_and_scale,
+    trained_schedule,
+)
+from asd_policy.policy.checkpoint import difference_table
+from asd_policy.policy.chunks import ChunkSampler
+from asd_policy.policy.policy import ChunkStats, chunk_stats
+from asd_policy.samplers.config import SamplerConfig
+
+Observation = Mapping[str, Any]
+
+
+def accelerate(
+    policy: RolloutPolicy,
+    sampler: str | SamplerConfig = "asd",
+    *,
+    engine: str = "auto",
+    precision: str = "fp32",
+    compile: bool = False,
+    verbose: bool = True,
+    **options: Any,
+) -> AcceleratedPolicy:
+    """The same policy with another sampler; its weights are copied, on its own device.
+
+    Args:
+        policy: from ``FileUtils.policy_from_checkpoint``, of the algorithm "diffusion_policy".
+        sampler, options: a name with options of ``SamplerConfig``, or a ``SamplerConfig``. "asd"
+            draws actions of exactly the law of "ddpm", which is what robomimic samples from a
+            DDPM checkpoint. A checkpoint that is configured for DDIM (η = 0) has no noise to
+            couple: ``steps=…`` with "asd" or "ddpm" samples the DDPM that its network was
+            trained for, in so many steps, which is another law of actions than DDIM's;
+            "ddim" stays with it (its ε re-derived from the clipped sample).
+        engine, precision, compile: as for ``DiffusionPolicy``.
+        verbose: say in one line which weights and which chain are used.
+
+    Raises:
+        TypeError: no ``RolloutPolicy``.
+        ValueError: another algorithm, a sampler that the checkpoint's chain does not allow, or an
+            unknown option.
+        CheckpointError: a network that is no ``ConditionalUnet1D``.
+    """
+    if isinstance(policy, AcceleratedPolicy):
+        policy = policy.wrapped
+    if not isinstance(policy, RolloutPolicy):
+        raise TypeError(f"expected a robomimic RolloutPolicy, got a {type(policy).__name__}")
+    _check_algorithm(policy.policy)
+    config = sampler if isinstance(sampler, SamplerConfig) else SamplerConfig(sampler, **options)
+    config = _for_chain(config, policy.policy.algo_config)
+    made = AcceleratedPolicy(policy, config, engine, precision, compile)
+    if verbose:
+        print(f"asd-policy: {made.description}")
+    return made
+
+
+def _check_algorithm(algo: Any) -> None:
+    nets = getattr(algo, "nets", {})
+    parts = (
+        set(nets["policy"].keys()) if "policy" in nets and hasattr(nets["policy"], "keys") else {}
+    )
+    if not {"obs_encoder", "noise_pred_net"} <= set(parts) or "horizon" not in algo.algo_config:
+        name = getattr(getattr(algo, "global_config", None), "algo_name", "unknown")
+        raise ValueError(
+            f"expected a policy of the algorithm 'diffusion_policy' (a UNet), got a "
+            f"{type(algo).__name__} of the algorithm {name!r}: only diffusion has steps to save"
+        )
+
+
+def _for_chain(config: SamplerConfig, algo_config: Any) -> SamplerConfig:
+    """The sampler's options, checked against a chain that is configured for DDIM."""
+    steps = ddim_steps(algo_config)
+    if steps is None or config.steps is not None:
+        return config
+    if config.name == "ddim":
+        return SamplerConfig("ddim", steps=steps, eta=config.eta)
+    trained = int(algo_config["ddim"]["num_train_timesteps"])
+    raise ValueError(
+        f"this checkpoint is configured for DDIM ({steps} steps, eta=0), whose steps have no noise "
+        f"that could be coupled: it cannot be accelerated exactly. Either steps={trained} with "
+        f"sampler={config.name!r}, which samples the DDPM that the network was trained for "
+        f"(another law of actions than DDIM's), or sampler='ddim', which leaves it as it is"
+    )
+
+
+@dataclass
+class _Episode:
+    """One environment's stream, queue of actions, and frames where none come stacked."""
+
+    generator: torch.Generator
+    frames: deque[dict[str, np.ndarray]] = field(default_factory=deque)
+    queue: deque[np.ndarray] = field(default_factory=deque)
+
+
+class AcceleratedPolicy(RolloutPolicy):
+    """A ``RolloutPolicy`` whose chunks are drawn by an engine of this package, without gradients.
+
+    Each environment of a batch has its own queue and random stream. Streams are seeded from
+    PyTorch's global generator when an episode starts, or by ``start_episode(seeds=…)``.
+
+    Args:
+        wrapped: the policy as robomimic loaded it. sampler, engine, precision, compile: as for
+            :func:`accelerate`.
+    """
+
+    def __init__(
+        self,
+        wrapped: RolloutPolicy,
+        sampler: SamplerConfig,
+        engine: str = "auto",
+        precision: str = "fp32",
+        compile: bool = False,
+    ) -> None:
+        super().__init__(wrapped.policy, wrapped.obs_normalization_stats)
+        self.wrapped = wrapped
+        self.action_normalization_stats = getattr(wrapped, "action_normalization_stats", None)
+        algo = wrapped.policy
+        horizon = algo.algo_config["horizon"]
+        self.horizons = tuple(
+            int(horizon[f"{k}_horizon"]) for k in ("observation", "action", "prediction")
+        )
+        self.shapes = {key: tuple(shape) for key, shape in algo.obs_shapes.items()}
+        self.device = torch.device(algo.device)
+        self.chunks = chunk_sampler(algo, sampler, engine, precision, compile)
+        nets, self.uses_ema = rollout_networks(algo)
+        self.encoder = nets["obs_encoder"]
+        self._scale = ActionScale.of(self.action_normalization_stats, algo.global_config)
+        self._prepares_batches = (
+            "batched_ob" in inspect.signature(wrapped._prepare_observation).parameters
+        )
+        self._episodes: list[_Episode] = []
+        self._stacked = False
+        self.last_chunks: list[ChunkStats | None] = []
+
+    @property
+    def description(self) -> str:
+        """Which weights, sampler and chain, in a line."""
+        weights = "averaged (EMA) weights" if self.uses_ema else "weights as trained (no EMA)"
+        schedule = self.chunks.schedule
+        chain = "DDPM" if schedule.config.eta is None else f"DDIM, eta={schedule.config.eta:g},"
+        text = f"{self.chunks.sampler.name} on a {chain} of {schedule.num_steps} steps, {weights}"
+        if ddim_steps(self.policy.algo_config) is not None and schedule.config.eta is None:
+            text += "; the checkpoint is configured for DDIM, whose law of actions is another"
+        return text
+
+    def __repr__(self) -> str:
+        return f"AcceleratedPolicy({self.description})\n{self.policy!r}"
+
+    def start_episode(self, seeds: int | Sequence[int] | None = None) -> None:
+        """Forget everything queued.
+
+        Args:
+            seeds: of the random streams, one for each environment; by default as many are drawn
+                from PyTorch's global generator as the first observation has rows.
+        """
+        super().start_episode()
+        self.encoder.eval()
+        if isinstance(seeds, (int, np.integer)):
+            seeds = [int(seeds)]
+        self._episodes = [self._episode(seed) for seed in seeds or ()]
+        self.last_chunks = []
+
+    def reset_env(self, index: int, seed: int | None = None) -> None:
+        """Start a new episode in one environment of a batch."""
+        self._episodes[index] = self._episode(seed)
+
+    def _episode(self, seed: int | None) -> _Episode:
+        number = int(torch.randint(2**63 - 1, ())) if seed is None else int(seed)
+        return _Episode(torch.Generator(self.device).manual_seed(number))
+
+    def __call__(
+        self,
+        ob: Observation,
+        goal: Observation | None = None,
+        batched_ob: bool = False,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """The next action.
+
+        Args:
+            ob: key → (\\*shape), or (To, \\*shape) from an environment that stacks frames; with
+                ``batched_ob`` a leading axis of environments. Other keys than the policy's are
+                ignored.
+            goal: must be None.
+            indices: which environments the rows are of (default: all of them, in order).
+
+        Returns:
+            (action_dim,), or (B, action_dim) with ``batched_ob``, float32.
+
+        Raises:
+            ValueError: missing keys or wrong shapes (one table), a goal, or another number of
+                rows than of environments.
+            NonFiniteError: a NaN or infinity in an observation or an action.
+        """
+        if goal is not None:
+            raise ValueError("a diffusion policy takes no goal")
+        if self._stacked and not batched_ob and len(self._episodes) == 1:
+            queue = self._episodes[0].queue
+            if queue and self.shapes.keys() <= ob.keys():  # nothing else to do with the frames
+                self.last_chunks = [None]
+                return queue.popleft()
+        rows, stacked = self._check(ob, batched_ob)
+        self._stacked = stacked
+        batch = len(next(iter(rows.values())))
+        episodes = self._batch(batch, indices)
+        if not stacked:
+            for i, episode in enumerate(episodes):
+                self._remember(episode, {key: value[i] for key, value in rows.items()})
+        self.last_chunks = [None] * batch
+        empty = [i for i, episode in enumerate(episodes) if not episode.queue]
+        if empty:
+            frames = (
+                {k: v[empty] if len(empty) < batch else v for k, v in rows.items()}
+                if stacked
+                else {k: np.stack([_stack(episodes[i], k) for i in empty]) for k in self.shapes}
+            )
+            actions, stats = self._draw(frames, [episodes[i] for i in empty])
+            for i, chunk, cost in zip(empty, actions, stats, strict=True):
+                episodes[i].queue.extend(chunk)
+                self.last_chunks[i] = cost
+        if not batched_ob:
+            return episodes[0].queue.popleft()
+        return np.stack([episode.queue.popleft() for episode in episodes])
+
+    def _batch(self, batch: int, indices: Sequence[int] | None) -> list[_Episode]:
+        if not self._episodes and indices is None:
+            self._episodes = [self._episode(None) for _ in range(batch)]
+        indices = range(len(self._episodes)) if indices is None else indices
+        if len(indices) != batch:
+            raise ValueError(
+                f"expected one row for each of {len(indices)} environments, got {batch}; "
+                "start_episode() begins with another number, indices= says which they are"
+            )
+        return [self._episodes[i] for i in indices]
+
+    def _check(self, ob: Observation, batched: bool) -> tuple[dict[str, np.ndarray], bool]:
+        """Rows (B, …) of each of the policy's keys, and whether they hold stacked frames."""
+        rows = {k: np.asarray(ob[k]) for k in self.shapes if k in ob}
+        if not batched:
+            rows = {key: value[None] for key, value in rows.items()}
+        first = next(iter(self.shapes))
+        stacked = first in rows and rows[first].ndim == len(self.shapes[first]) + 2
+        lead = (len(rows[first]) if first in rows else 1, *([self.horizons[0]] * stacked))
+        got = {k: v.shape for k, v in rows.items()}
+        expected = {k: (*lead, *shape) for k, shape in self.shapes.items()}
+        if got != expected:
+            # Pictures come as (height, width, channels) where the policy converts them.
+            expected |= {
+                key: got[key]
+                for key, shape in self.shapes.items()
+                if len(shape) == 3
+                and key in got
+                and got[key][: len(lead)] == lead
+                and len(got[key]) == len(lead) + 3
+            }
+            table = difference_table(expected, got)
+            if table:
+                raise ValueError(
+                    f"these are not the observations that the policy expects:\n{table}"
+                )
+        return rows, stacked
+
+    def _remember(self, episode: _Episode, row: dict[str, np.ndarray]) -> None:
+        """Append a frame; the first of an episode fills the history."""
+        episode.frames.append(row)
+        while len(episode.frames) < self.horizons[0]:
+            episode.frames.append(row)
+        while len(episode.frames) > self.horizons[0]:
+            episode.frames.popleft()
+
+    @torch.inference_mode()
+    def _draw(
+        self, frames: dict[str, np.ndarray], episodes: list[_Episode]
+    ) -> tuple[np.ndarray, list[ChunkStats]]:
+        """The executed actions (B, Ta, action_dim) of one chunk for each environment."""
+        start = time.perf_counter()
+        cond = encode(self.encoder, self._prepare(frames))
+        if not bool(torch.isfinite(cond).all()):
+            bad = [k for k, v in frames.items() if not np.isfinite(v).all()]
+            raise NonFiniteError(f"NaN or infinite observations: {', '.join(bad) or 'encoded'}")
+        chunks, stats = self.chunks.draw(cond, [episode.generator for episode in episodes])
+        first = self.horizons[0] - 1
+        actions = chunks[:, first : first + self.horizons[1]].cpu().numpy()
+        if not np.isfinite(actions).all():
+            raise NonFiniteError("the sampler returned a NaN or infinite action")
+        return self._scale.unnormalize(actions), chunk_stats(stats, time.perf_counter() - start)
+
+    def _prepare(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        """Normalized float tensors on the policy's device, as robomimic's own release does it."""
+        if self._prepares_batches:
+            prepared = self.wrapped._prepare_observation(dict(frames), batched_ob=True)
+            return {key: prepared[key] for key in self.shapes}
+        made = {k: torch.as_tensor(v).to(self.device, torch.float32) for k, v in frames.items()}
+        if self.obs_normalization_stats is not None:
+            keys = [key for key in made if key in self.obs_normalization_stats]
+            found = offset_and_scale(self.obs_normalization_stats, keys, "observation")
+            for key, parts in found.items():
+                offset, scale = (made[key].new_tensor(part) for part in parts)
+                made[key] = (made[key] - offset) / scale
+        return made
+
+
+def _stack(episode: _Episode, key: str) -> np.ndarray:
+    return np.stack([frame[key] for frame in episode.frames])
+
+
+def rollout_networks(algo: Any) -> tuple[Any, bool]:
+    """The modules that act (``obs_encoder``, ``noise_pred_net``), and whether they are averages."""
+    average = getattr(algo, "ema", None)
+    nets = algo.nets if average is None else average.averaged_model
+    return nets["policy"], average is not None
+
+
+def chunk_sampler(
+    algo: Any,
+    sampler: SamplerConfig,
+    engine: str = "auto",
+    precision: str = "fp32",
+    compile: bool = False,
+) -> ChunkSampler:
+    """What draws chunks of an algorithm's actions, with a copy of its network.
+
+    Raises:
+        CheckpointError: its network is no ``ConditionalUnet1D``.
+        ValueError: as :class:`ChunkSampler`.
+    """
+    network = rollout_networks(algo)[0]["noise_pred_net"]
+    groups = [m.num_groups for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
+    copy = network_from_weights(
+        {k: v.detach().cpu() for k, v in network.state_dict().items()}, (groups or [8])[0]
+    ).to(algo.device)
+    shape = int(algo.algo_config["horizon"]["prediction_horizon"]), int(algo.ac_dim)
+    schedule = trained_schedule(algo.algo_config)
+    return ChunkSampler(copy, schedule, shape, sampler, algo.device, engine, precision, compile)
+
+
+def encode(encoder: Any, frames: Mapping[str, Tensor]) -> Tensor:
+    """Key → (B, To, \\*shape) frames → (B, To·features), the condition of a chunk."""
+    batch = len(next(iter(frames.values())))
+    return encoder(obs={key: value.flatten(0, 1) for key, value in frames.items()}).reshape(
+        batch, -1
+    )

@@ -1,0 +1,256 @@
+"""robomimic's checkpoint files, read without running what they hold. Needs no robomimic."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from asd_policy.errors import CheckpointError
+from asd_policy.integrations.robomimic_format import (
+    ALGO_NAME,
+    ENCODER_PREFIX,
+    NETWORK_PREFIX,
+    ddim_steps,
+    network_from_weights,
+    offset_and_scale,
+    trained_schedule,
+)
+from asd_policy.networks.unet1d import ConditionalUnet1D
+from asd_policy.policy.checkpoint import Checkpoint
+from asd_policy.policy.config import PolicyConfig
+from asd_policy.policy.normalizer import Normalizer
+
+_NEEDED = ("model", "config", "algo_name", "env_metadata", "shape_metadata")
+_CONVERT = (
+    "`asd-policy convert {path} FOLDER --trust-pickle` unpickles it, running whatever it holds: "
+    "only for a file from someone you trust"
+)
+
+
+# What robomimic's files hold beyond tensors and plain values: NumPy numbers, in ``variable_state``
+# (best returns so far) and in statistics. No arrays of objects, no functions, no classes.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+_ALLOWED: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # written under NumPy 1
+    (_SCALAR, "numpy._core.multiarray.scalar"),  # and under 2
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")),
+]
+
+
+def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
+    """The dictionary of a ``.pth`` file, its archive checked byte for byte.
+
+    Args:
+        trust_pickle: run the file's own code where it has some.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, one that holds more than weights and plain
+            values, or no robomimic checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    _check_archive(path)
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0].removeprefix("Weights only load failed. ")
+        raise CheckpointError(
+            f"{path} was not opened: it holds more than weights and plain values, or is damaged "
+            f"({reason}). {_CONVERT.format(path=path)}"
+        ) from error
+    except Exception as error:  # a damaged file may make the reader raise anything
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    missing = [key for key in _NEEDED if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise CheckpointError(f"{path} is no robomimic checkpoint: it has no {', '.join(missing)}")
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """PyTorch does not compare the archive's checksums, and reads tensors that were changed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # so may the zip reader
+        raise CheckpointError(
+            f"{path} is no whole PyTorch file (a zip archive): {error}"
+        ) from error
+    if bad is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of {bad} is another")
+
+
+@dataclass(frozen=True)
+class RobomimicCheckpoint:
+    """A diffusion policy's file, understood.
+
+    Attributes:
+        path: where it was. weights: those that act: averages where there are some.
+        uses_ema: whether they are averages. config: the configuration, nested dictionaries.
+        shapes: observation key → shape, in the encoder's order. action_dim: of the policy.
+        content: the whole file.
+    """
+
+    path: Path
+    weights: Mapping[str, torch.Tensor]
+    uses_ema: bool
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    action_dim: int
+    content: Mapping[str, Any]
+
+    @property
+    def image_keys(self) -> list[str]:
+        """Keys that are not low-dimensional."""
+        low = self.config["observation"]["modalities"]["obs"]["low_dim"]
+        return [key for key in self.shapes if key not in low]
+
+
+def read_checkpoint(path: str | Path, trust_pickle: bool = False) -> RobomimicCheckpoint:
+    """Read and check a diffusion policy's file.
+
+    Raises:
+        CheckpointError: as :func:`read_file`; another algorithm; entries of the wrong kind.
+    """
+    content = read_file(path, trust_pickle)
+    name = content["algo_name"]
+    if name != ALGO_NAME:
+        raise CheckpointError(f"{path}: expected the algorithm {ALGO_NAME!r}, got {name!r}")
+    try:
+        config = json.loads(content["config"])
+        model, shape = content["model"], content["shape_metadata"]
+        weights = model["nets"] if model.get("ema") is None else model["ema"]
+        used = [k for keys in config["observation"]["modalities"]["obs"].values() for k in keys]
+        shapes = {k: tuple(map(int, v)) for k, v in shape["all_shapes"].items() if k in used}
+        if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            raise TypeError("weights that are no tensors")
+        return RobomimicCheckpoint(
+            Path(path), dict(weights), model.get("ema") is not None, config, shapes,
+            int(shape["ac_dim"]), content,
+        )  # fmt: skip
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
+    """A low-dimensional policy as a checkpoint of this package.
+
+    Raises:
+        CheckpointError: image observations, whose encoder only robomimic has; weights that do
+            not fit; sizes that make no sense.
+    """
+    if file.image_keys:
+        raise CheckpointError(
+            f"{file.path} sees {', '.join(file.image_keys)}: a checkpoint folder holds "
+            "low-dimensional policies. Use it through asd_policy.integrations.robomimic, "
+            "whose accelerate() keeps robomimic's image encoder"
+        )
+    algo, train = file.config["algo"], file.config["train"]
+    network = _network(file)
+    keys = {key: int(np.prod(shape)) for key, shape in file.shapes.items()}
+    sizes = [network.input_dim, network.global_cond_dim]
+    names = {"obs": "observation", "action": "action", "pred": "prediction"}
+    horizon: dict[str, Any] = {
+        f"{ours}_horizon": int(algo["horizon"][f"{theirs}_horizon"])
+        for ours, theirs in names.items()
+    }
+    if sizes != [file.action_dim, horizon["obs_horizon"] * sum(keys.values())]:
+        raise CheckpointError(
+            f"{file.path}: the network is for {sizes[0]} action numbers and a condition of "
+            f"{sizes[1]}; the file describes {file.action_dim}, and {horizon['obs_horizon']} "
+            f"observations of {sum(keys.values())}"
+        )
+    try:
+        config = PolicyConfig(keys, file.action_dim, **horizon, **_unet_sizes(network, algo))
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
+    return Checkpoint(
+        network,
+        config,
+        trained_schedule(algo),
+        _normalizer(file.content.get("obs_normalization_stats"), keys, "observation"),
+        _action_normalizer(file, train),
+        _card(file),
+    )
+
+
+def _network(file: RobomimicCheckpoint) -> ConditionalUnet1D:
+    start = len(NETWORK_PREFIX)
+    own = {k[start:]: v for k, v in file.weights.items() if k.startswith(NETWORK_PREFIX)}
+    other = [k for k in file.weights if not k.startswith((NETWORK_PREFIX, ENCODER_PREFIX))]
+    if other:
+        raise CheckpointError(f"{file.path}: weights that are not known: {', '.join(other[:5])}")
+    try:
+        return network_from_weights(own, _groups(file.config["algo"]))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
+
+
+def _groups(algo: Mapping[str, Any]) -> int:
+    return int(algo.get("unet", {}).get("n_groups", 8))
+
+
+def _unet_sizes(network: ConditionalUnet1D, algo: Mapping[str, Any]) -> dict[str, Any]:
+    weights = network.state_dict()
+    levels = len(network.down_modules)
+    first = [weights[f"down_modules.{i}.0.blocks.0.block.0.weight"] for i in range(levels)]
+    return {
+        "down_dims": tuple(level.shape[0] for level in first),
+        "step_embed_dim": weights["diffusion_step_encoder.1.weight"].shape[1],
+        "kernel_size": first[0].shape[2],
+        "n_groups": _groups(algo),
+    }
+
+
+def _normalizer(statistics: Any, sizes: Mapping[str, int], what: str) -> Normalizer:
+    """From offset and scale: low and high are those that are sent to −1 and 1."""
+    offset, scale = np.zeros(sum(sizes.values())), np.ones(sum(sizes.values()))
+    if statistics is not None:
+        found = offset_and_scale(statistics, list(sizes), what)
+        offset = np.concatenate([pair[0].reshape(-1) for pair in found.values()])
+        scale = np.concatenate([pair[1].reshape(-1) for pair in found.values()])
+    try:
+        return Normalizer(torch.as_tensor(offset - scale), torch.as_tensor(offset + scale))
+    except ValueError as error:
+        raise CheckpointError(f"normalization of the {what}: {error}") from error
+
+
+def _action_normalizer(file: RobomimicCheckpoint, train: Mapping[str, Any]) -> Normalizer:
+    statistics = file.content.get("action_normalization_stats")
+    if statistics is None:
+        return _normalizer(None, {"actions": file.action_dim}, "actions")
+    sizes = {key: int(np.asarray(statistics[key]["offset"]).size) for key in train["action_keys"]}
+    formats = {str(train["action_config"][key].get("format")) for key in sizes} - {"None"}
+    if formats or sum(sizes.values()) != file.action_dim:
+        raise CheckpointError(
+            f"{file.path}: actions that are converted when executed ({', '.join(formats)}) are "
+            "supported by asd_policy.integrations.robomimic.accelerate only"
+        )
+    return _normalizer(statistics, sizes, "actions")
+
+
+def _card(file: RobomimicCheckpoint) -> dict[str, Any]:
+    """What is only reported."""
+    made: dict[str, Any] = {
+        "converted_from": "robomimic",
+        "uses_ema": file.uses_ema,
+        "env_metadata": json.loads(json.dumps(file.content["env_metadata"], default=str)),
+        "robomimic_config": dict(file.config),
+    }
+    steps = ddim_steps(file.config["algo"])
+    if steps is not None:
+        made["note"] = (
+            f"robomimic samples it by DDIM in {steps} steps; here it is the DDPM that it was "
+            "trained for, another law of actions (sampler ddim gives the former)"
+        )
+    return made

@@ -1,0 +1,163 @@
+"""`asd-policy convert` and `asd-policy export`: robomimic files and checkpoint folders."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from asd_policy.data.robomimic_hdf5 import OBJECT_LAYOUT
+from asd_policy.envs.tasks import TASKS
+from asd_policy.errors import CheckpointError, OutputExistsError
+from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
+from asd_policy.integrations.robomimic_format import ALGO_NAME, NETWORK_PREFIX
+from asd_policy.policy.checkpoint import (
+    CARD_FILE,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from asd_policy.policy.normalizer import Normalizer
+
+DEFAULT_SIZES = {"down_dims": (256, 512, 1024), "step_embed_dim": 256, "kernel_size": 5}
+
+
+def main_convert(
+    source: Annotated[Path, tyro.conf.Positional],
+    folder: Annotated[Path, tyro.conf.Positional],
+    trust_pickle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Turn a robomimic diffusion policy (low-dimensional) into a checkpoint folder.
+
+    Averaged (EMA) weights are taken where the file has them. Nothing that the file holds is run.
+
+    Args:
+        source: robomimic's file, model.pth.
+        folder: checkpoint folder to write.
+        trust_pickle: run the file's own code where it has some: only for a file that you trust.
+    """
+    if (folder / CARD_FILE).exists():
+        raise OutputExistsError(f"{folder} already holds a checkpoint; choose another folder")
+    made = to_checkpoint(read_checkpoint(source, trust_pickle))
+    task = task_name(made.card["env_metadata"])
+    if task is not None:
+        made.card["task"] = task
+    save_checkpoint(folder, made)
+    weights = "averaged (EMA) weights" if made.card["uses_ema"] else "weights without averages"
+    print(f"{folder}: {weights}, {made.schedule.num_steps} steps, task {task or 'unknown'}")
+    if "note" in made.card:
+        print(made.card["note"])
+
+
+def task_name(env_metadata: Any) -> str | None:
+    """The task of this package that an environment's description is of, if there is one."""
+    name = env_metadata.get("env_name") if isinstance(env_metadata, dict) else None
+    return next((task.name for task in TASKS.values() if task.robosuite_name == name), None)
+
+
+def main_export(
+    folder: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+) -> None:
+    """Turn a checkpoint folder into a file that robomimic loads (needs robomimic).
+
+    robomimic 0.4 and 0.5 build networks of the default sizes only; 0.3, with this package's
+    algorithm, builds what the file says.
+
+    Args:
+        folder: checkpoint folder.
+        out: robomimic's file to write, model.pth.
+    """
+    if out.exists():
+        raise OutputExistsError(f"{out} exists already; expected a path for a new file")
+    made = load_checkpoint(folder)
+    content = to_robomimic(made)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    torch.save(content, part)
+    part.replace(out)
+    print(f"{out}: {ALGO_NAME} of {made.schedule.num_steps} steps")
+    if any(getattr(made.config, name) != value for name, value in DEFAULT_SIZES.items()):
+        print(
+            "Its network has not the default sizes: only robomimic 0.3 with this package loads it"
+        )
+
+
+def to_robomimic(made: Checkpoint) -> dict[str, Any]:
+    """The dictionary that robomimic saves and loads.
+
+    Raises:
+        CheckpointError: a chain that robomimic's configuration cannot say.
+        IntegrationError: there is no robomimic, whose configuration is needed.
+    """
+    weights = {NETWORK_PREFIX + k: v.cpu() for k, v in made.network.state_dict().items()}
+    keys = made.config.observation_keys
+    content: dict[str, Any] = {
+        "model": {"nets": weights, "optimizers": {}, "lr_schedulers": {}, "ema": weights},
+        "config": _configuration(made),
+        "algo_name": ALGO_NAME,
+        "env_metadata": _environment(made.card),
+        "shape_metadata": {
+            "ac_dim": made.config.action_dim,
+            "all_shapes": {key: [dim] for key, dim in keys.items()},
+            "all_obs_keys": list(keys),
+            "use_images": False,
+        },
+        "obs_normalization_stats": _statistics(made.observation_normalizer, keys),
+    }
+    actions = {"actions": made.config.action_dim}
+    content["action_normalization_stats"] = _statistics(made.action_normalizer, actions)
+    return content
+
+
+def _statistics(normalizer: Normalizer, sizes: Any) -> dict[str, dict[str, Any]]:
+    """Under the names of 0.3 (mean, std) and of 0.4 and 0.5 (offset, scale)."""
+    offset, scale = (normalizer.low + normalizer.high) / 2, (normalizer.high - normalizer.low) / 2
+    made, start = {}, 0
+    for key, size in sizes.items():
+        centre, spread = ([v[start : start + size].tolist()] for v in (offset, scale))
+        made[key] = {"offset": centre, "scale": spread, "mean": centre, "std": spread}
+        start += size
+    return made
+
+
+def _configuration(made: Checkpoint) -> str:
+    importlib.import_module("asd_policy.integrations.robomimic")  # registers it on 0.3
+    from robomimic.config import config_factory
+
+    schedule, sizes = made.schedule.config, made.config
+    if schedule.eta is not None or schedule.trained_betas is not None or (
+        schedule.variance_type, schedule.timestep_spacing, schedule.clip_range
+    ) != ("fixed_small", "leading", 1.0):  # fmt: skip
+        raise CheckpointError(f"robomimic cannot be told of this chain: {schedule}")
+    config = config_factory(ALGO_NAME)
+    with config.values_unlocked():
+        algo, train = config.algo, config.train
+        train.hdf5_normalize_obs = True
+        train.frame_stack, train.seq_length = sizes.obs_horizon, sizes.pred_horizon
+        config.observation.modalities.obs.low_dim = list(sizes.observation_keys)
+        names = ("observation_horizon", "action_horizon", "prediction_horizon")
+        for name, value in zip(names, sizes.horizons, strict=True):
+            algo.horizon[name] = value
+        algo.unet.diffusion_step_embed_dim = sizes.step_embed_dim
+        algo.unet.down_dims, algo.unet.n_groups = list(sizes.down_dims), sizes.n_groups
+        algo.unet.kernel_size = sizes.kernel_size
+        algo.ddpm.num_train_timesteps = schedule.num_steps
+        algo.ddpm.num_inference_timesteps = made.schedule.num_steps
+        for name in ("beta_schedule", "prediction_type", "clip_sample"):
+            algo.ddpm[name] = getattr(schedule, name)
+    return str(config.dump())
+
+
+def _environment(card: dict[str, Any]) -> dict[str, Any]:
+    """Of the file that it was converted from; else of the task that it was trained for."""
+    if "env_metadata" in card:
+        return dict(card["env_metadata"])
+    if card.get("task") not in TASKS:
+        raise CheckpointError(f"no known task in the card: {card.get('task')!r}")
+    from asd_policy.envs.simulator import environment_arguments
+
+    return {**environment_arguments(TASKS[card["task"]]), "object_layout": OBJECT_LAYOUT}

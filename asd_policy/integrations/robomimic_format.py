@@ -1,0 +1,145 @@
+"""What robomimic's diffusion-policy checkpoints mean. Needs no robomimic.
+
+Of its 0.4 and 0.5 releases, ``DiffusionPolicyUNet``: weights ``policy.obs_encoder.*`` and
+``policy.noise_pred_net.*``, configuration keys ``algo.{horizon, unet, ema, ddpm, ddim}``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asd_policy.errors import CheckpointError
+from asd_policy.networks.unet1d import ConditionalUnet1D
+from asd_policy.policy.checkpoint import difference_table
+from asd_policy.schedule import Schedule
+
+ALGO_NAME = "diffusion_policy"
+NETWORK_PREFIX = "policy.noise_pred_net."
+ENCODER_PREFIX = "policy.obs_encoder."
+
+
+def trained_schedule(algo: Mapping[str, Any]) -> Schedule:
+    """The DDPM that the network was trained for, its inference steps those of the configuration.
+
+    A DDIM checkpoint was trained as a DDPM too, and that is returned, in full. With fewer
+    inference than training steps the chain is that of diffusers' present releases; its release
+    0.11.1, which robomimic pins, stepped by one training step whatever the spacing.
+
+    Raises:
+        CheckpointError: neither ``ddpm`` nor ``ddim`` is enabled, or a value makes no sense.
+    """
+    kind = "ddpm" if algo["ddpm"]["enabled"] else "ddim"
+    values = algo[kind]
+    if not values["enabled"]:
+        raise CheckpointError("the configuration enables neither algo.ddpm nor algo.ddim")
+    steps = int(values["num_inference_timesteps"])
+    try:
+        schedule = Schedule.ddpm(
+            int(values["num_train_timesteps"]),
+            values["beta_schedule"],
+            values["prediction_type"],
+            clip_sample=bool(values["clip_sample"]),
+        )
+        return schedule if kind == "ddim" else _respaced(schedule, steps)
+    except ValueError as error:
+        raise CheckpointError(f"algo.{kind}: {error}") from error
+
+
+def _respaced(schedule: Schedule, steps: int) -> Schedule:
+    return schedule if steps == schedule.num_steps else schedule.respaced(steps)
+
+
+def ddim_steps(algo: Mapping[str, Any]) -> int | None:
+    """Steps of a checkpoint that is configured for DDIM; None for one of a DDPM."""
+    if algo["ddpm"]["enabled"]:
+        return None
+    return int(algo["ddim"]["num_inference_timesteps"])
+
+
+def architecture(weights: Mapping[str, Tensor], n_groups: int = 8) -> dict[str, Any]:
+    """Arguments of the ``ConditionalUnet1D`` that these weights are of.
+
+    The configuration does not say: robomimic builds its network with default sizes, whatever
+    ``algo.unet`` holds. Only the number of groups cannot be read from the weights.
+
+    Raises:
+        CheckpointError: they are not those of such a network.
+    """
+    try:
+        embed = weights["diffusion_step_encoder.1.weight"].shape[1]
+        levels = [
+            k
+            for k in weights
+            if re.fullmatch(r"down_modules\.\d+\.0\.blocks\.0\.block\.0\.weight", k)
+        ]
+        first = [weights[f"down_modules.{i}.0.blocks.0.block.0.weight"] for i in range(len(levels))]
+        cond = weights["down_modules.0.0.cond_encoder.1.weight"].shape[1]
+        return {
+            "input_dim": first[0].shape[1],
+            "global_cond_dim": cond - embed,
+            "diffusion_step_embed_dim": embed,
+            "down_dims": tuple(level.shape[0] for level in first),
+            "kernel_size": first[0].shape[2],
+            "n_groups": n_groups,
+        }
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"expected the weights of a ConditionalUnet1D, and found no {error}; transformers "
+            "and language-conditioned networks are not supported"
+        ) from error
+
+
+def network_from_weights(weights: Mapping[str, Tensor], n_groups: int = 8) -> ConditionalUnet1D:
+    """The network that a state dict is of, loaded.
+
+    Raises:
+        CheckpointError: weights that fit no such network (one table of the differences), or that
+            are not finite.
+    """
+    sizes = architecture(weights, n_groups)
+    try:
+        with torch.device("meta"):
+            network = ConditionalUnet1D(**sizes)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the weights fit no ConditionalUnet1D: {error}") from error
+    expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+    table = difference_table(expected, {k: tuple(v.shape) for k, v in weights.items()})
+    if table:
+        raise CheckpointError(f"the weights fit no ConditionalUnet1D:\n{table}")
+    bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
+    if bad:
+        raise CheckpointError(f"weights that are not finite: {', '.join(bad)}")
+    network = network.to_empty(device="cpu")
+    network.load_state_dict({k: v.detach().float() for k, v in weights.items()})
+    return network.eval().requires_grad_(False)
+
+
+def offset_and_scale(
+    statistics: Mapping[str, Mapping[str, Any]], keys: Sequence[str], what: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Key → (offset, scale), so that a value is offset + scale·normalized.
+
+    ``mean`` and ``std`` in robomimic 0.3, ``offset`` and ``scale`` from 0.4 on; each with a
+    leading axis of length 1.
+
+    Raises:
+        CheckpointError: a key without statistics, or with others.
+    """
+    found = {}
+    for key in keys:
+        values = statistics.get(key, {})
+        names = ("offset", "scale") if "offset" in values else ("mean", "std")
+        if any(name not in values for name in names):
+            raise CheckpointError(
+                f"no normalization statistics (offset and scale, or mean and std) of the {what} "
+                f"{key!r}; there are some of: {', '.join(statistics)}"
+            )
+        offset, scale = (np.asarray(values[name], np.float32)[0] for name in names)
+        found[key] = offset, scale
+    return found

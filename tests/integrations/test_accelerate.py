@@ -1,0 +1,239 @@
+"""`accelerate` on a stand-in of robomimic 0.5's policy: same actions, streams, refusals."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
+pytest.importorskip("diffusers")
+
+import asd_policy.integrations.robomimic as asd
+from asd_policy import NonFiniteError
+from asd_policy.integrations.robomimic.rollout import encode
+from asd_policy.samplers.result import Noise, draw_noise
+from reference.robomimic_standin import SHAPES, RolloutPolicy05, algo_config, small_policy
+
+
+def observation(seed: int, time: int | None = 2, batch: int | None = None) -> dict[str, np.ndarray]:
+    """Keys of Lift, stacked frames by default, and one that no policy wants."""
+    rng = np.random.default_rng(seed)
+    lead = tuple(n for n in (batch, time) if n is not None)
+    made = {k: rng.normal(size=(*lead, *shape)) for k, shape in SHAPES.items()}
+    return {**made, "robot0_joint_pos": np.zeros((*lead, 7))}
+
+
+def quiet(policy: RolloutPolicy05, sampler: str = "asd", **options) -> asd.AcceleratedPolicy:
+    return asd.accelerate(policy, sampler, verbose=False, **options)
+
+
+def same_noise(monkeypatch, policy: asd.AcceleratedPolicy, seed: int) -> None:
+    """Make robomimic's loop draw the numbers that our stream of this seed draws."""
+    shape = 1, *policy.chunks.shape
+    like = policy.chunks.engine.like
+    noise: Noise = draw_noise(
+        [torch.Generator().manual_seed(seed)], policy.chunks.schedule.num_steps, like
+    )
+    steps = iter(noise.steps[0])
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: noise.initial.view(shape))
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, **k: next(steps).view(shape)
+    )
+
+
+@pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_sequential_actions_are_those_of_robomimics_loop(monkeypatch, ema, scaled) -> None:
+    """Same weights, noise and observations: slice, queue, statistics and units included."""
+    stats = {}
+    if scaled:
+        rng = np.random.default_rng(1)
+        obs = {k: {"offset": rng.normal(size=(1, *s)), "scale": rng.uniform(1, 2, (1, *s))}
+               for k, s in SHAPES.items()}  # fmt: skip
+        actions = {"actions": {"offset": np.full((1, 7), 0.5), "scale": np.full((1, 7), 3.0)}}
+        stats = {"obs": obs, "actions": actions}
+    theirs = small_policy(ema=ema, **stats)
+    ours = quiet(theirs, "ddpm")
+    assert isinstance(ours, type(theirs).__mro__[1])  # robomimic's RolloutPolicy
+    theirs.start_episode()
+    ours.start_episode(seeds=5)
+    with monkeypatch.context() as patch:
+        same_noise(patch, ours, 5)
+        with torch.no_grad():
+            expected = [theirs(observation(t)) for t in range(8)]
+    got = [ours(observation(t)) for t in range(8)]
+    np.testing.assert_allclose(np.stack(got), np.stack(expected), atol=2e-5)
+    assert ours.last_chunks == [None]  # eight actions of one chunk
+    ours(observation(8))
+    assert ours.last_chunks[0].calls == 20
+
+
+def test_averages_are_used_and_said(capsys) -> None:
+    theirs = small_policy()
+    ours = asd.accelerate(theirs, window=4)
+    assert "asd on a DDPM of 20 steps, averaged (EMA) weights" in capsys.readouterr().out
+    assert "averaged (EMA) weights" in repr(ours)
+    assert "no EMA" in quiet(small_policy(ema=False)).description
+    cond = torch.zeros(1, 38)
+    x, steps = torch.ones(1, 16, 7), torch.tensor([3])
+    average = theirs.policy.ema.averaged_model["policy"]["noise_pred_net"]
+    network = ours.chunks.engine.network.unet
+    film = network.timestep_film[20 - 1 - steps] + network.condition(cond, 1)
+    torch.testing.assert_close(network(x, film), average(x, 3, cond), atol=1e-4, rtol=1e-4)
+
+
+def test_asd_draws_in_fewer_calls_and_without_gradients() -> None:
+    ours = quiet(small_policy(config=algo_config(steps=100)), window=8)
+    ours.start_episode(seeds=1)
+    action = ours(observation(0))
+    assert action.shape == (7,)
+    assert action.dtype == np.float32
+    assert ours.last_chunks[0].calls < 100
+    assert not any(p.requires_grad for p in ours.chunks.engine.network.unet.parameters())
+
+
+def test_each_environment_has_a_queue_and_a_stream_of_its_own() -> None:
+    ours = quiet(small_policy(), window=4)
+    ours.chunks.calibration.frozen = True
+    seeds = [3, 4, 5]
+    ours.start_episode(seeds)
+    batch = [ours(observation(t, batch=3), batched_ob=True) for t in range(10)]
+    for i, seed in enumerate(seeds):
+        ours.start_episode(seed)
+        for t in range(10):
+            row = {k: v[i] for k, v in observation(t, batch=3).items()}
+            np.testing.assert_allclose(ours(row), batch[t][i], atol=1e-4)
+
+
+def test_environments_may_end_and_begin_apart() -> None:
+    ours = quiet(small_policy(), window=4)
+    ours.chunks.calibration.frozen = True
+    ours.start_episode([1, 2])
+    whole = observation(0, batch=2)
+    first = ours(whole, batched_ob=True)
+    ours.reset_env(1, seed=2)
+    alone = {k: v[1:] for k, v in whole.items()}
+    np.testing.assert_allclose(ours(alone, batched_ob=True, indices=[1])[0], first[1], atol=1e-4)
+    with pytest.raises(ValueError, match="one row for each of 2 environments, got 1"):
+        ours(alone, batched_ob=True)
+
+
+def test_streams_follow_pytorchs_seed() -> None:
+    """So that `run_trained_agent --seed` repeats a run."""
+    ours = quiet(small_policy(), window=4)
+    ours.chunks.calibration.frozen = True
+    made = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        ours.start_episode()
+        made.append(ours(observation(0)))
+    np.testing.assert_array_equal(made[0], made[1])
+    assert not np.allclose(made[0], made[2])
+
+
+def test_single_frames_are_stacked_here() -> None:
+    ours = quiet(small_policy(), window=4)
+    ours.chunks.calibration.frozen = True
+    ours.start_episode(3)
+    single = [ours(observation(t, time=None)) for t in range(9)]
+    ours.start_episode(3)
+    frames = [observation(max(t, 0), time=None) for t in range(-1, 9)]
+    pairs = [{k: np.stack([a[k], b[k]]) for k in a} for a, b in pairwise(frames)]
+    stacked = [ours(pair) for pair in pairs]
+    np.testing.assert_array_equal(np.stack(single), np.stack(stacked))
+
+
+def test_pictures_go_through_the_policys_encoder() -> None:
+    theirs = small_policy(shapes={"agentview_image": [3, 8, 8], "object": [4]})
+    ours = quiet(theirs, window=4)
+    ours.start_episode(0)
+    rng = np.random.default_rng(0)
+    ob = {
+        "agentview_image": rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8),
+        "object": rng.normal(size=(2, 4)),
+    }
+    assert ours(ob).shape == (7,)
+    prepared = theirs._prepare_observation({k: v[None] for k, v in ob.items()}, batched_ob=True)
+    assert encode(ours.encoder, prepared).shape == (1, 16)
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+def test_missing_and_misshapen_observations_are_one_table() -> None:
+    ours = quiet(small_policy(), window=4)
+    ours.start_episode(0)
+    bad = observation(0)
+    del bad["object"]
+    bad["robot0_eef_pos"] = np.zeros((2, 4))
+    with pytest.raises(ValueError, match=r"(?s)object +missing.*robot0_eef_pos +wrong shape"):
+        ours(bad)
+    bad = observation(0)
+    bad["object"][0, 3] = np.nan
+    with pytest.raises(NonFiniteError, match="object"):
+        ours(bad)
+    with pytest.raises(ValueError, match="takes no goal"):
+        ours(observation(0), goal={})
+
+
+def test_ddim_checkpoints() -> None:
+    theirs = small_policy(config=algo_config(ddim=True, steps=20))
+    with pytest.raises(ValueError, match=r"DDIM \(10 steps, eta=0\).*steps=20.*another law"):
+        quiet(theirs)
+    ours = quiet(theirs, steps=20, window=4)
+    assert "DDPM of 20 steps" in ours.description
+    assert "configured for DDIM" in ours.description
+    assert quiet(theirs, "ddim").chunks.schedule.num_steps == 10
+    with pytest.raises(ValueError, match="eta=0 has none"):
+        quiet(theirs, steps=10, eta=0.0)
+
+
+def test_other_algorithms_are_refused() -> None:
+    import robomimic.utils.obs_utils as obs_utils
+    from robomimic.algo import algo_factory
+    from robomimic.config import config_factory
+
+    config = config_factory("bc")
+    obs_utils.initialize_obs_utils_with_config(config)
+    algo = algo_factory("bc", config, {"object": [4]}, 7, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"'diffusion_policy'.*got a BC of the algorithm 'bc'"):
+        asd.accelerate(asd.rollout.RolloutPolicy(algo))
+    with pytest.raises(TypeError, match="RolloutPolicy, got a int"):
+        asd.accelerate(3)
+
+
+def test_unknown_robomimic_releases_are_refused(monkeypatch) -> None:
+    from asd_policy.errors import IntegrationError
+    from asd_policy.integrations.robomimic import compat
+
+    monkeypatch.setattr(compat.importlib.metadata, "version", lambda name: "0.7.1")
+    with pytest.raises(IntegrationError, match=r"robomimic 0.3.x, 0.4.x, 0.5.x, got 0.7.1"):
+        compat.robomimic_version()
+
+
+def test_the_wrapper_costs_little() -> None:
+    """Beyond the sampler, of which a chunk's eight control steps use one."""
+    ours = quiet(small_policy(config=algo_config(steps=4)), window=4)
+    ours.start_episode(0)
+    obs = [observation(t) for t in range(8)]
+    sampling, draw = [], ours.chunks.draw
+
+    def timed(*arguments):
+        start = time.perf_counter()
+        made = draw(*arguments)
+        sampling.append(time.perf_counter() - start)
+        return made
+
+    ours.chunks.draw = timed
+    costs = []
+    for _ in range(60):
+        start = time.perf_counter()
+        for ob in obs:
+            ours(ob)
+        costs.append(time.perf_counter() - start - sampling[-1])
+    assert np.min(costs) < 1e-3, f"{1e3 * np.min(costs):.2f} ms"
+    print(f"wrapper: {1e3 * np.min(costs):.3f} ms at best, {1e3 * np.median(costs):.3f} median")

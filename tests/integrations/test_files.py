@@ -1,0 +1,206 @@
+"""robomimic's files: read without running them, converted, written, and refused when damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from asd_policy import CheckpointError, DiffusionPolicy
+from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, read_file, to_checkpoint
+from asd_policy.policy import load_checkpoint, save_checkpoint
+from reference.tiny import tiny_checkpoint
+
+KEYS = {"object": 10, "robot0_eef_pos": 3}
+ACTION_DIM = 7
+HORIZONS = {"observation": 2, "action": 3, "prediction": 8}
+
+
+def content(**changes) -> dict:
+    """A small policy as robomimic 0.5 saves it: averages apart from weights, NumPy numbers."""
+    torch.manual_seed(0)
+    network = tiny_checkpoint(observation_keys=KEYS, action_dim=ACTION_DIM).network
+    weights = {f"policy.noise_pred_net.{k}": v for k, v in network.state_dict().items()}
+    chain = {"enabled": True, "num_train_timesteps": 20, "num_inference_timesteps": 20,
+             "beta_schedule": "squaredcos_cap_v2", "clip_sample": True,
+             "prediction_type": "epsilon"}  # fmt: skip
+    config = {
+        "algo_name": "diffusion_policy",
+        "algo": {"horizon": {f"{k}_horizon": v for k, v in HORIZONS.items()},
+                 "unet": {"n_groups": 4}, "ddpm": chain, "ddim": {**chain, "enabled": False}},
+        "observation": {"modalities": {"obs": {"low_dim": list(KEYS), "rgb": []}}},
+        "train": {"action_keys": ["actions"], "action_config": {"actions": {}}},
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    return {
+        "model": {"nets": {k: v + 1 for k, v in weights.items()}, "ema": weights,
+                  "optimizers": {}, "lr_schedulers": {"policy": None}},
+        "config": json.dumps(config), "algo_name": "diffusion_policy",
+        "env_metadata": {"env_name": "Lift", "type": 1, "env_kwargs": {}, "env_version": "1.4.1"},
+        "shape_metadata": {"ac_dim": ACTION_DIM, "all_shapes": {k: [v] for k, v in KEYS.items()},
+                           "all_obs_keys": list(KEYS), "use_images": False},
+        "obs_normalization_stats": {k: {"offset": rng.normal(size=(1, v)).tolist(),
+                                        "scale": rng.uniform(1, 2, (1, v)).tolist()}
+                                    for k, v in KEYS.items()},
+        "variable_state": {"epoch": 3, "best_return": {"Lift": np.float64(0.5)}},
+        **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    torch.save(content(), tmp_path / "model.pth")
+    return tmp_path / "model.pth"
+
+
+def test_a_file_is_read_with_its_averages_and_its_units(path) -> None:
+    file = read_checkpoint(path)
+    assert file.uses_ema
+    made = to_checkpoint(file)
+    name = "final_conv.1.weight"
+    expected = content()["model"]["ema"][f"policy.noise_pred_net.{name}"]
+    assert torch.equal(made.network.state_dict()[name], expected)
+    assert made.config.horizons == (2, 3, 8)
+    assert made.config.down_dims == (8, 16)
+    assert made.schedule.num_steps == 20
+    stats = content()["obs_normalization_stats"]
+    x = torch.randn(13)
+    offset, scale = (
+        torch.tensor([number for key in KEYS for number in stats[key][name][0]])
+        for name in ("offset", "scale")
+    )
+    torch.testing.assert_close(made.observation_normalizer.normalize(x), (x - offset) / scale)
+    torch.testing.assert_close(made.action_normalizer.unnormalize(x[:7]), x[:7])
+    policy = DiffusionPolicy(made)
+    policy.reset(0)
+    assert policy.act({k: np.zeros(v) for k, v in KEYS.items()}).shape == (7,)
+
+
+def test_convert_writes_a_checkpoint_folder(path, tmp_path, run, refused) -> None:
+    pytest.importorskip("tyro")
+    status, out, _ = run("convert", path, tmp_path / "mine")
+    assert status == 0
+    assert "averaged (EMA) weights, 20 steps, task lift" in out
+    assert load_checkpoint(tmp_path / "mine").card["task"] == "lift"
+    refused("already holds a checkpoint", "convert", path, tmp_path / "mine")
+    refused("no checkpoint at", "convert", tmp_path / "none.pth", tmp_path / "other")
+
+
+def test_other_algorithms_and_pictures_are_refused(tmp_path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(content(algo_name="bc"), path)
+    with pytest.raises(CheckpointError, match="algorithm 'diffusion_policy', got 'bc'"):
+        read_checkpoint(path)
+    bad = content()
+    bad["shape_metadata"]["all_shapes"]["agentview_image"] = [3, 84, 84]
+    bad["config"] = bad["config"].replace('"rgb": []', '"rgb": ["agentview_image"]')
+    torch.save(bad, path)
+    with pytest.raises(CheckpointError, match=r"sees agentview_image.*accelerate\(\)"):
+        to_checkpoint(read_checkpoint(path))
+    torch.save([1], path)
+    with pytest.raises(CheckpointError, match="no robomimic checkpoint: it has no model"):
+        read_checkpoint(path)
+
+
+class Foreign:
+    """Unpickling makes a file."""
+
+    def __init__(self, made: str) -> None:
+        self.made = made
+
+    def __reduce__(self):
+        return (os.mkdir, (self.made,))
+
+
+def test_foreign_code_is_not_run_unless_trusted(tmp_path, run, refused) -> None:
+    path, mark = tmp_path / "model.pth", tmp_path / "mark"
+    torch.save(content(variable_state=Foreign(str(mark))), path)
+    with pytest.raises(CheckpointError, match=r"convert .*model\.pth FOLDER --trust-pickle"):
+        read_file(path)
+    refused("--trust-pickle", "convert", path, tmp_path / "mine")
+    assert not mark.exists()
+    assert run("convert", path, tmp_path / "mine", "--trust-pickle")[0] == 0
+    assert mark.exists()
+
+
+def mutated(path: Path, out: Path, kind: str, rng: random.Random, mark: Path) -> None:
+    blob = bytearray(path.read_bytes())
+    if kind == "flips":
+        for _ in range(rng.choice((1, 8, 64))):
+            blob[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
+        out.write_bytes(blob)
+    elif kind == "cut":
+        out.write_bytes(blob[: rng.randrange(len(blob))])
+    elif kind == "swap":
+        bad = content()
+        weights = dict(bad["model"]["ema"])
+        a, b = rng.sample(sorted(weights), 2)
+        weights[a], weights[b] = weights[b], weights[a]
+        bad["model"]["ema"] = weights
+        torch.save(bad, out)
+    elif kind == "foreign":
+        bad = content()
+        bad[rng.choice(list(bad))] = Foreign(str(mark))
+        torch.save(bad, out)
+    else:
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
+            for name in old.namelist():
+                data = old.read(name)
+                if name.endswith("data.pkl"):
+                    data = pickle.dumps(Foreign(str(mark)), 2)
+                new.writestr(name, data)
+
+
+def test_two_hundred_damaged_files(path, tmp_path) -> None:
+    """Each is refused with one kind of error, or says bit for bit what the whole one says; nothing
+    it holds is run. (Two tensors of one shape may change places unnoticed: nothing says which is
+    which.)"""
+    rng, mark, out = random.Random(0), tmp_path / "mark", tmp_path / "bad.pth"
+    good = to_checkpoint(read_checkpoint(path)).network.state_dict()
+    refusals = 0
+    for i in range(200):
+        kind = ("flips", "cut", "swap", "foreign", "pickle")[i % 5]
+        mutated(path, out, kind, rng, mark)
+        try:
+            made = to_checkpoint(read_checkpoint(out)).network.state_dict()
+        except CheckpointError:
+            refusals += 1
+        else:
+            assert kind in ("flips", "swap"), kind
+            same = [torch.equal(value, good[key]) for key, value in made.items()]
+            assert sum(not one for one in same) in ((0,) if kind == "flips" else (0, 2))
+        assert not mark.exists()
+    assert refusals > 150
+
+
+def test_exported_files_are_robomimics(tmp_path, run) -> None:
+    pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
+    import robomimic.utils.file_utils as file_utils
+
+    import asd_policy.integrations.robomimic as asd
+
+    made = tiny_checkpoint(observation_keys=KEYS, action_dim=7)
+    made.card["task"] = "lift"
+    save_checkpoint(tmp_path / "mine", made)
+    assert run("export", tmp_path / "mine", tmp_path / "model.pth")[0] == 0
+    policy, _ = file_utils.policy_from_checkpoint(ckpt_path=str(tmp_path / "model.pth"),
+                                                  device=torch.device("cpu"))  # fmt: skip
+    rng = np.random.default_rng(0)
+    frames = [{k: rng.normal(size=v).astype(np.float32) for k, v in KEYS.items()} for _ in range(7)]
+    theirs = asd.accelerate(policy, "ddpm", verbose=False)
+    theirs.start_episode(seeds=3)
+    ours = DiffusionPolicy.load(tmp_path / "mine", sampler="ddpm")
+    ours.reset(3)
+    for frame in frames:
+        np.testing.assert_allclose(theirs(frame), ours.act(frame), atol=1e-5)
+    assert run("convert", tmp_path / "model.pth", tmp_path / "back")[0] == 0
+    back = load_checkpoint(tmp_path / "back")
+    assert back.config == made.config
+    torch.testing.assert_close(back.action_normalizer.low, made.action_normalizer.low)
