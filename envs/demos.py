@@ -154,7 +154,7 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
             "correlation": _episodes.NOISE_CORRELATION,
         },
         "steps_after_success": _episodes.STEPS_AFTER_SUCCESS,
-        "max_steps": _episodes.MAX_STEPS,
+        "max_steps": task.demonstration_limit,
         "action": "the expert's own at the visited states; what was executed is executed_action",
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "command": _command(recipe),
