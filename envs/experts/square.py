@@ -22,7 +22,7 @@ _WIDTH = 0.032  # metres, of the handle
 _UP = 0.006  # metres above the handle's middle; lower, the fingers meet the table
 _PEG = 0.13  # metres from the table to the peg's top
 _RELEASE = 0.035  # metres above the table below which the nut is let go around the peg
-_SLACK_XY, _SLACK_YAW = 0.003, 0.05  # metres, radians: when the nut may go down the peg
+_SLACK_XY, _SLACK_YAW = 0.005, 0.1  # metres, radians: when the nut may go down the peg
 _QUARTER = np.pi / 2
 
 
@@ -130,12 +130,11 @@ class SquareExpert:
         hand_yaw = yaw_of(gripper.rotation)
         wanted = self._yaw_at_peg(hand_yaw, yaw_of(rotation))
         off_yaw = abs(wrap(wanted - hand_yaw, 2 * np.pi))
-        threaded = height < _PEG + 0.01 and distance < 0.01
-        misaligned = max((distance - _SLACK_XY) / 0.004, (off_yaw - _SLACK_YAW) / 0.05)
-        above = 0.0 if threaded else float(np.clip(misaligned, 0, 1))
+        threaded = height < _PEG + 0.008 and distance < 0.0085
+        aligned = threaded or (distance < _SLACK_XY and off_yaw < _SLACK_YAW)
         near = float(np.clip((distance - 0.02) / 0.05, 0, 1))
         top = _PEG + 0.025 + near * (self.style.carry - _PEG - 0.025)
-        rise = (top if above > 0 else 0.01) - height
+        rise = (0.01 if aligned else top) - height
         clear = float(np.clip((height - _PEG + 0.01) / 0.03, 0, 1)) if near > 0 else 1.0
         bend = self.style.bend * float(np.clip((distance - 0.1) / 0.3, 0, 1))
         sideways = np.array([[np.cos(bend), -np.sin(bend)], [np.sin(bend), np.cos(bend)]])
