@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.envs.experts.grasp import CLOSE, OPEN, Grasp, nearest_turn
+from asd_policy.envs.experts.grasp import CLOSE, Grasp, bent, let_go, nearest_turn
 from asd_policy.envs.experts.servo import (
     Gripper,
     pointing_down,
@@ -87,7 +87,7 @@ class CanExpert:
         position, rotation = self._can()
         grasp = self._grasp(position, rotation)
         if self._in_bin(position):
-            goal, turn, fingers = self._retreat(gripper)
+            goal, turn, fingers = let_go(gripper, free=0.065)
         elif grasp.held(gripper, airborne=position[2] > self._floor + _STANDING + 0.01):
             goal, turn = self._carry(gripper, position)
             fingers = CLOSE
@@ -115,12 +115,6 @@ class CanExpert:
         inside = position - self._simulation.bin2_pos
         return bool(inside[0] > 0.03 and inside[1] > 0.03 and inside[2] < _RELEASE + 0.005)
 
-    def _retreat(self, gripper: Gripper) -> tuple[np.ndarray, np.ndarray, float]:
-        """Up, once the fingers have let go."""
-        free = gripper.opening > 0.065
-        goal = gripper.position + [0, 0, 0.1 * free]
-        return goal, pointing_down(yaw_of(gripper.rotation)), OPEN
-
     def _carry(self, gripper: Gripper, can: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hand position and rotation: up, across once clear of the walls, down over the place."""
         place = self._simulation.bin2_pos[:2] + _PLACE + self.style.place
@@ -128,9 +122,7 @@ class CanExpert:
         away = place - can[:2]
         distance = float(np.linalg.norm(away))
         clear = float(np.clip((height - _CLEAR) / 0.02 + 1, 0, 1)) if distance > 0.03 else 1.0
-        bend = self.style.bend * float(np.clip((distance - 0.1) / 0.5, 0, 1))
-        sideways = np.array([[np.cos(bend), -np.sin(bend)], [np.sin(bend), np.cos(bend)]])
-        across = clear * sideways @ away
+        across = clear * bent(away, self.style.bend, near=0.1, far=0.6)
         lowered = float(np.clip((distance - 0.015) / 0.04, 0, 1))
         rise = (_RELEASE - 0.005) + (self.style.carry - _RELEASE) * lowered - height
         yaw = self._yaw + self.style.place_yaw

@@ -81,3 +81,23 @@ class Grasp:
 def nearest_turn(angle: float, period: float, preferred: float) -> float:
     """The angle nearest to `preferred` that equals `angle` modulo `period`."""
     return preferred + wrap(angle - preferred, period)
+
+
+def let_go(gripper: Gripper, free: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Hand position (3,), rotation (3, 3) and finger command that release an object.
+
+    Up, but not before the fingers are `free` metres apart.
+    """
+    up = 0.1 * (gripper.opening > free)
+    return gripper.position + [0, 0, up], pointing_down(yaw_of(gripper.rotation)), OPEN
+
+
+def bent(away: np.ndarray, bend: float, near: float, far: float) -> np.ndarray:
+    """The way `away` (2,), turned left by up to `bend` radians at `far` metres, straight at `near`.
+
+    Steering by it at every step leads there on an arc, to the left or to the right.
+    """
+    distance = float(np.linalg.norm(away))
+    turn = bend * float(np.clip((distance - near) / (far - near), 0, 1))
+    c, s = np.cos(turn), np.sin(turn)
+    return np.array([[c, -s], [s, c]]) @ away

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.envs.experts.grasp import CLOSE, OPEN, Grasp, nearest_turn
+from asd_policy.envs.experts.grasp import CLOSE, Grasp, bent, let_go, nearest_turn
 from asd_policy.envs.experts.servo import (
     Gripper,
     pointing_down,
@@ -87,7 +87,7 @@ class SquareExpert:
         grasp = self._grasp(position, rotation)
         speed = self.style.speed
         if self._on_peg(position):
-            goal, turn, fingers = self._retreat(gripper)
+            goal, turn, fingers = let_go(gripper, free=0.055)
         elif grasp.held(gripper, airborne=position[2] > self._table_z + 0.02):
             goal, turn, speed = self._carry(gripper, position, rotation)
             fingers = CLOSE
@@ -114,12 +114,6 @@ class SquareExpert:
         off = np.abs(position[:2] - self._peg).max()
         return bool(off < 0.02 and position[2] < self._table_z + _RELEASE)
 
-    def _retreat(self, gripper: Gripper) -> tuple[np.ndarray, np.ndarray, float]:
-        """Up, once the fingers have let go."""
-        free = gripper.opening > 0.055
-        goal = gripper.position + [0, 0, 0.1 * free]
-        return goal, pointing_down(yaw_of(gripper.rotation)), OPEN
-
     def _carry(
         self, gripper: Gripper, nut: np.ndarray, rotation: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, float]:
@@ -136,9 +130,7 @@ class SquareExpert:
         top = _PEG + 0.025 + near * (self.style.carry - _PEG - 0.025)
         rise = (0.01 if aligned else top) - height
         clear = float(np.clip((height - _PEG + 0.01) / 0.03, 0, 1)) if near > 0 else 1.0
-        bend = self.style.bend * float(np.clip((distance - 0.1) / 0.3, 0, 1))
-        sideways = np.array([[np.cos(bend), -np.sin(bend)], [np.sin(bend), np.cos(bend)]])
-        across = clear * sideways @ away
+        across = clear * bent(away, self.style.bend, near=0.1, far=0.4)
         speed = 0.5 * self.style.speed if near < 1 else self.style.speed
         return gripper.position + [*across, rise], pointing_down(wanted), speed
 

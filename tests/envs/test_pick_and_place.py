@@ -7,7 +7,7 @@ import pytest
 
 from asd_policy.envs.episodes import load_expert, run_episode
 from asd_policy.envs.experts import can, square
-from asd_policy.envs.experts.grasp import CLOSE, OPEN, Grasp, nearest_turn
+from asd_policy.envs.experts.grasp import CLOSE, OPEN, Grasp, bent, let_go, nearest_turn
 from asd_policy.envs.experts.servo import Gripper, pointing_down, yaw_of
 
 TASKS = {"can": can, "square": square}
@@ -60,6 +60,26 @@ def test_an_object_is_held_by_fingers_that_rest_on_it(state, resting, airborne):
 def test_the_nearest_turn():
     assert nearest_turn(3.0, np.pi, 0.0) == pytest.approx(3.0 - np.pi)
     assert nearest_turn(0.1, np.pi / 2, 1.5) == pytest.approx(0.1 + np.pi / 2)
+
+
+def test_letting_go_waits_for_the_fingers():
+    shut, wide = hand(opening=0.05, yaw=0.3), hand(opening=0.07, yaw=0.3)
+    for gripper, up in [(shut, 0.0), (wide, 0.1)]:
+        goal, turn, fingers = let_go(gripper, free=0.06)
+        np.testing.assert_allclose(goal, gripper.position + [0, 0, up])
+        np.testing.assert_allclose(turn, gripper.rotation, atol=1e-12)
+        assert fingers == OPEN
+
+
+def test_a_bent_way_is_straight_at_its_end():
+    np.testing.assert_allclose(bent(np.array([0.05, 0.0]), 0.5, 0.1, 0.4), [0.05, 0.0])
+    np.testing.assert_allclose(bent(np.array([1.0, 0.0]), np.pi / 2, 0.1, 0.4), [0, 1], atol=1e-12)
+    place, way = np.array([0.5, 0.0]), [np.zeros(2)]
+    while np.linalg.norm(place - way[-1]) > 0.02:
+        step = bent(place - way[-1], 0.5, 0.1, 0.4)
+        way.append(way[-1] + 0.01 * step / np.linalg.norm(step))
+        assert len(way) < 70
+    assert 0.04 < max(point[1] for point in way) < 0.15  # to the left
 
 
 # --- the experts --------------------------------------------------------------------------------
