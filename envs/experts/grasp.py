@@ -83,6 +83,14 @@ def nearest_turn(angle: float, period: float, preferred: float) -> float:
     return preferred + wrap(angle - preferred, period)
 
 
+def unwound(gripper: Gripper, yaw: float, middle: float) -> float:
+    """The heading to command now on the way to `yaw`, so that the hand never turns the long way
+    round: it passes `middle`, radians, where the wrist's joint has as much room on either side."""
+    here = nearest_turn(yaw_of(gripper.rotation), 2 * np.pi, middle)
+    there = nearest_turn(yaw, 2 * np.pi, middle)
+    return here + float(np.clip(there - here, -2, 2))
+
+
 def let_go(gripper: Gripper, free: float) -> tuple[np.ndarray, np.ndarray, float]:
     """Hand position (3,), rotation (3, 3) and finger command that release an object.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.envs.experts.grasp import CLOSE, Grasp, bent, let_go, nearest_turn
+from asd_policy.envs.experts.grasp import CLOSE, Grasp, bent, let_go, nearest_turn, unwound
 from asd_policy.envs.experts.servo import (
     Gripper,
     pointing_down,
@@ -24,6 +24,9 @@ _PEG = 0.13  # metres from the table to the peg's top
 _RELEASE = 0.035  # metres above the table below which the nut is let go around the peg
 _SLACK_XY, _SLACK_YAW = 0.005, 0.1  # metres, radians: when the nut may go down the peg
 _QUARTER = np.pi / 2
+# Headings of the hand at which the wrist's joint is in the middle of its range, and the lowest
+# and highest to plan for: radians from that of the resting hand.
+_MIDDLE, _LOWEST, _HIGHEST = 0.8, -1.8, 3.0
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,9 @@ class Style:
         return Style(
             speed=float(rng.uniform(0.7, 1.0)),
             hover=float(rng.uniform(0.05, 0.09)),
-            yaw=float(rng.uniform(-0.4, 0.4)),
+            yaw=float(rng.uniform(0.1, 0.9)),
             along=float(rng.uniform(-0.004, 0.01)),
-            peg_yaw=float(rng.uniform(-0.6, 0.6)),
+            peg_yaw=float(rng.uniform(-0.6, 1.4)),
             carry=float(rng.uniform(0.175, 0.21)),
             bend=float(rng.choice([-0.4, 0.4]) + rng.uniform(-0.15, 0.15)),
         )
@@ -94,7 +97,8 @@ class SquareExpert:
         else:
             goal, turn, fingers = grasp.approach(gripper, self.style.hover)
         move = position_command(gripper, goal, speed=speed)
-        rotate = rotation_command(gripper, turn, speed=self.style.speed)
+        yaw = unwound(gripper, yaw_of(turn), self._yaw + _MIDDLE)
+        rotate = rotation_command(gripper, pointing_down(yaw), speed=self.style.speed)
         return np.concatenate([move, rotate, [fingers]])
 
     def _nut(self) -> tuple[np.ndarray, np.ndarray]:
@@ -135,10 +139,10 @@ class SquareExpert:
         return gripper.position + [*across, rise], pointing_down(wanted), speed
 
     def _yaw_at_peg(self, hand: float, nut: float) -> float:
-        """Hand heading that puts the nut square onto the peg, its handle not away from the robot:
-        the arm is too short to hold it there."""
-        preferred = self._yaw + self.style.peg_yaw
-        aligned = hand + wrap(-nut, _QUARTER)
-        ways = [nearest_turn(aligned + k * _QUARTER, 2 * np.pi, preferred) for k in range(4)]
-        ways = [yaw for yaw in ways if np.cos(yaw - hand + nut) < 0.5]
-        return min(ways, key=lambda yaw: abs(yaw - preferred))
+        """Hand heading, within the wrist's reach, that puts the nut square onto the peg; its
+        handle not away from the robot, where the arm is too short to hold it."""
+        aligned = hand + wrap(-nut, _QUARTER) - self._yaw
+        ways = [nearest_turn(aligned + k * _QUARTER, 2 * np.pi, _MIDDLE) for k in range(4)]
+        ways = [yaw for yaw in ways if _LOWEST < yaw < _HIGHEST]
+        ways = [yaw for yaw in ways if np.cos(yaw + self._yaw - hand + nut) < 0.5]
+        return self._yaw + min(ways, key=lambda yaw: abs(yaw - self.style.peg_yaw))
