@@ -19,9 +19,9 @@ from asd_policy.envs.experts.servo import (
 _DIAMETER = 0.05  # metres, of the can
 _STANDING = 0.06  # metres above the bin's frame, of the middle of a can that stands in it
 # Where the hand can set it down, from the corner of its quarter of the bin: the middle of the
-# quarter is out of the arm's reach.
-_PLACE = np.array([0.052, 0.062])
-_RELEASE = 0.085  # metres above the bin at which the fingers open
+# quarter is out of the arm's reach, and nearer to the walls the fingers come down on them.
+_PLACE = np.array([0.060, 0.070])
+_RELEASE = 0.1  # metres above the bin at which the fingers open
 _CLEAR = 0.165  # metres above the bin at which the can may start across the walls
 
 
@@ -58,7 +58,7 @@ class Style:
             hover=float(rng.uniform(0.07, 0.11)),
             yaw=float(rng.uniform(-0.8, 0.8)),
             up=float(rng.uniform(0.005, 0.02)),
-            place=(float(rng.uniform(-0.012, 0.012)), float(rng.uniform(-0.015, 0.02))),
+            place=(float(rng.uniform(-0.01, 0.01)), float(rng.uniform(-0.015, 0.015))),
             place_yaw=float(rng.uniform(-0.6, 0.6)),
             carry=float(rng.uniform(0.18, 0.23)),
             bend=float(rng.choice([-0.3, 0.5]) + rng.uniform(-0.15, 0.15)),
