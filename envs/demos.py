@@ -23,9 +23,9 @@ import numpy as np
 from asd_policy.envs import episodes as _episodes
 from asd_policy.envs.attempts import Recipe, attempt_path, open_folder, run_attempts
 from asd_policy.envs.simulator import environment_arguments
+from asd_policy.envs.stored import EpisodeModels, check_rendering, film
 from asd_policy.envs.tasks import get_task
-from asd_policy.envs.world import RobosuiteEnv
-from asd_policy.errors import DatasetError, OutputExistsError
+from asd_policy.errors import OutputExistsError
 
 FORMAT = "asd-policy demonstrations 1"
 
@@ -154,7 +154,7 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
             "correlation": _episodes.NOISE_CORRELATION,
         },
         "steps_after_success": _episodes.STEPS_AFTER_SUCCESS,
-        "max_steps": _episodes.MAX_STEPS,
+        "max_steps": task.demonstration_limit,
         "action": "the expert's own at the visited states; what was executed is executed_action",
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "command": _command(recipe),
@@ -164,44 +164,6 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
 def _command(recipe: Recipe) -> str:
     words = ["asd-policy", "demos", "--task", recipe.task, "--episodes", str(recipe.episodes)]
     return shlex.join([*words, "--noise", str(recipe.noise), "--seed", str(recipe.seed)])
-
-
-class EpisodeModels:
-    """MuJoCo models (XML) of a store's episodes, rebuilt from their seeds.
-
-    A model differs between episodes (Lift's cube has a size of its own), and a recorded state
-    means little without it.
-
-    Args:
-        store: path of a store that `collect` wrote.
-    """
-
-    def __init__(self, store: Path) -> None:
-        import zarr
-
-        self._store = store
-        self._root = zarr.open_group(str(store), mode="r")
-        self._env = RobosuiteEnv(self._root.attrs["task"])
-        ends = np.asarray(self._root["meta/episode_ends"][:])
-        self._starts = np.concatenate([[0], ends[:-1]])
-
-    def __call__(self, episode: int) -> str:
-        """XML of the model of stored episode number `episode`.
-
-        Raises:
-            DatasetError: the episode's seed gives another first state here, as other versions
-                of the simulator may.
-        """
-        attempt = int(self._root["meta/attempt"][episode])
-        world_seed, _, _ = _episodes.episode_seeds(int(self._root.attrs["seed"]), attempt)
-        self._env.reset(seed=world_seed)
-        recorded = np.asarray(self._root["data/state"][self._starts[episode]])
-        if not np.allclose(self._env.flat_state(), recorded, rtol=0.0, atol=1e-9):
-            raise DatasetError(
-                f"{self._store}: episode {episode} starts in another state here; it was recorded "
-                f"with {self._root.attrs['versions']}"
-            )
-        return str(self._env.simulation.sim.model.get_xml())
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -222,6 +184,8 @@ def main_collect(
     workers: int = available_cores(),
     out: Path | None = None,
     hdf5: Path | None = None,
+    figure: Path | None = None,
+    render: Path | None = None,
 ) -> None:
     """Collect demonstrations of a scripted expert into a zarr store.
 
@@ -237,10 +201,12 @@ def main_collect(
         workers: Processes to run in parallel.
         out: Path of the store; outputs/demos/<task>.zarr when not given.
         hdf5: Also export to this path in robomimic's layout.
+        figure: Also draw the variety of the demonstrations to this path (png, pdf or svg).
+        render: Also film the first demonstration to this path (mp4); needs OpenGL.
     """
     out = Path("outputs/demos") / f"{task}.zarr" if out is None else out
-    if hdf5 is not None and hdf5.exists():
-        raise OutputExistsError(f"{hdf5} exists already; expected a path for a new file")
+    extras = {"HDF5": hdf5, "figure": figure, "film": render}
+    _check_extras(extras)
     try:
         summary = collect(task, episodes, noise, out, workers, seed)
     except KeyboardInterrupt:
@@ -250,10 +216,30 @@ def main_collect(
         from asd_policy.data.robomimic_hdf5 import export_hdf5
 
         export_hdf5(out, hdf5, EpisodeModels(out))
-    _print_summary(summary, hdf5)
+    if figure is not None:
+        from asd_policy.envs.variety import draw_variety
+
+        draw_variety(out, figure)
+    if render is not None:
+        film(out, 0, render)
+    _print_summary(summary, extras)
 
 
-def _print_summary(summary: Summary, hdf5: Path | None) -> None:
+def _check_extras(extras: dict[str, Path | None]) -> None:
+    """Refuse before the collection what would fail after it."""
+    for path in extras.values():
+        if path is not None and path.exists():
+            raise OutputExistsError(f"{path} exists already; expected a path for a new file")
+    figure, film_path = extras["figure"], extras["film"]
+    if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"expected a figure ending in .png, .pdf or .svg, got {figure}")
+    if film_path is not None:
+        if film_path.suffix != ".mp4":
+            raise ValueError(f"expected a film ending in .mp4, got {film_path}")
+        check_rendering()
+
+
+def _print_summary(summary: Summary, extras: dict[str, Path | None]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -267,7 +253,7 @@ def _print_summary(summary: Summary, hdf5: Path | None) -> None:
         "length": f"mean {lengths.mean():.1f}, min {lengths.min()}, max {lengths.max()}",
         "seconds": f"{summary.seconds:.0f}",
         "path": summary.path,
-        **({} if hdf5 is None else {"HDF5": hdf5}),
+        **{name: path for name, path in extras.items() if path is not None},
     }
     table = Table(show_header=False)
     for name, value in rows.items():

@@ -18,7 +18,6 @@ NOISE_CORRELATION = 0.8
 # Steps recorded after success, all of them upwards: the ends of the data are then well covered
 # without the standing still that policies learn to stall from.
 STEPS_AFTER_SUCCESS = 6
-MAX_STEPS = 150  # an episode that takes five times the usual is dropped
 
 
 class Expert(Protocol):
@@ -105,7 +104,7 @@ def run_episode(env: RobosuiteEnv, noise: float, seed: int, index: int) -> Episo
     disturbance = Disturbance(noise, env.task.action_dim, noise_rng)
     rows: list[dict[str, Any]] = []
     left = STEPS_AFTER_SUCCESS
-    while len(rows) < MAX_STEPS and left > 0:
+    while len(rows) < env.task.demonstration_limit and left > 0:
         action = expert.act().astype(np.float32)
         executed = disturbance.added_to(action)
         row = {**observation, "action": action, "executed_action": executed}

@@ -38,6 +38,8 @@ class Task:
         robots: one robot model per arm.
         env_configuration: how robosuite places several robots, None for one arm.
         expert: "module:class" of the scripted expert, None where there is none.
+        demonstration_limit: control steps, several times the usual, after which an attempt of the
+            expert is given up.
         camera: rendered by `render_mode="rgb_array"`.
     """
 
@@ -49,6 +51,7 @@ class Task:
     robots: tuple[str, ...] = ("Panda",)
     env_configuration: str | None = None
     expert: str | None = None
+    demonstration_limit: int = 150
     camera: str = "agentview"
 
     @property
@@ -100,6 +103,8 @@ _ROWS = (
         robosuite_name="PickPlaceCan",
         horizon=400,
         object_fields=_posed_objects("Can"),
+        expert="asd_policy.envs.experts.can:CanExpert",
+        demonstration_limit=300,
     ),
     Task(
         name="square",
@@ -107,6 +112,8 @@ _ROWS = (
         robosuite_name="NutAssemblySquare",
         horizon=400,
         object_fields=_posed_objects("SquareNut"),
+        expert="asd_policy.envs.experts.square:SquareExpert",
+        demonstration_limit=300,
     ),
     Task(
         name="tool_hang",

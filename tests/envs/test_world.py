@@ -8,6 +8,7 @@ from gymnasium.utils.env_checker import check_env
 from scipy.spatial.transform import Rotation
 
 import asd_policy  # noqa: F401 - registers the environments
+from asd_policy.envs.episodes import load_expert
 from asd_policy.envs.experts.lift import LiftExpert
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.simulator import read_observables
@@ -248,14 +249,16 @@ def test_unknown_names_are_refused_with_those_that_are_known():
 # --- saved states -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lift", "transport"])
-def test_a_state_returns_in_another_environment(worlds, flat, name):
-    """Saved with the cube grasped (Lift): contact forces and gripper commands must return too."""
+@pytest.mark.parametrize(
+    ("name", "steps"), [("lift", 24), ("can", 45), ("square", 45), ("transport", None)]
+)
+def test_a_state_returns_in_another_environment(worlds, flat, name, steps):
+    """Saved with the object grasped: contact forces and gripper commands must return too."""
     env, other = worlds(name), RobosuiteEnv(name)
     env.reset(seed=5)
-    if name == "lift":
-        expert = LiftExpert(env.simulation, np.random.default_rng(0))
-        past = [expert.act() for _ in range(24) if env.step(expert.act())]
+    if steps is not None:
+        expert = load_expert(env.task)(env.simulation, np.random.default_rng(0))
+        past = [expert.act() for _ in range(steps) if env.step(expert.act())]
         assert past[-1][6] == 1.0
     else:
         for action in actions(env, 10):

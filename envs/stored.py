@@ -1,0 +1,116 @@
+"""Stored demonstrations brought back to life: their models, and films of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asd_policy.envs.episodes import episode_seeds
+from asd_policy.envs.world import RobosuiteEnv
+from asd_policy.errors import AsdPolicyError, DatasetError
+
+
+class StoredEpisodes:
+    """The episodes of a store that `asd_policy.envs.demos.collect` wrote, in their environment.
+
+    Args:
+        store: path of the store.
+        env: of the store's task; one is made when None.
+    """
+
+    def __init__(self, store: Path, env: RobosuiteEnv | None = None) -> None:
+        import zarr
+
+        self._store = store
+        self._root = zarr.open_group(str(store), mode="r")
+        self.env = RobosuiteEnv(self._root.attrs["task"]) if env is None else env
+        self._ends = np.concatenate([[0], np.asarray(self._root["meta/episode_ends"][:])])
+
+    def begin(self, episode: int) -> np.ndarray:
+        """Reset the environment to stored episode `episode`; what was executed then, (T, dim).
+
+        Raises:
+            DatasetError: the episode's seed gives another first state here, as other versions
+                of the simulator may.
+        """
+        attempt = int(self._root["meta/attempt"][episode])
+        world_seed, _, _ = episode_seeds(int(self._root.attrs["seed"]), attempt)
+        self.env.reset(seed=world_seed)
+        first, end = self._ends[episode : episode + 2]
+        recorded = np.asarray(self._root["data/state"][first])
+        if not np.allclose(self.env.flat_state(), recorded, rtol=0.0, atol=1e-9):
+            raise DatasetError(
+                f"{self._store}: episode {episode} starts in another state here; it was recorded "
+                f"with {self._root.attrs['versions']}"
+            )
+        return np.asarray(self._root["data/executed_action"][first:end])
+
+
+class EpisodeModels:
+    """MuJoCo models (XML) of a store's episodes, rebuilt from their seeds.
+
+    A model differs between episodes (Lift's cube has a size of its own), and a recorded state
+    means little without it.
+
+    Args:
+        store: path of a store that `asd_policy.envs.demos.collect` wrote.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self._episodes = StoredEpisodes(store)
+
+    def __call__(self, episode: int) -> str:
+        """XML of the model of stored episode number `episode`.
+
+        Raises:
+            DatasetError: see `StoredEpisodes.begin`.
+        """
+        self._episodes.begin(episode)
+        return str(self._episodes.env.simulation.sim.model.get_xml())
+
+
+def film(store: Path, episode: int, out: Path, size: tuple[int, int] = (480, 480)) -> None:
+    """Play stored episode `episode` again, and film it to `out` (mp4), `size` pixels, 20 a second.
+
+    Raises:
+        DatasetError: see `StoredEpisodes.begin`.
+    """
+    import imageio.v2 as imageio
+    import zarr
+
+    task = zarr.open_group(str(store), mode="r").attrs["task"]
+    env = RobosuiteEnv(task, render_mode="rgb_array", render_size=size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.stem}.part.mp4")  # imageio knows formats by the name's end
+    fps: Any = env.metadata["render_fps"]
+    try:
+        actions = StoredEpisodes(store, env).begin(episode)
+        with imageio.get_writer(unfinished, fps=fps, macro_block_size=2) as opened:
+            writer: Any = opened
+            writer.append_data(env.render())
+            for action in actions:
+                env.step(action)
+                writer.append_data(env.render())
+        os.replace(unfinished, out)
+    finally:
+        env.close()
+        unfinished.unlink(missing_ok=True)
+
+
+def check_rendering() -> None:
+    """Find out whether there is OpenGL.
+
+    Raises:
+        AsdPolicyError: there is none; the message says what to install.
+    """
+    from gymnasium.error import DependencyNotInstalled
+
+    from asd_policy.envs.rendering import choose_backend
+
+    try:
+        choose_backend()
+    except DependencyNotInstalled as error:
+        raise AsdPolicyError(f"--render cannot film: {error}") from error

@@ -1,0 +1,77 @@
+"""What a store of demonstrations shows: a figure of its variety, and a film of an episode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+_ROWS = 4000  # of the store, at most, that look for their neighbours
+
+
+def draw_variety(store: Path, out: Path) -> None:
+    """Draw the paths of the hand, its heights and headings, and how far actions at like moments
+    differ, to a picture `out` (the name's end says the format).
+
+    Args:
+        store: path of a store that `asd_policy.envs.demos.collect` wrote.
+        out: path of the picture.
+    """
+    import zarr
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    root = zarr.open_group(str(store), mode="r")
+    ends = np.asarray(root["meta/episode_ends"][:])
+    hands = np.split(np.asarray(root["data/robot0_eef_pos"][:]), ends[:-1])
+    turns = np.split(np.asarray(root["data/robot0_eef_quat"][:]), ends[:-1])
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, height, heading, spread = figure.subplots(1, 4)
+    for hand, turn in zip(hands, turns, strict=True):
+        seconds = np.arange(len(hand)) / 20
+        above.plot(hand[:, 1], hand[:, 0], linewidth=0.5, alpha=0.6)
+        height.plot(seconds, hand[:, 2], linewidth=0.5, alpha=0.6)
+        heading.plot(seconds, _headings(turn), linewidth=0.5, alpha=0.6)
+    above.set(title="Hand from above", xlabel="y (m)", ylabel="x (m)", aspect="equal")
+    height.set(title="Height of the hand", xlabel="time (s)", ylabel="z (m)")
+    heading.set(title="Heading of the hand", xlabel="time (s)", ylabel="rad from the first")
+    spread.hist(like_moments(root), bins=50, range=(0, 2), density=True)
+    spread.set(title="Actions at like moments", xlabel="distance of move commands")
+    count = f"{root.attrs['task']}: {len(ends)} demonstrations, noise {root.attrs['noise']['std']}"
+    figure.suptitle(count, fontsize=10)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+
+
+def _headings(quaternions: np.ndarray) -> np.ndarray:
+    """Turn about the vertical since the first row, radians, (T,), of (T, 4) quaternions."""
+    axis = Rotation.from_quat(quaternions).as_matrix()[:, :2, 0]
+    yaw = np.unwrap(np.arctan2(axis[:, 1], axis[:, 0]))
+    return np.asarray(yaw - yaw[0])
+
+
+def like_moments(root: Any) -> np.ndarray:
+    """Distances (rows,) between the moves that experts chose at like moments of two episodes.
+
+    Each row's neighbour is the nearest row of another episode, all observations scaled to unit
+    variance; the distance is that of the position commands (0 to 2√3). A set of demonstrations
+    with one way of doing things would have them near 0.
+    """
+    keys = [str(key) for key in root.attrs["observation_keys"]]
+    rows = np.concatenate([np.asarray(root[f"data/{key}"][:]) for key in keys], axis=1)
+    rows = (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), 1e-6)
+    moves = np.asarray(root["data/action"][:, :3])
+    ends = np.asarray(root["meta/episode_ends"][:])
+    owner = np.searchsorted(ends, np.arange(len(rows)), side="right")
+    asking = np.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).astype(int)
+    distances = []
+    for episode in np.unique(owner[asking]):
+        mine, others = asking[owner[asking] == episode], np.flatnonzero(owner != episode)
+        if len(others):
+            nearest = others[cKDTree(rows[others]).query(rows[mine])[1]]
+            distances.append(np.linalg.norm(moves[mine] - moves[nearest], axis=1))
+    return np.concatenate(distances) if distances else np.zeros(0)

@@ -1,0 +1,75 @@
+"""The figure of a store's variety, and the film of an episode."""
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import zarr
+from gymnasium.error import DependencyNotInstalled
+
+from asd_policy.envs import demos, rendering, stored
+from asd_policy.envs.variety import _headings, draw_variety, like_moments
+from asd_policy.errors import AsdPolicyError
+
+
+def test_the_figure_is_drawn(store, tmp_path):
+    draw_variety(store, tmp_path / "new" / "variety.png")
+    picture = imageio.imread(tmp_path / "new" / "variety.png")
+    assert min(picture.shape[:2]) > 300
+    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 20
+
+
+def write(tmp_path, moves):
+    """Two episodes that see the same, and choose the given moves."""
+    root = zarr.open_group(str(tmp_path / "two.zarr"), mode="w")
+    seen = np.tile(np.arange(5.0)[:, None], (2, 1))
+    root["data/object"] = seen
+    root["data/action"] = np.repeat(moves, 5, axis=0)
+    root["meta/episode_ends"] = np.array([5, 10])
+    root.attrs["observation_keys"] = {"object": 1}
+    return root
+
+
+def test_like_moments_compare_episodes_with_each_other(tmp_path):
+    one_way = write(tmp_path, np.array([[0.5, 0.0, 0.0], [0.5, 0.0, 0.0]]))
+    np.testing.assert_array_equal(like_moments(one_way), np.zeros(10))
+    two_ways = write(tmp_path, np.array([[0.5, 0.0, 0.0], [-0.5, 0.0, 0.0]]))
+    np.testing.assert_allclose(like_moments(two_ways), np.ones(10))
+
+
+def test_headings_are_turns_about_the_vertical():
+    half = np.linspace(0, 2.5, 6)  # half angles; the turn passes a half circle
+    quaternions = np.stack([0 * half, 0 * half, np.sin(half), np.cos(half)], axis=1)
+    np.testing.assert_allclose(_headings(quaternions), 2 * half, atol=1e-9)
+
+
+def test_the_film_shows_every_step(store, tmp_path):
+    try:
+        rendering.choose_backend()
+    except DependencyNotInstalled:
+        pytest.skip("needs OpenGL (libosmesa6, or libegl1 with a driver)")
+    stored.film(store, 0, tmp_path / "lift.mp4", size=(64, 64))
+    assert [path.name for path in tmp_path.iterdir()] == ["lift.mp4"]
+    frames = imageio.mimread(tmp_path / "lift.mp4", memtest=False)
+    steps = zarr.open_group(str(store), mode="r")["meta/episode_ends"][0]
+    assert len(frames) == steps + 1
+    assert not np.array_equal(frames[0], frames[-1])
+
+
+def refuse():
+    raise DependencyNotInstalled("none works here")
+
+
+@pytest.mark.parametrize(
+    ("extra", "error", "message"),
+    [
+        ({"figure": "v.jpeg"}, ValueError, r"ending in \.png, \.pdf or \.svg, got .*v\.jpeg"),
+        ({"render": "v.avi"}, ValueError, r"ending in \.mp4, got .*v\.avi"),
+        ({"render": "v.mp4"}, AsdPolicyError, "--render cannot film: none works here"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(tmp_path, monkeypatch, extra, error, message):
+    monkeypatch.setattr(rendering, "choose_backend", refuse)
+    options = {key: tmp_path / name for key, name in extra.items()}
+    with pytest.raises(error, match=message):
+        demos.main_collect(out=tmp_path / "lift.zarr", **options)
+    assert not list(tmp_path.iterdir())
