@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import importlib.util
 import os
 import platform
 import subprocess
@@ -36,6 +38,17 @@ mujoco.mjr_render(box, scene, draw)
 mujoco.mjr_readPixels(pixels, None, box, draw)
 import os; os._exit(0 if pixels.max() > 0 else 3)
 """
+
+
+def load_triton_first() -> None:
+    """Import Triton, where it is installed, before OpenGL is loaded.
+
+    Software OpenGL (Mesa) and Triton each bring an LLVM. Loading Triton's second takes the process
+    down, and PyTorch loads it on its own as soon as an optimizer is made or a network compiled.
+    """
+    if importlib.util.find_spec("triton") is not None:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton")
 
 
 @functools.cache
@@ -81,6 +94,7 @@ class OffscreenCamera:
 
     def __init__(self, height: int, width: int) -> None:
         backend = choose_backend()
+        load_triton_first()
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
         self._option = mujoco.MjvOption()

@@ -1,5 +1,8 @@
 """Pictures, where there is OpenGL; a clear message where there is none."""
 
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -82,3 +85,15 @@ def test_gymnasium_accepts_the_rendering(opengl):
     env = gym.make("asd_policy/Lift-v0", render_mode="rgb_array")
     check_env(env.unwrapped)
     env.close()
+
+
+def test_an_optimizer_can_be_made_after_a_picture(opengl):
+    """PyTorch then loads Triton, whose LLVM does not bear Mesa's before it in the process."""
+    code = (
+        "from asd_policy.envs.rendering import OffscreenCamera\n"
+        "import torch\n"
+        "camera = OffscreenCamera(8, 8)\n"
+        "torch.optim.AdamW([torch.zeros(1)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
