@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from asd_policy.schedule import Schedule
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
+@runtime_checkable
 class PreparedNetwork(Protocol):
     """A network made ready for the timesteps of one schedule, so that a call repeats less."""
 
@@ -82,7 +83,7 @@ class Denoiser:
 
     def condition(self, cond: Tensor | None, batch: int) -> None:
         """Take the conditions of a chunk's chains; into the same storage where shapes allow."""
-        if hasattr(self.network, "condition"):
+        if isinstance(self.network, PreparedNetwork):
             cond = self.network.condition(cond, batch)
         if self._cond is None or cond is None or self._cond.shape != cond.shape:
             self._cond = None if cond is None else cond.clone()
@@ -92,7 +93,7 @@ class Denoiser:
     def predict(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
         """What the network says, (N, D) and unchecked. Raises ValueError for another shape."""
         points, cond = x.view(-1, *self.shape), self._cond
-        if hasattr(self.network, "evaluate"):
+        if isinstance(self.network, PreparedNetwork):
             assert cond is not None
             prediction = self.network.evaluate(points, self._real_steps[steps], chains, cond)
         else:

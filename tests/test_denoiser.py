@@ -99,3 +99,16 @@ def test_a_network_of_another_shape_is_refused() -> None:
         asd_policy.sample(
             lambda x, t, cond: x[..., 0], Schedule.ddpm(4), shape=(2, *SHAPE), sampler="ddpm"
         )
+
+
+def test_a_network_with_a_member_called_condition_is_still_a_network() -> None:
+    """Only one that has both members of a prepared network is called as one."""
+
+    class Module(torch.nn.Module):
+        condition = "image"
+
+        def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
+            return torch.zeros_like(x)
+
+    result = asd_policy.sample(Module(), Schedule.ddpm(5), shape=(2, *SHAPE), window=2)
+    assert bool(torch.isfinite(result.sample).all())

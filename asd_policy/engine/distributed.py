@@ -91,7 +91,7 @@ class SplitNetwork:
     # ---- on all ----------------------------------------------------------------------------------
 
     def _take(self, cond: Tensor | None, batch: int) -> None:
-        if hasattr(self._network, "condition"):
+        if isinstance(self._network, PreparedNetwork):
             cond = self._network.condition(cond, batch)
         self._condition = cond
 
@@ -112,7 +112,7 @@ class SplitNetwork:
         return torch.cat(parts)[:rows].view(-1, *self._shape)
 
     def _rows(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
-        if hasattr(self._network, "evaluate"):
+        if isinstance(self._network, PreparedNetwork):
             assert self._condition is not None
             return self._network.evaluate(x, steps, chains, self._condition)
         cond = None if self._condition is None else self._condition[chains]

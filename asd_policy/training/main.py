@@ -24,7 +24,6 @@ from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
 from asd_policy.policy.checkpoint import CARD_FILE, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
-from asd_policy.sampling import calibrate
 from asd_policy.schedule import Schedule
 from asd_policy.training.trainer import Report, TrainConfig, Trainer
 
@@ -105,7 +104,7 @@ def main_train(
         "task": task,
         "recipe": _recipe(trainer, device),
         "training_data": _data_card(replay),
-        "calibration": _calibration(trainer),
+        "calibration": trainer.calibration(),
     }
     save_checkpoint(out, trainer.checkpoint(card))
     console.print(f"Final loss {trainer.loss:.4f}. Checkpoint: {out}")
@@ -157,21 +156,6 @@ def _reporter(trainer: Trainer, console: Console) -> Iterator[Callable[[Report],
     with Progress(*columns, console=console, refresh_per_second=2) as progress:
         bar = progress.add_task("train", total=total, completed=trainer.step, loss=trainer.loss)
         yield lambda now: progress.update(bar, completed=now.step, loss=now.loss)
-
-
-def _calibration(trainer: Trainer) -> dict[str, object]:
-    """Slopes and acceptance of the averaged network, at observations of the training data."""
-    chains = 16
-    calibration = calibrate(
-        trainer.ema.network,
-        trainer.schedule,
-        shape=(chains, *trainer.policy.chunk_shape),
-        cond=trainer.conditions(chains),
-        chunks=4,
-        measure_costs=False,
-        generator=torch.Generator().manual_seed(trainer.config.seed),
-    )
-    return calibration.to_dict()
 
 
 def _recipe(trainer: Trainer, device: str) -> dict[str, object]:

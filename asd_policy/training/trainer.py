@@ -22,6 +22,7 @@ from asd_policy.errors import CheckpointError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
+from asd_policy.sampling import calibrate
 from asd_policy.schedule import Schedule
 from asd_policy.training.ema import EMA
 
@@ -195,6 +196,20 @@ class Trainer:
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
+
+    def calibration(self) -> dict[str, Any]:
+        """Slopes and acceptance of the averaged network, at observations of the training data."""
+        chains = 16
+        calibration = calibrate(
+            self.ema.network,
+            self.schedule,
+            shape=(chains, *self.policy.chunk_shape),
+            cond=self.conditions(chains),
+            chunks=4,
+            measure_costs=False,
+            generator=torch.Generator().manual_seed(self.config.seed),
+        )
+        return calibration.to_dict()
 
     def checkpoint(self, card: dict[str, Any]) -> Checkpoint:
         """The averaged network as a checkpoint, with ``card`` entries to be reported."""

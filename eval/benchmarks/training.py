@@ -14,7 +14,6 @@ from asd_policy.data.replay import Replay
 from asd_policy.eval.benchmarks.ceilings import matmul_precision
 from asd_policy.policy import PolicyConfig, save_checkpoint
 from asd_policy.policy.checkpoint import CARD_FILE
-from asd_policy.sampling import calibrate
 from asd_policy.schedule import Schedule
 from asd_policy.training.trainer import Report, TrainConfig, Trainer
 
@@ -117,17 +116,6 @@ def _run(trainer: Trainer, state: Path, minutes: float, say: Say) -> None:
 
 def _card(trainer: Trainer, replay: Replay, device: torch.device, precision: str) -> dict[str, Any]:
     """What is known of the network, calibration of its drafts included."""
-    chains = 16
-    calibration = calibrate(
-        trainer.ema.network,
-        trainer.schedule,
-        shape=(chains, *trainer.policy.chunk_shape),
-        cond=trainer.conditions(chains),
-        chunks=4,
-        measure_costs=False,
-        engine="eager",
-        generator=torch.Generator().manual_seed(0),
-    )
     config = trainer.config
     return {
         "task": replay.attributes.get("task"),
@@ -141,5 +129,5 @@ def _card(trainer: Trainer, replay: Replay, device: torch.device, precision: str
             "device": str(device),
             "torch": torch.__version__,
         },
-        "calibration": calibration.to_dict(),
+        "calibration": trainer.calibration(),
     }
