@@ -79,7 +79,8 @@ class EvalOptions:
     horizon: Annotated[int | None, _arg("INT")] = None
     """Steps after which an episode has failed; None is the task's."""
     num_envs: int = 1
-    """Robots driven at once, by one batched policy. Measure latency with 1."""
+    """Robots driven at once by one batched policy, above 1 each simulated in a process of its own.
+    Measure latency with 1."""
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
     engine: Literal["auto", "eager", "cuda_graph"] = "auto"

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 
 from asd_policy.checkpoints import shipped
 from asd_policy.data.robomimic_hdf5 import has_published_layout
-from asd_policy.envs.registration import register_envs
-from asd_policy.envs.tasks import TASKS, Task, get_task
+from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, TASKS, get_task
 from asd_policy.errors import CheckpointError
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.machine import resolve_device
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.rollout import Env
 from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.slots import make_env, open_slots
 from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
 from asd_policy.integrations.robomimic_convert import task_name
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
@@ -58,7 +57,11 @@ def prepare(options: EvalOptions) -> Setup:
         )
     return Setup(
         policies=policies,
-        envs=[_make_env(task, options) for _ in range(min(options.num_envs, options.episodes))],
+        slots=open_slots(
+            functools.partial(make_env, task.env_id, options.horizon, bool(options.video)),
+            min(options.num_envs, options.episodes * len(options.samplers)),
+        ),
+        render_fps=CONTROL_FREQUENCY_HZ,
         checkpoint_sha256=policy.card["sha256"],
         resolved={
             "checkpoint": str(checkpoint),
@@ -123,13 +126,3 @@ def with_its_task(options: EvalOptions) -> EvalOptions:
     if options.task not in (task, EvalOptions.task):
         raise ValueError(f"--task {options.task}: {options.checkpoint} was trained for {task}")
     return dataclasses.replace(options, task=task)
-
-
-def _make_env(task: Task, options: EvalOptions) -> Env:
-    register_envs()
-    return gym.make(
-        task.env_id,
-        horizon=options.horizon,
-        render_mode="rgb_array" if options.video else None,
-        disable_env_checker=True,  # its checks at every step would be counted as simulation
-    )
