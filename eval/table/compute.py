@@ -82,7 +82,12 @@ def _task(runs: Sequence[Run]) -> Json:
     one_robot = _together(latency)[0] if latency else None
     return {
         "checkpoint_sha256": runs[0].config["settings"]["checkpoint_sha256"],
-        "complete": summary["complete"] and bool(success) and bool(latency),
+        "complete": (
+            _all_shards(success)
+            and summary["complete"]
+            and one_robot is not None
+            and one_robot["complete"]
+        ),
         "seeds": summary["seeds"],
         "steps": runs[0].config["resolved"]["steps"][REFERENCE],
         "num_envs": sorted({run.config["settings"]["num_envs"] for run in success}),
@@ -94,6 +99,12 @@ def _task(runs: Sequence[Run]) -> Json:
             for name in summary["samplers"]
         },
     }
+
+
+def _all_shards(runs: Sequence[Run]) -> bool:
+    """Whether their folders, success-<i>of<n>, are those of every shard."""
+    names = {run.path.name for run in runs}
+    return names == {f"success-{i}of{len(runs)}" for i in range(len(runs))} != set()
 
 
 def _check_alike(runs: Sequence[Run]) -> None:

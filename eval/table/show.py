@@ -106,7 +106,7 @@ def _setting(row: Json) -> str:
     if machine is None:
         parts.append("latency not measured yet")
     else:
-        place = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+        place = machine["gpu"] or f"{machine['cpu']}, threads: {machine['threads']}"
         parts.append(f"latency of one robot on {place}, {machine['precision']}")
     share = row["processor_wait_share"]
     if share is not None and share > 0.05:
