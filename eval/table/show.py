@@ -162,7 +162,7 @@ def _success_panel(axes: Axes, row: Json) -> None:
         success = row["samplers"][name]["success"]
         if success["n"]:
             axes.hlines(height, *success["ci95"], color=colour(name), linewidth=2)
-            axes.plot(success["rate"], height, "o", color=colour(name), markersize=6)
+            axes.plot(success["rate"], height, "o", color=colour(name), markersize=6, clip_on=False)
     axes.set_xlim(right=1.01)
 
 
