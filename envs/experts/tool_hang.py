@@ -218,7 +218,7 @@ class ToolHangExpert:
 
     def _across(self, tool: Pose) -> float:
         """Heading of the fingers across the tool's grip, from which the wrist can go on."""
-        side = -np.sign(tool.rotation[2, 2]) * tool.rotation[:, 1]
+        side = -_upper_face(tool) * tool.rotation[:, 1]
         return float(np.arctan2(side[1], side[0]))
 
     def _fetch(self, hand: Gripper, grasp: Grasp) -> Command:
@@ -237,7 +237,7 @@ class ToolHangExpert:
     def _hang(self, hand: Gripper, frame: Pose, tool: Pose, ring: np.ndarray) -> Command:
         """Up, flat over the prong, and along the way onto the bar."""
         axes = _hook_axes(frame)
-        normal = np.sign(tool.rotation[2, 2]) * tool.rotation[:, 2]
+        normal = _upper_face(tool) * tool.rotation[:, 2]
         tilt = float(np.arctan2(normal @ axes[0], normal @ axes[2]))
         if np.linalg.norm(ring[:2]) < 0.02 or _on_bar(ring):
             wanted, across, speed = _ahead(_WAY, np.array([*ring, tilt])), 1.0, 0.5
@@ -262,6 +262,11 @@ def _rotation_vector(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return np.asarray(Rotation.from_matrix(end @ start.T).as_rotvec())
 
 
+def _upper_face(tool: Pose) -> float:
+    """1 where the tool's z axis points up, -1 where it lies on the other side."""
+    return 1.0 if tool.rotation[2, 2] >= 0 else -1.0
+
+
 def _hook_axes(frame: Pose) -> np.ndarray:
     """Rows (3, 3): outwards along the bar, sideways to where the tool's handle shall be, up."""
     out, up = -frame.rotation[:, 0], frame.rotation[:, 2]
@@ -275,8 +280,7 @@ def _on_bar(ring: np.ndarray) -> bool:
 
 def _hanging(axes: np.ndarray, tilt: float, tool: Pose) -> np.ndarray:
     """Rotation (3, 3) of a tool whose handle points sideways and whose ring is tilted."""
-    normal = np.sin(tilt) * axes[0] + np.cos(tilt) * axes[2]
-    normal = normal * np.sign(tool.rotation[2, 2])
+    normal = _upper_face(tool) * (np.sin(tilt) * axes[0] + np.cos(tilt) * axes[2])
     return np.stack([axes[1], np.cross(normal, axes[1]), normal], axis=1)
 
 
