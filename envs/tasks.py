@@ -127,6 +127,8 @@ _ROWS = (
             ObjectField("frame_is_assembled", 1),
             ObjectField("tool_on_frame", 1),
         ),
+        expert="asd_policy.envs.experts.tool_hang:ToolHangExpert",
+        demonstration_limit=700,
         camera="sideview",
     ),
     Task(
