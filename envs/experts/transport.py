@@ -8,7 +8,7 @@ Each arm has phases of its own, told from poses as in `grasp`; they meet in what
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,23 +23,34 @@ from asd_policy.envs.experts.servo import (
 
 _LID, _HAMMER, _CUBE = 0.02, 0.03, 0.04  # metres between the fingers that hold them
 _UP = 0.005  # metres above the middle of a grasp; lower, the fingers meet what it lies on
+_LYING = 0.05  # metres above a table below which what lies in a bin has its middle
+_MIDDLE = 0.015  # metres from the middle of the hammer's handle to its own, towards the head
 _LID_PLACE = np.array([-0.2, -0.45])  # beside the start bin, on arm 0's table
 _LID_LIES = 0.035  # metres above the table below which the lid's handle is let go
 _LID_CLEAR = 0.06  # metres from the lid's handle at which the hand has left it
-_MIDDLE = 0.015  # metres from the middle of the hammer's handle to its own, towards the head
-_OVER = 0.2  # metres above the tables at which a hand, or what it holds, clears all walls
-# Metres above the table at which things are let go in a bin: within its walls, while the hand,
-# which is as wide as a bin is long, stays above them.
-_DROP_TRASH, _DROP_HAMMER = 0.14, 0.115
 _APART = 0.09  # metres between arm 0's hand and its grasp from which on arm 1 may go
+_WALL = 0.17  # metres above the tables at which the bins' walls are cleared
+# Metres from the middle of what an arm carries to its lowest point; of the hand, its fingertips.
+_BELOW_HAND, _BELOW_LID, _BELOW_CUBE, _BELOW_HAMMER = 0.015, 0.025, 0.03, 0.05
+# Metres above the table at which things are let go in a bin: within its walls, while the hand,
+# nearly as wide as a bin, stays above them.
+_DROP_TRASH, _DROP_HAMMER = 0.14, 0.1
 # Radians by which a hand leans away from its robot. Near the robot, and low, its forearm is
-# upright: were the hand upright as well, two joints of the wrist would have one axis.
-_LEAN_LID, _LEAN_HAMMER, _LEAN_TRASH, _LEAN_DROP, _LEAN_MEETING = 0.2, 0.2, 0.3, 0.15, -0.12
+# upright: were the hand upright as well, two joints of the wrist would share an axis. Between
+# the tables it is the other way round, for the hands to keep clear of each other.
+_LEAN_LID, _LEAN_TRASH, _LEAN_HAMMER, _LEAN_MEETING, _LEAN_DROP = 0.2, 0.3, 0.2, -0.05, 0.1
 _QUARTER = np.pi / 2
 
 Pose = tuple[np.ndarray, np.ndarray]  # position (3,), rotation (3, 3)
-# Hand position (3,), heading and lean in radians, finger command.
-Aim = tuple[np.ndarray, float, float, float]
+
+
+class Aim(NamedTuple):
+    """What a hand is to do: position (3,), heading and lean in radians, finger command."""
+
+    position: np.ndarray
+    yaw: float
+    lean: float
+    fingers: float
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,8 @@ class Style:
         trash_yaw: preferred heading of the fingers on the cube, from that of the resting hand;
             of its four grasps the nearest is taken.
         trash: metres from the middle of the trash bin to where the cube is dropped.
-        meeting: where the hammer is handed over: the middle of its handle, metres in the world.
-        ends: metres from there to the grasp of each arm, towards that arm.
+        meeting: where the hammer's middle is when it is handed over, metres in the world.
+        ends: metres from the middle of its handle to the grasp of each arm, towards that arm.
         yaw: heading of arm 1's hand at the target bin, from that of the resting hand.
         over: metres above the walls at which each arm travels.
         bends: radians by which each arm's ways start out beside the straight ones, to the left.
@@ -89,9 +100,9 @@ class Style:
                 float(rng.uniform(-0.03, 0.0)),
                 float(rng.uniform(1.04, 1.1)),
             ),
-            ends=(float(rng.uniform(0.035, 0.045)), float(rng.uniform(0.07, 0.08))),
+            ends=(float(rng.uniform(0.04, 0.05)), float(rng.uniform(0.07, 0.08))),
             yaw=float(rng.uniform(-0.2, 0.2)),
-            over=pair(0.02, 0.06),
+            over=pair(0.01, 0.05),
             bends=pair(-0.4, 0.4),
         )
 
@@ -103,6 +114,7 @@ class Scene:
     Attributes:
         hands: of both arms.
         hammer: its pose.
+        middle: of the hammer, (3,) metres.
         ends: each arm's grasp of it.
         offered: whether arm 0 holds it.
         taken: whether arm 1 holds it.
@@ -110,6 +122,7 @@ class Scene:
 
     hands: tuple[Gripper, Gripper]
     hammer: Pose
+    middle: np.ndarray
     ends: tuple[Grasp, Grasp]
     offered: bool
     taken: bool
@@ -142,11 +155,10 @@ class TransportExpert:
         scene = self._look()
         commands = []
         for arm, aim in enumerate((self._first_arm(scene), self._second_arm(scene))):
-            goal, yaw, lean, fingers = aim
-            turn, speed = leaning(yaw, lean), self.style.speed[arm]
-            move = position_command(scene.hands[arm], goal, speed=speed)
-            rotate = rotation_command(scene.hands[arm], turn, speed=0.5 * speed)
-            commands.append(np.concatenate([move, rotate, [fingers]]))
+            hand, speed = scene.hands[arm], self.style.speed[arm]
+            move = position_command(hand, aim.position, speed=speed)
+            rotate = rotation_command(hand, leaning(aim.yaw, aim.lean), speed=0.5 * speed)
+            commands.append(np.concatenate([move, rotate, [aim.fingers]]))
         return np.concatenate(commands)
 
     # --- what there is --------------------------------------------------------------------------
@@ -161,12 +173,13 @@ class TransportExpert:
         hands = Gripper.of(self._simulation, 0), Gripper.of(self._simulation, 1)
         hammer = self._pose("payload")
         ends = self._end(hammer, 0), self._end(hammer, 1)
-        airborne = bool(hammer[0][2] > self._table_z + 0.05)
+        airborne = bool(hammer[0][2] > self._table_z + _LYING)
         # Arm 0 lets go when arm 1's fingers have come to rest, and then goes on letting go.
         alone = airborne and hands[0].opening > _HAMMER + 0.012
         return Scene(
             hands=hands,
             hammer=hammer,
+            middle=hammer[0] + _MIDDLE * hammer[1][:, 2],
             ends=ends,
             offered=ends[0].held(hands[0], airborne),
             taken=ends[1].held(hands[1], alone),
@@ -178,7 +191,7 @@ class TransportExpert:
         side = -1.0 if arm == 0 else 1.0
         out = rotation[:, 2] * (1.0 if rotation[1, 2] * side > 0 else -1.0)
         yaw = nearest_turn(float(np.arctan2(out[0], -out[1])), np.pi, self._yaw[arm])
-        low = position[2] < self._table_z + 0.05
+        low = position[2] < self._table_z + _LYING
         end = position + self.style.ends[arm] * out + [0, 0, _UP * low]
         return Grasp(end, yaw, _HAMMER, reach=0.025, slack=0.008, clearance=0.02)
 
@@ -211,22 +224,24 @@ class TransportExpert:
         if not lid.held(hand, airborne):
             return self._approach(0, hand, lid, _LEAN_LID)
         place = np.array([*(_LID_PLACE + self.style.lid), self._table_z + _LID_LIES - 0.01])
-        goal = self._way(0, hand, lid.position, place)
-        return goal, self._yaw[0], _LEAN_LID, CLOSE
+        goal = self._way(0, hand, lid.position, place, _BELOW_LID)
+        return Aim(goal, self._yaw[0], _LEAN_LID, CLOSE)
 
     def _offer(self, scene: Scene) -> Aim:
         """Hold the hammer out to arm 1."""
-        goal = self._way(0, scene.hands[0], scene.hammer[0], np.array(self.style.meeting))
-        far = float(np.linalg.norm(scene.hammer[0] - self.style.meeting))
-        lean = _LEAN_MEETING + (_LEAN_HAMMER - _LEAN_MEETING) * float(np.clip(5 * far - 1, 0, 1))
-        return goal, self._yaw[0], lean, CLOSE
+        place = np.array(self.style.meeting)
+        goal = self._way(0, scene.hands[0], scene.middle, place, _BELOW_HAMMER)
+        far = float(np.clip(5 * np.linalg.norm(scene.middle - place) - 1, 0, 1))
+        lean = _LEAN_MEETING + far * (_LEAN_HAMMER - _LEAN_MEETING)
+        return Aim(goal, self._yaw[0], lean, CLOSE)
 
     def _withdraw(self, scene: Scene) -> Aim:
         """Let go of the hammer, up, and back."""
         hand = scene.hands[0]
         if not self._apart(scene):
             return self._let_go(hand, _LEAN_MEETING)
-        return np.array([0.0, -0.36, self._table_z + 0.25]), self._yaw[0], 0.0, OPEN
+        rest = np.array([0.0, -0.36, self._table_z + 0.25])
+        return Aim(rest, self._yaw[0], 0.0, OPEN)
 
     def _apart(self, scene: Scene) -> bool:
         """Whether arm 0 has left the hammer."""
@@ -246,41 +261,41 @@ class TransportExpert:
             "target_bin", hammer, 0.13, _DROP_HAMMER
         ):
             return self._let_go(hand, _LEAN_DROP)
-        away = np.abs(hammer - self.style.meeting).max()
+        away = np.abs(scene.middle - self.style.meeting).max()
         if scene.ends[1].begun(hand) or (scene.offered and away < 0.03):
             return self._take(scene)
         goal = np.array(self.style.meeting) + [0, 0.2, 0.08]
-        return self._way(1, hand, hand.position, goal), self._yaw[1], _LEAN_MEETING, OPEN
+        goal = self._way(1, hand, hand.position, goal, _BELOW_HAND)
+        return Aim(goal, self._yaw[1], _LEAN_MEETING, OPEN)
 
     def _clear(self, hand: Gripper, trash: Pose) -> Aim:
         """Throw the trash away."""
         position, rotation = trash
         yaw = nearest_turn(yaw_of(rotation), _QUARTER, self._yaw[1] + self.style.trash_yaw)
         grasp = Grasp(position + [0, 0, _UP], yaw, _CUBE)
-        if not grasp.held(hand, airborne=bool(position[2] > self._table_z + 0.05)):
+        if not grasp.held(hand, airborne=bool(position[2] > self._table_z + _LYING)):
             return self._approach(1, hand, grasp, _LEAN_TRASH)
         bin_ = self._pose("trash_bin")[0][:2] + self.style.trash
         place = np.array([*bin_, self._table_z + _DROP_TRASH - 0.01])
-        goal = self._way(1, hand, position, place)
-        return goal, self._yaw[1], _LEAN_DROP, CLOSE
+        goal = self._way(1, hand, position, place, _BELOW_CUBE)
+        return Aim(goal, self._yaw[1], _LEAN_DROP, CLOSE)
 
     def _take(self, scene: Scene) -> Aim:
         """Grasp the hammer that arm 0 holds out."""
         end = scene.ends[1]
         goal, _, fingers = end.approach(scene.hands[1], self.style.hover)
-        return goal, end.yaw, _LEAN_MEETING, fingers
+        return Aim(goal, end.yaw, _LEAN_MEETING, fingers)
 
     def _deliver(self, scene: Scene) -> Aim:
         """Lay the hammer into the target bin, once arm 0 has left it."""
         hand = scene.hands[1]
         if not self._apart(scene):
-            return hand.position, yaw_of(hand.rotation), _LEAN_MEETING, CLOSE
-        middle = scene.hammer[0] + _MIDDLE * scene.hammer[1][:, 2]
-        if self._within("target_bin", middle, 0.02, _DROP_HAMMER):
+            return Aim(hand.position, yaw_of(hand.rotation), _LEAN_MEETING, CLOSE)
+        if self._within("target_bin", scene.middle, 0.02, _DROP_HAMMER):
             return self._let_go(hand, _LEAN_DROP)
         place = np.array([*self._pose("target_bin")[0][:2], self._table_z + _DROP_HAMMER - 0.01])
-        goal = self._way(1, hand, middle, place)
-        return goal, self._yaw[1] + self.style.yaw, _LEAN_DROP, CLOSE
+        goal = self._way(1, hand, scene.middle, place, _BELOW_HAMMER)
+        return Aim(goal, self._yaw[1] + self.style.yaw, _LEAN_DROP, CLOSE)
 
     def _within(self, name: str, position: np.ndarray, beside: float, height: float) -> bool:
         """Whether a position is that near to a bin's middle, and to the table."""
@@ -292,21 +307,27 @@ class TransportExpert:
     def _approach(self, arm: int, hand: Gripper, grasp: Grasp, lean: float) -> Aim:
         """To a grasp, over the walls."""
         goal, _, fingers = grasp.approach(hand, self.style.hover)
-        return self._way(arm, hand, hand.position, goal), grasp.yaw, lean, fingers
+        goal = self._way(arm, hand, hand.position, goal, _BELOW_HAND)
+        return Aim(goal, grasp.yaw, lean, fingers)
 
     def _let_go(self, hand: Gripper, lean: float) -> Aim:
         """Open, then up."""
         goal, _, fingers = let_go(hand, free=0.055)
-        return goal, yaw_of(hand.rotation), lean, fingers
+        return Aim(goal, yaw_of(hand.rotation), lean, fingers)
 
-    def _way(self, arm: int, hand: Gripper, thing: np.ndarray, place: np.ndarray) -> np.ndarray:
+    def _way(
+        self, arm: int, hand: Gripper, thing: np.ndarray, place: np.ndarray, below: float
+    ) -> np.ndarray:
         """Hand position that brings `thing`, which moves with the hand, to `place`: up over the
-        walls, across on an arc, down."""
+        walls, across on an arc, down. Inside a bin it keeps to the middle on its way up.
+        """
         away = place[:2] - thing[:2]
-        far = float(np.clip((np.linalg.norm(away) - 0.015) / 0.05, 0, 1))
-        over = max(self._table_z + _OVER + self.style.over[arm], place[2])
-        height = place[2] + far * (over - place[2])
-        wall = min(height, self._table_z + _OVER)
-        clear = float(np.clip((thing[2] - wall + 0.02) / 0.02, 0, 1))
+        far = float(np.clip((np.linalg.norm(away) - 0.02) / 0.06, 0, 1))
+        wall = self._table_z + _WALL + below
+        height = place[2] + far * (max(wall + self.style.over[arm], place[2]) - place[2])
+        clear = float(np.clip((thing[2] - min(height, wall)) / 0.02 + 1, 0, 1))
         across = clear * bent(away, self.style.bends[arm], near=0.1, far=0.5)
+        for name in ("start_bin", "target_bin", "trash_bin"):
+            if self._within(name, thing, 0.15, _WALL + below):
+                across += (1 - clear) * (self._pose(name)[0] - thing)[:2]
         return hand.position + [*across, height - thing[2]]
