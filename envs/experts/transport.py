@@ -25,16 +25,18 @@ _LID, _HAMMER, _CUBE = 0.02, 0.03, 0.04  # metres between the fingers that hold 
 _UP = 0.005  # metres above the middle of a grasp; lower, the fingers meet what it lies on
 _LYING = 0.05  # metres above a table below which what lies in a bin has its middle
 _MIDDLE = 0.015  # metres from the middle of the hammer's handle to its own, towards the head
+_LENGTH = 0.23  # metres, of the hammer
 _LID_PLACE = np.array([-0.2, -0.45])  # beside the start bin, on arm 0's table
 _LID_LIES = 0.035  # metres above the table below which the lid's handle is let go
 _LID_CLEAR = 0.06  # metres from the lid's handle at which the hand has left it
 _APART = 0.09  # metres between arm 0's hand and its grasp from which on arm 1 may go
 _WALL = 0.17  # metres above the tables at which the bins' walls are cleared
-# Metres from the middle of what an arm carries to its lowest point; of the hand, its fingertips.
-_BELOW_HAND, _BELOW_LID, _BELOW_CUBE, _BELOW_HAMMER = 0.015, 0.025, 0.03, 0.05
-# Metres above the table at which things are let go in a bin: within its walls, while the hand,
-# nearly as wide as a bin, stays above them.
-_DROP_TRASH, _DROP_HAMMER = 0.14, 0.1
+# Metres from the middle of what an arm carries, held level, to its lowest point; of the hand, its
+# fingertips.
+_BELOW_HAND, _BELOW_LID, _BELOW_CUBE, _BELOW_HAMMER = 0.015, 0.025, 0.03, 0.02
+# Metres above the table to the lowest point of what is let go in a bin: within its walls, while
+# the hand, nearly as wide as a bin, stays above them.
+_DROP_TRASH, _DROP_HAMMER = 0.11, 0.08
 # Radians by which a hand leans away from its robot. Near the robot, and low, its forearm is
 # upright: were the hand upright as well, two joints of the wrist would share an axis. Between
 # the tables it is the other way round, for the hands to keep clear of each other.
@@ -115,6 +117,7 @@ class Scene:
         hands: of both arms.
         hammer: its pose.
         middle: of the hammer, (3,) metres.
+        below: metres from there to the hammer's lowest point.
         ends: each arm's grasp of it.
         offered: whether arm 0 holds it.
         taken: whether arm 1 holds it.
@@ -123,6 +126,7 @@ class Scene:
     hands: tuple[Gripper, Gripper]
     hammer: Pose
     middle: np.ndarray
+    below: float
     ends: tuple[Grasp, Grasp]
     offered: bool
     taken: bool
@@ -180,6 +184,7 @@ class TransportExpert:
             hands=hands,
             hammer=hammer,
             middle=hammer[0] + _MIDDLE * hammer[1][:, 2],
+            below=_BELOW_HAMMER + 0.5 * _LENGTH * abs(float(hammer[1][2, 2])),
             ends=ends,
             offered=ends[0].held(hands[0], airborne),
             taken=ends[1].held(hands[1], alone),
@@ -193,7 +198,7 @@ class TransportExpert:
         yaw = nearest_turn(float(np.arctan2(out[0], -out[1])), np.pi, self._yaw[arm])
         low = position[2] < self._table_z + _LYING
         end = position + self.style.ends[arm] * out + [0, 0, _UP * low]
-        return Grasp(end, yaw, _HAMMER, reach=0.025, slack=0.008, clearance=0.02)
+        return Grasp(end, yaw, _HAMMER, reach=0.025, slack=0.012, clearance=0.02)
 
     def _lid_grasp(self) -> Grasp:
         position = self._simulation.transport.lid_handle_pos
@@ -230,7 +235,7 @@ class TransportExpert:
     def _offer(self, scene: Scene) -> Aim:
         """Hold the hammer out to arm 1."""
         place = np.array(self.style.meeting)
-        goal = self._way(0, scene.hands[0], scene.middle, place, _BELOW_HAMMER)
+        goal = self._way(0, scene.hands[0], scene.middle, place, scene.below)
         far = float(np.clip(5 * np.linalg.norm(scene.middle - place) - 1, 0, 1))
         lean = _LEAN_MEETING + far * (_LEAN_HAMMER - _LEAN_MEETING)
         return Aim(goal, self._yaw[0], lean, CLOSE)
@@ -255,12 +260,14 @@ class TransportExpert:
         if scene.taken:
             return self._deliver(scene)
         trash = self._pose("trash")
-        if not self._within("trash_bin", trash[0], 0.13, _DROP_TRASH):
+        if not self._within("trash_bin", trash[0], 0.13, _DROP_TRASH + _BELOW_CUBE):
             return self._clear(hand, trash)
         if np.linalg.norm(trash[0] - hand.position) < 0.08 or self._within(
-            "target_bin", hammer, 0.13, _DROP_HAMMER
+            "target_bin", hammer, 0.13, _WALL
         ):
             return self._let_go(hand, _LEAN_DROP)
+        if hammer[1] > 0.2:  # it fell
+            return self._approach(1, hand, scene.ends[1], _LEAN_HAMMER)
         away = np.abs(scene.middle - self.style.meeting).max()
         if scene.ends[1].begun(hand) or (scene.offered and away < 0.03):
             return self._take(scene)
@@ -275,32 +282,36 @@ class TransportExpert:
         grasp = Grasp(position + [0, 0, _UP], yaw, _CUBE)
         if not grasp.held(hand, airborne=bool(position[2] > self._table_z + _LYING)):
             return self._approach(1, hand, grasp, _LEAN_TRASH)
-        bin_ = self._pose("trash_bin")[0][:2] + self.style.trash
-        place = np.array([*bin_, self._table_z + _DROP_TRASH - 0.01])
+        place = self._drop("trash_bin", _DROP_TRASH + _BELOW_CUBE) + [*self.style.trash, 0]
         goal = self._way(1, hand, position, place, _BELOW_CUBE)
         return Aim(goal, self._yaw[1], _LEAN_DROP, CLOSE)
 
     def _take(self, scene: Scene) -> Aim:
         """Grasp the hammer that arm 0 holds out."""
         end = scene.ends[1]
-        goal, _, fingers = end.approach(scene.hands[1], self.style.hover)
+        goal, _, fingers = end.approach(scene.hands[1], self.style.hover + 0.03)
         return Aim(goal, end.yaw, _LEAN_MEETING, fingers)
 
     def _deliver(self, scene: Scene) -> Aim:
         """Lay the hammer into the target bin, once arm 0 has left it."""
         hand = scene.hands[1]
         if not self._apart(scene):
-            return Aim(hand.position, yaw_of(hand.rotation), _LEAN_MEETING, CLOSE)
-        if self._within("target_bin", scene.middle, 0.02, _DROP_HAMMER):
+            still = hand.position + self.style.meeting - scene.middle
+            return Aim(still, yaw_of(hand.rotation), _LEAN_MEETING, CLOSE)
+        if self._within("target_bin", scene.middle, 0.02, _DROP_HAMMER + scene.below):
             return self._let_go(hand, _LEAN_DROP)
-        place = np.array([*self._pose("target_bin")[0][:2], self._table_z + _DROP_HAMMER - 0.01])
-        goal = self._way(1, hand, scene.middle, place, _BELOW_HAMMER)
+        place = self._drop("target_bin", _DROP_HAMMER + scene.below)
+        goal = self._way(1, hand, scene.middle, place, scene.below)
         return Aim(goal, self._yaw[1] + self.style.yaw, _LEAN_DROP, CLOSE)
 
     def _within(self, name: str, position: np.ndarray, beside: float, height: float) -> bool:
         """Whether a position is that near to a bin's middle, and to the table."""
         off = np.abs(position[:2] - self._pose(name)[0][:2]).max()
         return bool(off < beside and position[2] < self._table_z + height)
+
+    def _drop(self, name: str, height: float) -> np.ndarray:
+        """The place (3,) just below that height above the table, over a bin's middle."""
+        return np.array([*self._pose(name)[0][:2], self._table_z + height - 0.01])
 
     # --- ways -----------------------------------------------------------------------------------
 
