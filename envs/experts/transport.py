@@ -40,7 +40,7 @@ _DROP_TRASH, _DROP_HAMMER = 0.11, 0.08
 # Radians by which a hand leans away from its robot. Near the robot, and low, its forearm is
 # upright: were the hand upright as well, two joints of the wrist would share an axis. Between
 # the tables it is the other way round, for the hands to keep clear of each other.
-_LEAN_LID, _LEAN_TRASH, _LEAN_HAMMER, _LEAN_MEETING, _LEAN_DROP = 0.2, 0.3, 0.2, -0.05, 0.1
+_LEAN_LID, _LEAN_TRASH, _LEAN_HAMMER, _LEAN_MEETING, _LEAN_DROP = 0.2, 0.3, 0.2, -0.05, 0.12
 _QUARTER = np.pi / 2
 
 Pose = tuple[np.ndarray, np.ndarray]  # position (3,), rotation (3, 3)
@@ -298,9 +298,11 @@ class TransportExpert:
         if not self._apart(scene):
             still = hand.position + self.style.meeting - scene.middle
             return Aim(still, yaw_of(hand.rotation), _LEAN_MEETING, CLOSE)
-        if self._within("target_bin", scene.middle, 0.02, _DROP_HAMMER + scene.below):
+        height = _DROP_HAMMER + scene.below
+        begun = 0.03 * (hand.opening > _HAMMER + 0.003)  # to let go: then it goes on
+        if self._within("target_bin", scene.middle, 0.025 + begun, height + begun):
             return self._let_go(hand, _LEAN_DROP)
-        place = self._drop("target_bin", _DROP_HAMMER + scene.below)
+        place = self._drop("target_bin", height)
         goal = self._way(1, hand, scene.middle, place, scene.below)
         return Aim(goal, self._yaw[1] + self.style.yaw, _LEAN_DROP, CLOSE)
 
