@@ -154,6 +154,8 @@ _ROWS = (
             ObjectField("payload_in_target_bin", 1),
             ObjectField("trash_in_trash_bin", 1),
         ),
+        expert="asd_policy.envs.experts.transport:TransportExpert",
+        demonstration_limit=600,
     ),
 )
 
