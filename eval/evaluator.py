@@ -113,7 +113,7 @@ def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
         "resolved": setup.resolved,
     }
-    env = describe_machine(setup.resolved)
+    env = {"schema_version": SCHEMA_VERSION} | describe_machine(setup.resolved)
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
 
 

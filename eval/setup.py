@@ -13,6 +13,7 @@ import torch
 from asd_policy.checkpoints import shipped
 from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.envs.registration import register_envs
+from asd_policy.envs.simulator import CONTROL_FREQUENCY_HZ
 from asd_policy.envs.tasks import TASKS, Task, get_task
 from asd_policy.errors import CheckpointError
 from asd_policy.eval.evaluator import Setup
@@ -71,6 +72,7 @@ def prepare(options: EvalOptions) -> Setup:
             "compile": options.compile,
             "parameters": sum(p.numel() for p in policy.network.parameters()),
             "horizons": list(policy.horizons),
+            "control_hz": CONTROL_FREQUENCY_HZ,
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
         },
     )

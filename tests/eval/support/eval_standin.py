@@ -116,6 +116,10 @@ def prepare(options: EvalOptions, *, step_s: float = 0.0, env_class: type = Line
             "kernels": "native",
             "precision": "fp32",
             "compile": False,
+            "parameters": 7,
+            "checkpoint": "checkpoints/lift",
+            "horizons": [1, CHUNK, CHUNK],
+            "control_hz": 20,
             "steps": {name: s["steps"] or K for name, s in settings.items()},
         },
     )
