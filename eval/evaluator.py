@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, default_folder
+from asd_policy.eval.html_report import write_page
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions, check_options, command_line
 from asd_policy.eval.progress import RunProgress
@@ -167,7 +168,12 @@ def _recorders(
     fps = float(setup.envs[0].metadata["render_fps"])
     filmed = [seed for seed in seeds if seed < options.seed + options.video]
     return {
-        seed: Recorder(folder / "videos", f"{options.task}_seed{seed}_{name}", fps)
+        seed: Recorder(
+            folder / "videos",
+            f"{options.task}_seed{seed}_{name}",
+            fps,
+            title=f"{options.task}, seed {seed}, {name}",
+        )
         for seed in filmed
     }
 
@@ -175,6 +181,7 @@ def _recorders(
 def _write_results(folder: RunFolder) -> dict[str, Any]:
     results = summarize(*folder.kept())
     folder.write_results(results)
+    write_page(folder.path)
     return results
 
 

@@ -87,7 +87,9 @@ class _Run:
     def _film(self) -> None:
         if self.recorder is not None:
             start = time.perf_counter()
-            self.recorder.add(np.asarray(self.env.render()))
+            self.recorder.add(
+                np.asarray(self.env.render()), self.chunks[-1] if self.chunks else None
+            )
             self.rendering_s += time.perf_counter() - start
 
     def record(self, sampler: str, cold: bool, num_envs: int) -> Episode:

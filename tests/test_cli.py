@@ -61,7 +61,7 @@ def test_help_is_quick():
 def test_help_lists_the_commands(run):
     status, output, _ = run("--help")
     assert status == 0
-    for name in ("eval", "demos", "train", "bench", "convert", "export"):
+    for name in ("eval", "report", "demos", "train", "bench", "convert", "export", "doctor"):
         assert re.search(rf"^  {name} +[A-Z]", output, re.M)
     status, output, _ = run("eval", "--help")
     assert status == 0
@@ -82,7 +82,7 @@ def test_version(run):
 
 def test_an_unknown_command_names_those_there_are(refused):
     refused(
-        r"error: expected a command, one of eval, demos, train, bench, convert, export; got 'evil'",
+        rf"error: expected a command, one of {', '.join(cli.COMMANDS)}; got 'evil'",
         "evil",
     )
 

@@ -1,5 +1,6 @@
 """Pictures, where there is OpenGL; a clear message where there is none."""
 
+import platform
 import subprocess
 import sys
 
@@ -31,8 +32,8 @@ def opengl():
 
 
 def test_without_opengl_the_message_says_what_to_install(lift, monkeypatch, fresh_choice):
-    monkeypatch.setattr(rendering, "_works", lambda backend: False)
-    monkeypatch.setattr(rendering.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(rendering, "works", lambda backend: False)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(lift, "render_mode", "rgb_array")
     lift.reset(seed=0)
     with pytest.raises(
@@ -42,12 +43,12 @@ def test_without_opengl_the_message_says_what_to_install(lift, monkeypatch, fres
 
 
 def test_a_backend_that_cannot_draw_is_found_out():
-    assert not rendering._works("no_such_backend")
+    assert not rendering.works("no_such_backend")
 
 
 def test_the_variable_decides_alone(monkeypatch, fresh_choice):
     tried = []
-    monkeypatch.setattr(rendering, "_works", lambda backend: bool(tried.append(backend)))
+    monkeypatch.setattr(rendering, "works", lambda backend: bool(tried.append(backend)))
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     with pytest.raises(DependencyNotInstalled, match=r"tried: osmesa\)"):
         rendering.choose_backend()
