@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.util
 import os
 import platform
 import subprocess
@@ -31,6 +34,17 @@ for name in sys.argv[2:]:
     importlib.import_module(name)
 import os; os._exit(0 if pixels.max() > 0 else 3)
 """
+
+
+def load_triton_first() -> None:
+    """Import Triton, where it is installed, before OpenGL is loaded.
+
+    Software OpenGL (Mesa) and Triton each bring an LLVM. Loading Triton's second takes the process
+    down, and PyTorch loads it on its own as soon as an optimizer is made or a network compiled.
+    """
+    if importlib.util.find_spec("triton") is not None:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton")
 
 
 def preferred_backends() -> tuple[str, ...]:

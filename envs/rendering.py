@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import importlib.util
 import os
 from typing import Any
 
+# isort: off
+import asd_policy.envs.load_order  # noqa: F401 - before MuJoCo
 import mujoco
+
+# isort: on
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
-from asd_policy.envs.opengl import BACKENDS, preferred_backends, works
-
-
-def load_triton_first() -> None:
-    """Import Triton, where it is installed, before OpenGL is loaded.
-
-    Software OpenGL (Mesa) and Triton each bring an LLVM. Loading Triton's second takes the process
-    down, and PyTorch loads it on its own as soon as an optimizer is made or a network compiled.
-    """
-    if importlib.util.find_spec("triton") is not None:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("triton")
+from asd_policy.envs.opengl import BACKENDS, load_triton_first, preferred_backends, works
 
 
 @functools.cache

@@ -49,7 +49,7 @@ def main_doctor(words: Sequence[str]) -> int:
     findings = diagnose(facts)
     broken = any(finding.status == "broken" for finding in findings)
     if options.json:
-        print(json.dumps(_as_json(facts, findings, not broken), indent=2))
+        print(json.dumps(as_json(facts, findings, not broken), indent=2))
     else:
         _show(findings)
     return int(broken)
@@ -60,7 +60,8 @@ def diagnose(facts: Facts) -> list[Finding]:
     return [finding for check in CHECKS for finding in check(facts)]
 
 
-def _as_json(facts: Facts, findings: Sequence[Finding], well: bool) -> Facts:
+def as_json(facts: Facts, findings: Sequence[Finding], well: bool) -> Facts:
+    """What --json prints; its form is schemas/doctor.json."""
     return {
         "schema_version": SCHEMA_VERSION,
         "well": well,
@@ -101,7 +102,9 @@ def _core(facts: Facts) -> Iterator[Finding]:
         yield _package(facts, name, module, needed=True)
     torch = facts["versions"]["torch"]
     if torch is not None and _release(torch) < (2, 4):
-        yield Finding("torch", "broken", f"needs 2.4 or later, found {torch}", _upgrade("torch>=2.4"))
+        yield Finding(
+            "torch", "broken", f"needs 2.4 or later, found {torch}", _upgrade("torch>=2.4")
+        )
 
 
 def _package(facts: Facts, name: str, module: str, needed: bool) -> Finding:
@@ -227,7 +230,9 @@ def _rendering(facts: Facts) -> Iterator[Finding]:
             "software OpenGL and Triton each bring an LLVM, and Triton loaded second ends the "
             "process; this package loads it first, and a program of yours that draws must too"
         )
-        yield Finding("Triton and OpenGL", "note", text, "import triton      # in Python, at the top")
+        yield Finding(
+            "Triton and OpenGL", "note", text, "import triton      # in Python, at the top"
+        )
 
 
 def _release(version: str) -> tuple[int, ...]:

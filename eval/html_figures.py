@@ -17,17 +17,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from asd_policy.eval.benchmarks.plots import COLOURS, PART_COLOURS, STYLE
+from asd_policy.eval.benchmarks.plots import COLOURS, PART_COLOURS, PARTS, STYLE
 
 Json = dict[str, Any]
 # Drawn in a colour that stands for a variable of the page's style sheet. (Not black itself: in SVG
 # black is the default and would not be written down.)
 _INK, _LINE, _GRID, _LATE = "#010101", "#020202", "#030303", "#040404"
-_VARIABLES = {_INK: "--ink", _LINE: "--muted", _GRID: "--line", _LATE: "--bad"}
+_VARIABLES = {
+    _INK: "--ink", _LINE: "--muted", _GRID: "--line", _LATE: "--bad", "#0072b2": "--blue",
+}  # fmt: skip
 _STYLE = STYLE | {
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],
-    "font.size": 9,
+    "font.size": 10,
     "text.parse_math": False,  # a name with a dollar sign is a name
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -40,9 +42,9 @@ _STYLE = STYLE | {
     "grid.color": _GRID,
     "figure.facecolor": "none",
 }
-_WIDTH = 4.9  # inches: legible in a column of 360 pixels
+_WIDTH = 4.5  # inches: legible in a column of 360 pixels
 _POLICY_PARTS = ("network", "draft", "verify", "other")
-_PART_COLOUR = dict(zip(("network", "draft", "verify", "noise", "other"), PART_COLOURS, strict=True))
+_PART_COLOUR = dict(zip(PARTS, PART_COLOURS, strict=True))
 _TIME_COLOUR = {"policy": "#0072B2", "simulation": "#B9C4CE", "rendering": "#E69F00"}
 
 
@@ -134,12 +136,12 @@ def latency_figure(results: Json) -> Figure | None:
         axes.stairs(counts, edges, fill=True, color=colour(name), alpha=0.85)
         for at, style in ((periods["step"], ":"), (periods["chunk"], "--")):
             axes.axvline(at, color=_LATE, linestyle=style, linewidth=1.3)
-        axes.set_title(name, loc="left", fontsize=9, pad=3)
+        axes.set_title(name, loc="left", fontsize=10, pad=3)
         axes.set(xscale="log", ylim=(0, 1.08 * max(*counts, 1)))
         axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     values = [*edges, *periods.values()]
     _time_axis(panels[-1], min(values) / 1.15, max(values) * 1.15)
-    figure.supylabel("chunks", fontsize=9)
+    figure.supylabel("chunks", fontsize=10)
     figure.subplots_adjust(hspace=0.55)
     return figure
 
@@ -192,7 +194,7 @@ def _stack(axes: Axes, split: dict[str, dict[str, float]], shades: dict[str, str
 
 
 _SMALL_LEGEND: dict[str, Any] = {
-    "fontsize": 9, "handlelength": 1.0, "columnspacing": 1.0, "borderpad": 0.1,
+    "fontsize": 10, "handlelength": 1.0, "columnspacing": 1.0, "borderpad": 0.1,
 }  # fmt: skip
 
 
@@ -215,7 +217,9 @@ def acceptance_figure(results: Json) -> Figure | None:
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("step, from noise to action")
-    bar = figure.colorbar(mesh, ax=axes, pad=0.03, aspect=max(3, 4 * len(shares)), ticks=[0, 0.5, 1])
+    bar = figure.colorbar(
+        mesh, ax=axes, pad=0.03, aspect=max(3, 4 * len(shares)), ticks=[0, 0.5, 1]
+    )
     bar.ax.yaxis.set_major_formatter(FuncFormatter(_percent))
     bar.outline.set_visible(False)
     return figure

@@ -84,21 +84,25 @@ def render_page(config: Json, env: Json, episodes: Sequence[Episode], videos: Pa
         "episodes.jsonl": [json.loads(episode.to_line()) for episode in episodes],
     }
     films, embedded = _films(config["settings"]["task"], episodes, videos)
-    return _template().render(
-        show=_Shower(files),
-        results=results,
-        config=config,
-        env=env,
-        names=list(results["samplers"]),
-        figures={name: Markup(svg) for name, svg in draw_figures(results).items()},
-        busy=is_busy(results),
-        sequential=[n for n, s in results["samplers"].items() if _fell_back(n, s)],
-        seeds=_by_seed(episodes)[:_SHOWN_SEEDS],
-        more_seeds=len(_by_seed(episodes)) > _SHOWN_SEEDS,
-        successes={i for i, episode in enumerate(episodes) if episode.success},
-        films=films,
-        embedded=embedded,
-    ).lstrip()
+    return (
+        _template()
+        .render(
+            show=_Shower(files),
+            results=results,
+            config=config,
+            env=env,
+            names=list(results["samplers"]),
+            figures={name: Markup(svg) for name, svg in draw_figures(results).items()},
+            busy=is_busy(results),
+            sequential=[n for n, s in results["samplers"].items() if _fell_back(n, s)],
+            seeds=_by_seed(episodes)[:_SHOWN_SEEDS],
+            more_seeds=len(_by_seed(episodes)) > _SHOWN_SEEDS,
+            successes={i for i, episode in enumerate(episodes) if episode.success},
+            films=films,
+            embedded=embedded,
+        )
+        .lstrip()
+    )
 
 
 class _Shower:

@@ -6,7 +6,6 @@ Needs nothing but Python.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -124,7 +123,7 @@ def try_imports(modules: Sequence[str]) -> tuple[dict[str, str | None], Facts]:
                 known |= {name: about} if about else {}
         rest = [name for name in left if name not in errors]
         if len(rest) == len(left) or end:  # the first of the rest ended the process
-            errors |= {name: end or "Python could not be started" for name in rest[:1]}
+            errors |= dict.fromkeys(rest[:1], end or "Python could not be started")
         left = [name for name in left if name not in errors]
     return errors, known
 

@@ -144,8 +144,8 @@ def _remarks(results: dict[str, Any]) -> list[str]:
     if is_busy(results):
         lines.append(
             "The machine was busy with other work: this run waited for a processor "
-            f"{results['processor_wait_share']:.2f} s in each second (all threads together), so latencies and the speedup "
-            "by the clock are not those of a free machine."
+            f"{results['processor_wait_share']:.2f} s in each second (all threads together), so "
+            "latencies and the speedup by the clock are not those of a free machine."
         )
     if not results["complete"]:
         lines.append("This run is not complete: the figures are of the episodes finished so far.")
