@@ -43,6 +43,7 @@ _STYLE = STYLE | {
     "figure.facecolor": "none",
 }
 _WIDTH = 4.5  # inches: legible in a column of 360 pixels
+_LARGEST = 1.5  # CSS pixels of a point, where there is room
 _POLICY_PARTS = ("network", "draft", "verify", "other")
 _PART_COLOUR = dict(zip(PARTS, PART_COLOURS, strict=True))
 _TIME_COLOUR = {"policy": "#0072B2", "simulation": "#B9C4CE", "rendering": "#E69F00"}
@@ -80,8 +81,11 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     for stand_in, variable in _VARIABLES.items():
         text = text.replace(stand_in, f"var({variable})")
-    # The caption describes it; a reader that reads out is not to spell the ticks.
-    return text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1).strip()
+    # The caption describes it; a reader that reads out is not to spell the ticks. Text is of one
+    # size in all figures of a wide page, whatever their widths.
+    width = float(text.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0])
+    attributes = f'aria-hidden="true" focusable="false" style="max-width: {_LARGEST * width:.0f}px"'
+    return text.replace("<svg ", f"<svg {attributes} ", 1).strip()
 
 
 def _names(results: Json) -> list[str]:
@@ -147,9 +151,11 @@ def latency_figure(results: Json) -> Figure | None:
 
 
 def _time_axis(axes: Axes, low: float, high: float) -> None:
-    ticks = [m * 10.0**e for e in range(-3, 7) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-    if len(ticks) > 8:
-        ticks = [tick for tick in ticks if f"{tick:e}".startswith("1")]
+    decades = [10.0**e for e in range(-3, 7)]
+    for marks in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [mark * d for d in decades for mark in marks if low <= mark * d <= high]
+        if len(ticks) <= 7:
+            break
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())

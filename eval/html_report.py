@@ -83,7 +83,7 @@ def render_page(config: Json, env: Json, episodes: Sequence[Episode], videos: Pa
         "env.json": env,
         "episodes.jsonl": [json.loads(episode.to_line()) for episode in episodes],
     }
-    films, embedded = _films(config["settings"]["task"], episodes, videos)
+    films, embedded = _films(config["settings"], episodes, videos)
     return (
         _template()
         .render(
@@ -152,16 +152,17 @@ def _by_seed(episodes: Sequence[Episode]) -> list[Json]:
 
 
 def _films(
-    task: str, episodes: Sequence[Episode], videos: Path
+    settings: Json, episodes: Sequence[Episode], videos: Path
 ) -> tuple[list[dict[str, Any]], bool]:
     """The run's films, failures first, and whether the page holds them: it does where they are
     small together, else it links to them."""
-    found = []
-    for line, episode in sorted(enumerate(episodes), key=lambda e: (e[1].success, e[1].seed)):
-        outcome = "success" if episode.success else "failure"
-        path = videos / f"{task}_seed{episode.seed}_{episode.sampler}_{outcome}.mp4"
+    names, found = settings["samplers"], []
+    order = [(e.success, e.seed, names.index(e.sampler), i) for i, e in enumerate(episodes)]
+    for success, seed, which, line in sorted(order):
+        outcome = "success" if success else "failure"
+        path = videos / f"{settings['task']}_seed{seed}_{names[which]}_{outcome}.mp4"
         if path.is_file():
-            found.append((line, episode, path))
+            found.append((line, episodes[line], path))
     embedded = sum(path.stat().st_size for *_, path in found) <= EMBEDDED_BYTES
     films = [
         {"line": line, "episode": episode, "source": _source(path, embedded), "name": path.name}

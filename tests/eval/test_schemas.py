@@ -33,9 +33,8 @@ def files(tmp_path_factory):
     options = EvalOptions(episodes=2, out=out)
     console = Console(file=io.StringIO(), width=100)
     evaluate(options, prepare=prepare, console=console)
-    evaluate(
-        dataclasses.replace(options, episodes=3, resume=True), prepare=prepare, console=console
-    )
+    more = dataclasses.replace(options, episodes=3, resume=True)
+    evaluate(more, prepare=prepare, console=console)
     kept = {name: json.loads((out / f"{name}.json").read_text()) for name in NAMES[:3]}
     lines = (out / "episodes.jsonl").read_text().splitlines()
     return kept | {"episode": json.loads(lines[0])}, [json.loads(line) for line in lines]
