@@ -1,4 +1,4 @@
-"""What a film says below its picture: whose episode, the step, and what the last chunk cost."""
+"""What a film says above its picture: whose episode, the step, and what the last chunk cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEAST_WIDTH = 256  # below it, no line of text would fit: the picture is set in
 def annotated(
     frame: np.ndarray, title: str, step: int, chunk: ChunkStats | None = None
 ) -> np.ndarray:
-    """The frame with a bar below it.
+    """The frame with a bar above it. (Below it, a player's controls would cover the bar.)
 
     Args:
         frame: (height, width, 3) uint8.
@@ -33,16 +33,17 @@ def annotated(
     (a sampler that does not draft has such a line only).
 
     Returns:
-        (height + bar, width or more, 3) uint8, with even sides, as films need.
+        (bar + height, width or more, 3) uint8, with even sides, as films need.
     """
     height, width = frame.shape[:2]
     wide = max(width + width % 2, _LEAST_WIDTH)
     line = _line_height(wide)
     bar = round(6.4 * line)
-    canvas = Image.new("RGB", (wide, height + bar + (height + bar) % 2), _BACK)
-    canvas.paste(Image.fromarray(frame), ((wide - width) // 2, 0))
+    bar += (height + bar) % 2
+    canvas = Image.new("RGB", (wide, bar + height), _BACK)
+    canvas.paste(Image.fromarray(frame), ((wide - width) // 2, bar))
     draw, font = ImageDraw.Draw(canvas), _font(line)
-    left, right, top = line // 2, wide - line // 2, height + line // 2
+    left, right, top = line // 2, wide - line // 2, line // 2
     draw.text((left, top), title, fill=_TEXT, font=font)
     draw.text((right, top), f"step {step}", fill=_TEXT, font=font, anchor="ra")
     if chunk is None:

@@ -78,7 +78,8 @@ def gather() -> Facts:
     versions = {name: attempt(name, package_version, name) for name in ("asd-policy", *names)}
     there = [module for name, module in names.items() if versions[name] is not None]
     built = attempt("native", native_is_built)
-    imports, known = attempt("imports", try_imports, there + [NATIVE] * bool(built)) or ({}, {})
+    tried = attempt("imports", try_imports, there + [NATIVE] * bool(built))
+    imports, known = tried if tried is not None else (dict[str, Any](), dict[str, Any]())
     mujoco = versions["mujoco"] is not None and imports.get("mujoco") is None
     drawing = (attempt("backends", try_backends) or {}) if mujoco else {}
     software = drawing.get("osmesa") and imports.get("triton", "missing") is None

@@ -1,4 +1,4 @@
-"""What a film says below its picture."""
+"""What a film says above its picture."""
 
 import dataclasses
 
@@ -42,10 +42,10 @@ def strip(picture, steps):
     return picture[rows.max() - 1, np.round((edges[:-1] + edges[1:]) / 2).astype(int)]
 
 
-def test_the_picture_stays_and_the_bar_is_below_it():
+def test_the_picture_stays_and_the_bar_is_above_it():
     frame = np.random.default_rng(0).integers(0, 255, (480, 480, 3), np.uint8)
     picture = annotated(frame, "lift, seed 3, asd", 7, chunk([1] * 10, [1] * 10))
-    assert np.array_equal(picture[:480], frame)
+    assert np.array_equal(picture[-480:], frame)
     assert picture.shape[0] > 480
     assert picture.shape[1] == 480
     assert picture.dtype == np.uint8

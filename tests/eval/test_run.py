@@ -163,7 +163,7 @@ def test_videos_are_named_by_task_seed_sampler_and_outcome(options, quiet):
     with imageio.get_reader(options.out / "videos" / "lift_seed100000_asd_success.mp4") as film:
         frames = [np.asarray(frame) for frame in film]
     assert len(frames) == steps + 1
-    assert frames[0].shape[0] > 32, "the picture, and the bar below it"
+    assert frames[0].shape[0] > 32, "the picture, and the bar above it"
     assert lines(options.out)[0]["rendering_s"] > 0
     assert "videos/" in quiet.file.getvalue()
 
