@@ -102,12 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, words: Sequence[str]) -> int:
+    if command not in _PARSE_THEMSELVES:
+        import tyro
     module, _, name = COMMANDS[command][0].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     if command in _PARSE_THEMSELVES:
         return int(function(words))
-    import tyro
-
     # tyro parses, then calls; its own complaints leave by SystemExit(2), with the usage.
     status = tyro.cli(function, args=words, prog=f"asd-policy {command}")
     return status if isinstance(status, int) else 0

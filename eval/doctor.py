@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from asd_policy.envs.opengl import BACKENDS
-from asd_policy.eval.probes import CORE, NATIVE, SIM, Facts, gather
+from asd_policy.eval.probes import CORE, NATIVE, SIM, UNKNOWN, Facts, gather
 
 SCHEMA_VERSION = 1  # of what --json prints
 # ok; note: works, with something to know; missing: optional, the rest works; broken.
@@ -101,7 +101,7 @@ def _core(facts: Facts) -> Iterator[Finding]:
     for name, module in CORE.items():
         yield _package(facts, name, module, needed=True)
     torch = facts["versions"]["torch"]
-    if torch is not None and _release(torch) < (2, 4):
+    if torch is not None and () < _release(torch) < (2, 4):
         yield Finding(
             "torch", "broken", f"needs 2.4 or later, found {torch}", _upgrade("torch>=2.4")
         )
@@ -113,7 +113,8 @@ def _package(facts: Facts, name: str, module: str, needed: bool) -> Finding:
         status: Status = "broken" if needed else "missing"
         return Finding(name, status, "not installed", f"pip install {name}")
     if error is not None:
-        mend = f"pip install --force-reinstall {name}=={version.partition('+')[0]}"
+        exactly = "" if version == UNKNOWN else f"=={version.partition('+')[0]}"
+        mend = f"pip install --force-reinstall {name}{exactly}"
         return Finding(name, "broken", f"{version}, cannot be imported: {error}", mend)
     return Finding(name, "ok", version)
 
@@ -172,7 +173,7 @@ def _simulation(facts: Facts) -> Iterator[Finding]:
 def _conflicts(facts: Facts) -> Iterator[Finding]:
     versions = facts["versions"]
     robosuite, mujoco, numpy = (versions[name] for name in ("robosuite", "mujoco", "numpy"))
-    if robosuite is not None and robosuite != "1.5.2":
+    if robosuite not in (None, UNKNOWN, "1.5.2"):
         text = f"the tasks are made for 1.5.2, found {robosuite}"
         yield Finding("robosuite", "broken", text, _upgrade("robosuite==1.5.2"))
     if robosuite == "1.5.2" and mujoco is not None and _release(mujoco) >= (3, 10):

@@ -6,6 +6,7 @@ Needs nothing but Python.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -41,6 +42,7 @@ SIM = {
     "zarr": "zarr",
 }
 NATIVE = "asd_policy.engine._native"
+UNKNOWN = "version unknown"
 _ABOUT_S = 300.0
 
 # Says of each module, on a line of its own as soon as it is known, what came of importing it.
@@ -75,7 +77,8 @@ def gather() -> Facts:
             return None
 
     names = {**CORE, **OPTIONAL, **SIM}
-    versions = {name: attempt(name, package_version, name) for name in ("asd-policy", *names)}
+    versions = {name: attempt(name, version_of, name, module) for name, module in names.items()}
+    versions["asd-policy"] = attempt("asd-policy", package_version, "asd-policy")
     there = [module for name, module in names.items() if versions[name] is not None]
     built = attempt("native", native_is_built)
     tried = attempt("imports", try_imports, there + [NATIVE] * bool(built))
@@ -99,6 +102,12 @@ def gather() -> Facts:
         "cmake": attempt("cmake", cmake_version),
         "failed": failed,
     }
+
+
+def version_of(name: str, module: str) -> str | None:
+    """Of what is installed; `UNKNOWN` of a module that can be found without saying its version."""
+    found = importlib.util.find_spec(module) is not None
+    return package_version(name) or (UNKNOWN if found else None)
 
 
 def native_is_built() -> bool:

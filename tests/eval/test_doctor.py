@@ -132,6 +132,17 @@ def test_an_optional_part_may_be_missing(changes, name, said, mend):
     assert missing[name].mend.startswith(mend)
 
 
+def test_a_package_without_metadata_is_there(packages, monkeypatch):
+    packages(unpacked_here="")
+    monkeypatch.syspath_prepend(os.environ["PYTHONPATH"])
+    assert probes.version_of("unpacked-here", "unpacked_here") == probes.UNKNOWN
+    assert probes.version_of("absent", "absent_module") is None
+    unknown = dict.fromkeys(["versions/torch", "versions/robosuite"], probes.UNKNOWN)
+    assert not ill(diagnose(facts(unknown)))
+    broken = ill(diagnose(facts(unknown | {"imports/torch": "OSError: x"})))
+    assert broken["torch"].mend == "pip install --force-reinstall torch"
+
+
 def test_triton_after_opengl_is_a_note():
     changes = {"versions/triton": "3.7.1", "imports/triton": None, "triton_after_opengl": False}
     note = next(f for f in diagnose(facts(changes)) if f.status == "note")
@@ -146,7 +157,7 @@ def test_a_probe_that_fails_is_a_finding(monkeypatch, run):
     def broken(*_):
         raise OSError("no such thing")
 
-    for name in ("package_version", "git_commit", "try_imports", "nvidia_gpus", "cmake_version",
+    for name in ("version_of", "package_version", "git_commit", "try_imports", "nvidia_gpus", "cmake_version",
                  "native_is_built", "works"):  # fmt: skip
         monkeypatch.setattr(probes, name, broken)
     status, output, errors = run("doctor", "--json")
