@@ -1,4 +1,4 @@
-"""The command line: `asd-policy eval | tasks | demos | train | bench | convert | export`.
+"""The command line: `asd-policy COMMAND`, of those in `COMMANDS`.
 
 Thin and lazy: a command is a function, imported when it is asked for, and its options are the
 function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
@@ -28,6 +28,10 @@ COMMANDS = {
         "asd_policy.eval.table.command:main_tasks",
         "Compare the samplers on every task that has a shipped policy, in one table.",
     ),
+    "report": (
+        "asd_policy.eval.command:main_report",
+        "Write report.html of an evaluation that is there already.",
+    ),
     "demos": (
         "asd_policy.envs.demos:main_collect",
         "Make demonstrations with a scripted expert.",
@@ -48,14 +52,21 @@ COMMANDS = {
         "asd_policy.integrations.robomimic_convert:main_export",
         "Turn a checkpoint folder into a file that robomimic loads.",
     ),
+    "doctor": (
+        "asd_policy.eval.doctor:main_doctor",
+        "Say what works here, what does not, and the command that mends it.",
+    ),
 }
+_PARSE_THEMSELVES = {"doctor"}  # must run where tyro is missing
 _EXTRA = "sim"
 _OF_THE_EXTRA = {
     "gymnasium",
     "h5py",
     "imageio",
+    "jinja2",
     "matplotlib",
     "mujoco",
+    "PIL",
     "rich",
     "robosuite",
     "scipy",
@@ -95,10 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, words: Sequence[str]) -> int:
-    import tyro
-
+    if command not in _PARSE_THEMSELVES:
+        import tyro
     module, _, name = COMMANDS[command][0].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    if command in _PARSE_THEMSELVES:
+        return int(function(words))
     # tyro parses, then calls; its own complaints leave by SystemExit(2), with the usage.
     status = tyro.cli(function, args=words, prog=f"asd-policy {command}")
     return status if isinstance(status, int) else 0

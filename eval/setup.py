@@ -74,6 +74,7 @@ def prepare(options: EvalOptions) -> Setup:
             "compile": options.compile,
             "parameters": sum(p.numel() for p in policy.network.parameters()),
             "horizons": list(policy.horizons),
+            "control_hz": CONTROL_FREQUENCY_HZ,
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
         },
     )

@@ -67,6 +67,8 @@ def config():
             "kernels": "native",
             "precision": "fp32",
             "compile": False,
+            "horizons": [2, 8, 16],
+            "control_hz": 20,
             "steps": {"asd": 50, "ddpm": 50},
         },
     }
