@@ -12,7 +12,7 @@ from asd_policy.eval.verification.options import VerifyOptions
 def main_verify(options: Annotated[VerifyOptions, tyro.conf.arg(name="")]) -> int:
     """Test whether a sampler draws from the same distribution as sequential DDPM.
 
-    With no options: ASD on the shipped Lift policy, 2000 chunks of each sampler at 8 observations
+    With no options: ASD on the shipped Lift policy, 1000 chunks of each sampler at 8 observations
     (some minutes on two CPU cores). Prints a table and one sentence, and keeps the chunks, every
     figure and a picture under outputs/verify/.
 

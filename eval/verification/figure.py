@@ -38,7 +38,7 @@ def draw_figure(result: Json, sample: Array, reference: Array, folder: Path) -> 
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13.5, 4.4))
-        panels = figure.subplots(1, 3, width_ratios=(1.1, 1.1, 0.9))
+        panels = figure.subplots(1, 3, width_ratios=(1.15, 1.0, 0.85))
         _differences(panels[0], result, sample, reference)
         _p_values(panels[1], result)
         _power(panels[2], result)
@@ -48,7 +48,7 @@ def draw_figure(result: Json, sample: Array, reference: Array, folder: Path) -> 
             f"{result['subject']['name']}: {verdict['word'].lower()}",
             x=0.01, ha="left", fontweight="bold",
         )  # fmt: skip
-        figure.subplots_adjust(left=0.06, right=0.99, bottom=0.24, top=0.84, wspace=0.32)
+        figure.subplots_adjust(left=0.055, right=0.99, bottom=0.25, top=0.84, wspace=0.48)
         for suffix in ("png", "svg"):
             figure.savefig(folder / f"verify.{suffix}", dpi=160, metadata=_metadata(suffix))
 
@@ -80,22 +80,23 @@ def _differences(axes: Axes, result: Json, sample: Array, reference: Array) -> N
 
 
 def _p_values(axes: Axes, result: Json) -> None:
-    """Smallest corrected p-value of every family, and of every control."""
+    """Every p-value by family, and the smallest of every control; left of the line Holm's first
+    step rejects."""
     rows: dict[str, list[float]] = {}
     for test in result["tests"]:
-        rows.setdefault(test["family"], []).append(test["p_holm"])
+        rows.setdefault(test["family"], []).append(test["p_value"])
     for control in result["controls"]:
-        rows["control: " + control["name"].split(" by ")[0]] = [control["smallest_p_holm"]]
+        rows["control: " + control["name"].split(" by ")[0]] = [control["smallest_p"]]
     labels = list(rows)[::-1]
-    alpha = result["settings"]["alpha"]
+    alpha = result["settings"]["alpha"] / len(result["tests"])
     for height, label in enumerate(labels):
         values = np.maximum(rows[label], _LEAST_P)
         shades = [RED if value <= alpha else "#0072B2" for value in values]
         axes.scatter(values, [height] * len(values), c=shades, s=22, alpha=0.8, zorder=3)
     axes.axvline(alpha, color=RED, linestyle="--", linewidth=1)
-    axes.set(xscale="log", xlim=(0.5 * _LEAST_P, 2), xlabel="p after Holm's correction")
+    axes.set(xscale="log", xlim=(0.5 * _LEAST_P, 2), xlabel="p")
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set_title(f"Tests (left of {alpha:g}: rejected)", loc="left", fontsize=10)
+    axes.set_title("p-values (left of the red line: rejected)", loc="left", fontsize=10)
 
 
 def _power(axes: Axes, result: Json) -> None:

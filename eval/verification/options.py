@@ -56,7 +56,7 @@ class VerifyOptions:
     checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None
     """A policy's folder, or robomimic's file."""
     oracle: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _ORACLE_HELP)] = False
-    chunks: int = 2000
+    chunks: int = 1000
     """Chunks of each sampler, over all observations (rounded up to whole batches)."""
     observations: int = 8
     """Fixed observations."""
@@ -67,10 +67,10 @@ class VerifyOptions:
     controls: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _CONTROLS_HELP)] = False
     alpha: float = 0.01
     """Chance of calling equal samplers different, over all tests together (Holm)."""
-    detect: Annotated[float, _arg("FLOAT", _DETECT_HELP)] = 0.25
+    detect: Annotated[float, _arg("FLOAT", _DETECT_HELP)] = 0.2
     gripper: Annotated[int | None, _arg("INT|None")] = -1
     """Column of the action that opens and closes the gripper: its sign tells modes apart."""
-    window: Annotated[int, _arg("INT", _WINDOW_HELP)] = 32
+    window: Annotated[int, _arg("INT", _WINDOW_HELP)] = 24
     steps: Annotated[int | None, _arg("INT")] = None
     """Denoising steps of both samplers, except of ddim; None is as trained."""
     ddim_steps: int = 10

@@ -47,6 +47,7 @@ from asd_policy.eval.verification.verdict import (
     verdict_json,
 )
 from asd_policy.samplers.config import SamplerConfig
+from asd_policy.schedule import Schedule
 
 Json = dict[str, Any]
 SAMPLE, REFERENCE = "sample", "reference"
@@ -88,10 +89,12 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
 def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
     """The subject, and the options with the folder, which is claimed."""
     if options.oracle:
-        options = _claim(options, "oracle", None)
-        return options, oracle_subject(options)
+        subject = oracle_subject(options)
+        _check_samplers(options, subject.schedule)
+        return _claim(options, "oracle", None), subject
     made, path, task = open_checkpoint(options)
-    gripper_column(options.gripper, made.config.action_dim)  # refuse now rather than later
+    gripper_column(options.gripper, made.config.action_dim)
+    _check_samplers(options, made.schedule)
     options = _claim(options, task or path.stem, made.card["sha256"])
     assert options.out is not None
     file = options.out / "moments.npz"
@@ -102,6 +105,12 @@ def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
     else:
         windows, origin = kept["windows"], str(kept["origin"])
     return options, checkpoint_subject(options, made, path, windows, origin)
+
+
+def _check_samplers(options: VerifyOptions, schedule: Schedule) -> None:
+    """Refuse now, rather than after minutes of drawing: ValueError from the sampler's own check."""
+    for name in (options.sampler, options.reference):
+        _config(options, name).schedule(schedule)
 
 
 def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptions:
@@ -132,15 +141,11 @@ def _config(options: VerifyOptions, name: str) -> SamplerConfig:
 def _roles(options: VerifyOptions, subject: Subject) -> dict[str, Role]:
     """Who draws. The sample and the reference first."""
     reference = _config(options, options.reference)
-    if options.reference == "ddim":
-        reference = dataclasses.replace(reference, eta=options.eta)
     roles = [
         Role(SAMPLE, _config(options, options.sampler)),
         Role(REFERENCE, reference),
         *(control_roles(subject, reference) if options.controls else ()),
     ]
-    for role in roles:  # refuse now, rather than after minutes of drawing
-        role.config.schedule(subject.schedule)
     return {role.name: role for role in roles}
 
 

@@ -121,6 +121,7 @@ def _control(
         "as_expected": found == expected,
         "rejecting": sum(test["differs"] for test in table),
         "tests": len(table),
+        "smallest_p": telling["p_value"],
         "smallest_p_holm": telling["p_holm"],
         "most_telling": telling["name"],
     }
