@@ -29,7 +29,12 @@ def python(program: str, **env: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["eval", "--help"], ["bench", "--help"], ["--version"]]
+    "words",
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("eval", "bench", "verify", "compare")),
+        ["--version"],
+    ],
 )
 def test_help_needs_neither_torch_nor_the_simulator(words):
     done = python(
@@ -61,7 +66,7 @@ def test_help_is_quick():
 def test_help_lists_the_commands(run):
     status, output, _ = run("--help")
     assert status == 0
-    for name in ("eval", "demos", "train", "bench", "convert", "export"):
+    for name in ("eval", "demos", "train", "bench", "verify", "compare", "convert", "export"):
         assert re.search(rf"^  {name} +[A-Z]", output, re.M)
     status, output, _ = run("eval", "--help")
     assert status == 0
@@ -82,7 +87,8 @@ def test_version(run):
 
 def test_an_unknown_command_names_those_there_are(refused):
     refused(
-        r"error: expected a command, one of eval, demos, train, bench, convert, export; got 'evil'",
+        r"error: expected a command, one of eval, demos, train, bench, verify, compare, convert, "
+        r"export; got 'evil'",
         "evil",
     )
 

@@ -54,10 +54,11 @@ def test_the_interval_mirrors_when_the_sides_change_places():
 
 
 def test_one_side_always_better_reaches_the_edge():
-    low, high = difference_interval(15, 0, 15, 0.95)
-    assert (low > 0.7, high) == (True, 1.0)
-    low, high = difference_interval(0, 15, 15, 0.95)
-    assert (low, high < -0.7) == (-1.0, True)
+    # The likeliest P(only b) is (1 − Δ)/2, and n(1 − Δ)/(1 + Δ) = z² gives Δ = (n − z²)/(n + z²).
+    z = 1.959963984540054
+    edge = (15 - z**2) / (15 + z**2)
+    assert difference_interval(15, 0, 15, 0.95) == pytest.approx((edge, 1.0), abs=1e-8)
+    assert difference_interval(0, 15, 15, 0.95) == pytest.approx((-1.0, -edge), abs=1e-8)
 
 
 @pytest.mark.statistical
