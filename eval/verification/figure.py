@@ -38,7 +38,9 @@ def draw_figure(result: Json, sample: Array, reference: Array, folder: Path) -> 
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13.5, 4.4))
-        panels = figure.subplots(1, 3, width_ratios=(1.15, 1.0, 0.85))
+        # By hand: the labels of the second and third panel are long.
+        places = ((0.055, 0.275), (0.485, 0.205), (0.765, 0.225))
+        panels = [figure.add_axes((left, 0.25, width, 0.59)) for left, width in places]
         _differences(panels[0], result, sample, reference)
         _p_values(panels[1], result)
         _power(panels[2], result)
@@ -48,7 +50,6 @@ def draw_figure(result: Json, sample: Array, reference: Array, folder: Path) -> 
             f"{result['subject']['name']}: {verdict['word'].lower()}",
             x=0.01, ha="left", fontweight="bold",
         )  # fmt: skip
-        figure.subplots_adjust(left=0.055, right=0.99, bottom=0.25, top=0.84, wspace=0.48)
         for suffix in ("png", "svg"):
             figure.savefig(folder / f"verify.{suffix}", dpi=160, metadata=_metadata(suffix))
 
@@ -94,7 +95,7 @@ def _p_values(axes: Axes, result: Json) -> None:
         shades = [RED if value <= alpha else "#0072B2" for value in values]
         axes.scatter(values, [height] * len(values), c=shades, s=22, alpha=0.8, zorder=3)
     axes.axvline(alpha, color=RED, linestyle="--", linewidth=1)
-    axes.set(xscale="log", xlim=(0.5 * _LEAST_P, 2), xlabel="p")
+    axes.set(xscale="log", xlim=(0.5 * _LEAST_P, 2), xlabel=f"p (smaller ones at {_LEAST_P:g})")
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set_title("p-values (left of the red line: rejected)", loc="left", fontsize=10)
 

@@ -30,4 +30,5 @@ def check(value: Any, schema: Any, path: str = "") -> None:
         allowed = schema if isinstance(schema, tuple) else (schema,)
         types = tuple(type(None) if kind is None else kind for kind in allowed)
         assert isinstance(value, types), f"{path}: expected {schema}, got {value!r}"
-        assert not isinstance(value, bool) or bool in types, f"{path}: got {value!r}"
+        whole = {bool, object} & set(types)
+        assert not isinstance(value, bool) or whole, f"{path}: expected {schema}, got {value!r}"

@@ -56,7 +56,7 @@ SCHEMA = {
     "verdict": {"status": {0, 1, 2}, "word": str, "sentence": str},
 }  # fmt: skip
 # Few steps and few chunks: a run takes seconds, and still tells what it must.
-ORACLE = ("verify", "--oracle", "--observations", 2, "--batch", 200, "--steps", 20, "--threads", 1)
+ORACLE = ("verify", "--oracle", "--observations", 2, "--batch", 200, "--steps", 40, "--threads", 1)
 
 
 def result(folder):
@@ -74,8 +74,8 @@ def test_asd_on_the_oracle_is_equal_to_ddpm_and_to_the_exact_law(run, tmp_path):
     families = {test["family"] for test in content["tests"]}
     assert {"exact law of asd", "exact law of sequential ddpm", "gripper modes"} <= families
     sample, reference = (content["samplers"][role] for role in ("sample", "reference"))
-    assert reference["calls_per_chunk"] == 20
-    assert sample["calls_per_chunk"] < 12
+    assert reference["calls_per_chunk"] == 40
+    assert sample["calls_per_chunk"] < 20
     assert (sample["chunks"], sample["chunks_per_observation"]) == (800, 400)
     controls = {control["name"].split()[0]: control for control in content["controls"]}
     assert controls["ddpm-again"]["found"] == "equal"
@@ -89,12 +89,11 @@ def test_asd_on_the_oracle_is_equal_to_ddpm_and_to_the_exact_law(run, tmp_path):
         assert f"{number:.2g}" in output or f"{number:.1f}" in output
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "paradigms"])
-def test_approximate_samplers_differ(run, tmp_path, sampler):
-    words = ("--chunks", 400, "--out", tmp_path / "out", "--tolerance", 1.0)
-    status, output, _ = run(*ORACLE, "--sampler", sampler, *words)
+def test_ddim_in_ten_steps_differs(run, tmp_path):
+    words = ("--sampler", "ddim", "--chunks", 400, "--out", tmp_path / "out")
+    status, output, _ = run(*ORACLE, *words)
     assert status == 1, output
-    assert f"DIFFERS (exit status 1): {sampler} does not draw from ddpm's distribution" in output
+    assert "DIFFERS (exit status 1): ddim does not draw from ddpm's distribution" in output
     assert result(tmp_path / "out")["verdict"]["status"] == 1
 
 
@@ -117,8 +116,9 @@ def test_too_few_chunks_are_exit_status_2_and_more_can_be_drawn(run, tmp_path):
     needed = result(out)["power"]["chunks_needed"]
     assert f"about {needed} chunks would do" in output
     before = (out / "draws" / "sample" / "00000.npz").read_bytes()
-    status, output, _ = run(*words, "--chunks", 2 * needed, "--detect", 0.15, "--resume")
-    assert status == 0, output
+    assert needed > 200
+    status, output, errors = run(*words, "--chunks", 400, "--detect", 0.3, "--resume")
+    assert status == 0, output + errors
     assert (out / "draws" / "sample" / "00000.npz").read_bytes() == before
 
 
