@@ -1,8 +1,9 @@
 """Whether two sets of chunks have one law, given the observation.
 
-Every test compares within each observation and only then adds up, so that a difference at one
-observation is not hidden by another's, and differences between observations are not mistaken for
-one between samplers.
+Every test compares within each observation and only then combines, so that what differs between
+observations is not mistaken for a difference between samplers. Differences that all observations
+share are seen best by projections pooled over them; such as are opposite, or at one of them alone,
+by the same projections tested at each and combined.
 
 Chunks have atoms: a denoiser clipped to ±1 returns exactly ±1 with positive probability. Values
 that agree to RESOLUTION are therefore ties (rounding errors of two implementations must not be
@@ -61,6 +62,12 @@ def compare(
         Test(name, family, float(distance), float(p))
         for (name, family), distance, p in zip(names, distances, p_values, strict=True)
     ]
+    if len(sample) > 1:
+        combined = by_observation(ours, theirs)
+        found += [
+            Test(f"{name}, each observation apart", "each observation apart", float(s), float(p))
+            for (name, _), s, p in zip(names, *combined, strict=True)
+        ]
     permutations = permutations_needed(len(found) + 2, alpha)
     found.append(_energy(*_standardized(sample, reference), permutations, rng))
     if gripper is not None:
@@ -138,6 +145,21 @@ def kolmogorov_smirnov(sample: Array, reference: Array) -> tuple[Array, Array]:
     """
     distance = np.abs(rank_differences(sample, reference)).max(1)
     return distance, stats.kstwobign.sf(np.sqrt(_effective(sample, reference)) * distance)
+
+
+def by_observation(sample: Array, reference: Array) -> tuple[Array, Array]:
+    """Two-sample tests of (M, n, P) against (M, m, P) at each observation, their p-values combined
+    by Fisher's method (given the law they are independent, since the noise is).
+
+    Returns:
+        (P,) −2·Σ log p, which is χ² with 2M degrees of freedom or smaller, and its p-values.
+    """
+    each = [
+        kolmogorov_smirnov(ours[None], theirs[None])[1]
+        for ours, theirs in zip(sample, reference, strict=True)
+    ]
+    statistic = -2 * np.log(np.maximum(each, 1e-300)).sum(0)
+    return statistic, stats.chi2.sf(statistic, 2 * len(each))
 
 
 def rank_differences(sample: Array, reference: Array) -> Array:

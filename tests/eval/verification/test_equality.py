@@ -6,6 +6,7 @@ from scipy import stats
 
 from asd_policy.eval.verification.equality import (
     RESOLUTION,
+    by_observation,
     compare,
     holm,
     kolmogorov_smirnov,
@@ -50,15 +51,21 @@ def test_one_observation_is_the_usual_kolmogorov_smirnov_test():
 
 
 def test_what_differs_between_observations_is_no_difference_between_samplers():
-    """Pooled, two samples at observations far apart would look alike whatever the samplers did."""
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(2, 2, 200, 1))
     far = np.array([-10.0, 10.0])[:, None, None]
-    _, p = kolmogorov_smirnov(a + far, b + far)
-    assert p[0] > 0.05
-    shift = 0.6 * np.sign(far)  # opposite at the two observations: nothing when pooled by value
-    _, spread = kolmogorov_smirnov(np.abs(a + shift), np.abs(b))
-    assert spread[0] < 0.01
+    near = kolmogorov_smirnov(a, b)
+    assert np.array_equal(near, kolmogorov_smirnov(a + far, b + far))
+    assert near[1][0] > 0.05
+
+
+def test_opposite_differences_do_not_cancel():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 2, 200, 1))
+    opposite = 0.6 * np.array([-1.0, 1.0])[:, None, None]
+    assert kolmogorov_smirnov(a + opposite, b)[1][0] > 0.05, "pooled, they do"
+    assert by_observation(a + opposite, b)[1][0] < 1e-4
+    assert by_observation(a, b)[1][0] > 0.05
 
 
 def test_equal_values_are_ties_and_no_difference():
@@ -108,13 +115,14 @@ def test_differences_are_found(kind):
 
 
 def test_dependence_alone_is_found_by_whole_chunks():
-    """Each number keeps its law; only what goes with what changes."""
+    """Two numbers that go together, each with the law that it has alone."""
     rng = np.random.default_rng(6)
-    a, b = chunks(rng, 2, 250), chunks(rng, 2, 250)
-    a[..., 0] = a[:, rng.permutation(250)][..., 0]
-    a[:, :, 2:, 0] = a[:, rng.permutation(250)][:, :, 2:, 0]
+    a, b = chunks(rng, 2, 250, columns=3), chunks(rng, 2, 250, columns=3)
+    means = b.mean((1, 2), keepdims=True)
+    a[..., 1] = a[..., 0] - means[..., 0] + means[..., 1]
     tests = {test.name: test.p_value for test in compare(a, b, -1, ALPHA, 0)}
     assert tests["energy distance"] < 0.01
+    assert tests["action[1], mean of the chunk"] > 0.01
 
 
 def test_the_gripper_is_left_out_on_request():
