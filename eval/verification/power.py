@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -49,15 +51,18 @@ def smallest_shifts(reference: Array, tests: int, alpha: float, seed: int) -> li
         means = values.mean(2)
         ours, theirs = means[rows, picks[0]], means[rows, picks[1]]
 
-        def power(shift: float, pair=(ours, theirs), unit: float = deviation) -> float:
-            _, p = kolmogorov_smirnov(pair[0] + shift * unit, pair[1])
-            return float((p <= alpha / tests).mean())
-
+        power = partial(_power, ours, theirs, deviation, alpha / tests)
         found.append(Detectable(column, deviation, _least(power)))
     return found
 
 
-def _least(power) -> float | None:  # type: ignore[no-untyped-def]
+def _power(ours: Array, theirs: Array, unit: float, level: float, shift: float) -> float:
+    """Share of the repeats in which a shift of one sample is seen."""
+    _, p = kolmogorov_smirnov(ours + shift * unit, theirs)
+    return float((p <= level).mean())
+
+
+def _least(power: Callable[[float], float]) -> float | None:
     """Bisection, on a logarithmic scale, for the shift at which the power is reached."""
     if power(LARGEST) < POWER:
         return None
