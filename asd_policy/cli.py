@@ -2,7 +2,8 @@
 
 Thin and lazy: a command is a function, imported when it is asked for, and its options are the
 function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
-stderr), 130 interrupted; a fault of this package keeps its traceback.
+stderr, after "error:"), 130 interrupted; a fault of this package keeps its traceback. verify and
+compare answer by their status: 0 yes, 1 no, 2 could not tell.
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ COMMANDS = {
     "bench": (
         "asd_policy.eval.bench:main_bench",
         "Measure what a chunk costs, by sampler, engine, batch, window, network and K.",
+    ),
+    "verify": (
+        "asd_policy.eval.verify:main_verify",
+        "Test whether a sampler draws from the distribution of sequential DDPM.",
+    ),
+    "compare": (
+        "asd_policy.eval.compare:main_compare",
+        "Compare two evaluations, or two samplers of one, on the same seeds.",
     ),
     "convert": (
         "asd_policy.integrations.robomimic_convert:main_convert",

@@ -29,7 +29,12 @@ def python(program: str, **env: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["eval", "--help"], ["bench", "--help"], ["--version"]]
+    "words",
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("eval", "bench", "verify", "compare")),
+        ["--version"],
+    ],
 )
 def test_help_needs_neither_torch_nor_the_simulator(words):
     done = python(
