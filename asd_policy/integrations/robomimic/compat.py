@@ -78,6 +78,26 @@ def broadcast_normalization(obs_utils: Any) -> None:
     obs_utils.normalize_obs = normalize_obs
 
 
+def normalize_once(sequence_dataset: Any) -> None:
+    """robomimic 0.3 normalizes observations in its dataset, and again in each batch.
+
+    The second time is the right one (it knows pictures as the network sees them, and it is what a
+    rollout does), so the dataset returns what its file holds. 0.4 does so.
+    """
+
+    def fetching(get_item: Any) -> Any:
+        def raw(self: Any, index: int) -> Any:
+            normalizes, self.hdf5_normalize_obs = self.hdf5_normalize_obs, False
+            try:
+                return get_item(self, index)
+            finally:
+                self.hdf5_normalize_obs = normalizes
+
+        return raw
+
+    replace(sequence_dataset, "get_item", fetching)
+
+
 def replace(module: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
     """Put ``wrapper(function)`` in a function's place, once."""
     function = getattr(module, name)
@@ -205,9 +225,11 @@ def apply(version: tuple[int, int]) -> None:
     import robomimic.utils.file_utils as file_utils
     import robomimic.utils.obs_utils as obs_utils
     from robomimic.algo import RolloutPolicy
+    from robomimic.utils.dataset import SequenceDataset
 
     accept_wrapped_environments()
     broadcast_normalization(obs_utils)
+    normalize_once(SequenceDataset)
     keep_action_statistics(file_utils, RolloutPolicy)
     if importlib.util.find_spec("robosuite"):
         migrate_environments(env_utils)
