@@ -1,4 +1,4 @@
-"""The command line: `asd-policy eval | demos | train | bench | convert | export`.
+"""The command line: `asd-policy eval | demos | train | bench | convert | export | compare`.
 
 Thin and lazy: a command is a function, imported when it is asked for, and its options are the
 function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
@@ -43,6 +43,10 @@ COMMANDS = {
     "export": (
         "asd_policy.integrations.robomimic_convert:main_export",
         "Turn a checkpoint folder into a file that robomimic loads.",
+    ),
+    "compare": (
+        "asd_policy.eval.compare:main_compare",
+        "Compare two recordings of robomimic's rollouts, seed by seed.",
     ),
 }
 _EXTRA = "sim"

@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from asd_policy.eval.statistics import latency_ms, mean, paired_success, ratio, success_rate
+from asd_policy.eval.statistics import (
+    latency_ms,
+    mean,
+    paired_difference,
+    paired_success,
+    ratio,
+    success_rate,
+)
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
@@ -59,6 +66,34 @@ def test_mcnemar_by_hand():
     b = dict.fromkeys(range(6), False)
     assert paired_success(a, b)["p_value"] == pytest.approx(2 / 2**6)
     assert paired_success(a, a)["p_value"] is None
+
+
+def outcomes(both: int, only_a: int, only_b: int, neither: int) -> dict:
+    return {
+        "n": both + only_a + only_b + neither,
+        "both": both, "only_a": only_a, "only_b": only_b, "neither": neither,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        # Newcombe 1998, method 10; the last one is Wilson's half-width of 54 out of 54.
+        ((36, 12, 2, 0), (0.2000, 0.0569, 0.3404)),
+        ((36, 14, 0, 0), (0.2800, 0.1528, 0.4167)),
+        ((54, 0, 0, 0), (0.0, -0.0664, 0.0664)),
+    ],
+)
+def test_paired_difference_as_published(counts, expected):
+    made = paired_difference(outcomes(*counts))
+    assert (made["difference"], *made["ci95"]) == pytest.approx(expected, abs=2e-4)
+
+
+def test_paired_difference_of_nothing_and_turned_round():
+    assert paired_difference(outcomes(0, 0, 0, 0))["ci95"] is None
+    there, back = (paired_difference(outcomes(30, *pair, 10)) for pair in ((7, 2), (2, 7)))
+    assert there["ci95"] == pytest.approx([-back["ci95"][1], -back["ci95"][0]])
+    assert there["ci95"][0] < there["difference"] == 5 / 49 < there["ci95"][1]
 
 
 def test_mean_and_ratio_of_nothing_are_none():
