@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import importlib.util
 import os
 import platform
 import subprocess
@@ -15,6 +13,8 @@ from typing import Any
 import mujoco
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
+
+from asd_policy.envs.opengl import load_triton_first
 
 BACKENDS = ("egl", "osmesa", "glfw", "cgl")
 _PREFERRED = {"Linux": ("egl", "osmesa"), "Darwin": ("cgl",), "Windows": ("glfw",)}
@@ -38,17 +38,6 @@ mujoco.mjr_render(box, scene, draw)
 mujoco.mjr_readPixels(pixels, None, box, draw)
 import os; os._exit(0 if pixels.max() > 0 else 3)
 """
-
-
-def load_triton_first() -> None:
-    """Import Triton, where it is installed, before OpenGL is loaded.
-
-    Software OpenGL (Mesa) and Triton each bring an LLVM. Loading Triton's second takes the process
-    down, and PyTorch loads it on its own as soon as an optimizer is made or a network compiled.
-    """
-    if importlib.util.find_spec("triton") is not None:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("triton")
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from asd_policy.checkpoints import shipped
 from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.tasks import TASKS, Task, get_task
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, IntegrationError
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.machine import resolve_device
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.rollout import Env
 from asd_policy.eval.samplers import sampler_settings
-from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
+from asd_policy.integrations.robomimic_checkpoint import (
+    RobomimicCheckpoint,
+    read_checkpoint,
+    to_checkpoint,
+)
 from asd_policy.integrations.robomimic_convert import task_name
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
 
@@ -45,20 +50,24 @@ def prepare(options: EvalOptions) -> Setup:
         "precision": options.precision,
         "compile": options.compile,
     }
-    policies: dict[str, DiffusionPolicy] = {
+    policies = {
         name: load_policy(checkpoint, place, sampler_settings(name, options))
         for name in options.samplers
     }
     policy = policies[options.samplers[0]]
     policy.check_observation_space(task.observation_keys)
-    if policy.config.action_dim != task.action_dim:
+    if policy.action_dim != task.action_dim:
         raise ValueError(
             f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
-            f"{checkpoint} makes actions of {policy.config.action_dim}"
+            f"{checkpoint} makes actions of {policy.action_dim}"
         )
+    pictures = getattr(policy, "pictures", {})
+    envs = [
+        _make_env(task, options, pictures) for _ in range(min(options.num_envs, options.episodes))
+    ]
     return Setup(
         policies=policies,
-        envs=[_make_env(task, options) for _ in range(min(options.num_envs, options.episodes))],
+        envs=envs,
         checkpoint_sha256=policy.card["sha256"],
         resolved={
             "checkpoint": str(checkpoint),
@@ -69,26 +78,41 @@ def prepare(options: EvalOptions) -> Setup:
             "kernels": policy.engine.kernels,
             "precision": options.precision,
             "compile": options.compile,
-            "parameters": sum(p.numel() for p in policy.network.parameters()),
+            "parameters": policy.parameters,
             "horizons": list(policy.horizons),
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
         },
     )
 
 
-def load_policy(
-    checkpoint: Path, place: dict[str, Any], settings: dict[str, Any]
-) -> DiffusionPolicy:
+def load_policy(checkpoint: Path, place: dict[str, Any], settings: dict[str, Any]) -> Any:
     """The policy of a checkpoint folder, or of a file of robomimic's.
 
     Raises:
-        CheckpointError: neither, or a policy that sees pictures.
+        CheckpointError: neither of them.
+        IntegrationError: a policy that sees pictures, and no robomimic, which has its encoder.
     """
     if checkpoint.suffix != ROBOMIMIC_SUFFIX:
         return DiffusionPolicy.load(checkpoint, **place, **settings)
-    made = to_checkpoint(read_checkpoint(checkpoint))
-    made.card["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return DiffusionPolicy(made, SamplerConfig(**_named(settings)), **place)
+    file, sampler = read_checkpoint(checkpoint), SamplerConfig(**_named(settings))
+    policy: Any
+    if file.image_keys:
+        policy = _image_policy(file, sampler, place)
+    else:
+        policy = DiffusionPolicy(to_checkpoint(file), sampler, **place)
+    policy.card["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return policy
+
+
+def _image_policy(file: RobomimicCheckpoint, sampler: SamplerConfig, place: dict[str, Any]) -> Any:
+    try:
+        from asd_policy.integrations.robomimic.evaluation import ImagePolicy
+    except IntegrationError as error:
+        raise IntegrationError(
+            f"{file.path} sees {', '.join(file.image_keys)}, through an encoder that robomimic "
+            f"has: {error}"
+        ) from error
+    return ImagePolicy(file, sampler, place)
 
 
 def _named(settings: dict[str, Any]) -> dict[str, Any]:
@@ -125,11 +149,25 @@ def with_its_task(options: EvalOptions) -> EvalOptions:
     return dataclasses.replace(options, task=task)
 
 
-def _make_env(task: Task, options: EvalOptions) -> Env:
+def _make_env(task: Task, options: EvalOptions, pictures: Mapping[str, tuple[int, int]]) -> Env:
     register_envs()
-    return gym.make(
+    env = gym.make(
         task.env_id,
         horizon=options.horizon,
         render_mode="rgb_array" if options.video else None,
         disable_env_checker=True,  # its checks at every step would be counted as simulation
     )
+    return _with_pictures(env, pictures, options) if pictures else env
+
+
+def _with_pictures(env: Any, pictures: Mapping[str, tuple[int, int]], options: EvalOptions) -> Env:
+    from gymnasium.error import DependencyNotInstalled
+
+    from asd_policy.envs.cameras import CameraObservations
+
+    try:
+        return CameraObservations(env, pictures)
+    except DependencyNotInstalled as error:
+        raise CheckpointError(
+            f"{options.checkpoint} sees {', '.join(pictures)}, which cannot be drawn here: {error}"
+        ) from error

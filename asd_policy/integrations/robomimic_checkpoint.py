@@ -152,8 +152,8 @@ def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
     if file.image_keys:
         raise CheckpointError(
             f"{file.path} sees {', '.join(file.image_keys)}: a checkpoint folder holds "
-            "low-dimensional policies. Use it through asd_policy.integrations.robomimic, "
-            "whose accelerate() keeps robomimic's image encoder"
+            "low-dimensional policies. Use the file itself: `asd-policy eval --checkpoint` takes "
+            "it, and asd_policy.integrations.robomimic.accelerate() keeps robomimic's encoder"
         )
     algo, train = file.config["algo"], file.config["train"]
     network = _network(file)

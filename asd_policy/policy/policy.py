@@ -142,6 +142,16 @@ class DiffusionPolicy:
         return dict(self.config.observation_keys)
 
     @property
+    def action_dim(self) -> int:
+        """Numbers in an action."""
+        return self.config.action_dim
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the network."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    @property
     def horizons(self) -> tuple[int, int, int]:
         """(To, Ta, Tp)."""
         return self.config.horizons

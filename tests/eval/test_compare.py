@@ -10,8 +10,8 @@ pytest.importorskip("scipy")
 
 def recording(path, successes, policy="asd", first_seed=7, **changes):
     episodes = [
-        {"seed": first_seed + i, "success": success, "steps": 10, "policy_s": 2.0 if i == 0 else 0.1,
-         "simulation_s": 0.5, "calls": [9, 11], **changes}
+        {"seed": first_seed + i, "success": success, "steps": 10, "simulation_s": 0.5,
+         "policy_s": 2.0 if i == 0 else 0.1, "calls": [9, 11], **changes}
         for i, success in enumerate(successes)
     ]  # fmt: skip
     path.write_text(json.dumps({"policy": policy, "episodes": episodes}))

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
-h5py = pytest.importorskip("h5py")
+pytest.importorskip("h5py")
+
+import h5py
 
 import asd_policy.integrations.robomimic as asd
 

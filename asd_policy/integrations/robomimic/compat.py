@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from asd_policy.data.robomimic_hdf5 import has_published_layout
+from asd_policy.envs.opengl import before_mujoco
 from asd_policy.errors import IntegrationError
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic_format import offset_and_scale
@@ -247,6 +248,7 @@ def apply(version: tuple[int, int]) -> None:
     """All fixes that this release of robomimic needs; a second call changes nothing."""
     if version >= (0, 4):
         return
+    before_mujoco()
     stub_mujoco_py()
     import robomimic.utils.env_utils as env_utils
     import robomimic.utils.file_utils as file_utils
