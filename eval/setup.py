@@ -50,7 +50,7 @@ def prepare(options: EvalOptions) -> Setup:
         "precision": options.precision,
         "compile": options.compile,
     }
-    policies = {
+    policies: dict[str, Any] = {
         name: load_policy(checkpoint, place, sampler_settings(name, options))
         for name in options.samplers
     }
