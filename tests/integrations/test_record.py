@@ -51,9 +51,9 @@ class Policy:
         return self.noise
 
 
-def rolled_out(waste: int, seed: int | None) -> tuple[Recording, list]:
+def rolled_out(waste: int, seed: int | None, *written: object) -> tuple[Recording, list]:
     """Five episodes by the order of calls that robomimic's script has."""
-    recording, scenes = Recording(seed), []
+    recording, scenes = Recording(seed, *written), []
     policy = recording.policy(Policy(waste))
     env = RecordedEnvironment(Environment(), recording)
     for _ in range(5):
@@ -80,9 +80,11 @@ def test_episodes_depend_on_their_seed_alone() -> None:
 
 
 def test_a_recording_is_written(tmp_path) -> None:
-    recording, _ = rolled_out(1, 7)
-    recording.save(tmp_path / "new" / "run.json", {"sampler": "asd"})
-    read = json.loads((tmp_path / "new" / "run.json").read_text())
+    path = tmp_path / "new" / "run.json"
+    recording, _ = rolled_out(1, 7, path, {"sampler": "asd"})
+    assert len(json.loads(path.read_text())["episodes"]) == 4  # those that had ended
+    recording.save()
+    read = json.loads(path.read_text())
     assert read["sampler"] == "asd"
     assert len(read["episodes"]) == 5
     assert set(read["episodes"][0]) == {

@@ -68,19 +68,17 @@ def _run_trained_agent(words: Sequence[str]) -> None:
     out: Path | None = ours.record
     if out is not None and out.exists():
         raise OutputExistsError(f"{out} exists already; expected a path for a new file")
-    recording = Recording(ours.seed)
+    recording = Recording(ours.seed, out, {"words": list(words), "sampler": ours.sampler})
     sampler = {
         name: getattr(ours, name)
         for name in ("sampler", "window", "steps")
         if getattr(ours, name) is not None
     }
-    with _recorded(sampler, recording) as agents:
+    with _recorded(sampler, recording):
         _run([words[0], *rest])
+    recording.save()
     if recording.episodes:
         print(recording)
-    if out is not None:
-        about = {"words": list(words), "sampler": ours.sampler, "policy": agents[-1]}
-        recording.save(out, about)
 
 
 def _options(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -96,24 +94,20 @@ def _options(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 @contextmanager
-def _recorded(sampler: dict[str, Any], recording: Any) -> Iterator[list[str]]:
-    """Have robomimic load policies that are accelerated, and record them and their environments.
-
-    Yields a list that will say what acted.
-    """
+def _recorded(sampler: dict[str, Any], recording: Any) -> Iterator[None]:
+    """Have robomimic load policies that are accelerated, and record them and their environments."""
     import robomimic.utils.file_utils as file_utils
 
     from asd_policy.integrations import robomimic as integration
     from asd_policy.integrations.robomimic.record import RecordedEnvironment
 
     load, make = file_utils.policy_from_checkpoint, file_utils.env_from_checkpoint
-    said: list[str] = []
 
     def policy_from_checkpoint(*args: Any, **kwargs: Any) -> Any:
         policy, checkpoint = load(*args, **kwargs)
         if "sampler" in sampler:
             policy = integration.accelerate(policy, **sampler)
-        said.append(getattr(policy, "description", "robomimic's own"))
+        recording.about["policy"] = getattr(policy, "description", "robomimic's own")
         return recording.policy(policy), checkpoint
 
     def env_from_checkpoint(*args: Any, **kwargs: Any) -> Any:
@@ -123,7 +117,7 @@ def _recorded(sampler: dict[str, Any], recording: Any) -> Iterator[list[str]]:
     file_utils.policy_from_checkpoint = policy_from_checkpoint
     file_utils.env_from_checkpoint = env_from_checkpoint
     try:
-        yield said
+        yield
     finally:
         file_utils.policy_from_checkpoint, file_utils.env_from_checkpoint = load, make
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,14 @@ class Recording:
     Args:
         seed: of the first episode, the next ones count up: then an episode's scene and noise
             depend on its number alone, and two runs are paired. None leaves seeds alone.
+        out: file for the episodes, written anew as each of them ends (JSON).
+        about: what else to write into it.
     """
 
-    def __init__(self, seed: int | None = None) -> None:
-        self.seed = seed
+    def __init__(
+        self, seed: int | None = None, out: Path | None = None, about: dict[str, Any] | None = None
+    ) -> None:
+        self.seed, self.out, self.about = seed, out, about or {}
         self.episodes: list[Episode] = []
 
     @property
@@ -44,6 +48,7 @@ class Recording:
 
     def begin(self) -> None:
         """A new episode, before its scene is made."""
+        self.save()
         seed = None if self.seed is None else self.seed + len(self.episodes)
         self.episodes.append(Episode(seed))
         if seed is not None:
@@ -70,11 +75,15 @@ class Recording:
         policy.start_episode = start_episode
         return policy
 
-    def save(self, path: Path, about: Mapping[str, Any]) -> None:
-        """``about``, and a row for each episode, as JSON."""
-        content = {**about, "episodes": [asdict(episode) for episode in self.episodes]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    def save(self) -> None:
+        """Write what is known, replacing the file in one move."""
+        if self.out is None or not self.episodes:
+            return
+        content = {**self.about, "episodes": [asdict(episode) for episode in self.episodes]}
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        part = self.out.with_name(self.out.name + ".part")
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        part.replace(self.out)
 
     def __str__(self) -> str:
         steps = sum(episode.steps for episode in self.episodes)
