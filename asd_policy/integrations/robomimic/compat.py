@@ -21,6 +21,7 @@ from asd_policy.envs.opengl import before_mujoco
 from asd_policy.errors import IntegrationError
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic_format import offset_and_scale
+from asd_policy.integrations.torchvision_operators import import_torchvision
 
 KNOWN_VERSIONS = ("0.3", "0.4", "0.5")
 
@@ -249,6 +250,7 @@ def apply(version: tuple[int, int]) -> None:
     if version >= (0, 4):
         return
     before_mujoco()
+    import_torchvision()
     stub_mujoco_py()
     import robomimic.utils.env_utils as env_utils
     import robomimic.utils.file_utils as file_utils

@@ -1,0 +1,36 @@
+"""torchvision beside a PyTorch that it was not built for. robomimic imports it, for its networks."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import torch
+
+_KEPT: list[torch.library.Library] = []  # a definition lasts as long as its library
+
+
+def import_torchvision() -> None:
+    """Import it, although its compiled operators may be missing.
+
+    A torchvision of the package index, built for CUDA, beside the CPU's PyTorch cannot load them,
+    and fails to import since it describes one that is not there ("operator torchvision::nms does
+    not exist"). robomimic uses none; so that one is declared, without an implementation, and
+    calling it still fails. Where torchvision is whole, or missing, nothing is done.
+
+    Raises:
+        RuntimeError: any other fault of torchvision's.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError:
+        return
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)
+        importlib.import_module("torchvision")
