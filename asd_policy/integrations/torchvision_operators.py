@@ -1,4 +1,4 @@
-"""torchvision beside a PyTorch that it was not built for. robomimic imports it, for its networks."""
+"""torchvision, which robomimic imports, beside a PyTorch that it was not built for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def import_torchvision() -> None:
     """Import it, although its compiled operators may be missing.
 
     A torchvision of the package index, built for CUDA, beside the CPU's PyTorch cannot load them,
-    and fails to import since it describes one that is not there ("operator torchvision::nms does
-    not exist"). robomimic uses none; so that one is declared, without an implementation, and
-    calling it still fails. Where torchvision is whole, or missing, nothing is done.
+    and fails to import since it describes two that are not there ("operator torchvision::nms does
+    not exist"). robomimic uses none; so those are declared, without an implementation, and
+    calling one still fails. Where torchvision is whole, or missing, nothing is done.
 
     Raises:
         RuntimeError: any other fault of torchvision's.
@@ -31,6 +31,7 @@ def import_torchvision() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)
         importlib.import_module("torchvision")

@@ -9,6 +9,8 @@ OPERATOR = """
 import torch
 @torch.library.register_fake("torchvision::nms")
 def nms(*arguments): ...
+@torch.library.register_fake("torchvision::qnms")
+def qnms(*arguments): ...
 """
 PROGRAM = """
 import sys
