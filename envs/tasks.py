@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+CONTROL_FREQUENCY_HZ = 20
+
 
 @dataclass(frozen=True)
 class ObjectField:

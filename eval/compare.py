@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from asd_policy.errors import DatasetError
-from asd_policy.eval.statistics import mean, paired_difference, paired_success, success_rate
+from asd_policy.eval.statistics import mean, paired_success, success_rate
 
 
 def main_compare(
@@ -36,12 +36,12 @@ def main_compare(
     pair = paired_success(*outcomes)
     if not pair["n"]:
         raise DatasetError(f"{first} and {second} have no seeds in common")
-    made = paired_difference(pair)
+    made = pair["difference"]
     low, high = (100 * bound for bound in made["ci95"])
     print(
         f"Same {pair['n']} seeds: both {pair['both']}, only a {pair['only_a']}, only b "
         f"{pair['only_b']}, neither {pair['neither']}; success of a minus b "
-        f"{100 * made['difference']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}"
+        f"{100 * made['estimate']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}"
     )
 
 

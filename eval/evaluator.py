@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import sys
@@ -20,12 +21,14 @@ from asd_policy.eval.options import EvalOptions, check_options, command_line
 from asd_policy.eval.progress import RunProgress
 from asd_policy.eval.report import print_report
 from asd_policy.eval.results import summarize
-from asd_policy.eval.rollout import Env, Policy, roll_out
+from asd_policy.eval.rollout import Listener, Policy, roll_out
 from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.slots import Slot
 from asd_policy.eval.video import Recorder, check_rendering
 
 # What names the run's place rather than its content.
 _NOT_SETTINGS = ("out", "resume", "checkpoint")
+_SEEDS_OF_A_TURN = 4  # for each environment, where there are several
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +40,15 @@ class Setup:
     """
 
     policies: Mapping[str, Policy]
-    envs: Sequence[Env]
+    slots: Sequence[Slot]
+    render_fps: float
     checkpoint_sha256: str
     resolved: dict[str, Any]
 
     def close(self) -> None:
         """Close the environments."""
-        for env in self.envs:
-            env.close()
+        for slot in self.slots:
+            slot.close()
 
 
 def evaluate(
@@ -78,7 +82,7 @@ def evaluate(
     )
     with contextlib.closing(prepare(options)) as setup:
         if options.video:
-            check_rendering(setup.envs[0])
+            check_rendering(setup.slots[0])
         with contextlib.closing(_claim(options, setup)) as folder:
             try:
                 _run(options, setup, folder)
@@ -123,53 +127,47 @@ def _settings(options: EvalOptions) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
-def schedule(options: EvalOptions) -> Iterator[tuple[str, list[int]]]:
-    """(sampler, seeds) in the order they run: all samplers on some seeds, then the next seeds,
-    taking turns at going first, so that a machine that slows down is slow for each alike."""
+def schedule(options: EvalOptions) -> Iterator[tuple[str, int]]:
+    """(sampler, seed) in the order they start: all samplers on some seeds, then the next seeds,
+    taking turns at going first, so that a machine that slows down is slow for each alike.
+
+    A turn is one seed with one environment, and with several a few seeds for each of them: where
+    one sampler's episodes end and the next one's begin, the two share the slots, and neither has
+    a full batch."""
     names = options.samplers
     seeds = range(options.seed, options.seed + options.episodes)
-    for turn, start in enumerate(range(0, len(seeds), options.num_envs)):
+    size = 1 if options.num_envs == 1 else _SEEDS_OF_A_TURN * options.num_envs
+    for turn, start in enumerate(range(0, len(seeds), size)):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            yield name, list(seeds[start : start + options.num_envs])
+            for seed in seeds[start : start + size]:
+                yield name, seed
 
 
 def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
     done = folder.done
-    warm: set[str] = set()
     with RunProgress(_console(stderr=True), options.samplers, options.episodes) as progress:
         for episode in folder.episodes:
             progress.kept(episode)
-        for name, group in schedule(options):
-            seeds = [seed for seed in group if (name, seed) not in done]
-            if not seeds:
-                continue
-            progress.begin(name, seeds)
-            episodes = roll_out(
-                setup.policies[name],
-                setup.envs,
-                seeds,
-                sampler=name,
-                cold=name not in warm,
-                recorders=_recorders(options, setup, folder.path, name, seeds),
-                on_step=progress.tick,
-            )
-            warm.add(name)
-            with contextlib.closing(episodes):
-                for episode in episodes:
-                    folder.add(episode)
-                    progress.episode(episode)
+        episodes = roll_out(
+            setup.policies,
+            setup.slots,
+            (job for job in schedule(options) if job not in done),
+            recorder=functools.partial(_recorder, options, setup.render_fps, folder.path),
+            listener=Listener(started=progress.begin, ticked=progress.tick),
+        )
+        with contextlib.closing(episodes):
+            for episode in episodes:
+                folder.add(episode)
+                progress.episode(episode)
 
 
-def _recorders(
-    options: EvalOptions, setup: Setup, folder: Path, name: str, seeds: Sequence[int]
-) -> dict[int, Recorder]:
-    fps = float(setup.envs[0].metadata["render_fps"])
-    filmed = [seed for seed in seeds if seed < options.seed + options.video]
-    return {
-        seed: Recorder(folder / "videos", f"{options.task}_seed{seed}_{name}", fps)
-        for seed in filmed
-    }
+def _recorder(
+    options: EvalOptions, fps: float, folder: Path, name: str, seed: int
+) -> Recorder | None:
+    if seed >= options.seed + options.video:
+        return None
+    return Recorder(folder / "videos", f"{options.task}_seed{seed}_{name}", fps)
 
 
 def _write_results(folder: RunFolder) -> dict[str, Any]:

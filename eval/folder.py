@@ -24,7 +24,7 @@ except ImportError:  # Windows: two processes resuming one folder at once are no
     fcntl = None  # type: ignore[assignment]
 
 Json = dict[str, Any]
-SCHEMA_VERSION = 1  # of config.json, episodes.jsonl and results.json together
+SCHEMA_VERSION = 2  # of config.json, episodes.jsonl and results.json together
 _FREE_TO_CHANGE = ("episodes", "video", "name")  # on resuming; `episodes` only upwards
 
 

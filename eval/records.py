@@ -45,7 +45,9 @@ class Episode:
     process was ready to run and other work had the processor (None where the system does not say).
     `control_step_s`: one latency per environment step, from observation in to action out.
     `policy_s`, `simulation_s`, `rendering_s`: where the episode's time went; of a batched call,
-    the policy's time is shared equally among the environments it served.
+    the policy's time is shared equally among the environments it served; of several environments,
+    simulations run at the same time, each measured in its own process.
+    `restarts`: how often its worker process died, and the episode began again.
     """
 
     sampler: str
@@ -55,6 +57,7 @@ class Episode:
     return_: float
     cold: bool
     num_envs: int
+    restarts: int
     wall_s: float
     processor_wait_s: float | None
     policy_s: float

@@ -137,6 +137,10 @@ def _remarks(results: dict[str, Any]) -> list[str]:
             f"{waiting:.2f} s in each second (all threads together), so latencies and the speedup "
             "by the clock are not those of a free machine."
         )
+    if results["restarts"]:
+        lines.append(
+            f"Worker processes died {results['restarts']} times; their episodes were run again."
+        )
     if not results["complete"]:
         lines.append("This run is not complete: the figures are of the episodes finished so far.")
     return lines

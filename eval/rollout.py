@@ -1,23 +1,25 @@
-"""Policy and environments in a loop, one record an episode. Nothing here knows what either is."""
+"""Policies and environments in a loop, one record an episode. Nothing here knows what either is."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import AsdPolicyError, NonFiniteError
 from asd_policy.eval.machine import processor_wait_s
 from asd_policy.eval.records import Episode, chunk_record
+from asd_policy.eval.slots import Moment, Observation, Slot, WorkerDied
 from asd_policy.eval.video import Recorder
 
 if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats
 
-Observation = Mapping[str, np.ndarray]
+MAX_RESTARTS = 3  # of one episode: what kills its worker so often is no accident
 
 
 class Policy(Protocol):
@@ -31,75 +33,73 @@ class Policy(Protocol):
         """Key → dimension of what it must see."""
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start len(seeds) episodes, each with its own random stream."""
+        """Make len(seeds) environments, each with its own history, queue and random stream."""
+
+    def reset_env(self, index: int, seed: int) -> None:
+        """Start an episode in one of them."""
+
+    def queued(self, index: int) -> int:
+        """Actions that one of them can take before the next chunk must be drawn."""
 
     def act_batch(self, observations: Observation, indices: Sequence[int]) -> np.ndarray:
         """Actions (B, dim) of the environments `indices`, one row of observations for each."""
 
 
-class Env(Protocol):
-    """What is asked of an environment (gymnasium's interface)."""
+@dataclasses.dataclass(frozen=True)
+class Listener:
+    """What a rollout tells beside its episodes; both outside everything that is timed.
 
-    metadata: dict[str, Any]
+    `started`: sampler and seed of an episode that begins (again, after a worker's death).
+    `ticked`: between control steps.
+    """
 
-    def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
-        """Start the episode of this seed."""
-
-    def step(self, action: np.ndarray) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
-        """One control step."""
-
-    def render(self) -> Any:
-        """The scene as a (height, width, 3) uint8 frame."""
-
-    def close(self) -> None:
-        """Let go of the simulator."""
+    started: Callable[[str, int], None] = lambda sampler, seed: None
+    ticked: Callable[[], None] = lambda: None
 
 
 class _Run:
     """One episode while it runs."""
 
-    def __init__(self, env: Env, seed: int, recorder: Recorder | None):
-        self.env, self.seed, self.recorder = env, seed, recorder
-        self.success = self.over = False
+    def __init__(self, sampler: str, seed: int, recorder: Recorder | None, restarts: int = 0):
+        self.sampler, self.seed, self.recorder = sampler, seed, recorder
+        self.restarts = restarts
+        self.success = self.over = self.cold = self.begun = False
         self.total_reward = 0.0
         self.policy_s = self.simulation_s = self.rendering_s = 0.0
         self.latencies: list[float] = []
         self.chunks: list[ChunkStats] = []
         self.start, self.waited = time.perf_counter(), processor_wait_s()
-        self.observation, _ = env.reset(seed=seed)
-        self.simulation_s += time.perf_counter() - self.start
-        self._film()
+        self.observation: Observation = {}
 
-    def advance(self, action: np.ndarray) -> None:
-        start = time.perf_counter()
-        self.observation, reward, terminated, truncated, info = self.env.step(action)
-        self.simulation_s += time.perf_counter() - start
-        if not math.isfinite(float(reward)):
+    def take(self, moment: Moment) -> None:
+        """Go on to a moment that the environment told."""
+        self.begun, self.observation = True, moment.observation
+        self.simulation_s += moment.simulation_s
+        self.rendering_s += moment.rendering_s
+        if not math.isfinite(moment.reward):
             raise NonFiniteError(
-                f"the reward must be finite, got {reward} at step {len(self.latencies)} of the "
-                f"episode with seed {self.seed}"
+                f"the reward must be finite, got {moment.reward} at step {len(self.latencies)} of "
+                f"the episode with seed {self.seed}"
             )
-        self.total_reward += float(reward)
-        self.success |= bool(info["is_success"])
-        self.over = bool(terminated or truncated)
-        self._film()
-
-    def _film(self) -> None:
-        if self.recorder is not None:
+        self.total_reward += moment.reward
+        self.success |= moment.success
+        self.over = moment.over
+        if self.recorder is not None and moment.frame is not None:
             start = time.perf_counter()
-            self.recorder.add(np.asarray(self.env.render()))
+            self.recorder.add(moment.frame)
             self.rendering_s += time.perf_counter() - start
 
-    def record(self, sampler: str, cold: bool, num_envs: int) -> Episode:
+    def record(self, num_envs: int) -> Episode:
         waited = processor_wait_s()
         return Episode(
-            sampler=sampler,
+            sampler=self.sampler,
             seed=self.seed,
             success=self.success,
             steps=len(self.latencies),
             return_=self.total_reward,
-            cold=cold,
+            cold=self.cold,
             num_envs=num_envs,
+            restarts=self.restarts,
             wall_s=time.perf_counter() - self.start,
             processor_wait_s=(
                 None if waited is None or self.waited is None else max(0.0, waited - self.waited)
@@ -114,66 +114,149 @@ class _Run:
         )
 
 
-def roll_out(
-    policy: Policy,
-    envs: Sequence[Env],
-    seeds: Sequence[int],
-    *,
-    sampler: str,
-    cold: bool,
-    recorders: Mapping[int, Recorder],
-    on_step: Callable[[], None],
-) -> Generator[Episode, None, None]:
-    """One episode for each seed, all at once, seeds[i] in envs[i]; yields each as it ends.
+class _Rollout:
+    """The episodes that run now, by slot."""
 
-    The scene and the policy's random stream of an episode depend on its seed alone.
+    def __init__(
+        self,
+        policies: Mapping[str, Policy],
+        slots: Sequence[Slot],
+        recorder: Callable[[str, int], Recorder | None],
+        listener: Listener,
+    ):
+        self.policies, self.slots = policies, slots
+        self.recorder, self.listener = recorder, listener
+        self.runs: dict[int, _Run] = {}
+        self.warm: set[str] = set()
+        for policy in policies.values():
+            policy.reset([0] * len(slots))
+
+    def fill(self, jobs: Iterable[tuple[str, int]]) -> None:
+        """Begin the next episodes wherever a slot is free."""
+        free = [i for i in range(len(self.slots)) if i not in self.runs]
+        for index, (sampler, seed) in zip(free, jobs, strict=False):
+            self._begin(index, sampler, seed)
+
+    def _begin(self, index: int, sampler: str, seed: int, restarts: int = 0) -> None:
+        self.listener.started(sampler, seed)
+        run = _Run(sampler, seed, self.recorder(sampler, seed), restarts)
+        self.runs[index] = run
+        self.policies[sampler].reset_env(index, seed)
+        self.slots[index].start(seed, run.recorder is not None)
+
+    def control_step(self) -> None:
+        """One action in each slot that is due. All simulate at once."""
+        due = [(name, self._due(name)) for name in self.policies]
+        for name, indices in due:
+            if indices:
+                self._act(name, indices)
+        for _, indices in due:
+            for index in indices:
+                self._receive(index)
+
+    def _due(self, sampler: str) -> list[int]:
+        """The slots whose turn it is. One that needs a chunk waits for the others to need theirs:
+        however differently they began, chunks are drawn in one batch."""
+        policy = self.policies[sampler]
+        ours = [i for i in sorted(self.runs) if self.runs[i].sampler == sampler]
+        return [i for i in ours if policy.queued(i)] or ours
+
+    def _act(self, sampler: str, indices: Sequence[int]) -> None:
+        """A batched call is timed whole: so long each robot waits."""
+        policy = self.policies[sampler]
+        for index in indices:
+            if not self.runs[index].begun:
+                self._receive(index)
+        runs = [self.runs[index] for index in indices]
+        observation = {
+            key: np.stack([np.asarray(run.observation[key]) for run in runs])
+            for key in policy.observation_keys
+        }
+        start = time.perf_counter()
+        actions = policy.act_batch(observation, indices=indices)
+        elapsed = time.perf_counter() - start
+        for row, run in enumerate(runs):
+            run.cold |= sampler not in self.warm
+            run.latencies.append(elapsed)
+            run.policy_s += elapsed / len(runs)
+            if (chunk := policy.last_chunks[row]) is not None:
+                run.chunks.append(chunk)
+            self.slots[indices[row]].send(actions[row])
+        self.warm.add(sampler)
+
+    def _receive(self, index: int) -> None:
+        """The moment that a slot was asked for; where its worker has died, the first one of the
+        same episode in another worker."""
+        while True:
+            try:
+                return self.runs[index].take(self.slots[index].receive())
+            except WorkerDied as death:
+                self._again(index, death)
+
+    def _again(self, index: int, death: WorkerDied) -> None:
+        run = self.runs[index]
+        if run.restarts == MAX_RESTARTS:
+            raise AsdPolicyError(
+                f"the episode with seed {run.seed} of {run.sampler} was given up: {death}, "
+                f"for the {MAX_RESTARTS + 1}th time"
+            ) from death
+        self._discard(run)
+        self.slots[index].restart()
+        self._begin(index, run.sampler, run.seed, run.restarts + 1)
+
+    def finished(self) -> Generator[Episode, None, None]:
+        """Take the episodes that are over off their slots."""
+        for index, run in [(i, run) for i, run in self.runs.items() if run.over]:
+            del self.runs[index]
+            if run.recorder is not None:
+                run.recorder.finish(run.success)
+            yield run.record(len(self.slots))
+
+    def close(self) -> None:
+        for run in self.runs.values():
+            self._discard(run)
+
+    @staticmethod
+    def _discard(run: _Run) -> None:
+        if run.recorder is not None:
+            run.recorder.discard()
+            run.recorder = None
+
+
+def roll_out(
+    policies: Mapping[str, Policy],
+    slots: Sequence[Slot],
+    jobs: Iterable[tuple[str, int]],
+    *,
+    recorder: Callable[[str, int], Recorder | None] = lambda sampler, seed: None,
+    listener: Listener = Listener(),
+) -> Generator[Episode, None, None]:
+    """One episode for each (sampler, seed), as many at once as there are slots; yields each as it
+    ends. A slot that is free takes the next one at once.
+
+    The scene and the policy's random stream of an episode depend on its seed alone. An episode
+    whose worker dies is run again from its beginning.
 
     Args:
-        cold: whether this is the sampler's first call in this process.
-        recorders: seed -> the film of that episode. Films of episodes that do not end are
-            discarded.
-        on_step: called between control steps, outside everything that is timed.
+        policies: by sampler.
+        recorder: the film of an episode, None where it is not filmed. Films of episodes that do
+            not end are discarded.
 
     Raises:
         NonFiniteError: NaN or infinity in an observation, network output, action or reward.
+        AsdPolicyError: workers of one episode died again and again.
     """
-    assert len(seeds) <= len(envs), (len(seeds), len(envs))
-    unfinished = dict(recorders)
+    waiting = iter(jobs)
+    rollout = _Rollout(policies, slots, recorder, listener)
     try:
-        policy.reset(list(seeds))
-        runs = [
-            _Run(env, seed, recorders.get(seed)) for env, seed in zip(envs, seeds, strict=False)
-        ]
-        alive = list(range(len(runs)))
-        while alive:
-            _control_step(policy, runs, alive)
-            for i in [i for i in alive if runs[i].over]:
-                if (recorder := unfinished.pop(runs[i].seed, None)) is not None:
-                    recorder.finish(runs[i].success)
-                yield runs[i].record(sampler, cold, len(seeds))
-            alive = [i for i in alive if not runs[i].over]
-            on_step()
+        rollout.fill(waiting)
+        while rollout.runs:
+            rollout.control_step()
+            yield from rollout.finished()
+            rollout.fill(waiting)
+            listener.ticked()
     finally:
-        for recorder in unfinished.values():
-            recorder.discard()
-
-
-def _control_step(policy: Policy, runs: Sequence[_Run], alive: Sequence[int]) -> None:
-    """One action for each living run. A batched call is timed whole: so long each robot waits."""
-    observation = {
-        key: np.stack([np.asarray(runs[i].observation[key]) for i in alive])
-        for key in policy.observation_keys
-    }
-    start = time.perf_counter()
-    actions = policy.act_batch(observation, indices=alive)
-    elapsed = time.perf_counter() - start
-    for row, i in enumerate(alive):
-        run, chunk = runs[i], policy.last_chunks[row]
-        run.latencies.append(elapsed)
-        run.policy_s += elapsed / len(alive)
-        if chunk is not None:
-            run.chunks.append(chunk)
-        run.advance(actions[row])
+        rollout.close()
 
 
 def _summed(counts: Sequence[Any]) -> list[int]:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 
 from asd_policy.checkpoints import shipped
 from asd_policy.data.robomimic_hdf5 import has_published_layout
-from asd_policy.envs.registration import register_envs
-from asd_policy.envs.tasks import TASKS, Task, get_task
+from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, TASKS, get_task
 from asd_policy.errors import CheckpointError, IntegrationError
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.machine import resolve_device
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.rollout import Env
 from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.slots import make_env, open_slots
 from asd_policy.integrations.robomimic_checkpoint import (
     RobomimicCheckpoint,
     read_checkpoint,
@@ -61,13 +59,14 @@ def prepare(options: EvalOptions) -> Setup:
             f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
             f"{checkpoint} makes actions of {policy.action_dim}"
         )
-    pictures = getattr(policy, "pictures", {})
-    envs = [
-        _make_env(task, options, pictures) for _ in range(min(options.num_envs, options.episodes))
-    ]
+    cameras = _cameras(policy, checkpoint)
     return Setup(
         policies=policies,
-        envs=envs,
+        slots=open_slots(
+            functools.partial(make_env, task.env_id, options.horizon, bool(options.video), cameras),
+            min(options.num_envs, options.episodes * len(options.samplers)),
+        ),
+        render_fps=CONTROL_FREQUENCY_HZ,
         checkpoint_sha256=policy.card["sha256"],
         resolved={
             "checkpoint": str(checkpoint),
@@ -83,6 +82,23 @@ def prepare(options: EvalOptions) -> Setup:
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
         },
     )
+
+
+def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
+    """Pictures that a policy sees, key → (height, width), and that can be drawn here."""
+    pictures: dict[str, tuple[int, int]] = getattr(policy, "pictures", {})
+    if pictures:
+        from gymnasium.error import DependencyNotInstalled
+
+        from asd_policy.envs import rendering
+
+        try:
+            rendering.choose_backend()
+        except DependencyNotInstalled as error:
+            raise CheckpointError(
+                f"{checkpoint} sees {', '.join(pictures)}, which cannot be drawn here: {error}"
+            ) from error
+    return pictures
 
 
 def load_policy(checkpoint: Path, place: dict[str, Any], settings: dict[str, Any]) -> Any:
@@ -147,27 +163,3 @@ def with_its_task(options: EvalOptions) -> EvalOptions:
     if options.task not in (task, EvalOptions.task):
         raise ValueError(f"--task {options.task}: {options.checkpoint} was trained for {task}")
     return dataclasses.replace(options, task=task)
-
-
-def _make_env(task: Task, options: EvalOptions, pictures: Mapping[str, tuple[int, int]]) -> Env:
-    register_envs()
-    env = gym.make(
-        task.env_id,
-        horizon=options.horizon,
-        render_mode="rgb_array" if options.video else None,
-        disable_env_checker=True,  # its checks at every step would be counted as simulation
-    )
-    return _with_pictures(env, pictures, options) if pictures else env
-
-
-def _with_pictures(env: Any, pictures: Mapping[str, tuple[int, int]], options: EvalOptions) -> Env:
-    from gymnasium.error import DependencyNotInstalled
-
-    from asd_policy.envs.cameras import CameraObservations
-
-    try:
-        return CameraObservations(env, pictures)
-    except DependencyNotInstalled as error:
-        raise CheckpointError(
-            f"{options.checkpoint} sees {', '.join(pictures)}, which cannot be drawn here: {error}"
-        ) from error

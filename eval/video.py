@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from asd_policy.errors import AsdPolicyError
+
+if TYPE_CHECKING:
+    from asd_policy.eval.slots import Slot
 
 
 class Recorder:
@@ -41,16 +44,17 @@ class Recorder:
         self._partial.unlink(missing_ok=True)
 
 
-def check_rendering(env: Any) -> None:
+def check_rendering(slot: Slot) -> None:
     """Draw one frame of a freshly reset environment, or raise AsdPolicyError saying what is
     missing: better now than after the first episode."""
     from gymnasium.error import DependencyNotInstalled
 
     try:
-        env.reset(seed=0)
-        frame = np.asarray(env.render())
+        slot.start(0, film=True)
+        frame = slot.receive().frame
     except DependencyNotInstalled as error:
         raise AsdPolicyError(f"--video cannot be recorded: {error}") from error
+    assert frame is not None
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise AsdPolicyError(
             f"--video needs (height, width, 3) uint8 frames, got {frame.shape} {frame.dtype}"

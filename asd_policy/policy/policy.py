@@ -179,6 +179,11 @@ class DiffusionPolicy:
         """Start a new episode in one environment."""
         self._environments[index] = _Environment(self._stream(seed))
 
+    def queued(self, index: int) -> int:
+        """How many actions of one environment are drawn and not yet taken: at 0, its next needs a
+        chunk. Environments that need one together have it drawn in one batch."""
+        return len(self._environments[index].queue)
+
     def _stream(self, seed: int | None) -> torch.Generator:
         """On the policy's device: noise is drawn where it is used."""
         generator = torch.Generator(self.device)

@@ -34,6 +34,7 @@ def episode(sampler, seed, success, chunks, cold=False, **changes):
         "steps": 3,
         "return_": float(success),
         "num_envs": 1,
+        "restarts": 0,
         "wall_s": 4.0,
         "processor_wait_s": 0.04,
         "policy_s": 3.0,

@@ -2,16 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from asd_policy.eval.statistics import (
-    latency_ms,
-    mean,
-    paired_difference,
-    paired_success,
-    ratio,
-    success_rate,
-)
+from asd_policy.eval.statistics import latency_ms, mean, paired_success, ratio, success_rate
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
@@ -68,32 +62,43 @@ def test_mcnemar_by_hand():
     assert paired_success(a, a)["p_value"] is None
 
 
-def outcomes(both: int, only_a: int, only_b: int, neither: int) -> dict:
-    return {
-        "n": both + only_a + only_b + neither,
-        "both": both, "only_a": only_a, "only_b": only_b, "neither": neither,
-    }  # fmt: skip
+def pairs(both, only_a, only_b, neither):
+    """Outcomes of two samplers with these counts."""
+    rows = [(1, 1)] * both + [(1, 0)] * only_a + [(0, 1)] * only_b + [(0, 0)] * neither
+    return tuple({i: bool(row[j]) for i, row in enumerate(rows)} for j in (0, 1))
 
 
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        # Newcombe 1998, method 10; the last one is Wilson's half-width of 54 out of 54.
-        ((36, 12, 2, 0), (0.2000, 0.0569, 0.3404)),
-        ((36, 14, 0, 0), (0.2800, 0.1528, 0.4167)),
-        ((54, 0, 0, 0), (0.0, -0.0664, 0.0664)),
-    ],
-)
-def test_paired_difference_as_published(counts, expected):
-    made = paired_difference(outcomes(*counts))
-    assert (made["difference"], *made["ci95"]) == pytest.approx(expected, abs=2e-4)
+def test_the_difference_has_newcombes_interval():
+    # Newcombe 1998, Statistics in Medicine 17:2635: 36, 12, 2, 0 by method 10
+    difference = paired_success(*pairs(36, 12, 2, 0))["difference"]
+    assert difference["estimate"] == pytest.approx(0.2)
+    assert difference["ci95"] == pytest.approx([0.0569, 0.3404], abs=1e-4)
 
 
-def test_paired_difference_of_nothing_and_turned_round():
-    assert paired_difference(outcomes(0, 0, 0, 0))["ci95"] is None
-    there, back = (paired_difference(outcomes(30, *pair, 10)) for pair in ((7, 2), (2, 7)))
-    assert there["ci95"] == pytest.approx([-back["ci95"][1], -back["ci95"][0]])
-    assert there["ci95"][0] < there["difference"] == 5 / 49 < there["ci95"][1]
+def test_the_difference_turns_its_sign_with_the_samplers():
+    a, b = pairs(150, 12, 5, 33)
+    there, back = paired_success(a, b)["difference"], paired_success(b, a)["difference"]
+    assert there["estimate"] == pytest.approx(-back["estimate"])
+    assert there["ci95"] == pytest.approx([-x for x in reversed(back["ci95"])])
+
+
+def test_samplers_that_never_differ_still_have_an_uncertain_difference():
+    difference = paired_success(*pairs(198, 0, 0, 2))["difference"]
+    assert difference["estimate"] == 0
+    low, high = difference["ci95"]
+    assert -0.03 < low < 0 < high < 0.03
+    assert paired_success({}, {})["difference"] is None
+
+
+def test_the_interval_of_the_difference_covers_it():
+    rng = np.random.default_rng(0)
+    p = np.array([0.85, 0.06, 0.02, 0.07])  # true difference 0.04
+    covered = 0
+    for counts in rng.multinomial(100, p, size=400):
+        low, high = paired_success(*pairs(*counts))["difference"]["ci95"]
+        covered += low <= 0.04 <= high
+    # binomial(400, 0.95): below 360 with probability under 1e-4
+    assert covered >= 360
 
 
 def test_mean_and_ratio_of_nothing_are_none():

@@ -16,7 +16,7 @@ import torch
 from gymnasium.error import DependencyNotInstalled
 
 import asd_policy  # noqa: F401 - registers the environments
-from asd_policy.envs import cameras
+from asd_policy.envs import cameras, rendering
 from asd_policy.envs.rendering import choose_backend
 
 SIZE = 48
@@ -119,7 +119,7 @@ def test_without_rendering_the_keys_are_named(path, refused, monkeypatch) -> Non
     def nothing() -> str:
         raise DependencyNotInstalled("rendering needs OpenGL, and none works here")
 
-    monkeypatch.setattr(cameras, "choose_backend", nothing)
+    monkeypatch.setattr(rendering, "choose_backend", nothing)
     refused(
         "sees agentview_image, which cannot be drawn here: rendering needs OpenGL",
         "eval", "--checkpoint", path,

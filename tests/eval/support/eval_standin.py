@@ -7,16 +7,18 @@ Imports no torch: tests start many processes of this.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.slots import LocalSlot, open_slots
 
 K, CHUNK = 10, 4
 CALLS = {"ddpm": K, "asd": 3, "ddim": 2, "paradigms": 4}
@@ -24,8 +26,6 @@ CALLS = {"ddpm": K, "asd": 3, "ddim": 2, "paradigms": 4}
 
 class LineEnv:
     """Observation {"place": (1,)}; success within 0.5 of zero."""
-
-    metadata: ClassVar[dict[str, Any]] = {"render_fps": 20}
 
     def __init__(self, horizon: int = 40, step_s: float = 0.0, frames: bool = True):
         self.horizon, self.step_s, self.frames = horizon, step_s, frames
@@ -67,18 +67,28 @@ class PushPolicy:
         self.sampler = sampler
         self.window = 5 if window == "auto" else int(window)  # type: ignore[call-overload]
         self.last_chunks: list[SimpleNamespace | None] = []
-        self.reset_seeds: list[list[int]] = []
+        self.begun: list[int] = []
         self.batches: list[int] = []
+        self.drawn: list[int] = []  # chunks drawn at once
 
     def reset(self, seeds: Sequence[int]) -> None:
-        self.reset_seeds.append(list(seeds))
         self.streams = [np.random.default_rng([7, seed]) for seed in seeds]
         self.queues: list[list[float]] = [[] for _ in seeds]
+
+    def reset_env(self, index: int, seed: int) -> None:
+        self.begun.append(seed)
+        self.streams[index] = np.random.default_rng([7, seed])
+        self.queues[index] = []
+
+    def queued(self, index: int) -> int:
+        return len(self.queues[index])
 
     def act_batch(self, obs: Mapping[str, np.ndarray], indices: Sequence[int]) -> np.ndarray:
         assert obs["place"].shape == (len(indices), 1), obs["place"].shape
         self.batches.append(len(indices))
         self.last_chunks = [self._refill(i) for i in indices]
+        if drawn := sum(chunk is not None for chunk in self.last_chunks):
+            self.drawn.append(drawn)
         return np.array([[self.queues[i].pop(0)] for i in indices], np.float32)
 
     def _refill(self, i: int) -> SimpleNamespace | None:
@@ -99,14 +109,27 @@ class PushPolicy:
         )  # fmt: skip
 
 
-def prepare(options: EvalOptions, *, step_s: float = 0.0, env_class: type = LineEnv) -> Setup:
-    """Stand-ins for the real policies and environments of `options`."""
+def prepare(
+    options: EvalOptions,
+    *,
+    step_s: float = 0.0,
+    env_class: Callable[..., Any] = LineEnv,
+    workers: bool = False,
+) -> Setup:
+    """Stand-ins for the real policies and environments of `options`; several environments are in
+    this process too, unless `workers`."""
+    make = functools.partial(env_class, options.horizon or 40, step_s)
     settings = {name: sampler_settings(name, options) for name in options.samplers}
     return Setup(
         policies={
             name: PushPolicy(s["sampler"], s.get("window", "auto")) for name, s in settings.items()
         },
-        envs=[env_class(options.horizon or 40, step_s) for _ in range(options.num_envs)],
+        slots=(
+            open_slots(make, options.num_envs)
+            if workers
+            else [LocalSlot(make) for _ in range(options.num_envs)]
+        ),
+        render_fps=20.0,
         checkpoint_sha256="0" * 64,
         resolved={
             "device": "cpu",
