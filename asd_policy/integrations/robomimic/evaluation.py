@@ -83,6 +83,14 @@ class ImagePolicy:
         """Start len(seeds) episodes, each with its own random stream."""
         self.policy.start_episode(seeds=list(seeds))
 
+    def reset_env(self, index: int, seed: int) -> None:
+        """Start an episode in one of them."""
+        self.policy.reset_env(index, seed)
+
+    def queued(self, index: int) -> int:
+        """Actions that one of them can take before the next chunk must be drawn."""
+        return self.policy.queued(index)
+
     def act_batch(self, observations: Mapping[str, Any], indices: Sequence[int]) -> np.ndarray:
         """Actions (B, action_dim) of the environments ``indices``, one row each."""
         rows = {

@@ -185,6 +185,10 @@ class AcceleratedPolicy(RolloutPolicy):
         """Start a new episode in one environment of a batch."""
         self._episodes[index] = self._episode(seed)
 
+    def queued(self, index: int) -> int:
+        """Actions that an environment can take before its next chunk must be drawn."""
+        return len(self._episodes[index].queue)
+
     def _episode(self, seed: int | None) -> _Episode:
         number = int(torch.randint(2**63 - 1, ())) if seed is None else int(seed)
         return _Episode(torch.Generator(self.device).manual_seed(number))
