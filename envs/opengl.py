@@ -1,4 +1,5 @@
-"""Which OpenGL works here, tried in a process of its own. Imports nothing of the simulator."""
+"""Which OpenGL works here, tried in a process of its own, and what must happen before it is loaded.
+Imports nothing of the simulator."""
 
 from __future__ import annotations
 
@@ -45,6 +46,12 @@ def load_triton_first() -> None:
     if importlib.util.find_spec("triton") is not None:
         with contextlib.suppress(ImportError):
             importlib.import_module("triton")
+
+
+def before_mujoco() -> None:
+    """With MUJOCO_GL set, importing MuJoCo loads OpenGL at once."""
+    if os.environ.get("MUJOCO_GL"):
+        load_triton_first()
 
 
 def preferred_backends() -> tuple[str, ...]:

@@ -142,6 +142,16 @@ class DiffusionPolicy:
         return dict(self.config.observation_keys)
 
     @property
+    def action_dim(self) -> int:
+        """Numbers in an action."""
+        return self.config.action_dim
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the network."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    @property
     def horizons(self) -> tuple[int, int, int]:
         """(To, Ta, Tp)."""
         return self.config.horizons
@@ -281,21 +291,23 @@ def chunk_stats(stats: Stats, latency_s: float) -> list[ChunkStats]:
     """Of each chain of a run."""
     seconds = stats.seconds
     other = latency_s - seconds["draft"] - seconds["network"] - seconds["verify"]
+    accepted, decided = stats.accepted.numpy(), stats.decided.numpy()
+    counts = zip(stats.calls.tolist(), stats.evaluations.tolist(), accepted, decided, strict=True)
     return [
         ChunkStats(
             latency_s,
-            len(stats.calls),
+            len(accepted),
             stats.sampler,
             stats.window,
-            int(stats.calls[i]),
-            int(stats.evaluations[i]),
-            int(stats.rejections[i]),
-            stats.accepted[i].numpy(),
-            stats.decided[i].numpy(),
+            calls,
+            evaluations,
+            int(drafts.sum() - kept.sum()),
+            kept,
+            drafts,
             seconds["draft"],
             seconds["network"],
             seconds["verify"],
             other,
         )
-        for i in range(len(stats.calls))
+        for calls, evaluations, kept, drafts in counts
     ]
