@@ -1,8 +1,8 @@
-"""The command line: `asd-policy eval | demos | train | bench | convert | export`.
+"""The command line: `asd-policy eval | rates | replay | demos | train | bench | convert | export`.
 
 Thin and lazy: a command is a function, imported when it is asked for, and its options are the
-function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
-stderr), 130 interrupted; a fault of this package keeps its traceback.
+function's parameters. Exit status 0 done, 1 a check that failed, 2 a mistake of the user's (said in
+one message on stderr), 130 interrupted; a fault of this package keeps its traceback.
 """
 
 from __future__ import annotations
@@ -23,6 +23,14 @@ COMMANDS = {
     "eval": (
         "asd_policy.eval.command:main_eval",
         "Roll a policy out and compare samplers: success, latency, cost.",
+    ),
+    "rates": (
+        "asd_policy.eval.command:main_rates",
+        "Success against control rate, the world going on while the policy thinks.",
+    ),
+    "replay": (
+        "asd_policy.eval.command:main_replay",
+        "Draw the chunks of a recorded evaluation again: are they bitwise the same?",
     ),
     "demos": (
         "asd_policy.envs.demos:main_collect",

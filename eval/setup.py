@@ -76,6 +76,7 @@ def prepare(options: EvalOptions) -> Setup:
             "horizons": list(policy.horizons),
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
         },
+        held_components=task.gripper_components,
     )
 
 
