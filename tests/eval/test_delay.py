@@ -9,10 +9,21 @@ import numpy as np
 import pytest
 from eval_standin import PushPolicy, prepare
 
+from asd_policy.checkpoints import shipped
+from asd_policy.errors import CheckpointError
 from asd_policy.eval.delay import DelayedPolicy, steps_of
 from asd_policy.eval.evaluator import evaluate
+from asd_policy.eval.flight import read_flight
 from asd_policy.eval.options import EvalOptions, check_options
 from asd_policy.eval.results import summarize
+
+
+def lift_is_shipped() -> bool:
+    try:
+        return shipped("lift").is_dir()
+    except CheckpointError:
+        return False
+
 
 TO, TA, TP = 2, 3, 6  # so H = 5 actions from now on, of which 3 are executed
 HOLD = None
@@ -209,6 +220,37 @@ def test_no_delay_is_the_ordinary_loop(options, quiet, tmp_path, num_envs):
     assert (late["held_steps"], late["late_chunks"], late["useless_chunks"]) == (0, 0, 0)
     assert late["steps"] == sum(x["steps"] for x in lines(zero.out) if x["sampler"] == "asd")
     assert late["chunks"] > 0
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_no_delay_is_the_ordinary_loop_of_a_real_policy(options, quiet, tmp_path, num_envs):
+    from eval_tiny import make_checkpoint
+    from eval_tiny import prepare as prepare_tiny
+
+    make = functools.partial(prepare_tiny, checkpoint=make_checkpoint(tmp_path / "policy"))
+    options = dataclasses.replace(options, num_envs=num_envs, window=4, record=True)
+    evaluate(options, prepare=make, console=quiet)
+    zero = dataclasses.replace(options, delay=0.0, out=tmp_path / "zero")
+    evaluate(zero, prepare=make, console=quiet)
+    assert timeless(zero.out, *DELAY) == timeless(options.out)
+    for path in (options.out / "flight").iterdir():  # every action of every chunk, bitwise
+        same = zero.out / "flight" / path.name
+        assert read_flight(path).action.tobytes() == read_flight(same).action.tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not lift_is_shipped(), reason="no checkpoint is shipped for lift")
+def test_no_delay_is_the_ordinary_loop_of_the_shipped_policy(tmp_path, quiet):
+    options = EvalOptions(
+        episodes=1, samplers=("asd",), window=16, horizon=24, threads=1, out=tmp_path / "run"
+    )
+    evaluate(options, console=quiet)
+    zero = dataclasses.replace(options, delay=0.0, out=tmp_path / "zero")
+    evaluate(zero, console=quiet)
+    assert timeless(zero.out, *DELAY) == timeless(options.out)
+    late = dataclasses.replace(options, delay=120.0, out=tmp_path / "late")
+    results = evaluate(late, console=quiet)
+    assert results["samplers"]["asd"]["deadlines"]["held_steps_at_start"] == 3
 
 
 @pytest.mark.parametrize("num_envs", [2, 5])

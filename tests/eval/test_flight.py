@@ -9,75 +9,21 @@ import numpy as np
 import pytest
 import torch
 from eval_standin import prepare as prepare_standin
+from eval_tiny import make_checkpoint, prepare
 
-from asd_policy.eval.evaluator import Setup, evaluate
+from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.flight import FlightDamagedError, _pack, flight_path, read_flight
 from asd_policy.eval.options import EvalOptions, ReplayOptions
 from asd_policy.eval.replay import replay
-from asd_policy.eval.samplers import sampler_settings
-from asd_policy.eval.setup import load_policy
-from asd_policy.eval.slots import LocalSlot
 from asd_policy.policy import save_checkpoint
-from asd_policy.samplers.calibration import Calibration
-from reference.tiny import KEYS, tiny_checkpoint
+from reference.tiny import tiny_checkpoint
 
 SEED = 100_000
-PLACE = {"device": "cpu", "engine": "auto", "precision": "fp32", "compile": False}
-
-
-class Drift:
-    """Observations that follow from the actions; over after a number of steps that a seed sets."""
-
-    def reset(self, *, seed):
-        self.random = np.random.default_rng(seed)
-        self.left = int(self.random.integers(5, 10))
-        self.at = self.random.normal(size=sum(KEYS.values())) * 0.5
-        return self._observation(), {}
-
-    def step(self, action):
-        self.left -= 1
-        self.at = np.tanh(self.at + 0.1 * np.resize(action, len(self.at)))
-        return self._observation(), 0.0, False, self.left == 0, {"is_success": self.left % 2 == 0}
-
-    def _observation(self):
-        parts = np.split(self.at.astype(np.float32), np.cumsum(list(KEYS.values()))[:-1])
-        return dict(zip(KEYS, parts, strict=True))
-
-    def close(self):
-        pass
-
-
-def prepare(options, checkpoint):
-    policies = {
-        name: load_policy(checkpoint, PLACE, sampler_settings(name, options))
-        for name in options.samplers
-    }
-    policy = next(iter(policies.values()))
-    return Setup(
-        policies=policies,
-        slots=[LocalSlot(Drift) for _ in range(options.num_envs)],
-        render_fps=20.0,
-        checkpoint_sha256=policy.card["sha256"],
-        resolved={
-            **PLACE,
-            "engine": policy.engine.name,
-            "kernels": policy.engine.kernels,
-            "checkpoint": str(checkpoint),
-            "gpu": None,
-            "threads": torch.get_num_threads(),
-            "steps": {name: p.schedule.num_steps for name, p in policies.items()},
-        },
-    )
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    made = tiny_checkpoint(num_steps=12)
-    known = Calibration()
-    known.chunks, known._cross, known._square = 4, np.linspace(0, 1, 12), np.ones(12)
-    known._accepted, known._decided = np.full(12, 90.0), np.full(12, 100.0)
-    made.card["calibration"] = known.to_dict()
-    return save_checkpoint(tmp_path_factory.mktemp("policy"), made)
+    return make_checkpoint(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture
@@ -183,24 +129,20 @@ def rewrite(path, change):
     ("name", "where", "found"),
     [
         ("action", (1, 5, 0), "1 numbers differ, by at most"),
-        ("observation", (3, 1, 2), "numbers differ"),
+        ("observation", (2, 1, 2), "numbers differ"),
         ("accepted", (1, 3), "other decisions at steps [3]"),
-        ("stream", (3, 0), "numbers differ"),
+        ("stream", (2, 0), "numbers differ"),
     ],
 )
 def test_a_flipped_bit_is_found_in_its_chunk_and_no_other(record, quiet, name, where, found):
     options, _ = record(samplers=("asd",), window=4, num_envs=2)
     path = flight_path(options.out, "asd", SEED)
     which = read_flight(path)
-    assert which.rows(1).start + which.column(1, "row") == 2, "row 3 is the companion's"
+    assert which.rows(1).start + which.column(1, "row") == 2, "row 2 is this chunk's own"
 
     def flip(arrays):
-        if name in ("observation", "stream"):
-            index = (2, *where[1:])  # the chunk's own row
-        else:
-            index = where
         bits = arrays[name].view({4: np.uint32, 8: np.uint64, 1: np.uint8}[arrays[name].itemsize])
-        bits[index] ^= 1 << (20 if bits.itemsize == 4 else 0)
+        bits[where] ^= 1 << (20 if bits.itemsize == 4 else 0)
 
     rewrite(path, flip)
     result = replayed(options, quiet)
@@ -217,7 +159,7 @@ def test_a_file_that_is_damaged_is_found(record, quiet):
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(FlightDamagedError, match="cannot be read as a recorded flight.*checksum"):
+    with pytest.raises(FlightDamagedError, match=r"cannot be read as a recorded flight.*checksum"):
         read_flight(path)
     result = replayed(options, quiet)
     assert {v["seed"] for v in result["verdicts"] if not v["same"]} == {SEED}
