@@ -2,8 +2,8 @@
 
 Thin and lazy: a command is a function, imported when it is asked for, and its options are the
 function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
-stderr, after "error:"), 130 interrupted; a fault of this package keeps its traceback. verify and
-compare answer by their status: 0 yes, 1 no, 2 could not tell.
+stderr, after "error:"), 130 interrupted; a fault of this package keeps its traceback. replay,
+verify and compare answer by their status: 0 yes, 1 no, 2 could not tell.
 """
 
 from __future__ import annotations
@@ -29,9 +29,17 @@ COMMANDS = {
         "asd_policy.eval.table.command:main_tasks",
         "Compare the samplers on every task that has a shipped policy, in one table.",
     ),
+    "rates": (
+        "asd_policy.eval.command:main_rates",
+        "Success against control rate, the world going on while the policy thinks.",
+    ),
     "report": (
         "asd_policy.eval.command:main_report",
         "Write report.html of an evaluation that is there already.",
+    ),
+    "replay": (
+        "asd_policy.eval.command:main_replay",
+        "Draw the chunks of a recorded evaluation again: are they bitwise the same?",
     ),
     "demos": (
         "asd_policy.envs.demos:main_collect",

@@ -71,6 +71,11 @@ class Task:
         """Per arm: 3 position and 3 axis-angle deltas in the world frame, 1 gripper."""
         return 7 * len(self.robots)
 
+    @property
+    def gripper_components(self) -> tuple[int, ...]:
+        """Which numbers of an action command a gripper. The others are motions: 0 holds still."""
+        return tuple(range(6, self.action_dim, 7))
+
 
 def _posed_objects(*names: str) -> tuple[ObjectField, ...]:
     """Pose in the world, then pose in the hand's frame, of each object in turn."""

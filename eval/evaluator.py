@@ -15,10 +15,13 @@ from typing import Any
 
 from rich.console import Console
 
+from asd_policy.errors import OutputError
+from asd_policy.eval.delay import delayed
+from asd_policy.eval.flight import FlightRecorder
 from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, default_folder
 from asd_policy.eval.html_report import write_page
 from asd_policy.eval.machine import describe_machine
-from asd_policy.eval.options import EvalOptions, check_options, command_line
+from asd_policy.eval.options import EvalOptions, check_options, command_line, with_realtime
 from asd_policy.eval.progress import RunProgress
 from asd_policy.eval.report import print_report
 from asd_policy.eval.results import summarize
@@ -28,7 +31,7 @@ from asd_policy.eval.slots import Slot
 from asd_policy.eval.video import Recorder, check_rendering
 
 # What names the run's place rather than its content.
-_NOT_SETTINGS = ("out", "resume", "checkpoint")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime")
 _SEEDS_OF_A_TURN = 4  # for each environment, where there are several
 
 
@@ -38,6 +41,8 @@ class Setup:
 
     `checkpoint_sha256` is part of what must not change when a run is resumed; `resolved` is what
     "auto" and the defaults came to (device, threads, precision, steps of each sampler).
+    `held_components`: of an action, what is repeated while a robot holds still (a gripper's
+    command).
     """
 
     policies: Mapping[str, Policy]
@@ -45,6 +50,7 @@ class Setup:
     render_fps: float
     checkpoint_sha256: str
     resolved: dict[str, Any]
+    held_components: Sequence[int] = ()
 
     def close(self) -> None:
         """Close the environments."""
@@ -70,8 +76,10 @@ def evaluate(
         CheckpointError: a checkpoint that is missing, damaged, or does not fit the task.
         OutputExistsError: the output folder holds another run.
         NonFiniteError: NaN or infinity from the world or the policy; finished episodes are kept.
+        OutputError: the disk is full, or the like; what was finished before is kept.
         KeyboardInterrupt: passed on, when what was finished is kept and summarized.
     """
+    options = with_realtime(options)
     check_options(options)
     console = console or _console(stderr=False)
     prepare = prepare or _real()
@@ -146,12 +154,18 @@ def schedule(options: EvalOptions) -> Iterator[tuple[str, int]]:
 
 
 def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
-    done = folder.done
+    done, policies = folder.done, setup.policies
+    flight = FlightRecorder(folder.path, _flight_header(setup)) if options.record else None
+    if flight is not None:
+        flight.attach(policies)
+    if options.delay is not None:
+        held = setup.held_components
+        policies = delayed(policies, options.delay, options.control_rate, held)
     with RunProgress(_console(stderr=True), options.samplers, options.episodes) as progress:
         for episode in folder.episodes:
             progress.kept(episode)
         episodes = roll_out(
-            setup.policies,
+            policies,
             setup.slots,
             (job for job in schedule(options) if job not in done),
             recorder=functools.partial(_recorder, options, setup.render_fps, folder.path),
@@ -159,8 +173,18 @@ def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
         )
         with contextlib.closing(episodes):
             for episode in episodes:
+                if flight is not None:  # before the line: every episode that counts has its flight
+                    flight.keep(episode)
                 folder.add(episode)
                 progress.episode(episode)
+
+
+def _flight_header(setup: Setup) -> dict[str, Any]:
+    return {
+        "checkpoint_sha256": setup.checkpoint_sha256,
+        "resolved": setup.resolved,
+        "machine": describe_machine(setup.resolved),
+    }
 
 
 def _recorder(
@@ -181,7 +205,9 @@ def _write_results(folder: RunFolder) -> dict[str, Any]:
 
 def _say_kept(folder: RunFolder, options: EvalOptions) -> None:
     """After a run that was cut short: what is kept, and how to go on."""
-    results = _write_results(folder)
+    results = summarize(*folder.kept())
+    with contextlib.suppress(OutputError):  # a full disk: that is being said already
+        folder.write_results(results)
     finished = sum(summary["success"]["n"] for summary in results["samplers"].values())
     if finished:
         print_report(_console(stderr=True), results, folder.path)

@@ -31,7 +31,13 @@ def print_report(console: Console, results: dict[str, Any], folder: Path) -> Non
         console.print()
         console.print(table)
     console.print()
-    lines = [_setting(results), *_remarks(results), *_pairs(results), _time_line(results)]
+    lines = [
+        _setting(results),
+        *_deadlines(results),
+        *_remarks(results),
+        *_pairs(results),
+        _time_line(results),
+    ]
     videos = "; videos/" if (folder / "videos").is_dir() else ""
     page = "; report.html" if (folder / "report.html").is_file() else ""
     lines.append(
@@ -123,6 +129,24 @@ def _windows(results: dict[str, Any]) -> list[str]:
     if len(samplers_of) <= 1:
         return list(samplers_of)
     return [f"{text} for {'/'.join(names)}" for text, names in samplers_of.items()]
+
+
+def _deadlines(results: dict[str, Any]) -> list[str]:
+    """What delays came to, where the world went on while the policy thought."""
+    told = {n: s["deadlines"] for n, s in results["samplers"].items() if s.get("deadlines")}
+    lines = []
+    for name, d in told.items():
+        delay = d["delay_ms"]
+        lines.append(
+            f"Delay of {name} at {d['control_rate_hz']:g} Hz ({d['delay']}"
+            + " ms" * (d["delay"] != "measured")
+            + f"): p50 {number(delay['p50'])} ms, p95 {number(delay['p95'])} ms, "
+            f"{number(d['delay_steps_mean'])} steps a chunk; missed: {d['held_steps']} of "
+            f"{d['steps']} steps held still ({d['held_steps_at_start']} before a first chunk), "
+            f"{d['late_chunks']} of {d['chunks']} chunks over one period, "
+            f"{d['useless_chunks']} useless"
+        )
+    return lines
 
 
 def _remarks(results: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from asd_policy.eval.delay import deadlines
 from asd_policy.eval.distributions import (
     calls_by_chunk,
     chunks_over,
@@ -97,6 +98,7 @@ def _sampler(name: str, settings: dict[str, Any], episodes: Sequence[Episode]) -
         "overhead_ms_per_chunk": {part: _mean_ms(chunks, f"{part}_s") for part in _PARTS},
         "window": _window(name, settings["window"], chunks),
         "time": _time(episodes),
+        "deadlines": deadlines(settings, episodes),
     }
 
 

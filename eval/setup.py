@@ -82,6 +82,7 @@ def prepare(options: EvalOptions) -> Setup:
             "control_hz": CONTROL_FREQUENCY_HZ,
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
         },
+        held_components=task.gripper_components,
     )
 
 

@@ -18,7 +18,7 @@ from asd_policy.integrations.robomimic.rollout import (
 )
 from asd_policy.integrations.robomimic_checkpoint import RobomimicCheckpoint
 from asd_policy.policy.checkpoint import difference_table
-from asd_policy.policy.policy import ChunkStats
+from asd_policy.policy.draws import ChunkStats
 from asd_policy.samplers.config import SamplerConfig
 
 

@@ -24,7 +24,7 @@ from asd_policy.integrations.robomimic_format import (
 )
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.chunks import ChunkSampler
-from asd_policy.policy.policy import ChunkStats, chunk_stats
+from asd_policy.policy.draws import ChunkStats, chunk_stats
 from asd_policy.samplers.config import SamplerConfig
 
 Observation = Mapping[str, Any]
