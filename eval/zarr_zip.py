@@ -63,7 +63,7 @@ def _array(content: Mapping[str, bytes], name: str) -> np.ndarray:
     if not values.size:
         return values
     raw = zlib.decompress(content[f"{name}/{_chunk(len(shape))}"])
-    return np.frombuffer(raw, values.dtype).reshape(shape)
+    return np.frombuffer(raw, values.dtype).reshape(shape).copy()
 
 
 def _metadata(values: np.ndarray) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def test_a_flipped_bit_is_found_in_its_chunk_and_no_other(record, quiet, name, w
 
     def flip(arrays):
         bits = arrays[name].view({4: np.uint32, 8: np.uint64, 1: np.uint8}[arrays[name].itemsize])
-        bits[where] ^= 1 << (20 if bits.itemsize == 4 else 0)
+        bits[where] ^= bits.dtype.type(1 << 20 if bits.itemsize == 4 else 1)
 
     rewrite(path, flip)
     result = replayed(options, quiet)
@@ -160,9 +160,7 @@ def test_a_file_that_is_damaged_is_found(record, quiet):
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(
-        FlightDamagedError, match=r"cannot be read as a recorded.*Bad CRC-32"
-    ):
+    with pytest.raises(FlightDamagedError, match=r"cannot be read as a recorded.*Bad CRC-32"):
         read_flight(path)
     result = replayed(options, quiet)
     assert {v["seed"] for v in result["verdicts"] if not v["same"]} == {SEED}
