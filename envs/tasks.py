@@ -132,6 +132,8 @@ _ROWS = (
             ObjectField("frame_is_assembled", 1),
             ObjectField("tool_on_frame", 1),
         ),
+        expert="asd_policy.envs.experts.tool_hang:ToolHangExpert",
+        demonstration_limit=700,
         camera="sideview",
     ),
     Task(
@@ -157,6 +159,8 @@ _ROWS = (
             ObjectField("payload_in_target_bin", 1),
             ObjectField("trash_in_trash_bin", 1),
         ),
+        expert="asd_policy.envs.experts.transport:TransportExpert",
+        demonstration_limit=600,
     ),
 )
 

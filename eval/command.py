@@ -5,6 +5,7 @@ Importing this is quick: torch and the simulator come when the run starts.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -25,6 +26,20 @@ def main_eval(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
 
         options = with_its_task(options)
     evaluate(options)
+
+
+def main_report(run_folder: tyro.conf.Positional[Path]) -> None:
+    """Write report.html, one page that needs nothing but itself, into the folder of an evaluation.
+
+    `asd-policy eval` has written it already; this does it again, from config.json, env.json,
+    episodes.jsonl and the films. Nothing is run, and no other file is changed.
+
+    Args:
+        run_folder: a folder that `asd-policy eval` wrote.
+    """
+    from asd_policy.eval.html_report import write_page
+
+    print(write_page(run_folder))
 
 
 def main_rates(options: Annotated[RatesOptions, tyro.conf.arg(name="")]) -> None:

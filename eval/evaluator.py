@@ -19,6 +19,7 @@ from asd_policy.errors import OutputError
 from asd_policy.eval.delay import delayed
 from asd_policy.eval.flight import FlightRecorder
 from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, default_folder
+from asd_policy.eval.html_report import write_page
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions, check_options, command_line, with_realtime
 from asd_policy.eval.progress import RunProgress
@@ -125,7 +126,7 @@ def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
         "resolved": setup.resolved,
     }
-    env = describe_machine(setup.resolved)
+    env = {"schema_version": SCHEMA_VERSION} | describe_machine(setup.resolved)
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
 
 
@@ -191,12 +192,14 @@ def _recorder(
 ) -> Recorder | None:
     if seed >= options.seed + options.video:
         return None
-    return Recorder(folder / "videos", f"{options.task}_seed{seed}_{name}", fps)
+    stem = f"{options.task}_seed{seed}_{name}"
+    return Recorder(folder / "videos", stem, fps, title=f"{options.task}, seed {seed}, {name}")
 
 
 def _write_results(folder: RunFolder) -> dict[str, Any]:
     results = summarize(*folder.kept())
     folder.write_results(results)
+    write_page(folder.path)
     return results
 
 

@@ -1,9 +1,12 @@
 """The output folder of one run: what is kept, and how it survives a kill.
 
+Each file's form is a JSON Schema in schemas/.
+
 config.json      what was asked, and what it resolved to
 env.json         versions and machine
 episodes.jsonl   one line an episode, written and flushed as it ends
 results.json     computed from config.json and episodes.jsonl, nothing else
+report.html      the run as a page, from the files above and the films
 flight/          with --record: what every chunk was drawn from
 videos/          <task>_seed<seed>_<sampler>_<outcome>.mp4
 """
@@ -27,7 +30,9 @@ except ImportError:  # Windows: two processes resuming one folder at once are no
     fcntl = None  # type: ignore[assignment]
 
 Json = dict[str, Any]
-SCHEMA_VERSION = 2  # of config.json, episodes.jsonl and results.json together
+# Of config.json, env.json, results.json and episodes.jsonl together; a line of the last has none of
+# its own. The form of each is in schemas/. Raise it when a reader of the old form would be misled.
+SCHEMA_VERSION = 2
 _FREE_TO_CHANGE = ("episodes", "video", "name")  # on resuming; `episodes` only upwards
 
 

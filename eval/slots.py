@@ -13,9 +13,10 @@ import os
 import pickle
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing import pool, resource_tracker
-from typing import Any, Protocol
+from multiprocessing import resource_tracker
+from typing import Any, NoReturn, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -223,15 +224,26 @@ class WorkerSlot:
         self._vector.closed = True
 
 
-def make_env(env_id: str, horizon: int | None, pictures: bool) -> Env:
-    """An environment that is registered with gymnasium, in this process or a worker."""
+def make_env(
+    env_id: str,
+    horizon: int | None,
+    pictures: bool,
+    cameras: Mapping[str, tuple[int, int]] | None = None,
+) -> Env:
+    """An environment that is registered with gymnasium, in this process or a worker; `cameras`:
+    pictures among its observations, key → (height, width)."""
     register_envs()
-    return gym.make(
+    env = gym.make(
         env_id,
         horizon=horizon,
         render_mode="rgb_array" if pictures else None,
         disable_env_checker=True,  # its checks at every step would be counted as simulation
     )
+    if not cameras:
+        return env
+    from asd_policy.envs.cameras import CameraObservations  # loads OpenGL
+
+    return CameraObservations(env, cameras)
 
 
 def open_slots(make: Callable[[], Env], count: int) -> list[Slot]:
@@ -301,29 +313,34 @@ class _Host(gym.Env[Any, Any]):
             return _Failure.of(error)
 
 
+class _InWorker(Exception):
+    """The traceback of a worker, as text, in the place of a cause."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-    """An exception on its way from a worker, with its traceback (in `__cause__`)."""
+    """An exception on its way from a worker."""
 
     pickled: bytes
+    trace: str
 
     @classmethod
     def of(cls, error: Exception) -> _Failure:
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         try:
-            pickled = pickle.dumps(pool.ExceptionWithTraceback(error, error.__traceback__))
+            pickled = pickle.dumps(error)
             pickle.loads(pickled)
         except Exception:  # one that holds what cannot be pickled
-            plain = RuntimeError(f"{type(error).__name__}: {error}")
-            pickled = pickle.dumps(pool.ExceptionWithTraceback(plain, error.__traceback__))
-        return cls(pickled)
+            pickled = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+        return cls(pickled, trace)
 
-    def throw(self) -> None:
+    def throw(self) -> NoReturn:
         """Raise it: the package's own and gymnasium's as they are, which say what is wrong, and
         others as a fault."""
-        error = pickle.loads(self.pickled)
+        error, cause = pickle.loads(self.pickled), _InWorker(f"in the worker:\n{self.trace}")
         if isinstance(error, (AsdPolicyError, gym.error.Error)):
-            raise error
-        raise RuntimeError(f"an environment failed in its process: {error!r}") from error
+            raise error from cause
+        raise RuntimeError(f"an environment failed in its process: {error!r}") from cause
 
 
 @contextlib.contextmanager

@@ -7,55 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from asd_policy import CheckpointError, DiffusionPolicy, NonFiniteError
 from asd_policy.policy import Checkpoint, PolicyConfig, SamplerConfig, save_checkpoint
+from reference.recording_policy import TA, TO, TP, observation, recording
 from reference.tiny import ACTION_DIM, KEYS, tiny_checkpoint, tiny_config
-
-TO, TA, TP = 2, 3, 8
-
-
-class Recorder(nn.Module):
-    """A network that predicts ε for a clean chunk known from the condition, and keeps conditions.
-
-    Row j of that chunk is (j/10, first number of the latest observation/10), in [−1, 1] units.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__()
-        self.schedule, self.conditions = checkpoint.schedule, []
-
-    def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor) -> Tensor:
-        self.conditions.append(cond.clone())
-        latest = cond.view(len(cond), TO, -1)[:, -1, 0]
-        clean = torch.stack(
-            [
-                torch.arange(x.shape[1]).expand(x.shape[:2]) / 10,
-                latest[:, None].expand(x.shape[:2]) / 10,
-            ],
-            2,
-        )
-        bar = self.schedule.alphas_cumprod[timesteps].to(x).view(-1, 1, 1)
-        return (x - bar.sqrt() * clean) / (1 - bar).sqrt()
-
-
-def recording(sampler: str = "ddpm") -> tuple[DiffusionPolicy, Recorder]:
-    checkpoint = tiny_checkpoint()
-    network = Recorder(checkpoint)
-    checkpoint.network = network
-    return DiffusionPolicy(checkpoint, SamplerConfig(sampler, window=4)), network
-
-
-def observation(value: float, batch: int | None = None) -> dict[str, np.ndarray]:
-    """Observations filled with numbers that start at ``value`` (rows: value, value + 1 …)."""
-    rows = 1 if batch is None else batch
-    first = value + np.arange(rows, dtype=np.float64)
-    full = {
-        "object": np.stack([first, first + 0.1, first + 0.2], 1),
-        "arm": np.stack([first + 0.3, first + 0.4], 1),
-    }
-    return full if batch is not None else {k: v[0] for k, v in full.items()}
 
 
 def policy(**options: object) -> DiffusionPolicy:
@@ -368,51 +324,13 @@ def test_config_round_trip() -> None:
     assert list(PolicyConfig.from_dict(config.to_dict()).observation_keys) == list(KEYS)
 
 
-# --- whole chunks, and what is told of them -----------------------------------------------------
-
-
-def test_a_chunk_is_handed_out_whole_from_now_on():
-    whole, _ = recording()
-    ordinary, _ = recording()
-    for policy in (whole, ordinary):
-        policy.reset([3, 4])
-    for t in range(2 * TA):
-        acted = ordinary.act_batch(observation(float(t), batch=2))
-        whole.observe(observation(float(t), batch=2))
-        if t % TA == 0:
-            chunks = whole.predict()
-            assert chunks.shape == (2, TP - TO + 1, ACTION_DIM)
-            assert all(cost is not None for cost in whole.last_chunks)
-        np.testing.assert_array_equal(chunks[:, t % TA], acted)
-        assert whole.queued(0) == 0
-
-
-def test_a_draw_is_told_with_all_that_it_depends_on():
-    policy = DiffusionPolicy(tiny_checkpoint(), SamplerConfig("asd", window=4))
-    told = []
-    policy.on_draw = told.append
-    policy.reset([3, 4])
-    acted = [policy.act_batch(observation(float(t), batch=2)) for t in range(TA + 1)]
-    first, second = told
-    assert (first.seeds, first.numbers, second.numbers) == ([3, 4], [0, 0], [1, 1])
-    assert first.histories.shape == (2, TO, 5)
-    np.testing.assert_array_equal(first.histories[0, 0], first.histories[0, 1])
-    np.testing.assert_allclose(second.histories[0, :, 0], [TA - 1, TA])
-    np.testing.assert_array_equal(second.chunks[:, TO - 1], acted[TA])
-    assert [cost.calls for cost in second.stats] == [c.calls for c in policy.last_chunks]
-    assert first.slopes.shape == second.slopes.shape == (10,)
-    assert not np.array_equal(first.slopes, second.slopes), "nothing was known at first"
-
-
-def test_a_draw_can_be_repeated_from_what_was_told():
-    policy = DiffusionPolicy(tiny_checkpoint(), SamplerConfig("ddpm"))
-    told = []
-    policy.on_draw = told.append
-    policy.reset([3, 4])
-    for t in range(2 * TA + 1):
-        policy.act_batch(observation(float(t), batch=2))
-    last = told[-1]
-    streams = [policy.stream(s, n) for s, n in zip(last.seeds, last.numbers, strict=True)]
-    chunks, stats = policy.sample(last.histories, streams)
-    np.testing.assert_array_equal(chunks, last.chunks)
-    assert stats.calls.tolist() == [10, 10]
+def test_queued_counts_the_actions_of_one_environment() -> None:
+    policy, _ = recording()
+    policy.reset([1, 2])
+    assert [policy.queued(i) for i in (0, 1)] == [0, 0]
+    policy.act_batch(observation(0.0, 2))
+    assert [policy.queued(i) for i in (0, 1)] == [TA - 1, TA - 1]
+    policy.reset_env(1, 3)
+    assert [policy.queued(i) for i in (0, 1)] == [TA - 1, 0]
+    policy.act_batch(observation(0.0, 1), indices=[0])
+    assert policy.queued(0) == TA - 2

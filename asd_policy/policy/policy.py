@@ -15,59 +15,12 @@ import torch
 from asd_policy.errors import CheckpointError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint, difference_table, load_checkpoint
 from asd_policy.policy.chunks import ChunkSampler
+from asd_policy.policy.draws import ChunkStats, Draw, chunk_stats
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Stats, draw_noise
 
 Observation = Mapping[str, "np.ndarray[Any, Any]"]
-
-
-@dataclass(frozen=True)
-class ChunkStats:
-    """What one environment's chunk cost.
-
-    Attributes:
-        latency_s: wall-clock seconds from observation to actions, shared by the batch.
-        batch: chunks drawn together. sampler, window: how (window 1: sequentially).
-        calls, evaluations, rejections: network calls and rows, rejected drafts of this chain.
-        accepted, decided: (K,) by step.
-        draft_s, network_s, verify_s, other_s: parts of ``latency_s``.
-    """
-
-    latency_s: float
-    batch: int
-    sampler: str
-    window: int
-    calls: int
-    evaluations: int
-    rejections: int
-    accepted: np.ndarray
-    decided: np.ndarray
-    draft_s: float
-    network_s: float
-    verify_s: float
-    other_s: float
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Chunks that were drawn in one batch, with all that they depend on besides the policy.
-
-    Attributes:
-        seeds: of each row's random stream (None: it was not given one). numbers: chunks that the
-            stream had given before.
-        histories: (B, To, Do) float32 observations, the newest last, keys in the policy's order.
-        slopes: (K,) float64 that ASD drafted with; None of other samplers.
-        chunks: (B, Tp, action_dim) float32, whole: also what is not executed.
-        stats: of each row.
-    """
-
-    seeds: list[int | None]
-    numbers: list[int]
-    histories: np.ndarray
-    slopes: np.ndarray | None
-    chunks: np.ndarray
-    stats: list[ChunkStats]
 
 
 @dataclass
@@ -168,6 +121,16 @@ class DiffusionPolicy:
     def observation_keys(self) -> dict[str, int]:
         """Observation key → dimension, in order."""
         return dict(self.config.observation_keys)
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in an action."""
+        return self.config.action_dim
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the network."""
+        return sum(p.numel() for p in self.network.parameters())
 
     @property
     def horizons(self) -> tuple[int, int, int]:
@@ -364,27 +327,3 @@ class DiffusionPolicy:
         calibration = Calibration.from_dict(stored)
         calibration.frozen = True
         return calibration
-
-
-def chunk_stats(stats: Stats, latency_s: float) -> list[ChunkStats]:
-    """Of each chain of a run."""
-    seconds = stats.seconds
-    other = latency_s - seconds["draft"] - seconds["network"] - seconds["verify"]
-    return [
-        ChunkStats(
-            latency_s,
-            len(stats.calls),
-            stats.sampler,
-            stats.window,
-            int(stats.calls[i]),
-            int(stats.evaluations[i]),
-            int(stats.rejections[i]),
-            stats.accepted[i].numpy(),
-            stats.decided[i].numpy(),
-            seconds["draft"],
-            seconds["network"],
-            seconds["verify"],
-            other,
-        )
-        for i in range(len(stats.calls))
-    ]

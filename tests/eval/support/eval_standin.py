@@ -171,6 +171,10 @@ def prepare(
             "kernels": "native",
             "precision": "fp32",
             "compile": False,
+            "parameters": 7,
+            "checkpoint": "checkpoints/lift",
+            "horizons": [1, CHUNK, CHUNK],
+            "control_hz": 20,
             "steps": {name: s["steps"] or K for name, s in settings.items()},
         },
     )
