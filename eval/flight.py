@@ -22,10 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
-import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +32,7 @@ import numpy as np
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.folder import writing
 from asd_policy.eval.records import Episode
+from asd_policy.eval.zarr_zip import pack, unpack
 
 if TYPE_CHECKING:
     from asd_policy.policy import Draw
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
 FOLDER, SUFFIX = "flight", ".zarr.zip"
 FORMAT = "asd-policy flight 1"
 COLUMNS = ("window", "calls", "evaluations", "first_row", "rows", "row", "slopes")
-_ARRAYS = ("action", "accepted", "decided", "chunk", "observation", "stream", "slopes")
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 class FlightDamagedError(AsdPolicyError, ValueError):
@@ -113,7 +109,7 @@ class FlightRecorder:
         assert len(chunks) == len(episode.chunks), "every chunk of an episode is recorded"
         header = {"format": FORMAT, "columns": list(COLUMNS), "sampler": episode.sampler}
         header |= {"seed": episode.seed, **self._header}
-        content = _pack(header, _arrays(chunks))
+        content = pack(header, _arrays(chunks))
         path = flight_path(self._run, episode.sampler, episode.seed)
         with writing(path):
             path.parent.mkdir(exist_ok=True)
@@ -145,28 +141,6 @@ def _arrays(chunks: Sequence[tuple[Draw, int]]) -> dict[str, np.ndarray]:
     }
 
 
-def _pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A zarr group as one zip file, the same for the same content."""
-    import zarr
-
-    store: dict[str, Any] = {}
-    version = int(zarr.__version__.split(".")[0])
-    form: dict[str, Any] = {"zarr_format": 2} if version >= 3 else {}
-    root = zarr.open_group(store, mode="w", **form)
-    root.attrs.update(json.loads(json.dumps(header)))
-    create = root.create_array if version >= 3 else root.create_dataset
-    for name, values in arrays.items():
-        shape = tuple(max(1, size) for size in values.shape)
-        create(name, shape=values.shape, dtype=values.dtype, chunks=shape)[...] = values
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(store):
-            value = store[name]
-            content = value if isinstance(value, bytes) else value.to_bytes()
-            archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), content)
-    return packed.getvalue()
-
-
 def _put(path: Path, content: bytes) -> None:
     """A file that is whole, or not there."""
     partial = path.with_name(path.name + ".part")
@@ -187,21 +161,11 @@ def read_flight(path: Path) -> Flight:
     Raises:
         FlightDamagedError: it is missing, or is not what was written.
     """
-    import zarr
-
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (bad := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"the checksum of {bad!r} is wrong")
-        store = zarr.storage.ZipStore(str(path), mode="r")
-        try:
-            root = zarr.open_group(store, mode="r")
-            header = dict(root.attrs)
-            arrays = [np.asarray(root[name][...]) for name in _ARRAYS]
-        finally:
-            store.close()
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        header, arrays = unpack(path)
+        flight = Flight(header, **arrays)
+    except (OSError, ValueError, TypeError) as error:
         raise FlightDamagedError(f"{path} cannot be read as a recorded flight: {error}") from error
     if header.get("format") != FORMAT or header.get("columns") != list(COLUMNS):
         raise FlightDamagedError(f"{path}: expected {FORMAT!r}, got {header.get('format')!r}")
-    return Flight(header, *arrays)
+    return flight

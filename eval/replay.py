@@ -93,7 +93,7 @@ def _select(options: ReplayOptions, chunks: dict[tuple[str, int], int]) -> list[
         named = ", ".join(f"{k} {v}" for k, v in asked.items() if v is not None) or "anything"
         have = ", ".join(f"{s} {seed} ({n})" for (s, seed), n in sorted(chunks.items())[:8])
         raise ValueError(
-            f"{options.run} has no chunk of {named}; it has (chunks): {have or 'none'}"
+            f"{options.run} has no chunk of {named}; its episodes (chunks): {have or 'none'}"
         )
     count = options.sample
     if count is None and not options.all and options.seed is None:

@@ -19,7 +19,6 @@ from asd_policy.eval.results import summarize
 NURSERY = """
 import functools, json, os
 from pathlib import Path
-import zarr
 from eval_standin import prepare
 from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.options import EvalOptions
