@@ -9,7 +9,7 @@ import functools
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, defa
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions, check_options, command_line
 from asd_policy.eval.progress import RunProgress
+from asd_policy.eval.records import Episode
 from asd_policy.eval.report import print_report
 from asd_policy.eval.results import summarize
 from asd_policy.eval.rollout import Listener, Policy, roll_out
@@ -27,8 +28,11 @@ from asd_policy.eval.slots import Slot
 from asd_policy.eval.video import Recorder, check_rendering
 
 # What names the run's place rather than its content.
-_NOT_SETTINGS = ("out", "resume", "checkpoint")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "ray")
 _SEEDS_OF_A_TURN = 4  # for each environment, where there are several
+
+Film = Callable[[Path, str, int], Recorder | None]
+"""(folder, sampler, seed) → the film of an episode, None where it is not filmed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Setup:
 
     `checkpoint_sha256` is part of what must not change when a run is resumed; `resolved` is what
     "auto" and the defaults came to (device, threads, precision, steps of each sampler).
+    `places`: how many policies run at once, each with environments of its own.
     """
 
     policies: Mapping[str, Policy]
@@ -44,6 +49,22 @@ class Setup:
     render_fps: float
     checkpoint_sha256: str
     resolved: dict[str, Any]
+    places: int = 1
+
+    def roll_out(
+        self, jobs: Iterator[tuple[str, int]], film: Film, folder: Path, listener: Listener
+    ) -> Generator[Episode, None, None]:
+        """The episodes of these (sampler, seed), each as it ends; films go to `folder`."""
+        recorder = functools.partial(film, folder)
+        return roll_out(self.policies, self.slots, jobs, recorder=recorder, listener=listener)
+
+    def check_rendering(self) -> None:
+        """Raise AsdPolicyError unless a frame can be drawn."""
+        check_rendering(self.slots[0])
+
+    def describe_machine(self) -> dict[str, Any]:
+        """The content of env.json: where the policy runs."""
+        return describe_machine(self.resolved)
 
     def close(self) -> None:
         """Close the environments."""
@@ -73,7 +94,7 @@ def evaluate(
     """
     check_options(options)
     console = console or _console(stderr=False)
-    prepare = prepare or _real()
+    prepare = prepare or _real(options)
     if options.out is not None:  # refuse now, rather than after seconds of loading
         check_folder(options.out, _settings(options), options.resume)
     _say(
@@ -82,7 +103,7 @@ def evaluate(
     )
     with contextlib.closing(prepare(options)) as setup:
         if options.video:
-            check_rendering(setup.slots[0])
+            setup.check_rendering()
         with contextlib.closing(_claim(options, setup)) as folder:
             try:
                 _run(options, setup, folder)
@@ -94,7 +115,11 @@ def evaluate(
     return results
 
 
-def _real() -> Callable[[EvalOptions], Setup]:
+def _real(options: EvalOptions) -> Callable[[EvalOptions], Setup]:
+    if options.ray is not None:
+        from asd_policy.eval.cluster.driver import prepare_on_ray
+
+        return prepare_on_ray
     from asd_policy.eval.setup import prepare
 
     return prepare
@@ -117,7 +142,7 @@ def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
         "resolved": setup.resolved,
     }
-    env = describe_machine(setup.resolved)
+    env = setup.describe_machine()
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
 
 
@@ -146,15 +171,15 @@ def schedule(options: EvalOptions) -> Iterator[tuple[str, int]]:
 
 def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
     done = folder.done
-    with RunProgress(_console(stderr=True), options.samplers, options.episodes) as progress:
+    console = _console(stderr=True)
+    with RunProgress(console, options.samplers, options.episodes, setup.places) as progress:
         for episode in folder.episodes:
             progress.kept(episode)
-        episodes = roll_out(
-            setup.policies,
-            setup.slots,
+        episodes = setup.roll_out(
             (job for job in schedule(options) if job not in done),
-            recorder=functools.partial(_recorder, options, setup.render_fps, folder.path),
-            listener=Listener(started=progress.begin, ticked=progress.tick),
+            functools.partial(_recorder, options, setup.render_fps),
+            folder.path,
+            Listener(started=progress.begin, ticked=progress.tick),
         )
         with contextlib.closing(episodes):
             for episode in episodes:

@@ -48,6 +48,12 @@ _RESUME_HELP = (
 )
 
 
+_RAY_HELP = (
+    "Run on a Ray cluster (auto, HOST:PORT or ray://HOST:PORT; with no ADDRESS one is started "
+    "here): a policy on every GPU, or one on a CPU, each with --num-envs environments on CPUs."
+)
+
+
 def _arg(metavar: str | None, text: str | None = None) -> Any:
     return tyro.conf.arg(metavar=metavar, help=text)
 
@@ -81,6 +87,7 @@ class EvalOptions:
     num_envs: int = 1
     """Robots driven at once by one batched policy, above 1 each simulated in a process of its own.
     Measure latency with 1."""
+    ray: Annotated[tuple[str, ...] | None, _arg("[ADDRESS]", _RAY_HELP)] = None
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
     engine: Literal["auto", "eager", "cuda_graph"] = "auto"
@@ -123,6 +130,13 @@ def check_options(options: EvalOptions) -> None:
         raise ValueError(f"--tolerance must be a positive number, got {options.tolerance}")
     if options.name is not None and (not options.name or Path(options.name).name != options.name):
         raise ValueError(f"--name must be a plain file name, got {options.name!r}")
+    if options.ray is not None and len(options.ray) > 1:
+        raise ValueError(f"--ray takes one address or none; got {' '.join(options.ray)}")
+    if options.ray is not None and options.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"--device must be auto, cpu or cuda with --ray, which chooses among the GPUs; "
+            f"got {options.device!r}"
+        )
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to continue; got none")
 

@@ -174,6 +174,10 @@ class DiffusionPolicy:
         chunk. Environments that need one together have it drawn in one batch."""
         return len(self._environments[index].queue)
 
+    def coming(self, index: int) -> list[np.ndarray]:
+        """The queued actions (action_dim,) of one environment, the next one first."""
+        return list(self._environments[index].queue)
+
     def _stream(self, seed: int | None) -> torch.Generator:
         """On the policy's device: noise is drawn where it is used."""
         generator = torch.Generator(self.device)
