@@ -41,6 +41,7 @@ class RunFolder:
     def __init__(self, path: Path, lines: IO[bytes], episodes: list[Episode]):
         self.path = path
         self.episodes = episodes
+        self._keys = self.done  # of a hundred thousand episodes, each is looked up once
         self._lines = lines
 
     @classmethod
@@ -73,11 +74,12 @@ class RunFolder:
     def add(self, episode: Episode) -> None:
         """Keep a finished episode: on the disk before this returns."""
         key = (episode.sampler, episode.seed)
-        assert key not in self.done, f"episode {key} is kept already"
+        assert key not in self._keys, f"episode {key} is kept already"
         self._lines.write(episode.to_line().encode() + b"\n")
         self._lines.flush()
         os.fsync(self._lines.fileno())
         self.episodes.append(episode)
+        self._keys.add(key)
 
     def kept(self) -> tuple[Json, list[Episode]]:
         """Config and episodes as the disk has them: results come from nowhere else. (Ctrl-C may
