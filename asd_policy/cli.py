@@ -1,4 +1,4 @@
-"""The command line: `asd-policy eval | demos | train | bench | convert | export`.
+"""The command line: `asd-policy eval | tasks | demos | train | bench | convert | export`.
 
 Thin and lazy: a command is a function, imported when it is asked for, and its options are the
 function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
@@ -23,6 +23,10 @@ COMMANDS = {
     "eval": (
         "asd_policy.eval.command:main_eval",
         "Roll a policy out and compare samplers: success, latency, cost.",
+    ),
+    "tasks": (
+        "asd_policy.eval.table.command:main_tasks",
+        "Compare the samplers on every task that has a shipped policy, in one table.",
     ),
     "demos": (
         "asd_policy.envs.demos:main_collect",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tyro
 
 # Demonstrations use seeds from 0 up; evaluation starts far above, so no episode was trained on.
 HELD_OUT_SEED = 100_000
 
-SamplerName = Literal[
+SAMPLER_NAMES = (
     "asd",
     "asd-slope",
     "asd-memory",
@@ -23,14 +24,15 @@ SamplerName = Literal[
     "ddpm",
     "ddim",
     "paradigms",
-]
-SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)
+)
+_DDIM_OF_N_STEPS = re.compile(r"ddim-([1-9][0-9]*)")
 
 _SAMPLERS_HELP = (
     "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's law in "
     "fewer calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), asd-paper (as "
     "published: frozen draft, two calls a round), ddpm (sequential, the reference), ddim and "
-    "paradigms (both approximate), asd-ddim (ddim's law, with --eta above 0, in fewer calls)."
+    "paradigms (both approximate), asd-ddim (ddim's law, with --eta above 0, in fewer calls). "
+    "ddim-16 is ddim in 16 steps, whatever --ddim-steps says; so is any other number."
 )
 _SEED_HELP = (
     "Seed of the first episode; the others count up from it. Demonstrations use small seeds, so "
@@ -66,7 +68,7 @@ class EvalOptions:
     """The task to do."""
     checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None
     """The policy's folder, or robomimic's file; None is the folder shipped for the task."""
-    samplers: Annotated[tuple[SamplerName, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
+    samplers: Annotated[tuple[str, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
         "asd",
         "ddpm",
     )
@@ -108,11 +110,17 @@ class EvalOptions:
 
 def check_options(options: EvalOptions) -> None:
     """Raise ValueError, naming the option, what it must be and what came."""
-    unknown = [name for name in options.samplers if name not in SAMPLER_NAMES]
+    unknown = [
+        name
+        for name in options.samplers
+        if name not in SAMPLER_NAMES and ddim_steps_of(name) is None
+    ]
     repeated = sorted({n for n in options.samplers if options.samplers.count(n) > 1})
     if not options.samplers or unknown:
         got = ", ".join(unknown) or "none"
-        raise ValueError(f"--samplers takes one or more of {', '.join(SAMPLER_NAMES)}; got {got}")
+        raise ValueError(
+            f"--samplers takes one or more of {', '.join(SAMPLER_NAMES)}, ddim-N; got {got}"
+        )
     if repeated:
         raise ValueError(f"--samplers names each sampler once; got {', '.join(repeated)} again")
     for name in ("episodes", "ddim_steps", "num_envs"):
@@ -139,6 +147,12 @@ def check_options(options: EvalOptions) -> None:
         )
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to continue; got none")
+
+
+def ddim_steps_of(sampler: str) -> int | None:
+    """N of the name ddim-N; None of other names."""
+    match = _DDIM_OF_N_STEPS.fullmatch(sampler)
+    return None if match is None else int(match[1])
 
 
 def _at_least(name: str, value: object, least: int, or_else: str = "") -> None:

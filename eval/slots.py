@@ -13,8 +13,9 @@ import os
 import pickle
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import pool, resource_tracker
+from multiprocessing import resource_tracker
 from typing import Any, NoReturn, Protocol
 
 import gymnasium as gym
@@ -316,29 +317,34 @@ class _Host(gym.Env[Any, Any]):
             return Failure.of(error)
 
 
+class _InWorker(Exception):
+    """The traceback of a worker, as text, in the place of a cause."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """An exception on its way from a worker, with its traceback (in `__cause__`)."""
+    """An exception on its way from a worker."""
 
     pickled: bytes
+    trace: str
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         try:
-            pickled = pickle.dumps(pool.ExceptionWithTraceback(error, error.__traceback__))
+            pickled = pickle.dumps(error)
             pickle.loads(pickled)
         except Exception:  # one that holds what cannot be pickled
-            plain = RuntimeError(f"{type(error).__name__}: {error}")
-            pickled = pickle.dumps(pool.ExceptionWithTraceback(plain, error.__traceback__))
-        return cls(pickled)
+            pickled = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+        return cls(pickled, trace)
 
     def throw(self, place: str = "an environment failed in its process") -> NoReturn:
         """Raise it: the package's own and gymnasium's as they are, which say what is wrong, and
         others as a fault."""
-        error = pickle.loads(self.pickled)
+        error, cause = pickle.loads(self.pickled), _InWorker(f"in the worker:\n{self.trace}")
         if isinstance(error, (AsdPolicyError, gym.error.Error)):
-            raise error
-        raise RuntimeError(f"{place}: {error!r}") from error
+            raise error from cause
+        raise RuntimeError(f"{place}: {error!r}") from cause
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def test_help_is_quick():
 def test_help_lists_the_commands(run):
     status, output, _ = run("--help")
     assert status == 0
-    for name in ("eval", "demos", "train", "bench", "convert", "export"):
+    for name in ("eval", "tasks", "demos", "train", "bench", "convert", "export"):
         assert re.search(rf"^  {name} +[A-Z]", output, re.M)
     status, output, _ = run("eval", "--help")
     assert status == 0
@@ -82,7 +82,7 @@ def test_version(run):
 
 def test_an_unknown_command_names_those_there_are(refused):
     refused(
-        r"error: expected a command, one of eval, demos, train, bench, convert, export; got 'evil'",
+        r"error: expected a command, one of eval, tasks, demos, .*, convert, export; got 'evil'",
         "evil",
     )
 
@@ -191,7 +191,7 @@ def test_a_missing_package_names_the_extra(command, refused):
     refused(r"needs robosuite, which is not .*pip install 'asd-policy\[sim\]'", "fault")
 
 
-@pytest.mark.parametrize("name", ["eval", "demos", "train", "bench", "convert", "export"])
+@pytest.mark.parametrize("name", ["eval", "tasks", "demos", "train", "bench", "convert", "export"])
 def test_with_the_core_alone_each_command_names_the_extra(name):
     done = python(
         f"""

@@ -366,3 +366,15 @@ def test_config_round_trip() -> None:
     config = tiny_config(obs_horizon=3, kernel_size=3)
     assert PolicyConfig.from_dict(config.to_dict()) == config
     assert list(PolicyConfig.from_dict(config.to_dict()).observation_keys) == list(KEYS)
+
+
+def test_queued_counts_the_actions_of_one_environment() -> None:
+    policy, _ = recording()
+    policy.reset([1, 2])
+    assert [policy.queued(i) for i in (0, 1)] == [0, 0]
+    policy.act_batch(observation(0.0, 2))
+    assert [policy.queued(i) for i in (0, 1)] == [TA - 1, TA - 1]
+    policy.reset_env(1, 3)
+    assert [policy.queued(i) for i in (0, 1)] == [TA - 1, 0]
+    policy.act_batch(observation(0.0, 1), indices=[0])
+    assert policy.queued(0) == TA - 2
