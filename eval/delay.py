@@ -174,6 +174,10 @@ class DelayedPolicy:
         """Steps that one environment can take before the policy is asked again."""
         return self._robots[index].ask_at - self._robots[index].step
 
+    def coming(self, index: int) -> list[np.ndarray]:
+        """None that is certain: a chunk that arrives replaces what was planned."""
+        return []
+
     def act_batch(self, observations: Observation, indices: Sequence[int]) -> np.ndarray:
         """The actions that the robots execute now."""
         self._policy.observe(observations, indices)
@@ -223,7 +227,7 @@ def steps_of(seconds: float, rate_hz: float) -> int:
 
 def delayed(
     policies: Mapping[str, Policy], delay: str | float, rate_hz: float, held: Sequence[int]
-) -> dict[str, Policy]:
+) -> dict[str, DelayedPolicy]:
     """The policies with `delay`: "measured", or milliseconds."""
     seconds = None if delay == "measured" else 1e-3 * float(delay)
     return {
