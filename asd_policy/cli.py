@@ -75,20 +75,22 @@ COMMANDS = {
     ),
 }
 _PARSE_THEMSELVES = {"doctor"}  # must run where tyro is missing
-_EXTRA = "sim"
-_OF_THE_EXTRA = {
-    "gymnasium",
-    "h5py",
-    "imageio",
-    "jinja2",
-    "matplotlib",
-    "mujoco",
-    "PIL",
-    "rich",
-    "robosuite",
-    "scipy",
-    "tyro",
-    "zarr",
+_EXTRAS = {
+    "sim": {
+        "gymnasium",
+        "h5py",
+        "imageio",
+        "jinja2",
+        "matplotlib",
+        "mujoco",
+        "PIL",
+        "rich",
+        "robosuite",
+        "scipy",
+        "tyro",
+        "zarr",
+    },
+    "ray": {"ray"},
 }
 _TRACEBACK = "ASD_POLICY_TRACEBACK"  # set it to see where a user error was raised
 
@@ -110,11 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        if os.environ.get(_TRACEBACK) or (error.name or "").partition(".")[0] not in _OF_THE_EXTRA:
+        top = (error.name or "").partition(".")[0]
+        extra = next((name for name, modules in _EXTRAS.items() if top in modules), None)
+        if os.environ.get(_TRACEBACK) or extra is None:
             raise
         return _say(
             f"`asd-policy {words[0]}` needs {error.name}, which is not installed: "
-            f"pip install 'asd-policy[{_EXTRA}]'"
+            f"pip install 'asd-policy[{extra}]'"
         )
     except (AsdPolicyError, ValueError) as error:
         if os.environ.get(_TRACEBACK) or not _is_ours(error):

@@ -13,10 +13,12 @@ from asd_policy.eval.records import ChunkRecord, Episode
 _BINS_A_DECADE = 20  # 12% wide: finer than the eye needs, coarse enough for 100 chunks
 
 
-def periods_ms(resolved: dict[str, Any]) -> dict[str, float]:
+def periods_ms(config: dict[str, Any]) -> dict[str, float]:
     """How long the robot may wait: milliseconds of one control step, and of the steps that one
-    chunk is executed for."""
-    step = 1e3 / resolved["control_hz"]
+    chunk is executed for. In a loop with delays the run's own control rate counts."""
+    settings, resolved = config["settings"], config["resolved"]
+    delayed = settings.get("delay") is not None
+    step = 1e3 / (settings["control_rate"] if delayed else resolved["control_hz"])
     return {"step": step, "chunk": step * resolved["horizons"][1]}
 
 

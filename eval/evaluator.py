@@ -9,7 +9,7 @@ import functools
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from asd_policy.eval.html_report import write_page
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions, check_options, command_line, with_realtime
 from asd_policy.eval.progress import RunProgress
+from asd_policy.eval.records import Episode
 from asd_policy.eval.report import print_report
 from asd_policy.eval.results import summarize
 from asd_policy.eval.rollout import Listener, Policy, roll_out
@@ -37,8 +38,11 @@ from asd_policy.eval.slots import Slot
 from asd_policy.eval.video import Recorder, check_rendering
 
 # What names the run's place rather than its content.
-_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime", "ray")
 _SEEDS_OF_A_TURN = 4  # for each environment, where there are several
+
+Film = Callable[[Path, str, int], Recorder | None]
+"""(folder, sampler, seed) → the film of an episode, None where it is not filmed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Setup:
     `checkpoint_sha256` is part of what must not change when a run is resumed; `resolved` is what
     "auto" and the defaults came to (device, threads, precision, steps of each sampler).
     `held_components`: of an action, what is repeated while a robot holds still (a gripper's
-    command).
+    command). `places`: how many policies run at once, each with environments of its own.
     """
 
     policies: Mapping[str, Policy]
@@ -57,6 +61,22 @@ class Setup:
     checkpoint_sha256: str
     resolved: dict[str, Any]
     held_components: Sequence[int] = ()
+    places: int = 1
+
+    def roll_out(
+        self, jobs: Iterator[tuple[str, int]], film: Film, folder: Path, listener: Listener
+    ) -> Generator[Episode, None, None]:
+        """The episodes of these (sampler, seed), each as it ends; films go to `folder`."""
+        recorder = functools.partial(film, folder)
+        return roll_out(self.policies, self.slots, jobs, recorder=recorder, listener=listener)
+
+    def check_rendering(self) -> None:
+        """Raise AsdPolicyError unless a frame can be drawn."""
+        check_rendering(self.slots[0])
+
+    def describe_machine(self) -> dict[str, Any]:
+        """The machine that the policy runs on, and versions."""
+        return describe_machine(self.resolved)
 
     def close(self) -> None:
         """Close the environments."""
@@ -88,7 +108,7 @@ def evaluate(
     options = with_realtime(options)
     check_options(options)
     console = console or _console(stderr=False)
-    prepare = prepare or _real()
+    prepare = prepare or _real(options)
     if options.out is not None:  # refuse now, rather than after seconds of loading
         check_folder(options.out, _settings(options), options.resume)
     _say(
@@ -97,7 +117,7 @@ def evaluate(
     )
     with contextlib.closing(prepare(options)) as setup:
         if options.video:
-            check_rendering(setup.slots[0])
+            setup.check_rendering()
         with contextlib.closing(_claim(options, setup)) as folder:
             try:
                 _run(options, setup, folder)
@@ -109,7 +129,11 @@ def evaluate(
     return results
 
 
-def _real() -> Callable[[EvalOptions], Setup]:
+def _real(options: EvalOptions) -> Callable[[EvalOptions], Setup]:
+    if options.ray is not None:
+        from asd_policy.eval.cluster.driver import prepare_on_ray
+
+        return prepare_on_ray
     from asd_policy.eval.setup import prepare
 
     return prepare
@@ -132,7 +156,7 @@ def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
         "resolved": setup.resolved,
     }
-    env = {"schema_version": SCHEMA_VERSION} | describe_machine(setup.resolved)
+    env = {"schema_version": SCHEMA_VERSION} | setup.describe_machine()
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
 
 
@@ -160,22 +184,22 @@ def schedule(options: EvalOptions) -> Iterator[tuple[str, int]]:
 
 
 def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
-    done, policies = folder.done, setup.policies
+    done = folder.done
     flight = FlightRecorder(folder.path, _flight_header(setup)) if options.record else None
     if flight is not None:
-        flight.attach(policies)
+        flight.attach(setup.policies)
     if options.delay is not None:
-        held = setup.held_components
-        policies = delayed(policies, options.delay, options.control_rate, held)
-    with RunProgress(_console(stderr=True), options.samplers, options.episodes) as progress:
+        late = delayed(setup.policies, options.delay, options.control_rate, setup.held_components)
+        setup = dataclasses.replace(setup, policies=late)
+    console = _console(stderr=True)
+    with RunProgress(console, options.samplers, options.episodes, setup.places) as progress:
         for episode in folder.episodes:
             progress.kept(episode)
-        episodes = roll_out(
-            policies,
-            setup.slots,
+        episodes = setup.roll_out(
             (job for job in schedule(options) if job not in done),
-            recorder=functools.partial(_recorder, options, setup.render_fps, folder.path),
-            listener=Listener(started=progress.begin, ticked=progress.tick),
+            functools.partial(_recorder, options, setup.render_fps),
+            folder.path,
+            Listener(started=progress.begin, ticked=progress.tick),
         )
         with contextlib.closing(episodes):
             for episode in episodes:

@@ -49,6 +49,7 @@ class RunFolder:
     def __init__(self, path: Path, lines: IO[bytes], episodes: list[Episode]):
         self.path = path
         self.episodes = episodes
+        self._keys = self.done  # of a hundred thousand episodes, each is looked up once
         self._lines = lines
 
     @classmethod
@@ -89,10 +90,11 @@ class RunFolder:
             OutputError: the disk is full, or the like; nothing of the episode is kept then.
         """
         key = (episode.sampler, episode.seed)
-        assert key not in self.done, f"episode {key} is kept already"
+        assert key not in self._keys, f"episode {key} is kept already"
         with writing(self.path / "episodes.jsonl"):
             _append(self._lines, episode.to_line().encode() + b"\n")
         self.episodes.append(episode)
+        self._keys.add(key)
 
     def kept(self) -> tuple[Json, list[Episode]]:
         """Config and episodes as the disk has them: results come from nowhere else. (Ctrl-C may

@@ -63,6 +63,12 @@ _RESUME_HELP = (
 )
 
 
+_RAY_HELP = (
+    "Run on a Ray cluster (auto, HOST:PORT or ray://HOST:PORT; with no ADDRESS one is started "
+    "here): a policy on every GPU, or one on a CPU, each with --num-envs environments on CPUs."
+)
+
+
 def _arg(metavar: str | None, text: str | None = None) -> Any:
     return tyro.conf.arg(metavar=metavar, help=text)
 
@@ -96,6 +102,7 @@ class EvalOptions:
     num_envs: int = 1
     """Robots driven at once by one batched policy, above 1 each simulated in a process of its own.
     Measure latency with 1."""
+    ray: Annotated[tuple[str, ...] | None, _arg("[ADDRESS]", _RAY_HELP)] = None
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
     engine: Literal["auto", "eager", "cuda_graph"] = "auto"
@@ -150,6 +157,7 @@ def check_options(options: EvalOptions) -> None:
     _check_delay(options)
     if options.name is not None and (not options.name or Path(options.name).name != options.name):
         raise ValueError(f"--name must be a plain file name, got {options.name!r}")
+    _check_ray(options)
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to continue; got none")
 
@@ -158,6 +166,23 @@ def ddim_steps_of(sampler: str) -> int | None:
     """N of the name ddim-N; None of other names."""
     match = _DDIM_OF_N_STEPS.fullmatch(sampler)
     return None if match is None else int(match[1])
+
+
+def _check_ray(options: EvalOptions) -> None:
+    if options.ray is None:
+        return
+    if len(options.ray) > 1:
+        raise ValueError(f"--ray takes one address or none; got {' '.join(options.ray)}")
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"--device must be auto, cpu or cuda with --ray, which chooses among the GPUs; "
+            f"got {options.device!r}"
+        )
+    if options.record or options.delay is not None:
+        beside = "--record" if options.record else "--delay"
+        raise ValueError(
+            f"{beside} needs the policy in this process, and --ray has it in another; leave one out"
+        )
 
 
 def _check_delay(options: EvalOptions) -> None:

@@ -23,10 +23,11 @@ _PLAIN_LINE_S = 10.0
 class RunProgress:
     """Tells how far a run is. Use as a context; `begin` and `episode` in turn, `tick` often."""
 
-    def __init__(self, console: Console, samplers: Sequence[str], episodes: int):
+    def __init__(self, console: Console, samplers: Sequence[str], episodes: int, places: int = 1):
         self._console = console
         self._samplers = tuple(samplers)
         self._per_sampler = episodes
+        self._places = places  # each with environments of its own
         self._outcomes: dict[str, list[bool]] = {name: [] for name in samplers}
         self._seconds: dict[str, list[float]] = {name: [] for name in samplers}
         self._start = self._shown = time.perf_counter()
@@ -64,7 +65,7 @@ class RunProgress:
     def episode(self, episode: Episode) -> None:
         """Count an episode that has just ended."""
         self._outcomes[episode.sampler].append(episode.success)
-        self._seconds[episode.sampler].append(episode.wall_s / episode.num_envs)
+        self._seconds[episode.sampler].append(episode.wall_s / (episode.num_envs * self._places))
         if self._bar is not None:
             self._redraw()
         elif time.perf_counter() - self._shown >= _PLAIN_LINE_S or self._left_s() == 0:

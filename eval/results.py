@@ -45,7 +45,7 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, 
     counted = sorted((e for e in episodes if e.seed in seeds), key=lambda e: e.seed)
     by_sampler = {name: [e for e in counted if e.sampler == name] for name in names}
     samplers = {name: _sampler(name, settings, by_sampler[name]) for name in names}
-    periods = periods_ms(config["resolved"])
+    periods = periods_ms(config)
     warm = {name: _warm_chunks(kept) for name, kept in by_sampler.items()}
     bins = latency_bins_ms([c["latency_s"] for chunks in warm.values() for c in chunks])
     for name, chunks in warm.items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats
 
 MAX_RESTARTS = 3  # of one episode: what kills its worker so often is no accident
+_PATIENCE_S = 300.0  # with no place for any environment
+_LOOK_S = 0.05
 
 
 class Policy(Protocol):
@@ -40,6 +43,9 @@ class Policy(Protocol):
 
     def queued(self, index: int) -> int:
         """Actions that one of them can take before the next chunk must be drawn."""
+
+    def coming(self, index: int) -> Sequence[np.ndarray]:
+        """The queued actions of one of them, in the order in which `act_batch` will give them."""
 
     def act_batch(self, observations: Observation, indices: Sequence[int]) -> np.ndarray:
         """Actions (B, dim) of the environments `indices`, one row of observations for each."""
@@ -128,14 +134,29 @@ class _Rollout:
         self.recorder, self.listener = recorder, listener
         self.runs: dict[int, _Run] = {}
         self.warm: set[str] = set()
+        self.returned: deque[tuple[str, int, int]] = deque()  # lost their place: (.., restarts)
         for policy in policies.values():
             policy.reset([0] * len(slots))
 
-    def fill(self, jobs: Iterable[tuple[str, int]]) -> None:
-        """Begin the next episodes wherever a slot is free."""
-        free = [i for i in range(len(self.slots)) if i not in self.runs]
-        for index, (sampler, seed) in zip(free, jobs, strict=False):
-            self._begin(index, sampler, seed)
+    def fill(self, jobs: Iterator[tuple[str, int]]) -> bool:
+        """Begin the next episodes wherever a slot is free; wait while none has a place. False:
+        nothing is left to run."""
+        end = time.monotonic() + _PATIENCE_S
+        while not (free := self._free()) and not self.runs:
+            if time.monotonic() > end:
+                raise AsdPolicyError(
+                    f"no environment has had a place to run for {_PATIENCE_S:.0f} seconds"
+                )
+            time.sleep(_LOOK_S)
+        for index in free:
+            if self.returned:
+                self._begin(index, *self.returned.popleft())
+            elif (job := next(jobs, None)) is not None:
+                self._begin(index, *job)
+        return bool(self.runs)
+
+    def _free(self) -> list[int]:
+        return [i for i, slot in enumerate(self.slots) if i not in self.runs and slot.ready()]
 
     def _begin(self, index: int, sampler: str, seed: int, restarts: int = 0) -> None:
         self.listener.started(sampler, seed)
@@ -147,26 +168,28 @@ class _Rollout:
     def control_step(self) -> None:
         """One action in each slot that is due. All simulate at once."""
         due = [(name, self._due(name)) for name in self.policies]
-        for name, indices in due:
-            if indices:
-                self._act(name, indices)
-        for _, indices in due:
-            for index in indices:
-                self._receive(index)
+        acted = [index for name, indices in due for index in self._act(name, indices)]
+        for index in acted:
+            self._receive(index)
 
     def _due(self, sampler: str) -> list[int]:
         """The slots whose turn it is. One that needs a chunk waits for the others to need theirs:
-        however differently they began, chunks are drawn in one batch."""
+        however differently they began, chunks are drawn in one batch. None waits for a reset."""
         policy = self.policies[sampler]
         ours = [i for i in sorted(self.runs) if self.runs[i].sampler == sampler]
-        return [i for i in ours if policy.queued(i)] or ours
+        here = [i for i in ours if self.runs[i].begun or self.slots[i].ready()]
+        return [i for i in here if policy.queued(i)] or here or ours
 
-    def _act(self, sampler: str, indices: Sequence[int]) -> None:
-        """A batched call is timed whole: so long each robot waits."""
+    def _act(self, sampler: str, due: Sequence[int]) -> list[int]:
+        """Acts for those that are due and have a place; returns them. A batched call is timed
+        whole: so long each robot waits."""
         policy = self.policies[sampler]
-        for index in indices:
+        for index in due:
             if not self.runs[index].begun:
                 self._receive(index)
+        indices = [index for index in due if index in self.runs]
+        if not indices:
+            return []
         runs = [self.runs[index] for index in indices]
         observation = {
             key: np.stack([np.asarray(run.observation[key]) for run in runs])
@@ -181,17 +204,21 @@ class _Rollout:
             run.policy_s += elapsed / len(runs)
             if (chunk := policy.last_chunks[row]) is not None:
                 run.chunks.append(chunk)
-            self.slots[indices[row]].send(actions[row])
+            self.slots[indices[row]].send(actions[row], policy.coming(indices[row]))
         self.warm.add(sampler)
+        return indices
 
     def _receive(self, index: int) -> None:
         """The moment that a slot was asked for; where its worker has died, the first one of the
-        same episode in another worker."""
-        while True:
+        same episode in another worker, or nothing while there is no room for another."""
+        while index in self.runs:
             try:
-                return self.runs[index].take(self.slots[index].receive())
+                moment = self.slots[index].receive()
             except WorkerDied as death:
                 self._again(index, death)
+            else:
+                self.runs[index].take(moment)
+                break
 
     def _again(self, index: int, death: WorkerDied) -> None:
         run = self.runs[index]
@@ -202,7 +229,12 @@ class _Rollout:
             ) from death
         self._discard(run)
         self.slots[index].restart()
-        self._begin(index, run.sampler, run.seed, run.restarts + 1)
+        again = (run.sampler, run.seed, run.restarts + 1)
+        if self.slots[index].ready():
+            self._begin(index, *again)
+        else:
+            del self.runs[index]
+            self.returned.append(again)
 
     def finished(self) -> Generator[Episode, None, None]:
         """Take the episodes that are over off their slots."""
@@ -249,11 +281,9 @@ def roll_out(
     waiting = iter(jobs)
     rollout = _Rollout(policies, slots, recorder, listener)
     try:
-        rollout.fill(waiting)
-        while rollout.runs:
+        while rollout.fill(waiting):
             rollout.control_step()
             yield from rollout.finished()
-            rollout.fill(waiting)
             listener.ticked()
     finally:
         rollout.close()

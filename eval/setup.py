@@ -18,7 +18,7 @@ from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.machine import resolve_device
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.samplers import sampler_settings
-from asd_policy.eval.slots import make_env, open_slots
+from asd_policy.eval.slots import OpenSlots, make_env, open_slots
 from asd_policy.integrations.robomimic_checkpoint import (
     RobomimicCheckpoint,
     read_checkpoint,
@@ -30,8 +30,11 @@ from asd_policy.policy import DiffusionPolicy, SamplerConfig
 ROBOMIMIC_SUFFIX = ".pth"
 
 
-def prepare(options: EvalOptions) -> Setup:
+def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
     """Load one policy for each sampler and make the environments they share.
+
+    Args:
+        open_slots: makes so many places for environments, given how one is made.
 
     Raises:
         ValueError: an unknown task or device, or a setting that the sampler refuses.
@@ -60,6 +63,11 @@ def prepare(options: EvalOptions) -> Setup:
             f"{checkpoint} makes actions of {policy.action_dim}"
         )
     cameras = _cameras(policy, checkpoint)
+    if cameras and (options.record or options.delay is not None):
+        raise ValueError(
+            "--record and --delay are for policies on low-dimensional observations; "
+            f"{checkpoint} sees {', '.join(cameras)}"
+        )
     return Setup(
         policies=policies,
         slots=open_slots(

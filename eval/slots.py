@@ -14,7 +14,7 @@ import pickle
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from typing import Any, NoReturn, Protocol
 
@@ -69,11 +69,16 @@ class WorkerDied(AsdPolicyError):
 class Slot(Protocol):
     """A place for one episode at a time. `start` or `send`, then `receive`, in turn."""
 
+    def ready(self) -> bool:
+        """Whether the next call would not wait: a `start` for the environment to have a place, a
+        `receive` for what was asked. (True where that is not worth asking.)"""
+
     def start(self, seed: int, film: bool) -> None:
         """Ask for the first moment of the episode of this seed, with pictures or without."""
 
-    def send(self, action: np.ndarray) -> None:
-        """Ask for the moment after this action."""
+    def send(self, action: np.ndarray, coming: Sequence[np.ndarray] = ()) -> None:
+        """Ask for the moment after this action. `coming`: the actions that will follow it until
+        the episode ends, for an environment far away to run ahead with."""
 
     def receive(self) -> Moment:
         """The moment that was asked for.
@@ -83,7 +88,8 @@ class Slot(Protocol):
         """
 
     def restart(self) -> None:
-        """A new environment in the place of one that died."""
+        """A new environment in the place of one that died. Where there is no room for it now, it
+        is not `ready` until there is."""
 
     def close(self) -> None:
         """Let go of the environment."""
@@ -126,10 +132,13 @@ class LocalSlot:
         self._stage = Stage(make)
         self._asked: Callable[[], Moment] | None = None
 
+    def ready(self) -> bool:
+        return True
+
     def start(self, seed: int, film: bool) -> None:
         self._asked = lambda: self._stage.start(seed, film)
 
-    def send(self, action: np.ndarray) -> None:
+    def send(self, action: np.ndarray, coming: Sequence[np.ndarray] = ()) -> None:
         self._asked = lambda: self._stage.step(action)
 
     def receive(self) -> Moment:
@@ -175,13 +184,16 @@ class WorkerSlot:
                 "under `if __name__ == '__main__':`"
             ) from error
 
+    def ready(self) -> bool:
+        return True
+
     def start(self, seed: int, film: bool) -> None:
         self._ask(
             lambda: self._vector.reset_async(seed=[seed], options={"film": film}),
             lambda: self._vector.reset_wait()[0],
         )
 
-    def send(self, action: np.ndarray) -> None:
+    def send(self, action: np.ndarray, coming: Sequence[np.ndarray] = ()) -> None:
         self._ask(lambda: self._vector.step_async((action,)), lambda: self._vector.step_wait()[0])
 
     def _ask(self, question: Callable[[], None], answer: Callable[[], Any]) -> None:
@@ -206,7 +218,7 @@ class WorkerSlot:
             raise WorkerDied(
                 f"an environment's process ended by itself (exit code {process.exitcode})"
             ) from error
-        if isinstance(told, _Failure):
+        if isinstance(told, Failure):
             told.throw()
         return told
 
@@ -244,6 +256,9 @@ def make_env(
     from asd_policy.envs.cameras import CameraObservations  # loads OpenGL
 
     return CameraObservations(env, cameras)
+
+
+OpenSlots = Callable[[Callable[[], Env], int], Sequence[Slot]]
 
 
 def open_slots(make: Callable[[], Env], count: int) -> list[Slot]:
@@ -304,13 +319,13 @@ class _Host(gym.Env[Any, Any]):
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return self._tell(lambda stage: stage.step(action)), 0.0, False, False, {}
 
-    def _tell(self, ask: Callable[[Stage], Moment]) -> Moment | _Failure:
+    def _tell(self, ask: Callable[[Stage], Moment]) -> Moment | Failure:
         try:
             if self._stage is None:
                 self._stage = Stage(self._make)
             return ask(self._stage)
         except Exception as error:
-            return _Failure.of(error)
+            return Failure.of(error)
 
 
 class _InWorker(Exception):
@@ -318,14 +333,14 @@ class _InWorker(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Failure:
+class Failure:
     """An exception on its way from a worker."""
 
     pickled: bytes
     trace: str
 
     @classmethod
-    def of(cls, error: Exception) -> _Failure:
+    def of(cls, error: Exception) -> Failure:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         try:
             pickled = pickle.dumps(error)
@@ -334,13 +349,13 @@ class _Failure:
             pickled = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
         return cls(pickled, trace)
 
-    def throw(self) -> NoReturn:
+    def throw(self, place: str = "an environment failed in its process") -> NoReturn:
         """Raise it: the package's own and gymnasium's as they are, which say what is wrong, and
         others as a fault."""
         error, cause = pickle.loads(self.pickled), _InWorker(f"in the worker:\n{self.trace}")
         if isinstance(error, (AsdPolicyError, gym.error.Error)):
             raise error from cause
-        raise RuntimeError(f"an environment failed in its process: {error!r}") from cause
+        raise RuntimeError(f"{place}: {error!r}") from cause
 
 
 @contextlib.contextmanager

@@ -165,6 +165,10 @@ class DiffusionPolicy:
         chunk. Environments that need one together have it drawn in one batch."""
         return len(self._environments[index].queue)
 
+    def coming(self, index: int) -> list[np.ndarray]:
+        """The queued actions (action_dim,) of one environment, the next one first."""
+        return list(self._environments[index].queue)
+
     def stream(self, seed: int | None, drawn: int = 0) -> torch.Generator:
         """The random stream of an environment with this seed (None draws one), after ``drawn``
         chunks. On the policy's device: noise is drawn where it is used."""

@@ -18,7 +18,8 @@ import numpy as np
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.samplers import sampler_settings
-from asd_policy.eval.slots import LocalSlot, open_slots
+from asd_policy.eval.slots import LocalSlot, OpenSlots
+from asd_policy.eval.slots import open_slots as open_workers
 
 K, CHUNK, TAIL = 10, 4, 3
 CALLS = {"ddpm": K, "asd": 3, "ddim": 2, "paradigms": 4}
@@ -89,6 +90,9 @@ class PushPolicy:
     def queued(self, index: int) -> int:
         return len(self.queues[index])
 
+    def coming(self, index: int) -> list[np.ndarray]:
+        return [np.array([push], np.float32) for push in self.queues[index]]
+
     def act_batch(self, obs: Mapping[str, np.ndarray], indices: Sequence[int]) -> np.ndarray:
         self.observe(obs, indices)
         self.batches.append(len(indices))
@@ -141,26 +145,27 @@ class PushPolicy:
         )  # fmt: skip
 
 
+def open_here(make: Callable[[], Any], count: int) -> list[LocalSlot]:
+    return [LocalSlot(make) for _ in range(count)]
+
+
 def prepare(
     options: EvalOptions,
     *,
     step_s: float = 0.0,
     env_class: Callable[..., Any] = LineEnv,
     workers: bool = False,
+    open_slots: OpenSlots | None = None,
 ) -> Setup:
     """Stand-ins for the real policies and environments of `options`; several environments are in
-    this process too, unless `workers`."""
+    this process too, unless `workers` or where `open_slots` opens them."""
     make = functools.partial(env_class, options.horizon or 40, step_s)
     settings = {name: sampler_settings(name, options) for name in options.samplers}
     return Setup(
         policies={
             name: PushPolicy(s["sampler"], s.get("window", "auto")) for name, s in settings.items()
         },
-        slots=(
-            open_slots(make, options.num_envs)
-            if workers
-            else [LocalSlot(make) for _ in range(options.num_envs)]
-        ),
+        slots=(open_slots or (open_workers if workers else open_here))(make, options.num_envs),
         render_fps=20.0,
         checkpoint_sha256="0" * 64,
         resolved={

@@ -63,6 +63,8 @@ def prepare(options: EvalOptions, checkpoint: Path) -> Setup:
         render_fps=20.0,
         checkpoint_sha256=policy.card["sha256"],
         resolved={
+            "control_hz": 20,
+            "horizons": list(policy.horizons),
             **PLACE,
             "engine": policy.engine.name,
             "kernels": policy.engine.kernels,
