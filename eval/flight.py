@@ -87,8 +87,17 @@ class FlightRecorder:
         self._chunks: dict[tuple[str, int], list[tuple[Draw, int]]] = {}
 
     def attach(self, policies: Mapping[str, Any]) -> None:
-        """Have the policies, by sampler, tell what they draw."""
+        """Have the policies, by sampler, tell what they draw.
+
+        Raises:
+            AsdPolicyError: one cannot.
+        """
         for sampler, policy in policies.items():
+            if not hasattr(policy, "on_draw"):
+                raise AsdPolicyError(
+                    f"--record needs a policy that tells what it draws; {type(policy).__name__} "
+                    "(of pictures, say) does not"
+                )
             policy.on_draw = functools.partial(self.drawn, sampler)
 
     def drawn(self, sampler: str, draw: Draw) -> None:
