@@ -15,9 +15,13 @@ from typing import Any
 
 from rich.console import Console
 
+from asd_policy.errors import OutputError
+from asd_policy.eval.delay import delayed
+from asd_policy.eval.flight import FlightRecorder
 from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, default_folder
+from asd_policy.eval.html_report import write_page
 from asd_policy.eval.machine import describe_machine
-from asd_policy.eval.options import EvalOptions, check_options, command_line
+from asd_policy.eval.options import EvalOptions, check_options, command_line, with_realtime
 from asd_policy.eval.progress import RunProgress
 from asd_policy.eval.records import Episode
 from asd_policy.eval.report import print_report
@@ -28,7 +32,7 @@ from asd_policy.eval.slots import Slot
 from asd_policy.eval.video import Recorder, check_rendering
 
 # What names the run's place rather than its content.
-_NOT_SETTINGS = ("out", "resume", "checkpoint", "ray")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime", "ray")
 _SEEDS_OF_A_TURN = 4  # for each environment, where there are several
 
 Film = Callable[[Path, str, int], Recorder | None]
@@ -41,7 +45,8 @@ class Setup:
 
     `checkpoint_sha256` is part of what must not change when a run is resumed; `resolved` is what
     "auto" and the defaults came to (device, threads, precision, steps of each sampler).
-    `places`: how many policies run at once, each with environments of its own.
+    `held_components`: of an action, what is repeated while a robot holds still (a gripper's
+    command). `places`: how many policies run at once, each with environments of its own.
     """
 
     policies: Mapping[str, Policy]
@@ -49,6 +54,7 @@ class Setup:
     render_fps: float
     checkpoint_sha256: str
     resolved: dict[str, Any]
+    held_components: Sequence[int] = ()
     places: int = 1
 
     def roll_out(
@@ -63,7 +69,7 @@ class Setup:
         check_rendering(self.slots[0])
 
     def describe_machine(self) -> dict[str, Any]:
-        """The content of env.json: where the policy runs."""
+        """The machine that the policy runs on, and versions."""
         return describe_machine(self.resolved)
 
     def close(self) -> None:
@@ -90,8 +96,10 @@ def evaluate(
         CheckpointError: a checkpoint that is missing, damaged, or does not fit the task.
         OutputExistsError: the output folder holds another run.
         NonFiniteError: NaN or infinity from the world or the policy; finished episodes are kept.
+        OutputError: the disk is full, or the like; what was finished before is kept.
         KeyboardInterrupt: passed on, when what was finished is kept and summarized.
     """
+    options = with_realtime(options)
     check_options(options)
     console = console or _console(stderr=False)
     prepare = prepare or _real(options)
@@ -142,7 +150,7 @@ def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
         "resolved": setup.resolved,
     }
-    env = setup.describe_machine()
+    env = {"schema_version": SCHEMA_VERSION} | setup.describe_machine()
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
 
 
@@ -171,6 +179,12 @@ def schedule(options: EvalOptions) -> Iterator[tuple[str, int]]:
 
 def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
     done = folder.done
+    flight = FlightRecorder(folder.path, _flight_header(setup)) if options.record else None
+    if flight is not None:
+        flight.attach(setup.policies)
+    if options.delay is not None:
+        late = delayed(setup.policies, options.delay, options.control_rate, setup.held_components)
+        setup = dataclasses.replace(setup, policies=late)
     console = _console(stderr=True)
     with RunProgress(console, options.samplers, options.episodes, setup.places) as progress:
         for episode in folder.episodes:
@@ -183,8 +197,18 @@ def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
         )
         with contextlib.closing(episodes):
             for episode in episodes:
+                if flight is not None:  # before the line: every episode that counts has its flight
+                    flight.keep(episode)
                 folder.add(episode)
                 progress.episode(episode)
+
+
+def _flight_header(setup: Setup) -> dict[str, Any]:
+    return {
+        "checkpoint_sha256": setup.checkpoint_sha256,
+        "resolved": setup.resolved,
+        "machine": describe_machine(setup.resolved),
+    }
 
 
 def _recorder(
@@ -192,18 +216,22 @@ def _recorder(
 ) -> Recorder | None:
     if seed >= options.seed + options.video:
         return None
-    return Recorder(folder / "videos", f"{options.task}_seed{seed}_{name}", fps)
+    stem = f"{options.task}_seed{seed}_{name}"
+    return Recorder(folder / "videos", stem, fps, title=f"{options.task}, seed {seed}, {name}")
 
 
 def _write_results(folder: RunFolder) -> dict[str, Any]:
     results = summarize(*folder.kept())
     folder.write_results(results)
+    write_page(folder.path)
     return results
 
 
 def _say_kept(folder: RunFolder, options: EvalOptions) -> None:
     """After a run that was cut short: what is kept, and how to go on."""
-    results = _write_results(folder)
+    results = summarize(*folder.kept())
+    with contextlib.suppress(OutputError):  # a full disk: that is being said already
+        folder.write_results(results)
     finished = sum(summary["success"]["n"] for summary in results["samplers"].values())
     if finished:
         print_report(_console(stderr=True), results, folder.path)

@@ -19,7 +19,10 @@ ChunkRecord: TypeAlias = dict[str, Any]
 
 
 def chunk_record(chunk: ChunkStats) -> ChunkRecord:
-    """A chunk as numbers. `accepted` and `decided` are summed; the episode keeps them by step."""
+    """A chunk as numbers. `accepted` and `decided` are summed; the episode keeps them by step.
+    In a loop with delays, also when the chunk was asked for and how late it came
+    (`asd_policy.eval.delay.Delay`)."""
+    delay = getattr(chunk, "delay", None)
     return {
         "latency_s": round(float(chunk.latency_s), _DIGITS),
         "batch": int(chunk.batch),
@@ -33,6 +36,7 @@ def chunk_record(chunk: ChunkStats) -> ChunkRecord:
         "verify_s": round(float(chunk.verify_s), _DIGITS),
         "other_s": round(float(chunk.other_s), _DIGITS),
         "window": int(chunk.window),
+        **({} if delay is None else delay.record()),
     }
 
 

@@ -92,7 +92,7 @@ class _Run:
         self.over = moment.over
         if self.recorder is not None and moment.frame is not None:
             start = time.perf_counter()
-            self.recorder.add(moment.frame)
+            self.recorder.add(moment.frame, self.chunks[-1] if self.chunks else None)
             self.rendering_s += time.perf_counter() - start
 
     def record(self, num_envs: int) -> Episode:

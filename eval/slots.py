@@ -236,15 +236,26 @@ class WorkerSlot:
         self._vector.closed = True
 
 
-def make_env(env_id: str, horizon: int | None, pictures: bool) -> Env:
-    """An environment that is registered with gymnasium, in this process or a worker."""
+def make_env(
+    env_id: str,
+    horizon: int | None,
+    pictures: bool,
+    cameras: Mapping[str, tuple[int, int]] | None = None,
+) -> Env:
+    """An environment that is registered with gymnasium, in this process or a worker; `cameras`:
+    pictures among its observations, key → (height, width)."""
     register_envs()
-    return gym.make(
+    env = gym.make(
         env_id,
         horizon=horizon,
         render_mode="rgb_array" if pictures else None,
         disable_env_checker=True,  # its checks at every step would be counted as simulation
     )
+    if not cameras:
+        return env
+    from asd_policy.envs.cameras import CameraObservations  # loads OpenGL
+
+    return CameraObservations(env, cameras)
 
 
 OpenSlots = Callable[[Callable[[], Env], int], Sequence[Slot]]

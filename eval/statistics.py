@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
 
 
 def success_rate(count: int, n: int) -> dict[str, Any]:
@@ -42,36 +43,47 @@ def paired_success(a: dict[int, bool], b: dict[int, bool]) -> dict[str, Any]:
         "only_b": only_b,
         "neither": len(seeds) - both - discordant,
         "p_value": p_value,
-        "difference": _difference(both, only_a, only_b, len(seeds)) if seeds else None,
+        "difference": {
+            "estimate": (only_a - only_b) / len(seeds),
+            "ci95": list(difference_interval(only_a, only_b, len(seeds), 0.95)),
+        }
+        if seeds
+        else None,
     }
 
 
-def _difference(both: int, only_a: int, only_b: int, n: int) -> dict[str, Any]:
-    """The difference of paired rates, a minus b, with the square-and-add interval on Wilson's
-    (Newcombe 1998, Statistics in Medicine 17:2635, method 10): within [-1, 1], and with a width
-    even where no seed is discordant."""
-    (a, low_a, high_a), (b, low_b, high_b) = (
-        (count / n, *success_rate(count, n)["ci95"]) for count in (both + only_a, both + only_b)
-    )
-    phi = _correlation(both, only_a, only_b, n - both - only_a - only_b)
-    down, up = a - low_a, high_a - a
-    down_b, up_b = b - low_b, high_b - b
-    below = math.sqrt(down**2 - 2 * phi * down * up_b + up_b**2)
-    above = math.sqrt(up**2 - 2 * phi * up * down_b + down_b**2)
-    return {"estimate": a - b, "ci95": [a - b - below, a - b + above]}
+def difference_interval(only_a: int, only_b: int, n: int, confidence: float) -> tuple[float, float]:
+    """Tango's score interval of P(a) − P(b) from paired outcomes (Tango, Statistics in Medicine
+    17, 1998). It keeps its level with few or no discordant pairs, where the usual interval of
+    (only_a − only_b)/n has no width.
+
+    Args:
+        only_a, only_b: pairs in which only that one succeeded. n: all pairs.
+    """
+    z = float(stats.norm.isf((1 - confidence) / 2))
+    middle = (only_a - only_b) / n
+
+    def excess(difference: float) -> float:
+        return _score(only_a, only_b, n, difference) ** 2 - z**2
+
+    edge = 1 - 1e-12
+    low = -1.0 if excess(-edge) <= 0 else brentq(excess, -edge, middle, xtol=1e-10)
+    high = 1.0 if excess(edge) <= 0 else brentq(excess, middle, edge, xtol=1e-10)
+    return float(low), float(high)
 
 
-def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
-    """Phi of the two-by-two table, its numerator corrected for continuity towards 0 where it is
-    positive, as that method has it."""
-    rows, columns = (both + only_a, only_b + neither), (both + only_b, only_a + neither)
-    product = math.prod(rows) * math.prod(columns)
-    if product == 0:
+def _score(only_a: int, only_b: int, n: int, difference: float) -> float:
+    """Tango's equation 9: observed minus expected, in standard deviations at the likeliest
+    probabilities that have this difference."""
+    top = only_a - only_b - n * difference
+    if abs(top) < 1e-12:
         return 0.0
-    numerator = float(both * neither - only_a * only_b)
-    if numerator > 0:
-        numerator = max(numerator - sum(rows) / 2, 0.0)
-    return numerator / math.sqrt(product)
+    linear = -only_a - only_b + (2 * n - only_a + only_b) * difference
+    constant = -only_b * difference * (1 - difference)
+    root = math.sqrt(max(linear**2 - 8 * n * constant, 0.0))
+    q = max((root - linear) / (4 * n), 0.0)  # P(only b)
+    variance = n * (2 * q + difference * (1 - difference))
+    return top / math.sqrt(max(variance, 1e-300))
 
 
 def latency_ms(first_s: float | None, rest_s: Sequence[float]) -> dict[str, float | None]:

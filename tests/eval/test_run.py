@@ -45,7 +45,7 @@ def test_a_run_leaves_everything_in_its_folder(options, quiet):
     results = evaluate(options, prepare=prepare, console=quiet)
     folder = options.out
     assert {p.name for p in folder.iterdir()} == {
-        "config.json", "env.json", "episodes.jsonl", "results.json",
+        "config.json", "env.json", "episodes.jsonl", "report.html", "results.json",
     }  # fmt: skip
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
     assert results["complete"]
@@ -193,7 +193,7 @@ def test_videos_are_named_by_task_seed_sampler_and_outcome(options, quiet):
     with imageio.get_reader(options.out / "videos" / "lift_seed100000_asd_success.mp4") as film:
         frames = [np.asarray(frame) for frame in film]
     assert len(frames) == steps + 1
-    assert frames[0].shape == (32, 32, 3)
+    assert frames[0].shape[0] > 32, "the picture, and the bar above it"
     assert lines(options.out)[0]["rendering_s"] > 0
     assert "videos/" in quiet.file.getvalue()
 

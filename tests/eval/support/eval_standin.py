@@ -21,7 +21,7 @@ from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.slots import LocalSlot, OpenSlots
 from asd_policy.eval.slots import open_slots as open_workers
 
-K, CHUNK = 10, 4
+K, CHUNK, TAIL = 10, 4, 3
 CALLS = {"ddpm": K, "asd": 3, "ddim": 2, "paradigms": 4}
 
 
@@ -60,9 +60,10 @@ class LineEnv:
 
 
 class PushPolicy:
-    """Chunks of CHUNK pushes; one queue and one random stream for each environment."""
+    """Chunks of pushes; one queue and one random stream for each environment."""
 
     observation_keys: Mapping[str, int] = {"place": 1}
+    horizons = (1, CHUNK, CHUNK + TAIL)
 
     def __init__(self, sampler: str, window: object = "auto"):
         self.sampler = sampler
@@ -71,13 +72,18 @@ class PushPolicy:
         self.begun: list[int] = []
         self.batches: list[int] = []
         self.drawn: list[int] = []  # chunks drawn at once
+        self.on_draw: Callable[[SimpleNamespace], None] = lambda draw: None
 
     def reset(self, seeds: Sequence[int]) -> None:
+        self.seeds = list(seeds)
         self.streams = [np.random.default_rng([7, seed]) for seed in seeds]
+        self.numbers = [0 for _ in seeds]
+        self.seen: list[np.ndarray] = [np.zeros(1, np.float32) for _ in seeds]
         self.queues: list[list[float]] = [[] for _ in seeds]
 
     def reset_env(self, index: int, seed: int) -> None:
         self.begun.append(seed)
+        self.seeds[index], self.numbers[index] = seed, 0
         self.streams[index] = np.random.default_rng([7, seed])
         self.queues[index] = []
 
@@ -88,17 +94,43 @@ class PushPolicy:
         return [np.array([push], np.float32) for push in self.queues[index]]
 
     def act_batch(self, obs: Mapping[str, np.ndarray], indices: Sequence[int]) -> np.ndarray:
-        assert obs["place"].shape == (len(indices), 1), obs["place"].shape
+        self.observe(obs, indices)
         self.batches.append(len(indices))
-        self.last_chunks = [self._refill(i) for i in indices]
-        if drawn := sum(chunk is not None for chunk in self.last_chunks):
-            self.drawn.append(drawn)
+        empty = [i for i in indices if not self.queues[i]]
+        costs = dict.fromkeys(indices)
+        if empty:
+            for i, chunk in zip(empty, self.predict(empty), strict=True):
+                self.queues[i] = list(chunk[:CHUNK, 0])
+            costs |= dict(zip(empty, self.last_chunks, strict=True))
+        self.last_chunks = [costs[i] for i in indices]
         return np.array([[self.queues[i].pop(0)] for i in indices], np.float32)
 
-    def _refill(self, i: int) -> SimpleNamespace | None:
-        if self.queues[i]:
-            return None
-        self.queues[i] = list(-self.streams[i].uniform(0.1, 1.2, CHUNK))
+    def observe(self, obs: Mapping[str, np.ndarray], indices: Sequence[int]) -> None:
+        assert obs["place"].shape == (len(indices), 1), obs["place"].shape
+        for i, place in zip(indices, obs["place"], strict=True):
+            self.seen[i] = place
+
+    def predict(self, indices: Sequence[int]) -> np.ndarray:
+        """Chunks of CHUNK pushes that are executed, and of TAIL more."""
+        pushes = [-self.streams[i].uniform(0.1, 1.2, CHUNK) for i in indices]
+        chunks = np.array([[*p, *p[:TAIL]] for p in pushes], np.float32)[:, :, None]
+        self.last_chunks = [self._cost() for _ in indices]
+        self.drawn.append(len(indices))
+        self.on_draw(
+            SimpleNamespace(
+                seeds=[self.seeds[i] for i in indices],
+                numbers=[self.numbers[i] for i in indices],
+                histories=np.stack([self.seen[i][None] for i in indices]),
+                slopes=None,
+                chunks=chunks,
+                stats=self.last_chunks,
+            )
+        )
+        for i in indices:
+            self.numbers[i] += 1
+        return chunks
+
+    def _cost(self) -> SimpleNamespace:
         calls = CALLS[self.sampler]
         accepted, decided = np.zeros(K, int), np.zeros(K, int)
         if self.sampler == "asd":
@@ -144,6 +176,10 @@ def prepare(
             "kernels": "native",
             "precision": "fp32",
             "compile": False,
+            "parameters": 7,
+            "checkpoint": "checkpoints/lift",
+            "horizons": [1, CHUNK, CHUNK],
+            "control_hz": 20,
             "steps": {name: s["steps"] or K for name, s in settings.items()},
         },
     )
