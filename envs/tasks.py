@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+CONTROL_FREQUENCY_HZ = 20
+
 
 @dataclass(frozen=True)
 class ObjectField:
@@ -69,6 +71,11 @@ class Task:
         """Per arm: 3 position and 3 axis-angle deltas in the world frame, 1 gripper."""
         return 7 * len(self.robots)
 
+    @property
+    def gripper_components(self) -> tuple[int, ...]:
+        """Which numbers of an action command a gripper. The others are motions: 0 holds still."""
+        return tuple(range(6, self.action_dim, 7))
+
 
 def _posed_objects(*names: str) -> tuple[ObjectField, ...]:
     """Pose in the world, then pose in the hand's frame, of each object in turn."""
@@ -125,6 +132,8 @@ _ROWS = (
             ObjectField("frame_is_assembled", 1),
             ObjectField("tool_on_frame", 1),
         ),
+        expert="asd_policy.envs.experts.tool_hang:ToolHangExpert",
+        demonstration_limit=700,
         camera="sideview",
     ),
     Task(

@@ -250,7 +250,8 @@ def test_unknown_names_are_refused_with_those_that_are_known():
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("lift", 24), ("can", 45), ("square", 45), ("transport", 55)]
+    ("name", "steps"),
+    [("lift", 24), ("can", 45), ("square", 45), ("tool_hang", 60), ("transport", 55)],
 )
 def test_a_state_returns_in_another_environment(worlds, flat, name, steps):
     """Saved with the object grasped: contact forces and gripper commands must return too."""
