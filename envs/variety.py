@@ -30,8 +30,9 @@ def draw_variety(store: Path, out: Path) -> None:
     FigureCanvasAgg(figure)
     for arm, row in enumerate(figure.subplots(arms, 4, squeeze=False)):
         _draw_arm(root, arm, "the hand" if arms == 1 else f"hand {arm}", row)
-    count = f"{root.attrs['task']}: {len(root['meta/episode_ends'])} demonstrations"
-    figure.suptitle(f"{count}, noise {root.attrs['noise']['std']}", fontsize=10)
+    count = root["meta/episode_ends"].shape[0]
+    task = f"{root.attrs['task']}: {count} demonstrations"
+    figure.suptitle(f"{task}, noise {root.attrs['noise']['std']}", fontsize=10)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
 
