@@ -1,5 +1,6 @@
 """Diffusion policies sampled exactly and fast by autospeculative decoding (ASD)."""
 
+import contextlib
 import importlib
 import importlib.util
 from typing import TYPE_CHECKING
@@ -54,8 +55,10 @@ def __dir__() -> list[str]:
 
 
 # `gym.make("asd_policy:asd_policy/Lift-v0")` imports this package and expects the environments
-# to be registered; the core itself does not need gymnasium.
+# to be registered; the core itself does not need gymnasium. A gymnasium that is there but broken
+# says so to whoever uses it; here it must not keep `asd-policy doctor` from naming it.
 if importlib.util.find_spec("gymnasium"):
-    from asd_policy.envs.registration import register_envs
+    with contextlib.suppress(Exception):
+        from asd_policy.envs.registration import register_envs
 
-    register_envs()
+        register_envs()

@@ -1,8 +1,9 @@
-"""The command line: `asd-policy eval | demos | train | bench | convert | export`.
+"""The command line: `asd-policy COMMAND`, of those in `COMMANDS`.
 
 Thin and lazy: a command is a function, imported when it is asked for, and its options are the
 function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
-stderr), 130 interrupted; a fault of this package keeps its traceback.
+stderr, after "error:"), 130 interrupted; a fault of this package keeps its traceback. replay,
+verify and compare answer by their status: 0 yes, 1 no, 2 could not tell.
 """
 
 from __future__ import annotations
@@ -24,6 +25,22 @@ COMMANDS = {
         "asd_policy.eval.command:main_eval",
         "Roll a policy out and compare samplers: success, latency, cost.",
     ),
+    "tasks": (
+        "asd_policy.eval.table.command:main_tasks",
+        "Compare the samplers on every task that has a shipped policy, in one table.",
+    ),
+    "rates": (
+        "asd_policy.eval.command:main_rates",
+        "Success against control rate, the world going on while the policy thinks.",
+    ),
+    "report": (
+        "asd_policy.eval.command:main_report",
+        "Write report.html of an evaluation that is there already.",
+    ),
+    "replay": (
+        "asd_policy.eval.command:main_replay",
+        "Draw the chunks of a recorded evaluation again: are they bitwise the same?",
+    ),
     "demos": (
         "asd_policy.envs.demos:main_collect",
         "Make demonstrations with a scripted expert.",
@@ -36,6 +53,14 @@ COMMANDS = {
         "asd_policy.eval.bench:main_bench",
         "Measure what a chunk costs, by sampler, engine, batch, window, network and K.",
     ),
+    "verify": (
+        "asd_policy.eval.verify:main_verify",
+        "Test whether a sampler draws from the distribution of sequential DDPM.",
+    ),
+    "compare": (
+        "asd_policy.eval.compare:main_compare",
+        "Compare two evaluations, or two samplers of one, on the same seeds.",
+    ),
     "convert": (
         "asd_policy.integrations.robomimic_convert:main_convert",
         "Turn a robomimic diffusion policy into a checkpoint folder.",
@@ -44,19 +69,28 @@ COMMANDS = {
         "asd_policy.integrations.robomimic_convert:main_export",
         "Turn a checkpoint folder into a file that robomimic loads.",
     ),
+    "doctor": (
+        "asd_policy.eval.doctor:main_doctor",
+        "Say what works here, what does not, and the command that mends it.",
+    ),
 }
-_EXTRA = "sim"
-_OF_THE_EXTRA = {
-    "gymnasium",
-    "h5py",
-    "imageio",
-    "matplotlib",
-    "mujoco",
-    "rich",
-    "robosuite",
-    "scipy",
-    "tyro",
-    "zarr",
+_PARSE_THEMSELVES = {"doctor"}  # must run where tyro is missing
+_EXTRAS = {
+    "sim": {
+        "gymnasium",
+        "h5py",
+        "imageio",
+        "jinja2",
+        "matplotlib",
+        "mujoco",
+        "PIL",
+        "rich",
+        "robosuite",
+        "scipy",
+        "tyro",
+        "zarr",
+    },
+    "ray": {"ray"},
 }
 _TRACEBACK = "ASD_POLICY_TRACEBACK"  # set it to see where a user error was raised
 
@@ -78,11 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        if os.environ.get(_TRACEBACK) or (error.name or "").partition(".")[0] not in _OF_THE_EXTRA:
+        top = (error.name or "").partition(".")[0]
+        extra = next((name for name, modules in _EXTRAS.items() if top in modules), None)
+        if os.environ.get(_TRACEBACK) or extra is None:
             raise
         return _say(
             f"`asd-policy {words[0]}` needs {error.name}, which is not installed: "
-            f"pip install 'asd-policy[{_EXTRA}]'"
+            f"pip install 'asd-policy[{extra}]'"
         )
     except (AsdPolicyError, ValueError) as error:
         if os.environ.get(_TRACEBACK) or not _is_ours(error):
@@ -91,10 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, words: Sequence[str]) -> int:
-    import tyro
-
+    if command not in _PARSE_THEMSELVES:
+        import tyro
     module, _, name = COMMANDS[command][0].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    if command in _PARSE_THEMSELVES:
+        return int(function(words))
     # tyro parses, then calls; its own complaints leave by SystemExit(2), with the usage.
     status = tyro.cli(function, args=words, prog=f"asd-policy {command}")
     return status if isinstance(status, int) else 0

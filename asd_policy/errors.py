@@ -21,6 +21,10 @@ class OutputExistsError(AsdPolicyError, FileExistsError):
     """An output folder that already holds another run."""
 
 
+class OutputError(AsdPolicyError, OSError):
+    """A file that could not be written: the disk is full, or the like."""
+
+
 class EngineError(AsdPolicyError, RuntimeError):
     """An engine that cannot do here what was asked of it."""
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ import numpy as np
 
 from asd_policy.envs.episodes import load_expert, run_episode
 from asd_policy.envs.tasks import get_task
+from asd_policy.envs.workers import follow_parent
 from asd_policy.envs.world import RobosuiteEnv
 from asd_policy.errors import DatasetError
 
@@ -62,17 +61,8 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(recipe: Recipe, folder: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    follow_parent()
     _worker.update(recipe=recipe, folder=folder, env=RobosuiteEnv(recipe.task))
-
-
-def _exit_with_parent() -> None:
-    # A killed parent cannot close the pool, and its workers would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _run_attempt(number: int) -> bool:

@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import importlib.util
 import os
-import platform
-import subprocess
-import sys
 from typing import Any
 
 import mujoco
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
-BACKENDS = ("egl", "osmesa", "glfw", "cgl")
-_PREFERRED = {"Linux": ("egl", "osmesa"), "Darwin": ("cgl",), "Windows": ("glfw",)}
-
-# A context may be created and still draw nothing, and a driver may take the process down with
-# it: so each backend is tried once, to the last pixel, in a process of its own.
-_TRIAL = """
-import importlib, sys, mujoco, numpy
-context = importlib.import_module("mujoco." + sys.argv[1]).GLContext(8, 8)
-context.make_current()
-model = mujoco.MjModel.from_xml_string(
-    "<mujoco><worldbody><geom size='.5'/></worldbody></mujoco>")
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-scene = mujoco.MjvScene(model, 10)
-mujoco.mjv_updateScene(model, data, mujoco.MjvOption(), None, mujoco.MjvCamera(), 7, scene)
-draw = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, draw)
-box, pixels = mujoco.MjrRect(0, 0, 8, 8), numpy.zeros((8, 8, 3), numpy.uint8)
-mujoco.mjr_render(box, scene, draw)
-mujoco.mjr_readPixels(pixels, None, box, draw)
-import os; os._exit(0 if pixels.max() > 0 else 3)
-"""
-
-
-def load_triton_first() -> None:
-    """Import Triton, where it is installed, before OpenGL is loaded.
-
-    Software OpenGL (Mesa) and Triton each bring an LLVM. Loading Triton's second takes the process
-    down, and PyTorch loads it on its own as soon as an optimizer is made or a network compiled.
-    """
-    if importlib.util.find_spec("triton") is not None:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("triton")
+from asd_policy.envs.opengl import BACKENDS, load_triton_first, preferred_backends, works
 
 
 @functools.cache
@@ -62,9 +25,9 @@ def choose_backend() -> str:
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
     if asked and asked not in BACKENDS:
         raise ValueError(f"MUJOCO_GL={asked!r}; expected one of: {', '.join(BACKENDS)}")
-    candidates = (asked,) if asked else _PREFERRED.get(platform.system(), ("glfw",))
+    candidates = (asked,) if asked else preferred_backends()
     for backend in candidates:
-        if _works(backend):
+        if works(backend):
             return backend
     raise DependencyNotInstalled(
         f"rendering needs OpenGL, and none works here (tried: {', '.join(candidates)}). "
@@ -72,17 +35,6 @@ def choose_backend() -> str:
         "with a GPU driver, `apt-get install libegl1`; MUJOCO_GL=osmesa or MUJOCO_GL=egl picks "
         "one. Nothing but pictures and videos needs it."
     )
-
-
-def _works(backend: str) -> bool:
-    trial = subprocess.run(
-        [sys.executable, "-c", _TRIAL, backend],
-        env={**os.environ, "MUJOCO_GL": backend},
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    return trial.returncode == 0
 
 
 class OffscreenCamera:

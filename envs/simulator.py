@@ -12,7 +12,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from asd_policy.envs.tasks import Task
+from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task
 
 # The controller of the published robomimic datasets. robosuite 1.5's own default differs in the
 # frame of the commands: "base", which is rotated against the world for Transport's robots.
@@ -36,7 +36,6 @@ _ARM_CONTROLLER: dict[str, Any] = {
     "ramp_ratio": 0.2,
     "gripper": {"type": "GRIP"},
 }
-CONTROL_FREQUENCY_HZ = 20
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+CONTROL_FREQUENCY_HZ = 20
+
 
 @dataclass(frozen=True)
 class ObjectField:
@@ -68,6 +70,11 @@ class Task:
     def action_dim(self) -> int:
         """Per arm: 3 position and 3 axis-angle deltas in the world frame, 1 gripper."""
         return 7 * len(self.robots)
+
+    @property
+    def gripper_components(self) -> tuple[int, ...]:
+        """Which numbers of an action command a gripper. The others are motions: 0 holds still."""
+        return tuple(range(6, self.action_dim, 7))
 
 
 def _posed_objects(*names: str) -> tuple[ObjectField, ...]:
@@ -152,6 +159,8 @@ _ROWS = (
             ObjectField("payload_in_target_bin", 1),
             ObjectField("trash_in_trash_bin", 1),
         ),
+        expert="asd_policy.envs.experts.transport:TransportExpert",
+        demonstration_limit=600,
     ),
 )
 

@@ -25,26 +25,36 @@ def draw_variety(store: Path, out: Path) -> None:
     from matplotlib.figure import Figure
 
     root = zarr.open_group(str(store), mode="r")
-    ends = np.asarray(root["meta/episode_ends"][:])
-    hands = np.split(np.asarray(root["data/robot0_eef_pos"][:]), ends[:-1])
-    turns = np.split(np.asarray(root["data/robot0_eef_quat"][:]), ends[:-1])
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    arms = sum(str(key).endswith("_eef_pos") for key in root.attrs["observation_keys"])
+    figure = Figure(figsize=(12, 3.4 * arms), layout="constrained")
     FigureCanvasAgg(figure)
-    above, height, heading, spread = figure.subplots(1, 4)
-    for hand, turn in zip(hands, turns, strict=True):
-        seconds = np.arange(len(hand)) / 20
-        above.plot(hand[:, 1], hand[:, 0], linewidth=0.5, alpha=0.6)
-        height.plot(seconds, hand[:, 2], linewidth=0.5, alpha=0.6)
-        heading.plot(seconds, _headings(turn), linewidth=0.5, alpha=0.6)
-    above.set(title="Hand from above", xlabel="y (m)", ylabel="x (m)", aspect="equal")
-    height.set(title="Height of the hand", xlabel="time (s)", ylabel="z (m)")
-    heading.set(title="Heading of the hand", xlabel="time (s)", ylabel="rad from the first")
-    spread.hist(like_moments(root), bins=50, range=(0, 2), density=True)
-    spread.set(title="Actions at like moments", xlabel="distance of move commands")
-    count = f"{root.attrs['task']}: {len(ends)} demonstrations, noise {root.attrs['noise']['std']}"
-    figure.suptitle(count, fontsize=10)
+    for arm, row in enumerate(figure.subplots(arms, 4, squeeze=False)):
+        _draw_arm(root, arm, "the hand" if arms == 1 else f"hand {arm}", row)
+    count = root["meta/episode_ends"].shape[0]
+    task = f"{root.attrs['task']}: {count} demonstrations"
+    figure.suptitle(f"{task}, noise {root.attrs['noise']['std']}", fontsize=10)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
+
+
+def _draw_arm(root: Any, arm: int, hand: str, row: np.ndarray) -> None:
+    """Draw what the hand of an arm did into a row of four axes."""
+    ends = np.asarray(root["meta/episode_ends"][:])
+    positions = np.split(np.asarray(root[f"data/robot{arm}_eef_pos"][:]), ends[:-1])
+    turns = np.split(np.asarray(root[f"data/robot{arm}_eef_quat"][:]), ends[:-1])
+    above, height, heading, spread = row
+    for position, turn in zip(positions, turns, strict=True):
+        seconds = np.arange(len(position)) / 20
+        above.plot(position[:, 1], position[:, 0], linewidth=0.5, alpha=0.6)
+        height.plot(seconds, position[:, 2], linewidth=0.5, alpha=0.6)
+        heading.plot(seconds, _headings(turn), linewidth=0.5, alpha=0.6)
+    above.set(
+        title=f"{hand.capitalize()} from above", xlabel="y (m)", ylabel="x (m)", aspect="equal"
+    )
+    height.set(title=f"Height of {hand}", xlabel="time (s)", ylabel="z (m)")
+    heading.set(title=f"Heading of {hand}", xlabel="time (s)", ylabel="rad from the first")
+    spread.hist(like_moments(root, arm), bins=50, range=(0, 2), density=True)
+    spread.set(title="Actions at like moments", xlabel="distance of move commands")
 
 
 def _headings(quaternions: np.ndarray) -> np.ndarray:
@@ -54,8 +64,8 @@ def _headings(quaternions: np.ndarray) -> np.ndarray:
     return np.asarray(yaw - yaw[0])
 
 
-def like_moments(root: Any) -> np.ndarray:
-    """Distances (rows,) between the moves that experts chose at like moments of two episodes.
+def like_moments(root: Any, arm: int = 0) -> np.ndarray:
+    """Distances (rows,) between an arm's moves that experts chose at like moments of two episodes.
 
     Each row's neighbour is the nearest row of another episode, all observations scaled to unit
     variance; the distance is that of the position commands (0 to 2√3). A set of demonstrations
@@ -64,7 +74,7 @@ def like_moments(root: Any) -> np.ndarray:
     keys = [str(key) for key in root.attrs["observation_keys"]]
     rows = np.concatenate([np.asarray(root[f"data/{key}"][:]) for key in keys], axis=1)
     rows = (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), 1e-6)
-    moves = np.asarray(root["data/action"][:, :3])
+    moves = np.asarray(root["data/action"][:, 7 * arm : 7 * arm + 3])
     ends = np.asarray(root["meta/episode_ends"][:])
     owner = np.searchsorted(ends, np.arange(len(rows)), side="right")
     asking = np.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).astype(int)

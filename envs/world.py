@@ -11,7 +11,6 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
 from asd_policy.envs.simulator import (
-    CONTROL_FREQUENCY_HZ,
     compose_observation,
     diverged,
     load_physics,
@@ -20,7 +19,7 @@ from asd_policy.envs.simulator import (
     reset_simulation,
     save_physics,
 )
-from asd_policy.envs.tasks import Task, get_task
+from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task, get_task
 from asd_policy.errors import NonFiniteError
 
 if TYPE_CHECKING:

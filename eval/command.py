@@ -1,12 +1,16 @@
-"""`asd-policy eval`. Importing this is quick: torch and the simulator come when the run starts."""
+"""`asd-policy eval`, `rates` and `replay`.
+
+Importing this is quick: torch and the simulator come when the run starts.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.options import EvalOptions, RatesOptions, ReplayOptions
 
 
 def main_eval(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
@@ -22,3 +26,40 @@ def main_eval(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
 
         options = with_its_task(options)
     evaluate(options)
+
+
+def main_report(run_folder: tyro.conf.Positional[Path]) -> None:
+    """Write report.html, one page that needs nothing but itself, into the folder of an evaluation.
+
+    `asd-policy eval` has written it already; this does it again, from config.json, env.json,
+    episodes.jsonl and the films. Nothing is run, and no other file is changed.
+
+    Args:
+        run_folder: a folder that `asd-policy eval` wrote.
+    """
+    from asd_policy.eval.html_report import write_page
+
+    print(write_page(run_folder))
+
+
+def main_rates(options: Annotated[RatesOptions, tyro.conf.arg(name="")]) -> None:
+    """Success against control rate, the world going on while the policy thinks.
+
+    An evaluation for each rate, in a folder of its own, with the delays of this machine. Keeps
+    rates.json and a figure beside them. The faster the control steps, the later a slow sampler's
+    chunks come: this shows what its speed is worth.
+    """
+    from asd_policy.eval.rates import run_rates
+
+    run_rates(options)
+
+
+def main_replay(options: Annotated[ReplayOptions, tyro.conf.arg(name="")]) -> int:
+    """Draw chunks of a recorded evaluation again, and say whether they are bitwise the same.
+
+    Exit status 0: all are; 1: some differ, or their record is damaged. With no options: 10 chunks,
+    drawn at random. Keeps what it found in the run's replay.json.
+    """
+    from asd_policy.eval.replay import replay
+
+    return 1 if replay(options)["different"] else 0

@@ -5,27 +5,44 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, default_folder
+from asd_policy.errors import OutputError
+from asd_policy.eval.delay import delayed
+from asd_policy.eval.flight import FlightRecorder
+from asd_policy.eval.folder import (
+    SCHEMA_VERSION,
+    RunFolder,
+    check_folder,
+    default_folder,
+    writing,
+)
+from asd_policy.eval.html_report import write_page
 from asd_policy.eval.machine import describe_machine
-from asd_policy.eval.options import EvalOptions, check_options, command_line
+from asd_policy.eval.options import EvalOptions, check_options, command_line, with_realtime
 from asd_policy.eval.progress import RunProgress
+from asd_policy.eval.records import Episode
 from asd_policy.eval.report import print_report
 from asd_policy.eval.results import summarize
-from asd_policy.eval.rollout import Env, Policy, roll_out
+from asd_policy.eval.rollout import Listener, Policy, roll_out
 from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.slots import Slot
 from asd_policy.eval.video import Recorder, check_rendering
 
 # What names the run's place rather than its content.
-_NOT_SETTINGS = ("out", "resume", "checkpoint")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime", "ray")
+_SEEDS_OF_A_TURN = 4  # for each environment, where there are several
+
+Film = Callable[[Path, str, int], Recorder | None]
+"""(folder, sampler, seed) → the film of an episode, None where it is not filmed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +51,37 @@ class Setup:
 
     `checkpoint_sha256` is part of what must not change when a run is resumed; `resolved` is what
     "auto" and the defaults came to (device, threads, precision, steps of each sampler).
+    `held_components`: of an action, what is repeated while a robot holds still (a gripper's
+    command). `places`: how many policies run at once, each with environments of its own.
     """
 
     policies: Mapping[str, Policy]
-    envs: Sequence[Env]
+    slots: Sequence[Slot]
+    render_fps: float
     checkpoint_sha256: str
     resolved: dict[str, Any]
+    held_components: Sequence[int] = ()
+    places: int = 1
+
+    def roll_out(
+        self, jobs: Iterator[tuple[str, int]], film: Film, folder: Path, listener: Listener
+    ) -> Generator[Episode, None, None]:
+        """The episodes of these (sampler, seed), each as it ends; films go to `folder`."""
+        recorder = functools.partial(film, folder)
+        return roll_out(self.policies, self.slots, jobs, recorder=recorder, listener=listener)
+
+    def check_rendering(self) -> None:
+        """Raise AsdPolicyError unless a frame can be drawn."""
+        check_rendering(self.slots[0])
+
+    def describe_machine(self) -> dict[str, Any]:
+        """The machine that the policy runs on, and versions."""
+        return describe_machine(self.resolved)
 
     def close(self) -> None:
         """Close the environments."""
-        for env in self.envs:
-            env.close()
+        for slot in self.slots:
+            slot.close()
 
 
 def evaluate(
@@ -65,11 +102,13 @@ def evaluate(
         CheckpointError: a checkpoint that is missing, damaged, or does not fit the task.
         OutputExistsError: the output folder holds another run.
         NonFiniteError: NaN or infinity from the world or the policy; finished episodes are kept.
+        OutputError: the disk is full, or the like; what was finished before is kept.
         KeyboardInterrupt: passed on, when what was finished is kept and summarized.
     """
+    options = with_realtime(options)
     check_options(options)
     console = console or _console(stderr=False)
-    prepare = prepare or _real()
+    prepare = prepare or _real(options)
     if options.out is not None:  # refuse now, rather than after seconds of loading
         check_folder(options.out, _settings(options), options.resume)
     _say(
@@ -78,7 +117,7 @@ def evaluate(
     )
     with contextlib.closing(prepare(options)) as setup:
         if options.video:
-            check_rendering(setup.envs[0])
+            setup.check_rendering()
         with contextlib.closing(_claim(options, setup)) as folder:
             try:
                 _run(options, setup, folder)
@@ -90,7 +129,11 @@ def evaluate(
     return results
 
 
-def _real() -> Callable[[EvalOptions], Setup]:
+def _real(options: EvalOptions) -> Callable[[EvalOptions], Setup]:
+    if options.ray is not None:
+        from asd_policy.eval.cluster.driver import prepare_on_ray
+
+        return prepare_on_ray
     from asd_policy.eval.setup import prepare
 
     return prepare
@@ -113,7 +156,7 @@ def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
         "samplers": {name: sampler_settings(name, options) for name in options.samplers},
         "resolved": setup.resolved,
     }
-    env = describe_machine(setup.resolved)
+    env = {"schema_version": SCHEMA_VERSION} | setup.describe_machine()
     return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
 
 
@@ -123,64 +166,79 @@ def _settings(options: EvalOptions) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
-def schedule(options: EvalOptions) -> Iterator[tuple[str, list[int]]]:
-    """(sampler, seeds) in the order they run: all samplers on some seeds, then the next seeds,
-    taking turns at going first, so that a machine that slows down is slow for each alike."""
+def schedule(options: EvalOptions) -> Iterator[tuple[str, int]]:
+    """(sampler, seed) in the order they start: all samplers on some seeds, then the next seeds,
+    taking turns at going first, so that a machine that slows down is slow for each alike.
+
+    A turn is one seed with one environment, and with several a few seeds for each of them: where
+    one sampler's episodes end and the next one's begin, the two share the slots, and neither has
+    a full batch."""
     names = options.samplers
     seeds = range(options.seed, options.seed + options.episodes)
-    for turn, start in enumerate(range(0, len(seeds), options.num_envs)):
+    size = 1 if options.num_envs == 1 else _SEEDS_OF_A_TURN * options.num_envs
+    for turn, start in enumerate(range(0, len(seeds), size)):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            yield name, list(seeds[start : start + options.num_envs])
+            for seed in seeds[start : start + size]:
+                yield name, seed
 
 
 def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
     done = folder.done
-    warm: set[str] = set()
-    with RunProgress(_console(stderr=True), options.samplers, options.episodes) as progress:
+    flight = FlightRecorder(folder.path, _flight_header(setup)) if options.record else None
+    if flight is not None:
+        flight.attach(setup.policies)
+    if options.delay is not None:
+        late = delayed(setup.policies, options.delay, options.control_rate, setup.held_components)
+        setup = dataclasses.replace(setup, policies=late)
+    console = _console(stderr=True)
+    with RunProgress(console, options.samplers, options.episodes, setup.places) as progress:
         for episode in folder.episodes:
             progress.kept(episode)
-        for name, group in schedule(options):
-            seeds = [seed for seed in group if (name, seed) not in done]
-            if not seeds:
-                continue
-            progress.begin(name, seeds)
-            episodes = roll_out(
-                setup.policies[name],
-                setup.envs,
-                seeds,
-                sampler=name,
-                cold=name not in warm,
-                recorders=_recorders(options, setup, folder.path, name, seeds),
-                on_step=progress.tick,
-            )
-            warm.add(name)
-            with contextlib.closing(episodes):
-                for episode in episodes:
-                    folder.add(episode)
-                    progress.episode(episode)
+        episodes = setup.roll_out(
+            (job for job in schedule(options) if job not in done),
+            functools.partial(_recorder, options, setup.render_fps),
+            folder.path,
+            Listener(started=progress.begin, ticked=progress.tick),
+        )
+        with contextlib.closing(episodes):
+            for episode in episodes:
+                if flight is not None:  # before the line: every episode that counts has its flight
+                    flight.keep(episode)
+                folder.add(episode)
+                progress.episode(episode)
 
 
-def _recorders(
-    options: EvalOptions, setup: Setup, folder: Path, name: str, seeds: Sequence[int]
-) -> dict[int, Recorder]:
-    fps = float(setup.envs[0].metadata["render_fps"])
-    filmed = [seed for seed in seeds if seed < options.seed + options.video]
+def _flight_header(setup: Setup) -> dict[str, Any]:
     return {
-        seed: Recorder(folder / "videos", f"{options.task}_seed{seed}_{name}", fps)
-        for seed in filmed
+        "checkpoint_sha256": setup.checkpoint_sha256,
+        "resolved": setup.resolved,
+        "machine": describe_machine(setup.resolved),
     }
+
+
+def _recorder(
+    options: EvalOptions, fps: float, folder: Path, name: str, seed: int
+) -> Recorder | None:
+    if seed >= options.seed + options.video:
+        return None
+    stem = f"{options.task}_seed{seed}_{name}"
+    return Recorder(folder / "videos", stem, fps, title=f"{options.task}, seed {seed}, {name}")
 
 
 def _write_results(folder: RunFolder) -> dict[str, Any]:
     results = summarize(*folder.kept())
     folder.write_results(results)
+    with writing(folder.path / "report.html"):
+        write_page(folder.path)
     return results
 
 
 def _say_kept(folder: RunFolder, options: EvalOptions) -> None:
     """After a run that was cut short: what is kept, and how to go on."""
-    results = _write_results(folder)
+    results = summarize(*folder.kept())
+    with contextlib.suppress(OutputError):  # a full disk: that is being said already
+        _write_results(folder)
     finished = sum(summary["success"]["n"] for summary in results["samplers"].values())
     if finished:
         print_report(_console(stderr=True), results, folder.path)

@@ -1,21 +1,27 @@
 """The output folder of one run: what is kept, and how it survives a kill.
 
+Each file's form is a JSON Schema in schemas/.
+
 config.json      what was asked, and what it resolved to
 env.json         versions and machine
 episodes.jsonl   one line an episode, written and flushed as it ends
 results.json     computed from config.json and episodes.jsonl, nothing else
+report.html      the run as a page, from the files above and the films
+flight/          with --record: what every chunk was drawn from
 videos/          <task>_seed<seed>_<sampler>_<outcome>.mp4
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import OutputError, OutputExistsError
 from asd_policy.eval.records import Episode
 
 try:
@@ -24,7 +30,9 @@ except ImportError:  # Windows: two processes resuming one folder at once are no
     fcntl = None  # type: ignore[assignment]
 
 Json = dict[str, Any]
-SCHEMA_VERSION = 1  # of config.json, episodes.jsonl and results.json together
+# Of config.json, env.json, results.json and episodes.jsonl together; a line of the last has none of
+# its own. The form of each is in schemas/. Raise it when a reader of the old form would be misled.
+SCHEMA_VERSION = 2
 _FREE_TO_CHANGE = ("episodes", "video", "name")  # on resuming; `episodes` only upwards
 
 
@@ -41,6 +49,7 @@ class RunFolder:
     def __init__(self, path: Path, lines: IO[bytes], episodes: list[Episode]):
         self.path = path
         self.episodes = episodes
+        self._keys = self.done  # of a hundred thousand episodes, each is looked up once
         self._lines = lines
 
     @classmethod
@@ -50,16 +59,20 @@ class RunFolder:
         Raises:
             OutputExistsError: the folder holds another run, or one that `resume` was not given for,
                 or another process is writing to it.
+            OutputError: the folder cannot be written to.
         """
         there = check_folder(path, config["settings"], resume)
-        path.mkdir(parents=True, exist_ok=True)
-        lines = open(path / "episodes.jsonl", "a+b")  # noqa: SIM115 (held until close)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: what a full disk refused must not be left in a buffer and written later.
+            lines = open(path / "episodes.jsonl", "a+b", buffering=0)  # noqa: SIM115
         try:
             _lock(lines, path)
             # Before any line: a folder with lines but no config could not be resumed.
             write_json(path / "config.json", _merged(there, config))
             _keep_env(path / "env.json", env)
-            episodes = _repair(lines, path)
+            with writing(path / "episodes.jsonl"):
+                episodes = _repair(lines, path)
         except BaseException:
             lines.close()
             raise
@@ -71,18 +84,21 @@ class RunFolder:
         return {(episode.sampler, episode.seed) for episode in self.episodes}
 
     def add(self, episode: Episode) -> None:
-        """Keep a finished episode: on the disk before this returns."""
+        """Keep a finished episode: on the disk before this returns.
+
+        Raises:
+            OutputError: the disk is full, or the like; nothing of the episode is kept then.
+        """
         key = (episode.sampler, episode.seed)
-        assert key not in self.done, f"episode {key} is kept already"
-        self._lines.write(episode.to_line().encode() + b"\n")
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
+        assert key not in self._keys, f"episode {key} is kept already"
+        with writing(self.path / "episodes.jsonl"):
+            _append(self._lines, episode.to_line().encode() + b"\n")
         self.episodes.append(episode)
+        self._keys.add(key)
 
     def kept(self) -> tuple[Json, list[Episode]]:
         """Config and episodes as the disk has them: results come from nowhere else. (Ctrl-C may
         fall between an episode's line and the list in memory.)"""
-        self._lines.flush()
         return read_run(self.path)
 
     def write_results(self, results: Json) -> None:
@@ -139,10 +155,45 @@ def read_run(path: Path) -> tuple[Json, list[Episode]]:
 
 
 def write_json(path: Path, value: Json) -> None:
-    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+    """Replace a file in one step, so that a kill leaves the old one or the new one.
+
+    Raises:
+        OutputError: the disk is full, or the like; the old one is left.
+    """
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with writing(path):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise what the system refuses as an OutputError that names the file and the reason."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputExistsError):
+            raise
+        raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _append(lines: IO[bytes], line: bytes) -> None:
+    """Write and flush a line, or leave the file as it was."""
+    end = lines.seek(0, os.SEEK_END)
+    try:
+        left = line
+        while left:  # a disk that fills takes a part first
+            left = left[lines.write(left) :]
+        os.fsync(lines.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):  # resuming would cut the torn line off, too
+            lines.truncate(end)
+        raise
 
 
 def _nothing_kept(path: Path) -> bool:
@@ -207,8 +258,7 @@ def _repair(lines: IO[bytes], path: Path) -> list[Episode]:
     episodes, whole = _parse(content, path)
     lines.truncate(whole)
     if whole and content[whole - 1 : whole] != b"\n":
-        lines.write(b"\n")  # the record is whole, only its end of line was lost
-    lines.flush()
+        _append(lines, b"\n")  # the record is whole, only its end of line was lost
     return episodes
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tyro
 
 # Demonstrations use seeds from 0 up; evaluation starts far above, so no episode was trained on.
 HELD_OUT_SEED = 100_000
 
-SamplerName = Literal[
+SAMPLER_NAMES = (
     "asd",
     "asd-slope",
     "asd-memory",
@@ -23,14 +24,15 @@ SamplerName = Literal[
     "ddpm",
     "ddim",
     "paradigms",
-]
-SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)
+)
+_DDIM_OF_N_STEPS = re.compile(r"ddim-([1-9][0-9]*)")
 
 _SAMPLERS_HELP = (
     "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's law in "
     "fewer calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), asd-paper (as "
     "published: frozen draft, two calls a round), ddpm (sequential, the reference), ddim and "
-    "paradigms (both approximate), asd-ddim (ddim's law, with --eta above 0, in fewer calls)."
+    "paradigms (both approximate), asd-ddim (ddim's law, with --eta above 0, in fewer calls). "
+    "ddim-16 is ddim in 16 steps, whatever --ddim-steps says; so is any other number."
 )
 _SEED_HELP = (
     "Seed of the first episode; the others count up from it. Demonstrations use small seeds, so "
@@ -42,9 +44,28 @@ _WINDOW_HELP = (
 _COMPILE_HELP = (
     "Compile the network at the first chunks: seconds on a GPU, up to some minutes on a CPU."
 )
+_DELAY_HELP = (
+    "The world goes on while the policy thinks: every chunk comes this many milliseconds late, or "
+    "as late as it took here (measured). Meanwhile the robot goes on with the last chunk, and "
+    "holds still when that is used up. The exact rules are at the top of asd_policy/eval/delay.py."
+)
+_RATE_HELP = (
+    "With --delay: control steps in a second of the wall clock. Faster leaves less time to think; "
+    "the simulation still steps by what the policy was trained for."
+)
+_RECORD_HELP = (
+    "Keep what every chunk was drawn from, and its actions, in flight/ (zarr), for "
+    "`asd-policy replay`."
+)
 _RESUME_HELP = (
     "Continue the run in --out; nothing is lost or counted twice. Repeat the run's options; only "
     "--episodes may grow."
+)
+
+
+_RAY_HELP = (
+    "Run on a Ray cluster (auto, HOST:PORT or ray://HOST:PORT; with no ADDRESS one is started "
+    "here): a policy on every GPU, or one on a CPU, each with --num-envs environments on CPUs."
 )
 
 
@@ -60,7 +81,7 @@ class EvalOptions:
     """The task to do."""
     checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None
     """The policy's folder, or robomimic's file; None is the folder shipped for the task."""
-    samplers: Annotated[tuple[SamplerName, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
+    samplers: Annotated[tuple[str, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
         "asd",
         "ddpm",
     )
@@ -79,7 +100,9 @@ class EvalOptions:
     horizon: Annotated[int | None, _arg("INT")] = None
     """Steps after which an episode has failed; None is the task's."""
     num_envs: int = 1
-    """Robots driven at once, by one batched policy. Measure latency with 1."""
+    """Robots driven at once by one batched policy, above 1 each simulated in a process of its own.
+    Measure latency with 1."""
+    ray: Annotated[tuple[str, ...] | None, _arg("[ADDRESS]", _RAY_HELP)] = None
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
     engine: Literal["auto", "eager", "cuda_graph"] = "auto"
@@ -89,6 +112,11 @@ class EvalOptions:
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _COMPILE_HELP)] = False
     threads: Annotated[int | None, _arg("INT")] = None
     """CPU threads of the policy; None is torch's own choice."""
+    delay: Annotated[Literal["measured"] | float | None, _arg("measured|MS", _DELAY_HELP)] = None
+    control_rate: Annotated[float, _arg("HZ", _RATE_HELP)] = 20.0
+    realtime: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The same as --delay measured."""
+    record: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _RECORD_HELP)] = False
     video: int = 0
     """Film the first N episodes of each sampler as mp4 (needs OpenGL)."""
     name: Annotated[str | None, _arg("STR")] = None
@@ -100,11 +128,17 @@ class EvalOptions:
 
 def check_options(options: EvalOptions) -> None:
     """Raise ValueError, naming the option, what it must be and what came."""
-    unknown = [name for name in options.samplers if name not in SAMPLER_NAMES]
+    unknown = [
+        name
+        for name in options.samplers
+        if name not in SAMPLER_NAMES and ddim_steps_of(name) is None
+    ]
     repeated = sorted({n for n in options.samplers if options.samplers.count(n) > 1})
     if not options.samplers or unknown:
         got = ", ".join(unknown) or "none"
-        raise ValueError(f"--samplers takes one or more of {', '.join(SAMPLER_NAMES)}; got {got}")
+        raise ValueError(
+            f"--samplers takes one or more of {', '.join(SAMPLER_NAMES)}, ddim-N; got {got}"
+        )
     if repeated:
         raise ValueError(f"--samplers names each sampler once; got {', '.join(repeated)} again")
     for name in ("episodes", "ddim_steps", "num_envs"):
@@ -120,10 +154,63 @@ def check_options(options: EvalOptions) -> None:
         raise ValueError(f"--eta must be from 0 to 1, got {options.eta}")
     if not (options.tolerance > 0.0 and math.isfinite(options.tolerance)):
         raise ValueError(f"--tolerance must be a positive number, got {options.tolerance}")
+    _check_delay(options)
     if options.name is not None and (not options.name or Path(options.name).name != options.name):
         raise ValueError(f"--name must be a plain file name, got {options.name!r}")
+    _check_ray(options)
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to continue; got none")
+
+
+def ddim_steps_of(sampler: str) -> int | None:
+    """N of the name ddim-N; None of other names."""
+    match = _DDIM_OF_N_STEPS.fullmatch(sampler)
+    return None if match is None else int(match[1])
+
+
+def _check_ray(options: EvalOptions) -> None:
+    if options.ray is None:
+        return
+    if len(options.ray) > 1:
+        raise ValueError(f"--ray takes one address or none; got {' '.join(options.ray)}")
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"--device must be auto, cpu or cuda with --ray, which chooses among the GPUs; "
+            f"got {options.device!r}"
+        )
+    if options.record or options.delay is not None:
+        beside = "--record" if options.record else "--delay"
+        raise ValueError(
+            f"{beside} needs the policy in this process, and --ray has it in another; leave one out"
+        )
+
+
+def _check_delay(options: EvalOptions) -> None:
+    delay, rate = options.delay, options.control_rate
+    if not (rate > 0.0 and math.isfinite(rate)):
+        raise ValueError(f"--control-rate must be a positive number of hertz, got {rate}")
+    if delay is None and rate != EvalOptions.control_rate:
+        raise ValueError(f"--control-rate needs --delay or --realtime; got {rate} alone")
+    if isinstance(delay, (int, float)) and not (delay >= 0.0 and math.isfinite(delay)):
+        raise ValueError(f"--delay must be measured, or 0 or more milliseconds; got {delay}")
+    if delay == "measured" and options.num_envs > 1:
+        raise ValueError(
+            "--delay measured needs --num-envs 1: what a batch takes is not what one robot waits; "
+            f"got {options.num_envs} (a given --delay works with any number)"
+        )
+
+
+def with_realtime(options: EvalOptions) -> EvalOptions:
+    """The options with --realtime spelled out as --delay measured.
+
+    Raises:
+        ValueError: they ask for another delay.
+    """
+    if not options.realtime:
+        return options
+    if options.delay not in (None, "measured"):
+        raise ValueError(f"--realtime is --delay measured; got --delay {options.delay} beside it")
+    return dataclasses.replace(options, realtime=False, delay="measured")
 
 
 def _at_least(name: str, value: object, least: int, or_else: str = "") -> None:
@@ -145,3 +232,44 @@ def command_line(options: EvalOptions) -> str:
         elif value is not True:
             words.append(str(value))
     return shlex.join(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class RatesOptions(EvalOptions):
+    """An evaluation's settings, for several control rates."""
+
+    rates: Annotated[tuple[float, ...], _arg("HZ [HZ ...]")] = (10.0, 20.0, 40.0, 80.0)
+    """Control steps in a second of the wall clock, one evaluation for each."""
+    samplers: Annotated[tuple[str, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
+        "asd",
+        "ddpm",
+        "ddim",
+    )
+    delay: Annotated[Literal["measured"] | float | None, _arg("measured|MS", _DELAY_HELP)] = (
+        "measured"
+    )
+    control_rate: tyro.conf.Suppress[float] = 20.0
+    realtime: tyro.conf.Suppress[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayOptions:
+    """Which chunks of which recorded run to draw again."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of an evaluation that was made with --record."""
+    sampler: Annotated[str | None, _arg("NAME")] = None
+    """Only chunks of this sampler."""
+    seed: Annotated[int | None, _arg("INT")] = None
+    """Only chunks of the episode with this seed."""
+    chunk: Annotated[int | None, _arg("INT")] = None
+    """Only the chunk of this number in its episode, counted from 0."""
+    all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Every one of these. (Without this and --sample: all where --seed names an episode, else 10.)
+    """
+    sample: Annotated[int | None, _arg("INT")] = None
+    """So many of these, drawn at random, the same ones each time."""
+    checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None
+    """The policy, where it lies elsewhere than it did."""
+    device: Annotated[str | None, _arg("NAME")] = None
+    """Where to draw them; None is where they were drawn."""

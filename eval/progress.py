@@ -23,10 +23,11 @@ _PLAIN_LINE_S = 10.0
 class RunProgress:
     """Tells how far a run is. Use as a context; `begin` and `episode` in turn, `tick` often."""
 
-    def __init__(self, console: Console, samplers: Sequence[str], episodes: int):
+    def __init__(self, console: Console, samplers: Sequence[str], episodes: int, places: int = 1):
         self._console = console
         self._samplers = tuple(samplers)
         self._per_sampler = episodes
+        self._places = places  # each with environments of its own
         self._outcomes: dict[str, list[bool]] = {name: [] for name in samplers}
         self._seconds: dict[str, list[float]] = {name: [] for name in samplers}
         self._start = self._shown = time.perf_counter()
@@ -57,16 +58,14 @@ class RunProgress:
         """Count an episode of an earlier process: it says nothing about this one's speed."""
         self._outcomes[episode.sampler].append(episode.success)
 
-    def begin(self, sampler: str, seeds: Sequence[int]) -> None:
-        """The next episodes to run."""
-        last = f"–{seeds[-1]}" if len(seeds) > 1 else ""
-        self._now = f"{sampler}, seed {seeds[0]}{last}"
+    def begin(self, sampler: str, seed: int) -> None:
+        """An episode that starts now."""
+        self._now = f"{sampler}, seed {seed}"
 
     def episode(self, episode: Episode) -> None:
         """Count an episode that has just ended."""
         self._outcomes[episode.sampler].append(episode.success)
-        seconds = episode.policy_s + episode.simulation_s + episode.rendering_s
-        self._seconds[episode.sampler].append(seconds)
+        self._seconds[episode.sampler].append(episode.wall_s / (episode.num_envs * self._places))
         if self._bar is not None:
             self._redraw()
         elif time.perf_counter() - self._shown >= _PLAIN_LINE_S or self._left_s() == 0:

@@ -19,7 +19,10 @@ ChunkRecord: TypeAlias = dict[str, Any]
 
 
 def chunk_record(chunk: ChunkStats) -> ChunkRecord:
-    """A chunk as numbers. `accepted` and `decided` are summed; the episode keeps them by step."""
+    """A chunk as numbers. `accepted` and `decided` are summed; the episode keeps them by step.
+    In a loop with delays, also when the chunk was asked for and how late it came
+    (`asd_policy.eval.delay.Delay`)."""
+    delay = getattr(chunk, "delay", None)
     return {
         "latency_s": round(float(chunk.latency_s), _DIGITS),
         "batch": int(chunk.batch),
@@ -33,6 +36,7 @@ def chunk_record(chunk: ChunkStats) -> ChunkRecord:
         "verify_s": round(float(chunk.verify_s), _DIGITS),
         "other_s": round(float(chunk.other_s), _DIGITS),
         "window": int(chunk.window),
+        **({} if delay is None else delay.record()),
     }
 
 
@@ -45,7 +49,9 @@ class Episode:
     process was ready to run and other work had the processor (None where the system does not say).
     `control_step_s`: one latency per environment step, from observation in to action out.
     `policy_s`, `simulation_s`, `rendering_s`: where the episode's time went; of a batched call,
-    the policy's time is shared equally among the environments it served.
+    the policy's time is shared equally among the environments it served; of several environments,
+    simulations run at the same time, each measured in its own process.
+    `restarts`: how often its worker process died, and the episode began again.
     """
 
     sampler: str
@@ -55,6 +61,7 @@ class Episode:
     return_: float
     cold: bool
     num_envs: int
+    restarts: int
     wall_s: float
     processor_wait_s: float | None
     policy_s: float

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from asd_policy.eval.samplers import is_autospeculative
 
-_MISSING = "–"
+MISSING = "–"
 _WIDE = 100  # columns that the one-table layout takes
 _BUSY = 0.05  # thread-seconds of waiting in each second: a free machine has well under 0.01
 
@@ -31,9 +31,18 @@ def print_report(console: Console, results: dict[str, Any], folder: Path) -> Non
         console.print()
         console.print(table)
     console.print()
-    lines = [_setting(results), *_remarks(results), *_pairs(results), _time_line(results)]
+    lines = [
+        _setting(results),
+        *_deadlines(results),
+        *_remarks(results),
+        *_pairs(results),
+        _time_line(results),
+    ]
     videos = "; videos/" if (folder / "videos").is_dir() else ""
-    lines.append(f"Kept: {folder}/ (results.json: every figure above; episodes.jsonl{videos})")
+    page = "; report.html" if (folder / "report.html").is_file() else ""
+    lines.append(
+        f"Kept: {folder}/ (results.json: every figure above; episodes.jsonl{page}{videos})"
+    )
     for line in lines:
         console.print(Text(line), soft_wrap=True, highlight=False)
 
@@ -50,36 +59,38 @@ def _table(results: dict[str, Any], columns: Sequence[Column]) -> Table:
 
 def _success(success: dict[str, Any]) -> str:
     if not success["n"]:
-        return _MISSING
+        return MISSING
     low, high = success["ci95"]
     return f"{success['count']}/{success['n']} {100 * low:.0f}–{100 * high:.0f}%"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """One decimal below a hundred, none above."""
     if value is None:
-        return _MISSING
+        return MISSING
     return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
-def _times(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.2f}x"
+def times(value: float | None) -> str:
+    """A speedup."""
+    return MISSING if value is None else f"{value:.2f}x"
 
 
 _COLUMNS: list[Column] = [
     ("success\n95% interval", lambda s: _success(s["success"])),
-    ("calls\n/chunk", lambda s: _number(s["network_calls_per_chunk"])),
-    ("evals\n/chunk", lambda s: _number(s["network_evaluations_per_chunk"])),
-    ("chunk\np50 ms", lambda s: _number(s["chunk_latency_ms"]["p50"])),
-    ("chunk\np95 ms", lambda s: _number(s["chunk_latency_ms"]["p95"])),
-    ("step\np95 ms", lambda s: _number(s["control_step_latency_ms"]["p95"])),
-    ("speedup\nclock", lambda s: _times(s["speedup"]["wall_clock"])),
-    ("speedup\ncalls", lambda s: _times(s["speedup"]["algorithmic"])),
+    ("calls\n/chunk", lambda s: number(s["network_calls_per_chunk"])),
+    ("evals\n/chunk", lambda s: number(s["network_evaluations_per_chunk"])),
+    ("chunk\np50 ms", lambda s: number(s["chunk_latency_ms"]["p50"])),
+    ("chunk\np95 ms", lambda s: number(s["chunk_latency_ms"]["p95"])),
+    ("step\np95 ms", lambda s: number(s["control_step_latency_ms"]["p95"])),
+    ("speedup\nclock", lambda s: times(s["speedup"]["wall_clock"])),
+    ("speedup\ncalls", lambda s: times(s["speedup"]["algorithmic"])),
 ]
 _SPLIT: list[Column] = [
-    ("draft\nms", lambda s: _number(s["overhead_ms_per_chunk"]["draft"])),
-    ("net\nms", lambda s: _number(s["overhead_ms_per_chunk"]["network"])),
-    ("verify\nms", lambda s: _number(s["overhead_ms_per_chunk"]["verify"])),
-    ("other\nms", lambda s: _number(s["overhead_ms_per_chunk"]["other"])),
+    ("draft\nms", lambda s: number(s["overhead_ms_per_chunk"]["draft"])),
+    ("net\nms", lambda s: number(s["overhead_ms_per_chunk"]["network"])),
+    ("verify\nms", lambda s: number(s["overhead_ms_per_chunk"]["verify"])),
+    ("other\nms", lambda s: number(s["overhead_ms_per_chunk"]["other"])),
 ]
 
 
@@ -102,6 +113,12 @@ def _setting(results: dict[str, Any]) -> str:
     return "Setting: " + ", ".join(parts)
 
 
+def is_busy(results: dict[str, Any]) -> bool:
+    """Whether other work had the processor so often that latencies are not a free machine's."""
+    waiting = results["processor_wait_share"]
+    return waiting is not None and waiting > _BUSY
+
+
 def _windows(results: dict[str, Any]) -> list[str]:
     samplers_of: dict[str, list[str]] = {}
     for name, summary in results["samplers"].items():
@@ -114,6 +131,24 @@ def _windows(results: dict[str, Any]) -> list[str]:
     return [f"{text} for {'/'.join(names)}" for text, names in samplers_of.items()]
 
 
+def _deadlines(results: dict[str, Any]) -> list[str]:
+    """What delays came to, where the world went on while the policy thought."""
+    told = {n: s["deadlines"] for n, s in results["samplers"].items() if s.get("deadlines")}
+    lines = []
+    for name, d in told.items():
+        delay = d["delay_ms"]
+        lines.append(
+            f"Delay of {name} at {d['control_rate_hz']:g} Hz ({d['delay']}"
+            + " ms" * (d["delay"] != "measured")
+            + f"): p50 {number(delay['p50'])} ms, p95 {number(delay['p95'])} ms, "
+            f"{number(d['delay_steps_mean'])} steps a chunk; missed: {d['held_steps']} of "
+            f"{d['steps']} steps held still ({d['held_steps_at_start']} before a first chunk), "
+            f"{d['late_chunks']} of {d['chunks']} chunks over one period, "
+            f"{d['useless_chunks']} useless"
+        )
+    return lines
+
+
 def _remarks(results: dict[str, Any]) -> list[str]:
     """What the figures alone would not say."""
     lines = [
@@ -124,18 +159,21 @@ def _remarks(results: dict[str, Any]) -> list[str]:
         and summary["window"]["chosen"] == 1
     ]
     firsts = [
-        f"{name} {_number(summary['chunk_latency_ms']['first'])} ms"
+        f"{name} {number(summary['chunk_latency_ms']['first'])} ms"
         for name, summary in results["samplers"].items()
         if summary["chunk_latency_ms"]["first"] is not None
     ]
     if firsts:
         lines.append(f"First chunk, apart from all other figures: {', '.join(firsts)}")
-    waiting = results["processor_wait_share"]
-    if waiting is not None and waiting > _BUSY:
+    if is_busy(results):
         lines.append(
             "The machine was busy with other work: this run waited for a processor "
-            f"{waiting:.2f} s in each second (all threads together), so latencies and the speedup "
-            "by the clock are not those of a free machine."
+            f"{results['processor_wait_share']:.2f} s in each second (all threads together), so "
+            "latencies and the speedup by the clock are not those of a free machine."
+        )
+    if results["restarts"]:
+        lines.append(
+            f"Worker processes died {results['restarts']} times; their episodes were run again."
         )
     if not results["complete"]:
         lines.append("This run is not complete: the figures are of the episodes finished so far.")

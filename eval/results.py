@@ -8,6 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from asd_policy.eval.delay import deadlines
+from asd_policy.eval.distributions import (
+    calls_by_chunk,
+    chunks_over,
+    histogram,
+    latency_bins_ms,
+    periods_ms,
+)
 from asd_policy.eval.folder import SCHEMA_VERSION
 from asd_policy.eval.records import ChunkRecord, Episode
 from asd_policy.eval.samplers import is_autospeculative
@@ -25,7 +33,10 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, 
 
     Latencies and costs are as one robot feels them: of a batched call, each environment in it
     waits for the whole call. `first` is the sampler's first call, everything else in a latency
-    summary leaves out the first call of every process that took part.
+    summary leaves out the first call of every process that took part. `period_ms` is what the robot
+    allows: a control step, and the steps that a chunk is executed for; `chunks_over` counts the
+    chunks that took longer. `chunk_latency_histogram` counts chunks between the edges
+    `latency_bins_ms`.
     """
     settings = config["settings"]
     names = list(settings["samplers"])
@@ -34,6 +45,14 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, 
     counted = sorted((e for e in episodes if e.seed in seeds), key=lambda e: e.seed)
     by_sampler = {name: [e for e in counted if e.sampler == name] for name in names}
     samplers = {name: _sampler(name, settings, by_sampler[name]) for name in names}
+    periods = periods_ms(config)
+    warm = {name: _warm_chunks(kept) for name, kept in by_sampler.items()}
+    bins = latency_bins_ms([c["latency_s"] for chunks in warm.values() for c in chunks])
+    for name, chunks in warm.items():
+        samplers[name]["chunk_latency_histogram"] = histogram(
+            [c["latency_s"] for c in chunks], bins
+        )
+        samplers[name]["chunks_over"] = chunks_over(chunks, periods)
     for summary in samplers.values():
         summary["speedup"] = _speedup(summary, samplers.get("ddpm"))
     return {
@@ -42,8 +61,11 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, 
         "task": settings["task"],
         "seeds": {"first": seeds.start, "last": seeds.stop - 1, "count": len(seeds)},
         "num_envs": settings["num_envs"],
+        "restarts": sum(e.restarts for e in counted),
         "processor_wait_share": _processor_wait_share(counted),
         "resolved": config["resolved"],
+        "period_ms": periods,
+        "latency_bins_ms": bins,
         "samplers": samplers,
         "paired": [
             {"a": a, "b": b, **paired_success(_outcomes(by_sampler[a]), _outcomes(by_sampler[b]))}
@@ -53,9 +75,7 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, 
 
 
 def _sampler(name: str, settings: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, Any]:
-    # The coldest chunk of each process (its first) is left out of every timing and every mean cost
-    # is taken over the same chunks, so that calls, latency and split describe one set.
-    chunks = [c for e in episodes for c in (e.chunks[1:] if e.cold else e.chunks)]
+    chunks = _warm_chunks(episodes)
     steps = [t for e in episodes for t in (e.control_step_s[1:] if e.cold else e.control_step_s)]
     cold = next((e for e in episodes if e.cold), None)
     return {
@@ -73,11 +93,19 @@ def _sampler(name: str, settings: dict[str, Any], episodes: Sequence[Episode]) -
             sum(c["accepted"] for c in chunks), sum(c["decided"] for c in chunks)
         ),
         "rejections_per_chunk": mean([c["rejections"] for c in chunks]),
+        "calls_by_chunk": calls_by_chunk(episodes),
         "acceptance_by_step": _acceptance_by_step(episodes),
         "overhead_ms_per_chunk": {part: _mean_ms(chunks, f"{part}_s") for part in _PARTS},
         "window": _window(name, settings["window"], chunks),
         "time": _time(episodes),
+        "deadlines": deadlines(settings, episodes),
     }
+
+
+def _warm_chunks(episodes: Sequence[Episode]) -> list[ChunkRecord]:
+    """The coldest chunk of each process (its first) is left out of every timing, and every mean
+    cost is taken over the same chunks, so that calls, latency and split describe one set."""
+    return [c for e in episodes for c in (e.chunks[1:] if e.cold else e.chunks)]
 
 
 def _processor_wait_share(episodes: Sequence[Episode]) -> float | None:

@@ -1,23 +1,28 @@
-"""Policy and environments in a loop, one record an episode. Nothing here knows what either is."""
+"""Policies and environments in a loop, one record an episode. Nothing here knows what either is."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import AsdPolicyError, NonFiniteError
 from asd_policy.eval.machine import processor_wait_s
 from asd_policy.eval.records import Episode, chunk_record
+from asd_policy.eval.slots import Moment, Observation, Slot, WorkerDied
 from asd_policy.eval.video import Recorder
 
 if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats
 
-Observation = Mapping[str, np.ndarray]
+MAX_RESTARTS = 3  # of one episode: what kills its worker so often is no accident
+_PATIENCE_S = 300.0  # with no place for any environment
+_LOOK_S = 0.05
 
 
 class Policy(Protocol):
@@ -31,75 +36,76 @@ class Policy(Protocol):
         """Key → dimension of what it must see."""
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start len(seeds) episodes, each with its own random stream."""
+        """Make len(seeds) environments, each with its own history, queue and random stream."""
+
+    def reset_env(self, index: int, seed: int) -> None:
+        """Start an episode in one of them."""
+
+    def queued(self, index: int) -> int:
+        """Actions that one of them can take before the next chunk must be drawn."""
+
+    def coming(self, index: int) -> Sequence[np.ndarray]:
+        """The queued actions of one of them, in the order in which `act_batch` will give them."""
 
     def act_batch(self, observations: Observation, indices: Sequence[int]) -> np.ndarray:
         """Actions (B, dim) of the environments `indices`, one row of observations for each."""
 
 
-class Env(Protocol):
-    """What is asked of an environment (gymnasium's interface)."""
+@dataclasses.dataclass(frozen=True)
+class Listener:
+    """What a rollout tells beside its episodes; both outside everything that is timed.
 
-    metadata: dict[str, Any]
+    `started`: sampler and seed of an episode that begins (again, after a worker's death).
+    `ticked`: between control steps.
+    """
 
-    def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
-        """Start the episode of this seed."""
-
-    def step(self, action: np.ndarray) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
-        """One control step."""
-
-    def render(self) -> Any:
-        """The scene as a (height, width, 3) uint8 frame."""
-
-    def close(self) -> None:
-        """Let go of the simulator."""
+    started: Callable[[str, int], None] = lambda sampler, seed: None
+    ticked: Callable[[], None] = lambda: None
 
 
 class _Run:
     """One episode while it runs."""
 
-    def __init__(self, env: Env, seed: int, recorder: Recorder | None):
-        self.env, self.seed, self.recorder = env, seed, recorder
-        self.success = self.over = False
+    def __init__(self, sampler: str, seed: int, recorder: Recorder | None, restarts: int = 0):
+        self.sampler, self.seed, self.recorder = sampler, seed, recorder
+        self.restarts = restarts
+        self.success = self.over = self.cold = self.begun = False
         self.total_reward = 0.0
         self.policy_s = self.simulation_s = self.rendering_s = 0.0
         self.latencies: list[float] = []
         self.chunks: list[ChunkStats] = []
         self.start, self.waited = time.perf_counter(), processor_wait_s()
-        self.observation, _ = env.reset(seed=seed)
-        self.simulation_s += time.perf_counter() - self.start
-        self._film()
+        self.observation: Observation = {}
 
-    def advance(self, action: np.ndarray) -> None:
-        start = time.perf_counter()
-        self.observation, reward, terminated, truncated, info = self.env.step(action)
-        self.simulation_s += time.perf_counter() - start
-        if not math.isfinite(float(reward)):
+    def take(self, moment: Moment) -> None:
+        """Go on to a moment that the environment told."""
+        self.begun, self.observation = True, moment.observation
+        self.simulation_s += moment.simulation_s
+        self.rendering_s += moment.rendering_s
+        if not math.isfinite(moment.reward):
             raise NonFiniteError(
-                f"the reward must be finite, got {reward} at step {len(self.latencies)} of the "
-                f"episode with seed {self.seed}"
+                f"the reward must be finite, got {moment.reward} at step {len(self.latencies)} of "
+                f"the episode with seed {self.seed}"
             )
-        self.total_reward += float(reward)
-        self.success |= bool(info["is_success"])
-        self.over = bool(terminated or truncated)
-        self._film()
-
-    def _film(self) -> None:
-        if self.recorder is not None:
+        self.total_reward += moment.reward
+        self.success |= moment.success
+        self.over = moment.over
+        if self.recorder is not None and moment.frame is not None:
             start = time.perf_counter()
-            self.recorder.add(np.asarray(self.env.render()))
+            self.recorder.add(moment.frame, self.chunks[-1] if self.chunks else None)
             self.rendering_s += time.perf_counter() - start
 
-    def record(self, sampler: str, cold: bool, num_envs: int) -> Episode:
+    def record(self, num_envs: int) -> Episode:
         waited = processor_wait_s()
         return Episode(
-            sampler=sampler,
+            sampler=self.sampler,
             seed=self.seed,
             success=self.success,
             steps=len(self.latencies),
             return_=self.total_reward,
-            cold=cold,
+            cold=self.cold,
             num_envs=num_envs,
+            restarts=self.restarts,
             wall_s=time.perf_counter() - self.start,
             processor_wait_s=(
                 None if waited is None or self.waited is None else max(0.0, waited - self.waited)
@@ -114,66 +120,173 @@ class _Run:
         )
 
 
-def roll_out(
-    policy: Policy,
-    envs: Sequence[Env],
-    seeds: Sequence[int],
-    *,
-    sampler: str,
-    cold: bool,
-    recorders: Mapping[int, Recorder],
-    on_step: Callable[[], None],
-) -> Generator[Episode, None, None]:
-    """One episode for each seed, all at once, seeds[i] in envs[i]; yields each as it ends.
+class _Rollout:
+    """The episodes that run now, by slot."""
 
-    The scene and the policy's random stream of an episode depend on its seed alone.
+    def __init__(
+        self,
+        policies: Mapping[str, Policy],
+        slots: Sequence[Slot],
+        recorder: Callable[[str, int], Recorder | None],
+        listener: Listener,
+    ):
+        self.policies, self.slots = policies, slots
+        self.recorder, self.listener = recorder, listener
+        self.runs: dict[int, _Run] = {}
+        self.warm: set[str] = set()
+        self.returned: deque[tuple[str, int, int]] = deque()  # lost their place: (.., restarts)
+        for policy in policies.values():
+            policy.reset([0] * len(slots))
+
+    def fill(self, jobs: Iterator[tuple[str, int]]) -> bool:
+        """Begin the next episodes wherever a slot is free; wait while none has a place. False:
+        nothing is left to run."""
+        end = time.monotonic() + _PATIENCE_S
+        while not (free := self._free()) and not self.runs:
+            if time.monotonic() > end:
+                raise AsdPolicyError(
+                    f"no environment has had a place to run for {_PATIENCE_S:.0f} seconds"
+                )
+            time.sleep(_LOOK_S)
+        for index in free:
+            if self.returned:
+                self._begin(index, *self.returned.popleft())
+            elif (job := next(jobs, None)) is not None:
+                self._begin(index, *job)
+        return bool(self.runs)
+
+    def _free(self) -> list[int]:
+        return [i for i, slot in enumerate(self.slots) if i not in self.runs and slot.ready()]
+
+    def _begin(self, index: int, sampler: str, seed: int, restarts: int = 0) -> None:
+        self.listener.started(sampler, seed)
+        run = _Run(sampler, seed, self.recorder(sampler, seed), restarts)
+        self.runs[index] = run
+        self.policies[sampler].reset_env(index, seed)
+        self.slots[index].start(seed, run.recorder is not None)
+
+    def control_step(self) -> None:
+        """One action in each slot that is due. All simulate at once."""
+        due = [(name, self._due(name)) for name in self.policies]
+        acted = [index for name, indices in due for index in self._act(name, indices)]
+        for index in acted:
+            self._receive(index)
+
+    def _due(self, sampler: str) -> list[int]:
+        """The slots whose turn it is. One that needs a chunk waits for the others to need theirs:
+        however differently they began, chunks are drawn in one batch. None waits for a reset."""
+        policy = self.policies[sampler]
+        ours = [i for i in sorted(self.runs) if self.runs[i].sampler == sampler]
+        here = [i for i in ours if self.runs[i].begun or self.slots[i].ready()]
+        return [i for i in here if policy.queued(i)] or here or ours
+
+    def _act(self, sampler: str, due: Sequence[int]) -> list[int]:
+        """Acts for those that are due and have a place; returns them. A batched call is timed
+        whole: so long each robot waits."""
+        policy = self.policies[sampler]
+        for index in due:
+            if not self.runs[index].begun:
+                self._receive(index)
+        indices = [index for index in due if index in self.runs]
+        if not indices:
+            return []
+        runs = [self.runs[index] for index in indices]
+        observation = {
+            key: np.stack([np.asarray(run.observation[key]) for run in runs])
+            for key in policy.observation_keys
+        }
+        start = time.perf_counter()
+        actions = policy.act_batch(observation, indices=indices)
+        elapsed = time.perf_counter() - start
+        for row, run in enumerate(runs):
+            run.cold |= sampler not in self.warm
+            run.latencies.append(elapsed)
+            run.policy_s += elapsed / len(runs)
+            if (chunk := policy.last_chunks[row]) is not None:
+                run.chunks.append(chunk)
+            self.slots[indices[row]].send(actions[row], policy.coming(indices[row]))
+        self.warm.add(sampler)
+        return indices
+
+    def _receive(self, index: int) -> None:
+        """The moment that a slot was asked for; where its worker has died, the first one of the
+        same episode in another worker, or nothing while there is no room for another."""
+        while index in self.runs:
+            try:
+                moment = self.slots[index].receive()
+            except WorkerDied as death:
+                self._again(index, death)
+            else:
+                self.runs[index].take(moment)
+                break
+
+    def _again(self, index: int, death: WorkerDied) -> None:
+        run = self.runs[index]
+        if run.restarts == MAX_RESTARTS:
+            raise AsdPolicyError(
+                f"the episode with seed {run.seed} of {run.sampler} was given up: {death}, "
+                f"for the {MAX_RESTARTS + 1}th time"
+            ) from death
+        self._discard(run)
+        self.slots[index].restart()
+        again = (run.sampler, run.seed, run.restarts + 1)
+        if self.slots[index].ready():
+            self._begin(index, *again)
+        else:
+            del self.runs[index]
+            self.returned.append(again)
+
+    def finished(self) -> Generator[Episode, None, None]:
+        """Take the episodes that are over off their slots."""
+        for index, run in [(i, run) for i, run in self.runs.items() if run.over]:
+            del self.runs[index]
+            if run.recorder is not None:
+                run.recorder.finish(run.success)
+            yield run.record(len(self.slots))
+
+    def close(self) -> None:
+        for run in self.runs.values():
+            self._discard(run)
+
+    @staticmethod
+    def _discard(run: _Run) -> None:
+        if run.recorder is not None:
+            run.recorder.discard()
+            run.recorder = None
+
+
+def roll_out(
+    policies: Mapping[str, Policy],
+    slots: Sequence[Slot],
+    jobs: Iterable[tuple[str, int]],
+    *,
+    recorder: Callable[[str, int], Recorder | None] = lambda sampler, seed: None,
+    listener: Listener = Listener(),
+) -> Generator[Episode, None, None]:
+    """One episode for each (sampler, seed), as many at once as there are slots; yields each as it
+    ends. A slot that is free takes the next one at once.
+
+    The scene and the policy's random stream of an episode depend on its seed alone. An episode
+    whose worker dies is run again from its beginning.
 
     Args:
-        cold: whether this is the sampler's first call in this process.
-        recorders: seed -> the film of that episode. Films of episodes that do not end are
-            discarded.
-        on_step: called between control steps, outside everything that is timed.
+        policies: by sampler.
+        recorder: the film of an episode, None where it is not filmed. Films of episodes that do
+            not end are discarded.
 
     Raises:
         NonFiniteError: NaN or infinity in an observation, network output, action or reward.
+        AsdPolicyError: workers of one episode died again and again.
     """
-    assert len(seeds) <= len(envs), (len(seeds), len(envs))
-    unfinished = dict(recorders)
+    waiting = iter(jobs)
+    rollout = _Rollout(policies, slots, recorder, listener)
     try:
-        policy.reset(list(seeds))
-        runs = [
-            _Run(env, seed, recorders.get(seed)) for env, seed in zip(envs, seeds, strict=False)
-        ]
-        alive = list(range(len(runs)))
-        while alive:
-            _control_step(policy, runs, alive)
-            for i in [i for i in alive if runs[i].over]:
-                if (recorder := unfinished.pop(runs[i].seed, None)) is not None:
-                    recorder.finish(runs[i].success)
-                yield runs[i].record(sampler, cold, len(seeds))
-            alive = [i for i in alive if not runs[i].over]
-            on_step()
+        while rollout.fill(waiting):
+            rollout.control_step()
+            yield from rollout.finished()
+            listener.ticked()
     finally:
-        for recorder in unfinished.values():
-            recorder.discard()
-
-
-def _control_step(policy: Policy, runs: Sequence[_Run], alive: Sequence[int]) -> None:
-    """One action for each living run. A batched call is timed whole: so long each robot waits."""
-    observation = {
-        key: np.stack([np.asarray(runs[i].observation[key]) for i in alive])
-        for key in policy.observation_keys
-    }
-    start = time.perf_counter()
-    actions = policy.act_batch(observation, indices=alive)
-    elapsed = time.perf_counter() - start
-    for row, i in enumerate(alive):
-        run, chunk = runs[i], policy.last_chunks[row]
-        run.latencies.append(elapsed)
-        run.policy_s += elapsed / len(alive)
-        if chunk is not None:
-            run.chunks.append(chunk)
-        run.advance(actions[row])
+        rollout.close()
 
 
 def _summed(counts: Sequence[Any]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.options import EvalOptions, ddim_steps_of
 
 # name -> (draft, network calls a round)
 _ASD_FORMS = {
@@ -32,8 +32,9 @@ def sampler_settings(name: str, options: EvalOptions) -> dict[str, Any]:
         }
     if name == "ddpm":
         return {"sampler": "ddpm", "steps": options.steps}
-    if name == "ddim":
-        return {"sampler": "ddim", "steps": options.ddim_steps, "eta": options.eta}
+    own_steps = ddim_steps_of(name)
+    if name == "ddim" or own_steps is not None:
+        return {"sampler": "ddim", "steps": own_steps or options.ddim_steps, "eta": options.eta}
     assert name == "paradigms", name
     return {
         "sampler": "paradigms",

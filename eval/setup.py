@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 
 from asd_policy.checkpoints import shipped
 from asd_policy.data.robomimic_hdf5 import has_published_layout
-from asd_policy.envs.registration import register_envs
-from asd_policy.envs.tasks import TASKS, Task, get_task
-from asd_policy.errors import CheckpointError
+from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, TASKS, get_task
+from asd_policy.errors import CheckpointError, IntegrationError
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.machine import resolve_device
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.rollout import Env
 from asd_policy.eval.samplers import sampler_settings
-from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
+from asd_policy.eval.slots import OpenSlots, make_env, open_slots
+from asd_policy.integrations.robomimic_checkpoint import (
+    RobomimicCheckpoint,
+    read_checkpoint,
+    to_checkpoint,
+)
 from asd_policy.integrations.robomimic_convert import task_name
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
 
 ROBOMIMIC_SUFFIX = ".pth"
 
 
-def prepare(options: EvalOptions) -> Setup:
+def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
     """Load one policy for each sampler and make the environments they share.
+
+    Args:
+        open_slots: makes so many places for environments, given how one is made.
 
     Raises:
         ValueError: an unknown task or device, or a setting that the sampler refuses.
@@ -45,20 +51,25 @@ def prepare(options: EvalOptions) -> Setup:
         "precision": options.precision,
         "compile": options.compile,
     }
-    policies: dict[str, DiffusionPolicy] = {
+    policies: dict[str, Any] = {
         name: load_policy(checkpoint, place, sampler_settings(name, options))
         for name in options.samplers
     }
     policy = policies[options.samplers[0]]
     policy.check_observation_space(task.observation_keys)
-    if policy.config.action_dim != task.action_dim:
+    if policy.action_dim != task.action_dim:
         raise ValueError(
             f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
-            f"{checkpoint} makes actions of {policy.config.action_dim}"
+            f"{checkpoint} makes actions of {policy.action_dim}"
         )
+    cameras = _cameras(policy, checkpoint)
     return Setup(
         policies=policies,
-        envs=[_make_env(task, options) for _ in range(min(options.num_envs, options.episodes))],
+        slots=open_slots(
+            functools.partial(make_env, task.env_id, options.horizon, bool(options.video), cameras),
+            min(options.num_envs, options.episodes * len(options.samplers)),
+        ),
+        render_fps=CONTROL_FREQUENCY_HZ,
         checkpoint_sha256=policy.card["sha256"],
         resolved={
             "checkpoint": str(checkpoint),
@@ -69,26 +80,60 @@ def prepare(options: EvalOptions) -> Setup:
             "kernels": policy.engine.kernels,
             "precision": options.precision,
             "compile": options.compile,
-            "parameters": sum(p.numel() for p in policy.network.parameters()),
+            "parameters": policy.parameters,
             "horizons": list(policy.horizons),
+            "control_hz": CONTROL_FREQUENCY_HZ,
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
         },
+        held_components=task.gripper_components,
     )
 
 
-def load_policy(
-    checkpoint: Path, place: dict[str, Any], settings: dict[str, Any]
-) -> DiffusionPolicy:
+def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
+    """Pictures that a policy sees, key → (height, width), and that can be drawn here."""
+    pictures: dict[str, tuple[int, int]] = getattr(policy, "pictures", {})
+    if pictures:
+        from gymnasium.error import DependencyNotInstalled
+
+        from asd_policy.envs import rendering
+
+        try:
+            rendering.choose_backend()
+        except DependencyNotInstalled as error:
+            raise CheckpointError(
+                f"{checkpoint} sees {', '.join(pictures)}, which cannot be drawn here: {error}"
+            ) from error
+    return pictures
+
+
+def load_policy(checkpoint: Path, place: dict[str, Any], settings: dict[str, Any]) -> Any:
     """The policy of a checkpoint folder, or of a file of robomimic's.
 
     Raises:
-        CheckpointError: neither, or a policy that sees pictures.
+        CheckpointError: neither of them.
+        IntegrationError: a policy that sees pictures, and no robomimic, which has its encoder.
     """
     if checkpoint.suffix != ROBOMIMIC_SUFFIX:
         return DiffusionPolicy.load(checkpoint, **place, **settings)
-    made = to_checkpoint(read_checkpoint(checkpoint))
-    made.card["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return DiffusionPolicy(made, SamplerConfig(**_named(settings)), **place)
+    file, sampler = read_checkpoint(checkpoint), SamplerConfig(**_named(settings))
+    policy: Any
+    if file.image_keys:
+        policy = _image_policy(file, sampler, place)
+    else:
+        policy = DiffusionPolicy(to_checkpoint(file), sampler, **place)
+    policy.card["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return policy
+
+
+def _image_policy(file: RobomimicCheckpoint, sampler: SamplerConfig, place: dict[str, Any]) -> Any:
+    try:
+        from asd_policy.integrations.robomimic.evaluation import ImagePolicy
+    except IntegrationError as error:
+        raise IntegrationError(
+            f"{file.path} sees {', '.join(file.image_keys)}, through an encoder that robomimic "
+            f"has: {error}"
+        ) from error
+    return ImagePolicy(file, sampler, place)
 
 
 def _named(settings: dict[str, Any]) -> dict[str, Any]:
@@ -123,13 +168,3 @@ def with_its_task(options: EvalOptions) -> EvalOptions:
     if options.task not in (task, EvalOptions.task):
         raise ValueError(f"--task {options.task}: {options.checkpoint} was trained for {task}")
     return dataclasses.replace(options, task=task)
-
-
-def _make_env(task: Task, options: EvalOptions) -> Env:
-    register_envs()
-    return gym.make(
-        task.env_id,
-        horizon=options.horizon,
-        render_mode="rgb_array" if options.video else None,
-        disable_env_checker=True,  # its checks at every step would be counted as simulation
-    )

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from asd_policy.errors import AsdPolicyError
 
+if TYPE_CHECKING:
+    from asd_policy.eval.slots import Slot
+    from asd_policy.policy import ChunkStats
+
 
 class Recorder:
-    """One episode's film. Frames go to a hidden file; `finish` gives it its name."""
+    """One episode's film, each frame with a bar that says what is seen (see `annotate`). Frames go
+    to a hidden file; `finish` gives it its name. `title`: task, seed and sampler."""
 
-    def __init__(self, folder: Path, stem: str, fps: float):
+    def __init__(self, folder: Path, stem: str, fps: float, title: str):
         import imageio.v2 as imageio
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._stem = folder, stem
+        self._folder, self._stem, self._title = folder, stem, title
+        self._frames = 0
         # imageio knows the format by the name's end, so the end stays .mp4
         self._partial = folder / f".{stem}.part.mp4"
         # libx264 takes even sizes only: round up to 2, not to imageio's 16
         self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=2)
 
-    def add(self, frame: np.ndarray) -> None:
-        """Append one (height, width, 3) uint8 frame."""
-        self._writer.append_data(frame)
+    def add(self, frame: np.ndarray, chunk: ChunkStats | None) -> None:
+        """Append one (height, width, 3) uint8 frame: the first is of step 0. `chunk` is the last
+        that was drawn for this episode, None before the first."""
+        from asd_policy.eval.annotate import annotated  # Pillow, where a film is made only
+
+        self._writer.append_data(annotated(frame, self._title, self._frames, chunk))
+        self._frames += 1
 
     def finish(self, success: bool) -> Path:
         """Close the film and name it <stem>_<outcome>.mp4."""
@@ -41,16 +51,17 @@ class Recorder:
         self._partial.unlink(missing_ok=True)
 
 
-def check_rendering(env: Any) -> None:
+def check_rendering(slot: Slot) -> None:
     """Draw one frame of a freshly reset environment, or raise AsdPolicyError saying what is
     missing: better now than after the first episode."""
     from gymnasium.error import DependencyNotInstalled
 
     try:
-        env.reset(seed=0)
-        frame = np.asarray(env.render())
+        slot.start(0, film=True)
+        frame = slot.receive().frame
     except DependencyNotInstalled as error:
         raise AsdPolicyError(f"--video cannot be recorded: {error}") from error
+    assert frame is not None
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise AsdPolicyError(
             f"--video needs (height, width, 3) uint8 frames, got {frame.shape} {frame.dtype}"

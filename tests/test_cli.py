@@ -29,7 +29,12 @@ def python(program: str, **env: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["eval", "--help"], ["bench", "--help"], ["--version"]]
+    "words",
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("eval", "bench", "verify", "compare")),
+        ["--version"],
+    ],
 )
 def test_help_needs_neither_torch_nor_the_simulator(words):
     done = python(
@@ -61,7 +66,7 @@ def test_help_is_quick():
 def test_help_lists_the_commands(run):
     status, output, _ = run("--help")
     assert status == 0
-    for name in ("eval", "demos", "train", "bench", "convert", "export"):
+    for name in cli.COMMANDS:
         assert re.search(rf"^  {name} +[A-Z]", output, re.M)
     status, output, _ = run("eval", "--help")
     assert status == 0
@@ -82,7 +87,7 @@ def test_version(run):
 
 def test_an_unknown_command_names_those_there_are(refused):
     refused(
-        r"error: expected a command, one of eval, demos, train, bench, convert, export; got 'evil'",
+        rf"error: expected a command, one of {', '.join(cli.COMMANDS)}; got 'evil'",
         "evil",
     )
 
@@ -191,7 +196,7 @@ def test_a_missing_package_names_the_extra(command, refused):
     refused(r"needs robosuite, which is not .*pip install 'asd-policy\[sim\]'", "fault")
 
 
-@pytest.mark.parametrize("name", ["eval", "demos", "train", "bench", "convert", "export"])
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS.keys() - {"doctor"}))
 def test_with_the_core_alone_each_command_names_the_extra(name):
     done = python(
         f"""

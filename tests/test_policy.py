@@ -7,55 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from asd_policy import CheckpointError, DiffusionPolicy, NonFiniteError
 from asd_policy.policy import Checkpoint, PolicyConfig, SamplerConfig, save_checkpoint
+from reference.recording_policy import TA, TO, TP, observation, recording
 from reference.tiny import ACTION_DIM, KEYS, tiny_checkpoint, tiny_config
-
-TO, TA, TP = 2, 3, 8
-
-
-class Recorder(nn.Module):
-    """A network that predicts ε for a clean chunk known from the condition, and keeps conditions.
-
-    Row j of that chunk is (j/10, first number of the latest observation/10), in [−1, 1] units.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__()
-        self.schedule, self.conditions = checkpoint.schedule, []
-
-    def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor) -> Tensor:
-        self.conditions.append(cond.clone())
-        latest = cond.view(len(cond), TO, -1)[:, -1, 0]
-        clean = torch.stack(
-            [
-                torch.arange(x.shape[1]).expand(x.shape[:2]) / 10,
-                latest[:, None].expand(x.shape[:2]) / 10,
-            ],
-            2,
-        )
-        bar = self.schedule.alphas_cumprod[timesteps].to(x).view(-1, 1, 1)
-        return (x - bar.sqrt() * clean) / (1 - bar).sqrt()
-
-
-def recording(sampler: str = "ddpm") -> tuple[DiffusionPolicy, Recorder]:
-    checkpoint = tiny_checkpoint()
-    network = Recorder(checkpoint)
-    checkpoint.network = network
-    return DiffusionPolicy(checkpoint, SamplerConfig(sampler, window=4)), network
-
-
-def observation(value: float, batch: int | None = None) -> dict[str, np.ndarray]:
-    """Observations filled with numbers that start at ``value`` (rows: value, value + 1 …)."""
-    rows = 1 if batch is None else batch
-    first = value + np.arange(rows, dtype=np.float64)
-    full = {
-        "object": np.stack([first, first + 0.1, first + 0.2], 1),
-        "arm": np.stack([first + 0.3, first + 0.4], 1),
-    }
-    return full if batch is not None else {k: v[0] for k, v in full.items()}
 
 
 def policy(**options: object) -> DiffusionPolicy:
@@ -366,3 +322,15 @@ def test_config_round_trip() -> None:
     config = tiny_config(obs_horizon=3, kernel_size=3)
     assert PolicyConfig.from_dict(config.to_dict()) == config
     assert list(PolicyConfig.from_dict(config.to_dict()).observation_keys) == list(KEYS)
+
+
+def test_queued_counts_the_actions_of_one_environment() -> None:
+    policy, _ = recording()
+    policy.reset([1, 2])
+    assert [policy.queued(i) for i in (0, 1)] == [0, 0]
+    policy.act_batch(observation(0.0, 2))
+    assert [policy.queued(i) for i in (0, 1)] == [TA - 1, TA - 1]
+    policy.reset_env(1, 3)
+    assert [policy.queued(i) for i in (0, 1)] == [TA - 1, 0]
+    policy.act_batch(observation(0.0, 1), indices=[0])
+    assert policy.queued(0) == TA - 2

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
 
+DIGEST = "asd_policy_weights_sha256"  # in files that this package writes; robomimic ignores it
 _NEEDED = ("model", "config", "algo_name", "env_metadata", "shape_metadata")
 _CONVERT = (
     "`asd-policy convert {path} FOLDER --trust-pickle` unpickles it, running whatever it holds: "
@@ -35,19 +38,45 @@ _CONVERT = (
 )
 
 
+def _numpy_number(module: str) -> Any:
+    """NumPy's constructor of numbers, under the name that a file calls it by."""
+    construct: Any = np.float64(0).__reduce__()[0]
+
+    def scalar(*arguments: Any) -> Any:
+        return construct(*arguments)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar
+
+
 # What robomimic's files hold beyond tensors and plain values: NumPy numbers, in ``variable_state``
 # (best returns so far) and in statistics. No arrays of objects, no functions, no classes.
-_SCALAR: Any = np.float64(0).__reduce__()[0]
 _ALLOWED: list[Any] = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),  # written under NumPy 1
-    (_SCALAR, "numpy._core.multiarray.scalar"),  # and under 2
+    _numpy_number("numpy.core.multiarray"),  # written under NumPy 1
+    _numpy_number("numpy._core.multiarray"),  # and under 2
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")),
 ]
 
 
+@contextmanager
+def _allowed() -> Iterator[None]:
+    """PyTorch 2.4 has no context for it."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(_ALLOWED)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
     """The dictionary of a ``.pth`` file, its archive checked byte for byte.
+
+    A changed byte is found by the archive's checksums. Tensors that changed places are found in
+    files that this package wrote, which hold a digest; in robomimic's own, only where they differ
+    in shape, since nothing there says which is which.
 
     Args:
         trust_pickle: run the file's own code where it has some.
@@ -61,7 +90,7 @@ def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {path}")
     _check_archive(path)
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with _allowed():
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0].removeprefix("Weights only load failed. ")
@@ -74,7 +103,27 @@ def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
     missing = [key for key in _NEEDED if not isinstance(content, dict) or key not in content]
     if missing:
         raise CheckpointError(f"{path} is no robomimic checkpoint: it has no {', '.join(missing)}")
+    if DIGEST in content and content[DIGEST] != _digest_of(content["model"]):
+        raise CheckpointError(f"{path} was changed: its weights are not those that were exported")
     return content
+
+
+def weights_digest(model: Mapping[str, Any]) -> str:
+    """SHA-256 of all weights of a file (``nets`` and ``ema``): names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for part in ("nets", "ema"):
+        for name, value in sorted((model.get(part) or {}).items()):
+            array = value.detach().cpu().contiguous().numpy()
+            digest.update(f"{part} {name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _digest_of(model: Any) -> str | None:
+    try:
+        return weights_digest(model)
+    except (AttributeError, TypeError, RuntimeError):
+        return None  # no weights at all: not those that were exported
 
 
 def _check_archive(path: Path) -> None:
@@ -152,8 +201,8 @@ def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
     if file.image_keys:
         raise CheckpointError(
             f"{file.path} sees {', '.join(file.image_keys)}: a checkpoint folder holds "
-            "low-dimensional policies. Use it through asd_policy.integrations.robomimic, "
-            "whose accelerate() keeps robomimic's image encoder"
+            "low-dimensional policies. Use the file itself: `asd-policy eval --checkpoint` takes "
+            "it, and asd_policy.integrations.robomimic.accelerate() keeps robomimic's encoder"
         )
     algo, train = file.config["algo"], file.config["train"]
     network = _network(file)

@@ -12,7 +12,12 @@ import tyro
 from asd_policy.data.robomimic_hdf5 import OBJECT_LAYOUT
 from asd_policy.envs.tasks import TASKS
 from asd_policy.errors import CheckpointError, OutputExistsError
-from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
+from asd_policy.integrations.robomimic_checkpoint import (
+    DIGEST,
+    read_checkpoint,
+    to_checkpoint,
+    weights_digest,
+)
 from asd_policy.integrations.robomimic_format import ALGO_NAME, NETWORK_PREFIX
 from asd_policy.policy.checkpoint import (
     CARD_FILE,
@@ -110,6 +115,7 @@ def to_robomimic(made: Checkpoint) -> dict[str, Any]:
     }
     actions = {"actions": made.config.action_dim}
     content["action_normalization_stats"] = _statistics(made.action_normalizer, actions)
+    content[DIGEST] = weights_digest(content["model"])
     return content
 
 

@@ -27,6 +27,9 @@ class ChunkSampler:
         device, engine, precision, compile: as for ``DiffusionPolicy``.
         calibration: slopes, acceptance and costs known before.
 
+    Attributes:
+        last_slopes: (K,) that ASD drafted the last chunks with.
+
     Raises:
         ValueError: a sampler that this chain does not allow, or an unknown option.
     """
@@ -48,18 +51,35 @@ class ChunkSampler:
         prepared = prepare(network, self.schedule.timesteps, precision, compile)
         self.engine = make_engine(engine, prepared, self.schedule, shape, device)
         self.calibration = calibration or Calibration()
+        self.last_slopes: Tensor | None = None
 
-    def draw(self, cond: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Stats]:
-        """(B, …) conditions and B streams → (B, Tp, action_dim) chunks, and what they cost."""
-        self._measure_costs(cond)
-        x, stats = self._sample(self.sampler, cond, generators)
+    def draw(
+        self,
+        cond: Tensor,
+        generators: Sequence[torch.Generator],
+        calibration: Calibration | None = None,
+    ) -> tuple[Tensor, Stats]:
+        """(B, …) conditions and B streams → (B, Tp, action_dim) chunks, and what they cost.
+
+        ``calibration``: in place of the sampler's own, which then neither measures nor learns.
+        """
+        if calibration is None:
+            self._measure_costs(cond)
+            calibration = self.calibration
+        if self.sampler.name == "asd":
+            self.last_slopes = calibration.slopes(self.schedule.num_steps)
+        x, stats = self._sample(self.sampler, cond, generators, calibration)
         return x.view(-1, *self.shape), stats
 
     def _sample(
-        self, config: SamplerConfig, cond: Tensor, generators: Sequence[torch.Generator]
+        self,
+        config: SamplerConfig,
+        cond: Tensor,
+        generators: Sequence[torch.Generator],
+        calibration: Calibration,
     ) -> tuple[Tensor, Stats]:
         noise = draw_noise(generators, self.schedule.num_steps, self.engine.like)
-        return draw(config, self.engine, noise, cond, self.calibration)
+        return draw(config, self.engine, noise, cond, calibration)
 
     def _measure_costs(self, cond: Tensor) -> None:
         """Time the network once for this batch size, if the window is to be chosen from it."""
@@ -73,4 +93,5 @@ class ChunkSampler:
             probe = replace(self.sampler, window=DEFAULT_WINDOW)
             device = self.engine.like.device
             for _ in range(2):
-                self._sample(probe, cond, [torch.Generator(device).manual_seed(0) for _ in cond])
+                generators = [torch.Generator(device).manual_seed(0) for _ in cond]
+                self._sample(probe, cond, generators, self.calibration)

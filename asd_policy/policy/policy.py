@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,45 +15,21 @@ import torch
 from asd_policy.errors import CheckpointError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint, difference_table, load_checkpoint
 from asd_policy.policy.chunks import ChunkSampler
+from asd_policy.policy.draws import ChunkStats, Draw, chunk_stats
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
-from asd_policy.samplers.result import Stats
+from asd_policy.samplers.result import Stats, draw_noise
 
 Observation = Mapping[str, "np.ndarray[Any, Any]"]
-
-
-@dataclass(frozen=True)
-class ChunkStats:
-    """What one environment's chunk cost.
-
-    Attributes:
-        latency_s: wall-clock seconds from observation to actions, shared by the batch.
-        batch: chunks drawn together. sampler, window: how (window 1: sequentially).
-        calls, evaluations, rejections: network calls and rows, rejected drafts of this chain.
-        accepted, decided: (K,) by step.
-        draft_s, network_s, verify_s, other_s: parts of ``latency_s``.
-    """
-
-    latency_s: float
-    batch: int
-    sampler: str
-    window: int
-    calls: int
-    evaluations: int
-    rejections: int
-    accepted: np.ndarray
-    decided: np.ndarray
-    draft_s: float
-    network_s: float
-    verify_s: float
-    other_s: float
 
 
 @dataclass
 class _Environment:
     """One environment's history, queue of actions and random stream."""
 
+    seed: int | None
     generator: torch.Generator
+    drawn: int = 0
     history: deque[np.ndarray] = field(default_factory=deque)
     queue: deque[np.ndarray] = field(default_factory=deque)
 
@@ -70,6 +46,10 @@ class DiffusionPolicy:
         engine: what draws them, one of ``asd_policy.engine.ENGINES``.
         precision: of the network: "fp32", "tf32" (on CUDA) or "bf16".
         compile: run the network through ``torch.compile``, which takes its time at first.
+
+    Attributes:
+        last_chunks: what the chunks of the last call cost, None where none was drawn.
+        on_draw: told of every batch of chunks, after it was drawn and timed (a flight recorder).
 
     Raises:
         ValueError: a sampler that this policy's chain does not allow, or an unknown option.
@@ -104,6 +84,7 @@ class DiffusionPolicy:
         self.schedule, self.engine = self._sampler.schedule, self._sampler.engine
         self.calibration = self._sampler.calibration
         self.last_chunks: list[ChunkStats | None] = []
+        self.on_draw: Callable[[Draw], None] = lambda draw: None
         self._environments: list[_Environment] = []
         self.reset()
 
@@ -142,6 +123,16 @@ class DiffusionPolicy:
         return dict(self.config.observation_keys)
 
     @property
+    def action_dim(self) -> int:
+        """Numbers in an action."""
+        return self.config.action_dim
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the network."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    @property
     def horizons(self) -> tuple[int, int, int]:
         """(To, Ta, Tp)."""
         return self.config.horizons
@@ -162,20 +153,32 @@ class DiffusionPolicy:
         """
         if seeds is None or isinstance(seeds, (int, np.integer)):
             seeds = [seeds]
-        self._environments = [_Environment(self._stream(seed)) for seed in seeds]
+        self._environments = [_Environment(seed, self.stream(seed)) for seed in seeds]
         self.last_chunks = [None] * len(self._environments)
 
     def reset_env(self, index: int, seed: int | None = None) -> None:
         """Start a new episode in one environment."""
-        self._environments[index] = _Environment(self._stream(seed))
+        self._environments[index] = _Environment(seed, self.stream(seed))
 
-    def _stream(self, seed: int | None) -> torch.Generator:
-        """On the policy's device: noise is drawn where it is used."""
+    def queued(self, index: int) -> int:
+        """How many actions of one environment are drawn and not yet taken: at 0, its next needs a
+        chunk. Environments that need one together have it drawn in one batch."""
+        return len(self._environments[index].queue)
+
+    def coming(self, index: int) -> list[np.ndarray]:
+        """The queued actions (action_dim,) of one environment, the next one first."""
+        return list(self._environments[index].queue)
+
+    def stream(self, seed: int | None, drawn: int = 0) -> torch.Generator:
+        """The random stream of an environment with this seed (None draws one), after ``drawn``
+        chunks. On the policy's device: noise is drawn where it is used."""
         generator = torch.Generator(self.device)
         if seed is None:
             generator.seed()
         else:
             generator.manual_seed(int(seed))
+        for _ in range(drawn):
+            draw_noise([generator], self.schedule.num_steps, self.engine.like)
         return generator
 
     def close(self) -> None:
@@ -210,19 +213,42 @@ class DiffusionPolicy:
             ValueError, NonFiniteError: as :meth:`act`; nothing is drawn then.
         """
         indices = range(len(self._environments)) if indices is None else indices
-        rows = self._check(observations, len(indices))
+        self.observe(observations, indices)
         environments = [self._environments[i] for i in indices]
-        for environment, row in zip(environments, rows, strict=True):
-            self._observe(environment, row)
-        self.last_chunks = [None] * len(environments)
-        empty = [i for i, environment in enumerate(environments) if not environment.queue]
-        if empty:
-            chunks, stats = self._draw([environments[i] for i in empty])
-            first = self.config.obs_horizon - 1
-            for i, chunk, cost in zip(empty, chunks, stats, strict=True):
-                environments[i].queue.extend(chunk[first : first + self.config.action_horizon])
-                self.last_chunks[i] = cost
+        rows = [row for row, environment in enumerate(environments) if not environment.queue]
+        costs: list[ChunkStats | None] = [None] * len(environments)
+        if rows:
+            for row, actions in zip(rows, self.predict([indices[i] for i in rows]), strict=True):
+                environments[row].queue.extend(actions[: self.config.action_horizon])
+            for row, cost in zip(rows, self.last_chunks, strict=True):
+                costs[row] = cost
+        self.last_chunks = costs
         return np.stack([environment.queue.popleft() for environment in environments])
+
+    def observe(self, observations: Observation, indices: Sequence[int] | None = None) -> None:
+        """Take in one observation of each environment, and draw nothing.
+
+        Args, errors: as for :meth:`act_batch`, which begins with this.
+        """
+        indices = range(len(self._environments)) if indices is None else indices
+        for index, row in zip(indices, self._check(observations, len(indices)), strict=True):
+            self._observe(self._environments[index], row)
+
+    def predict(self, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Draw a chunk for each environment from what it has observed so far; queues are left.
+
+        Returns:
+            (B, Tp − To + 1, action_dim) float32 actions, the first for the time of the latest
+            observation. :meth:`act_batch` executes Ta of them; a loop in which a chunk comes late
+            may want the others.
+
+        Raises:
+            NonFiniteError: a NaN or infinity in the network's output or an action.
+        """
+        indices = range(len(self._environments)) if indices is None else indices
+        chunks, costs = self._draw([self._environments[i] for i in indices])
+        self.last_chunks = list(costs)
+        return chunks[:, self.config.obs_horizon - 1 :]
 
     def _check(self, observations: Observation, batch: int) -> np.ndarray:
         """(B, Do) float32 rows, keys in the policy's order."""
@@ -249,15 +275,50 @@ class DiffusionPolicy:
     def _draw(self, environments: list[_Environment]) -> tuple[np.ndarray, list[ChunkStats]]:
         """One chunk (Tp, action_dim) for each environment, drawn in one batch."""
         start = time.perf_counter()
-        history = np.stack([np.stack(environment.history) for environment in environments])
+        histories = np.stack([np.stack(environment.history) for environment in environments])
+        actions, stats = self.sample(histories, [e.generator for e in environments])
+        costs = chunk_stats(stats, time.perf_counter() - start)
+        slopes = self._sampler.last_slopes
+        self.on_draw(
+            Draw(
+                [environment.seed for environment in environments],
+                [environment.drawn for environment in environments],
+                histories,
+                None if slopes is None else slopes.numpy(),
+                actions,
+                costs,
+            )
+        )
+        for environment in environments:
+            environment.drawn += 1
+        return actions, costs
+
+    def sample(
+        self,
+        histories: np.ndarray,
+        generators: Sequence[torch.Generator],
+        calibration: Calibration | None = None,
+    ) -> tuple[np.ndarray, Stats]:
+        """Chunks for given histories: what :meth:`act_batch` draws, without its environments.
+
+        Args:
+            histories: (B, To, Do) float32, the newest last. generators: B random streams.
+            calibration: in place of the policy's own (to draw a chunk again as it once was).
+
+        Returns:
+            (B, Tp, action_dim) float32 actions, and what they cost.
+
+        Raises:
+            NonFiniteError: a NaN or infinity in the network's output or an action.
+        """
         with torch.inference_mode():
-            cond = self._observation_normalizer.normalize(torch.from_numpy(history).to(self.device))
-            generators = [environment.generator for environment in environments]
-            chunks, stats = self._sampler.draw(cond.flatten(1), generators)
+            history = torch.from_numpy(histories).to(self.device)
+            cond = self._observation_normalizer.normalize(history)
+            chunks, stats = self._sampler.draw(cond.flatten(1), generators, calibration)
             actions = self._action_normalizer.unnormalize(chunks).cpu().numpy()
         if not np.isfinite(actions).all():
             raise NonFiniteError("the sampler returned a NaN or infinite action")
-        return actions, chunk_stats(stats, time.perf_counter() - start)
+        return actions, stats
 
     def _initial_calibration(self) -> Calibration:
         """The checkpoint's, where it was made with this sampler; else an empty one.
@@ -270,27 +331,3 @@ class DiffusionPolicy:
         calibration = Calibration.from_dict(stored)
         calibration.frozen = True
         return calibration
-
-
-def chunk_stats(stats: Stats, latency_s: float) -> list[ChunkStats]:
-    """Of each chain of a run."""
-    seconds = stats.seconds
-    other = latency_s - seconds["draft"] - seconds["network"] - seconds["verify"]
-    return [
-        ChunkStats(
-            latency_s,
-            len(stats.calls),
-            stats.sampler,
-            stats.window,
-            int(stats.calls[i]),
-            int(stats.evaluations[i]),
-            int(stats.rejections[i]),
-            stats.accepted[i].numpy(),
-            stats.decided[i].numpy(),
-            seconds["draft"],
-            seconds["network"],
-            seconds["verify"],
-            other,
-        )
-        for i in range(len(stats.calls))
-    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from asd_policy.data.replay import Replay, load_replay
 from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
-from asd_policy.policy.checkpoint import CARD_FILE, save_checkpoint
+from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.schedule import Schedule
 from asd_policy.training.trainer import Report, TrainConfig, Trainer
@@ -44,6 +44,8 @@ def main_train(
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
+    keep: int = 0,
+    start_from: Path | None = None,
     resume: bool = True,
 ) -> None:
     """Train a diffusion policy on demonstrations (low-dimensional observations).
@@ -66,17 +68,16 @@ def main_train(
         seed: seed of weights, batches and noise.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" …
         threads: CPU threads (default: PyTorch's choice).
+        keep: also keep the averaged network of the last N tenths of the training, in
+            `out`/step-<number>: is the last one a lucky one?
+        start_from: begin with the weights of this checkpoint folder, of the same shape and scale
+            of data, in place of random ones (fine-tuning).
         resume: go on with an unfinished run in `out`; with --no-resume, start over.
     """
     spec = get_task(task)
     data = data or Path("outputs/demos") / f"{task}.zarr"
     out = out or Path("outputs/train") / task
-    if data.suffix in (".hdf5", ".h5"):
-        replay = read_hdf5(data, list(spec.observation_keys), filter_key)
-    elif filter_key is not None:
-        raise ValueError(f"--filter-key is for robomimic's HDF5 files; {data} is none")
-    else:
-        replay = load_replay(data, list(spec.observation_keys))
+    replay = _load(data, list(spec.observation_keys), filter_key)
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "auto":
@@ -87,9 +88,12 @@ def main_train(
         down_dims=tuple(down_dims),
         step_embed_dim=step_embed_dim,
     )
+    if not 0 <= keep <= 10:
+        raise ValueError(f"--keep takes 0 to 10 models, got {keep}")
     config = TrainConfig(steps, batch_size, learning_rate, seed=seed)
     schedule = Schedule.ddpm(diffusion_steps)
-    trainer = Trainer(replay, policy, schedule, config, device)
+    start = None if start_from is None else load_checkpoint(start_from)
+    trainer = Trainer(replay, policy, schedule, config, device, start)
     state_file = _prepare(out, trainer, resume)
     console = Console()
     parameters = sum(p.numel() for p in trainer.network.parameters())
@@ -98,16 +102,23 @@ def main_train(
         f"episodes ({trainer.num_windows} windows), {steps} steps of {batch_size}, {device}"
         + (f", resumed at step {trainer.step}" if trainer.step else "")
     )
-    _run(trainer, state_file, console)
-    console.print("Calibrating the drafts (slopes and acceptance) …")
-    card = {
-        "task": task,
-        "recipe": _recipe(trainer, device),
-        "training_data": _data_card(replay),
-        "calibration": trainer.calibration(),
-    }
-    save_checkpoint(out, trainer.checkpoint(card))
+
+    def save(folder: Path) -> None:
+        console.print(f"Calibrating the drafts (slopes and acceptance) for {folder} …")
+        save_checkpoint(folder, trainer.checkpoint(_card(task, trainer, replay)))
+
+    marks = {steps * tenth // 10 for tenth in range(11 - keep, 11)}
+    _run(trainer, state_file, console, marks, lambda: save(out / f"step-{trainer.step:06d}"))
+    save(out)
     console.print(f"Final loss {trainer.loss:.4f}. Checkpoint: {out}")
+
+
+def _load(data: Path, keys: list[str], filter_key: str | None) -> Replay:
+    if data.suffix in (".hdf5", ".h5"):
+        return read_hdf5(data, keys, filter_key)
+    if filter_key is not None:
+        raise ValueError(f"--filter-key is for robomimic's HDF5 files; {data} is none")
+    return load_replay(data, keys)
 
 
 def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
@@ -120,10 +131,25 @@ def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
     return state_file
 
 
-def _run(trainer: Trainer, state_file: Path, console: Console) -> None:
+def _run(
+    trainer: Trainer,
+    state_file: Path,
+    console: Console,
+    marks: Collection[int],
+    save: Callable[[], None],
+) -> None:
+    """Train to the end; `save` at the steps in `marks`."""
+    if trainer.step in marks:  # stopped there, perhaps before it was saved
+        save()
     try:
         with _reporter(trainer, console) as report:
-            trainer.run(state_file, report)
+
+            def after(now: Report) -> None:
+                report(now)
+                if now.step in marks:
+                    save()
+
+            trainer.run(state_file, after)
     except KeyboardInterrupt:
         console.print(f"Stopped at step {trainer.step}; run the same command to go on.")
         raise
@@ -158,11 +184,21 @@ def _reporter(trainer: Trainer, console: Console) -> Iterator[Callable[[Report],
         yield lambda now: progress.update(bar, completed=now.step, loss=now.loss)
 
 
-def _recipe(trainer: Trainer, device: str) -> dict[str, object]:
+def _card(task: str, trainer: Trainer, replay: Replay) -> dict[str, object]:
+    return {
+        "task": task,
+        "recipe": _recipe(trainer),
+        "training_data": _data_card(replay),
+        "calibration": trainer.calibration(),
+    }
+
+
+def _recipe(trainer: Trainer) -> dict[str, object]:
     config = trainer.config
     return {
         "optimizer": "AdamW, betas (0.95, 0.999)",
         "steps": config.steps,
+        "steps_done": trainer.step,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
         "warmup_steps": config.warmup_steps,
@@ -171,7 +207,8 @@ def _recipe(trainer: Trainer, device: str) -> dict[str, object]:
         "gradient_clip": config.gradient_clip,
         "ema_power": config.ema_power,
         "seed": config.seed,
-        "device": device,
+        "started_from": trainer.started_from,
+        "device": str(trainer.device),
         "threads": torch.get_num_threads(),
         "seconds": round(trainer.seconds, 1),
         "final_loss": round(trainer.loss, 5),

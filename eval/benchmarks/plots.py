@@ -24,6 +24,7 @@ COLOURS = {
     "ddpm": "#000000",
     "eager-loop": "#999999",
     "ddim-10": "#009E73",
+    "ddim-16": "#66C2A5",
     "asd-memory": "#56B4E9",
     "asd-slope": "#CC79A7",
     "asd-frozen": "#E69F00",

@@ -220,7 +220,6 @@ def test_starting_anew_forgets_what_was_saved(tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"task": "lfit"}, "unknown task 'lfit'; expected one of: lift"),
-        ({"task": "transport"}, "task 'transport' has no scripted expert"),
         ({"episodes": 0}, "expected at least 1 episode, got 0"),
         ({"noise": -0.1}, r"expected noise between 0 and 1 \(action units\), got -0.1"),
         ({"noise": float("nan")}, "expected noise between 0 and 1 .* got nan"),

@@ -1,5 +1,7 @@
 """Pictures, where there is OpenGL; a clear message where there is none."""
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -31,8 +33,8 @@ def opengl():
 
 
 def test_without_opengl_the_message_says_what_to_install(lift, monkeypatch, fresh_choice):
-    monkeypatch.setattr(rendering, "_works", lambda backend: False)
-    monkeypatch.setattr(rendering.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(rendering, "works", lambda backend: False)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(lift, "render_mode", "rgb_array")
     lift.reset(seed=0)
     with pytest.raises(
@@ -42,12 +44,12 @@ def test_without_opengl_the_message_says_what_to_install(lift, monkeypatch, fres
 
 
 def test_a_backend_that_cannot_draw_is_found_out():
-    assert not rendering._works("no_such_backend")
+    assert not rendering.works("no_such_backend")
 
 
 def test_the_variable_decides_alone(monkeypatch, fresh_choice):
     tried = []
-    monkeypatch.setattr(rendering, "_works", lambda backend: bool(tried.append(backend)))
+    monkeypatch.setattr(rendering, "works", lambda backend: bool(tried.append(backend)))
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     with pytest.raises(DependencyNotInstalled, match=r"tried: osmesa\)"):
         rendering.choose_backend()
@@ -87,13 +89,20 @@ def test_gymnasium_accepts_the_rendering(opengl):
     env.close()
 
 
-def test_an_optimizer_can_be_made_after_a_picture(opengl):
-    """PyTorch then loads Triton, whose LLVM does not bear Mesa's before it in the process."""
+@pytest.mark.parametrize("named", [False, True], ids=["found", "named in MUJOCO_GL"])
+def test_an_optimizer_can_be_made_after_a_picture(opengl, named):
+    """PyTorch then loads Triton, whose LLVM does not bear Mesa's before it in the process. With the
+    variable set, importing MuJoCo loads OpenGL already."""
+    env = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
+    env |= {"MUJOCO_GL": opengl} if named else {}
     code = (
+        "import asd_policy.envs.simulator\n"
         "from asd_policy.envs.rendering import OffscreenCamera\n"
         "import torch\n"
         "camera = OffscreenCamera(8, 8)\n"
         "torch.optim.AdamW([torch.zeros(1)])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -73,3 +73,22 @@ def test_what_would_fail_later_is_refused_at_once(tmp_path, monkeypatch, extra, 
     with pytest.raises(error, match=message):
         demos.main_collect(out=tmp_path / "lift.zarr", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_arms_are_drawn_in_two_rows(tmp_path):
+    root = zarr.open_group(str(tmp_path / "two.zarr"), mode="w")
+    rng = np.random.default_rng(0)
+    for arm in (0, 1):
+        root[f"data/robot{arm}_eef_pos"] = rng.normal(size=(10, 3))
+        root[f"data/robot{arm}_eef_quat"] = np.tile([0.0, 0.0, 0.0, 1.0], (10, 1))
+    actions = np.zeros((10, 14))
+    actions[5:, 7:10] = 0.5
+    root["data/action"] = actions
+    root["meta/episode_ends"] = np.array([5, 10])
+    keys = {f"robot{arm}_eef_pos": 3 for arm in (0, 1)}
+    root.attrs.update(observation_keys=keys, task="two", noise={"std": 0.0})
+    np.testing.assert_array_equal(like_moments(root, 0), np.zeros(10))
+    np.testing.assert_allclose(like_moments(root, 1), np.full(10, 0.5 * np.sqrt(3)))
+    draw_variety(tmp_path / "two.zarr", tmp_path / "two.png")
+    height, width = imageio.imread(tmp_path / "two.png").shape[:2]
+    assert 0.5 < height / width < 0.6

@@ -38,7 +38,8 @@ def lift_is_shipped() -> bool:
     ("words", "message"),
     [
         (["--task", "juggle"], r"error: unknown task 'juggle'; expected one of: lift"),
-        (["--samplers", "asd", "euler"], r"invalid choice 'euler'.*Expected one of \('asd'"),
+        (["--samplers", "asd", "euler"], r"error: --samplers .* of asd, .*, ddim-N; got euler"),
+        (["--samplers", "ddim-0"], r"error: --samplers .* ddim-N; got ddim-0"),
         (["--samplers"], r"error: --samplers takes one or more of asd, .*; got none"),
         (["--samplers", "asd", "asd"], r"error: --samplers names each sampler once; got asd"),
         (["--episodes", "0"], r"error: --episodes must be a whole number, 1 or more; got 0"),
@@ -57,6 +58,10 @@ def lift_is_shipped() -> bool:
         (["--eta", "nan"], r"error: --eta must be from 0 to 1, got nan"),
         (["--tolerance", "0"], r"error: --tolerance must be a positive number, got 0"),
         (["--device", "tpu"], r"error: --device must be auto or one .*cpu.*; got 'tpu'"),
+        (["--control-rate", "40"], r"error: --control-rate needs --delay or --realtime; got 40"),
+        (["--realtime", "--num-envs", "2"], r"error: --delay measured needs --num-envs 1.*got 2"),
+        (["--realtime", "--delay", "5"], r"error: --realtime is --delay measured; got --delay 5"),
+        (["--delay", "soon"], r"--delay.*'soon'"),
         (["--name", "a/b"], r"error: --name must be a plain file name, got 'a/b'"),
         (["--resume"], r"error: --resume needs --out.*got none"),
         (["--epsiodes", "3"], r"Unrecognized options: --epsiodes"),
@@ -173,7 +178,7 @@ def test_an_output_folder_in_use(refused, checkpoint, tmp_path):
 
 def test_an_evaluation_of_every_sampler_and_its_continuation(run, checkpoint, tmp_path):
     names = ["asd", "asd-slope", "asd-memory", "asd-frozen", "asd-paper", "ddpm", "ddim"]
-    names += ["paradigms", "asd-ddim"]
+    names += ["paradigms", "asd-ddim", "ddim-3"]
     words = ["eval", "--checkpoint", checkpoint, "--out", tmp_path / "out", "--horizon", 9]
     words += ["--ddim-steps", 5, "--eta", 0.5, "--threads", 1, "--samplers", *names]
     status, output, errors = run(*words, "--episodes", 1)
@@ -184,8 +189,11 @@ def test_an_evaluation_of_every_sampler_and_its_continuation(run, checkpoint, tm
     calls = {name: s["network_calls_per_chunk"] for name, s in results["samplers"].items()}
     assert calls["ddpm"] == 10
     assert calls["ddim"] == 5
+    assert calls["ddim-3"] == 3
     assert calls["asd"] <= 10
-    assert results["resolved"]["steps"] == {name: 5 if "ddim" in name else 10 for name in names}
+    assert results["resolved"]["steps"] == (
+        {name: 5 if "ddim" in name else 10 for name in names} | {"ddim-3": 3}
+    )
     status, output, errors = run(*words, "--episodes", 1)
     assert status == 2
     assert "add --resume" in errors

@@ -104,7 +104,7 @@ def test_a_run_of_another_schema_is_refused(options, run):
     run(options)
     config = json.loads((options.out / "config.json").read_text())
     write_json(options.out / "config.json", config | {"schema_version": 0})
-    with pytest.raises(OutputExistsError, match="schema_version: 0 there, 1 now"):
+    with pytest.raises(OutputExistsError, match="schema_version: 0 there, 2 now"):
         run(again(options))
 
 

@@ -10,6 +10,7 @@ import pytest
 from asd_policy.eval.records import Episode
 from asd_policy.eval.report import print_report
 from asd_policy.eval.results import summarize
+from asd_policy.eval.statistics import difference_interval
 
 
 def chunk(latency_s, calls, evaluations=0, rejections=0, accepted=0, decided=0, window=1):
@@ -34,6 +35,7 @@ def episode(sampler, seed, success, chunks, cold=False, **changes):
         "steps": 3,
         "return_": float(success),
         "num_envs": 1,
+        "restarts": 0,
         "wall_s": 4.0,
         "processor_wait_s": 0.04,
         "policy_s": 3.0,
@@ -66,6 +68,8 @@ def config():
             "kernels": "native",
             "precision": "fp32",
             "compile": False,
+            "horizons": [2, 8, 16],
+            "control_hz": 20,
             "steps": {"asd": 50, "ddpm": 50},
         },
     }
@@ -114,6 +118,11 @@ def test_every_figure_by_hand(config, episodes):
     assert ddpm["acceptance_rate"] is None
     assert asd["time"]["total_s"] == 8
     assert asd["time"]["share"] == {"policy": 0.75, "simulation": 0.25, "rendering": 0.0}
+    difference = results["paired"][0].pop("difference")
+    assert difference == {
+        "estimate": 0.5,
+        "ci95": pytest.approx(difference_interval(1, 0, 2, 0.95)),
+    }
     assert results["paired"][0] == {
         "a": "asd", "b": "ddpm", "n": 2, "both": 1, "only_a": 1, "only_b": 0, "neither": 0,
         "p_value": 1.0,

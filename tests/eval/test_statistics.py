@@ -2,9 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from asd_policy.eval.statistics import latency_ms, mean, paired_success, ratio, success_rate
+from asd_policy.eval.statistics import (
+    difference_interval,
+    latency_ms,
+    mean,
+    paired_success,
+    ratio,
+    success_rate,
+)
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
@@ -59,6 +67,44 @@ def test_mcnemar_by_hand():
     b = dict.fromkeys(range(6), False)
     assert paired_success(a, b)["p_value"] == pytest.approx(2 / 2**6)
     assert paired_success(a, a)["p_value"] is None
+
+
+def pairs(both, only_a, only_b, neither):
+    """Outcomes of two samplers with these counts."""
+    rows = [(1, 1)] * both + [(1, 0)] * only_a + [(0, 1)] * only_b + [(0, 0)] * neither
+    return tuple({i: bool(row[j]) for i, row in enumerate(rows)} for j in (0, 1))
+
+
+def test_the_difference_has_tangos_interval():
+    difference = paired_success(*pairs(36, 12, 2, 0))["difference"]
+    assert difference["estimate"] == pytest.approx(0.2)
+    assert difference["ci95"] == pytest.approx(difference_interval(12, 2, 50, 0.95))
+
+
+def test_the_difference_turns_its_sign_with_the_samplers():
+    a, b = pairs(150, 12, 5, 33)
+    there, back = paired_success(a, b)["difference"], paired_success(b, a)["difference"]
+    assert there["estimate"] == pytest.approx(-back["estimate"])
+    assert there["ci95"] == pytest.approx([-x for x in reversed(back["ci95"])])
+
+
+def test_samplers_that_never_differ_still_have_an_uncertain_difference():
+    difference = paired_success(*pairs(198, 0, 0, 2))["difference"]
+    assert difference["estimate"] == 0
+    low, high = difference["ci95"]
+    assert -0.03 < low < 0 < high < 0.03
+    assert paired_success({}, {})["difference"] is None
+
+
+def test_the_interval_of_the_difference_covers_it():
+    rng = np.random.default_rng(0)
+    p = np.array([0.85, 0.06, 0.02, 0.07])  # true difference 0.04
+    covered = 0
+    for counts in rng.multinomial(100, p, size=400):
+        low, high = paired_success(*pairs(*counts))["difference"]["ci95"]
+        covered += low <= 0.04 <= high
+    # binomial(400, 0.95): below 360 with probability under 1e-4
+    assert covered >= 360
 
 
 def test_mean_and_ratio_of_nothing_are_none():

@@ -152,10 +152,15 @@ def test_a_policy_is_trained_and_rolled_out_by_robomimics_scripts(tmp_path, caps
     agent = next(Path(tmp_path / "out").rglob("*.pth"))
     words = ["--agent", str(agent), "--n_rollouts", "1", "--horizon", "9", "--seed", "0",
              "--dataset_path", str(tmp_path / "made.hdf5"), "--dataset_obs"]  # fmt: skip
+    words += ["--record", str(tmp_path / "asd.json")]
     assert command.main(["run_trained_agent", *words, "--sampler", "asd", "--window", "8"]) == 0
     out = capsys.readouterr().out
     assert "averaged (EMA) weights" in out
     assert "9 control steps" in out
     assert "2 chunks of" in out
+    (episode,) = json.loads((tmp_path / "asd.json").read_text())["episodes"]
+    assert (episode["seed"], episode["steps"], len(episode["calls"])) == (0, 9, 2)
+    assert episode["policy_s"] > 0
+    assert episode["simulation_s"] > 0
     words = ["--dataset", str(tmp_path / "lift.hdf5"), "--n", "1", "--use-actions"]
     assert command.main(["playback", *words]) == 0

@@ -3,116 +3,123 @@
     python -m asd_policy.integrations.robomimic train --config lift.json
     python -m asd_policy.integrations.robomimic run_trained_agent --agent model.pth --sampler asd
     python -m asd_policy.integrations.robomimic playback --dataset demos.hdf5
+    python -m asd_policy.integrations.robomimic overhead
 
-Options are those of the script. ``run_trained_agent`` has three more: ``--sampler NAME`` (asd,
-ddpm, ddim, paradigms; without it, robomimic's policy acts as it is), ``--window N`` and
-``--steps N``. It says at the end how long the policy took, apart from the simulation.
+Options are those of the script. ``run_trained_agent`` has four more: ``--sampler NAME`` (asd,
+ddpm, ddim, paradigms; without it, robomimic's policy acts as it is), ``--window N``, ``--steps N``,
+and ``--record FILE``, which writes each episode's outcome and times (JSON). With ``--seed S``
+episode i has the seed S+i, whatever policy acts: ``asd-policy compare`` pairs two such files.
+``overhead`` says what the wrapper costs beyond the sampler.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import runpy
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from asd_policy.errors import AsdPolicyError
+from asd_policy.errors import AsdPolicyError, OutputExistsError
 
 SCRIPTS = {
     "run_trained_agent": "robomimic.scripts.run_trained_agent",
     "train": "robomimic.scripts.train",
     "playback": "robomimic.scripts.playback_dataset",
 }
+OURS = {"overhead": "asd_policy.integrations.robomimic.overhead"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one script; exit status 2 for a mistake of the user's, said in one message."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] not in SCRIPTS:
+    if not words or words[0] not in {**SCRIPTS, **OURS}:
         print(__doc__, file=sys.stderr)
         return 0 if words and words[0] in ("-h", "--help") else 2
     try:
-        from asd_policy.integrations import robomimic as integration
-
-        clock = Clock()
-        options = _options(words[1:]) if words[0] == "run_trained_agent" else None
-        rest = words[1:]
-        if options is not None:
-            chosen, rest = options
-            _install(integration, chosen, clock)
-        sys.argv = [words[0], *rest]
-        with torch.set_grad_enabled(words[0] == "train"):
-            runpy.run_module(SCRIPTS[words[0]], run_name="__main__", alter_sys=True)
-        if clock.steps:
-            print(clock)
+        importlib.import_module("asd_policy.integrations.robomimic")
+        if words[0] in OURS:
+            importlib.import_module(OURS[words[0]]).main(words[1:])
+        elif words[0] == "run_trained_agent":
+            _run_trained_agent(words)
+        else:
+            _run(words)
     except AsdPolicyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Ours, and the words that are left for the script."""
+def _run(words: Sequence[str]) -> None:
+    sys.argv = list(words)
+    with torch.set_grad_enabled(words[0] == "train"):
+        runpy.run_module(SCRIPTS[words[0]], run_name="__main__", alter_sys=True)
+
+
+def _run_trained_agent(words: Sequence[str]) -> None:
+    from asd_policy.integrations.robomimic.record import Recording
+
+    ours, rest = _options(words[1:])
+    out: Path | None = ours.record
+    if out is not None and out.exists():
+        raise OutputExistsError(f"{out} exists already; expected a path for a new file")
+    recording = Recording(ours.seed, out, {"words": list(words), "sampler": ours.sampler})
+    sampler = {
+        name: getattr(ours, name)
+        for name in ("sampler", "window", "steps")
+        if getattr(ours, name) is not None
+    }
+    with _recorded(sampler, recording):
+        _run([words[0], *rest])
+    recording.save()
+    if recording.episodes:
+        print(recording)
+
+
+def _options(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Ours, and the words that are left for the script (with ``--seed``, which is both's)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--sampler", choices=("asd", "ddpm", "ddim", "paradigms"))
     parser.add_argument("--window", type=int)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--seed", type=int)
     ours, rest = parser.parse_known_args(words)
-    return {name: value for name, value in vars(ours).items() if value is not None}, rest
+    return ours, rest if ours.seed is None else [*rest, "--seed", str(ours.seed)]
 
 
-class Clock:
-    """Time in the policy, by control step."""
-
-    def __init__(self) -> None:
-        self.steps, self.seconds = 0, 0.0
-        self.chunks: list[int] = []
-
-    def __str__(self) -> str:
-        text = (
-            f"Policy: {self.seconds:.2f} s in {self.steps} control steps, "
-            f"{1e3 * self.seconds / self.steps:.2f} ms each"
-        )
-        if self.chunks:
-            text += (
-                f"; {len(self.chunks)} chunks of {sum(self.chunks) / len(self.chunks):.1f} calls"
-            )
-        return text
-
-
-def _install(integration: Any, options: dict[str, Any], clock: Clock) -> None:
-    """Have ``FileUtils.policy_from_checkpoint`` return a policy that is accelerated and timed."""
+@contextmanager
+def _recorded(sampler: dict[str, Any], recording: Any) -> Iterator[None]:
+    """Have robomimic load policies that are accelerated, and record them and their environments."""
     import robomimic.utils.file_utils as file_utils
 
-    load = file_utils.policy_from_checkpoint
+    from asd_policy.integrations import robomimic as integration
+    from asd_policy.integrations.robomimic.record import RecordedEnvironment
+
+    load, make = file_utils.policy_from_checkpoint, file_utils.env_from_checkpoint
 
     def policy_from_checkpoint(*args: Any, **kwargs: Any) -> Any:
         policy, checkpoint = load(*args, **kwargs)
-        if "sampler" in options:
-            policy = integration.accelerate(policy, **options)
-        return _timed(policy, clock), checkpoint
+        if "sampler" in sampler:
+            policy = integration.accelerate(policy, **sampler)
+        recording.about["policy"] = getattr(policy, "description", "robomimic's own")
+        return recording.policy(policy), checkpoint
+
+    def env_from_checkpoint(*args: Any, **kwargs: Any) -> Any:
+        env, checkpoint = make(*args, **kwargs)
+        return RecordedEnvironment(env, recording), checkpoint
 
     file_utils.policy_from_checkpoint = policy_from_checkpoint
-
-
-def _timed(policy: Any, clock: Clock) -> Any:
-    """The same policy; Python looks ``__call__`` up on the class, so it gets one of its own."""
-    kind = type(policy)
-
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        action = kind.__call__(self, *args, **kwargs)
-        clock.seconds += time.perf_counter() - start
-        clock.steps += 1
-        clock.chunks += [c.calls for c in getattr(self, "last_chunks", []) if c is not None]
-        return action
-
-    policy.__class__ = type(kind.__name__, (kind,), {"__call__": __call__})
-    return policy
+    file_utils.env_from_checkpoint = env_from_checkpoint
+    try:
+        yield
+    finally:
+        file_utils.policy_from_checkpoint, file_utils.env_from_checkpoint = load, make
 
 
 if __name__ == "__main__":

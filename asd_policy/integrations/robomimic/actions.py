@@ -1,16 +1,68 @@
-"""Actions from [−1, 1] back to the data's own units, as robomimic 0.4 and 0.5 do it."""
+"""Actions to [−1, 1] and back to the data's own units, as robomimic 0.4 and 0.5 do it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, DatasetError
 from asd_policy.integrations.robomimic_format import offset_and_scale
+
+BOUND = 0.999999  # 0.4 and 0.5 send the largest action there, clear of what rounding does to 1
+CONSTANT = 1e-4  # and leave the scale of a column with less range alone
+
+
+def fitted_statistics(config: Any) -> dict[str, dict[str, np.ndarray]] | None:
+    """``action_normalization_stats`` of the demonstrations that a configuration trains on.
+
+    Each column's range goes to [−1, 1] where ``train.action_config.actions.normalization`` is
+    "min_max"; None where it is None.
+
+    Raises:
+        DatasetError: another normalization, or other ``train.action_keys`` than robomimic 0.3
+            reads from its files.
+    """
+    keys = list(config.train.action_keys)
+    if keys != ["actions"]:
+        raise DatasetError(f"robomimic 0.3 trains on the action key 'actions' alone, got {keys}")
+    kind = config.train.action_config["actions"].get("normalization")
+    if kind is None:
+        return None
+    if kind != "min_max":
+        raise DatasetError(
+            "train.action_config.actions.normalization: expected null or 'min_max', since the "
+            f"chain is clipped to [−1, 1]; got {kind!r}"
+        )
+    low, high = _bounds(Path(config.train.data).expanduser(), config.train.hdf5_filter_key)
+    ranges = high - low
+    scale = np.where(ranges < CONSTANT, 1.0, ranges / (2 * BOUND))
+    return {"actions": {"offset": (low + high)[None] / 2, "scale": scale[None]}}
+
+
+def _bounds(path: Path, filter_key: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest actions (action_dim,) of a dataset's episodes."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        names = list(file["data"])
+        if filter_key is not None:
+            names = [name.decode() for name in file[f"mask/{filter_key}"][:]]
+        actions = [file[f"data/{name}/actions"][:] for name in names]
+    return (
+        np.min([rows.min(0) for rows in actions], axis=0).astype(np.float64),
+        np.max([rows.max(0) for rows in actions], axis=0).astype(np.float64),
+    )
+
+
+def statistics_of(policy: Any) -> Any:
+    """A ``RolloutPolicy``'s ``action_normalization_stats``: its file's, or those it trains with."""
+    own = getattr(policy, "action_normalization_stats", None)
+    return getattr(policy.policy, "action_normalization_stats", None) if own is None else own
 
 
 @dataclass(frozen=True)

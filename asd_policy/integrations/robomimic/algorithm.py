@@ -20,6 +20,7 @@ from robomimic.models.obs_nets import ObservationGroupEncoder
 from torch import Tensor, nn
 
 from asd_policy.errors import CheckpointError, DatasetError
+from asd_policy.integrations.robomimic.actions import fitted_statistics
 from asd_policy.integrations.robomimic.rollout import chunk_sampler, encode, rollout_networks
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
@@ -78,7 +79,8 @@ class DiffusionPolicyUNet(PolicyAlgo):
         self._set_networks(encoder, network)
         self.schedule = trained_schedule(self.algo_config)
         self.updates = 0
-        self._checked_actions = False
+        self.action_normalization_stats: Any = None
+        self._knows_statistics = False
         self._queue: deque[Tensor] = deque()
         self._sampler: ChunkSampler | None = None
 
@@ -121,10 +123,13 @@ class DiffusionPolicyUNet(PolicyAlgo):
     def process_batch_for_training(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The To first observations and Tp first actions of a batch's sequences.
 
+        Actions are normalized as ``train.action_config`` says; observations are later, by
+        robomimic.
+
         Raises:
-            DatasetError: actions outside [−1, 1], of the first batch.
+            DatasetError: actions outside [−1, 1], or sequences of another length.
         """
-        actions = batch["actions"][:, : self._horizon("prediction")]
+        actions = self._normalized(batch["actions"][:, : self._horizon("prediction")])
         expected = self._horizon("prediction"), self.ac_dim
         if tuple(actions.shape[1:]) != expected:
             raise DatasetError(
@@ -132,14 +137,12 @@ class DiffusionPolicyUNet(PolicyAlgo):
                 "train.seq_length must be algo.horizon.prediction_horizon or more, and "
                 "train.frame_stack algo.horizon.observation_horizon"
             )
-        if not self._checked_actions:
-            worst = float(actions.abs().max())
-            if not worst <= 1:
-                raise DatasetError(
-                    f"diffusion_policy needs actions in [−1, 1], found {worst:.4g}; scale them in "
-                    "the dataset (robomimic 0.3 does not normalize actions)"
-                )
-            self._checked_actions = True
+        worst = float(actions.abs().max())
+        if not worst <= 1:
+            raise DatasetError(
+                f"diffusion_policy needs actions in [−1, 1], found {worst:.4g}; "
+                'train.action_config.actions.normalization "min_max" scales them'
+            )
         time = self._horizon("observation")
         made = {
             "obs": {key: batch["obs"][key][:, :time] for key in self.obs_shapes},
@@ -147,6 +150,16 @@ class DiffusionPolicyUNet(PolicyAlgo):
             "actions": actions,
         }
         return tensor_utils.to_device(tensor_utils.to_float(made), self.device)
+
+    def _normalized(self, actions: Tensor) -> Tensor:
+        if not self._knows_statistics:
+            self.action_normalization_stats = fitted_statistics(self.global_config)
+            self._knows_statistics = True
+        if self.action_normalization_stats is None:
+            return actions
+        parts = self.action_normalization_stats["actions"]
+        offset, scale = (actions.new_tensor(parts[name][0]) for name in ("offset", "scale"))
+        return (actions - offset) / scale
 
     def train_on_batch(
         self, batch: dict[str, Any], epoch: int, validate: bool = False

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from asd_policy.data.robomimic_hdf5 import has_published_layout
+from asd_policy.envs.opengl import before_mujoco
 from asd_policy.errors import IntegrationError
-from asd_policy.integrations.robomimic.actions import ActionScale
+from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic_format import offset_and_scale
+from asd_policy.integrations.torchvision_operators import import_torchvision
 
 KNOWN_VERSIONS = ("0.3", "0.4", "0.5")
 
@@ -78,6 +82,26 @@ def broadcast_normalization(obs_utils: Any) -> None:
     obs_utils.normalize_obs = normalize_obs
 
 
+def normalize_once(sequence_dataset: Any) -> None:
+    """robomimic 0.3 normalizes observations in its dataset, and again in each batch.
+
+    The second time is the right one (it knows pictures as the network sees them, and it is what a
+    rollout does), so the dataset returns what its file holds. 0.4 does so.
+    """
+
+    def fetching(get_item: Any) -> Any:
+        def raw(self: Any, index: int) -> Any:
+            normalizes, self.hdf5_normalize_obs = self.hdf5_normalize_obs, False
+            try:
+                return get_item(self, index)
+            finally:
+                self.hdf5_normalize_obs = normalizes
+
+        return raw
+
+    replace(sequence_dataset, "get_item", fetching)
+
+
 def replace(module: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
     """Put ``wrapper(function)`` in a function's place, once."""
     function = getattr(module, name)
@@ -87,8 +111,8 @@ def replace(module: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
         setattr(module, name, wrapped)
 
 
-def keep_action_statistics(file_utils: Any, rollout_policy: Any) -> None:
-    """robomimic 0.3 drops a checkpoint's ``action_normalization_stats``, which 0.4 brought.
+def keep_action_statistics(file_utils: Any, train_utils: Any, rollout_policy: Any) -> None:
+    """robomimic 0.3 neither saves nor loads ``action_normalization_stats``, which 0.4 brought.
 
     Actions would come out in [−1, 1] instead of their own units.
     """
@@ -97,6 +121,7 @@ def keep_action_statistics(file_utils: Any, rollout_policy: Any) -> None:
         def policy_from_checkpoint(*args: Any, **kwargs: Any) -> Any:
             policy, checkpoint = load(*args, **kwargs)
             policy.action_normalization_stats = checkpoint.get("action_normalization_stats")
+            policy.policy.action_normalization_stats = policy.action_normalization_stats
             return policy, checkpoint
 
         return policy_from_checkpoint
@@ -104,15 +129,39 @@ def keep_action_statistics(file_utils: Any, rollout_policy: Any) -> None:
     def acting(call: Any) -> Any:
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
             action = call(self, *args, **kwargs)
-            statistics = getattr(self, "action_normalization_stats", None)
+            statistics = statistics_of(self)
             if statistics is None:
                 return action
             return ActionScale.of(statistics, self.policy.global_config).unnormalize(action)
 
         return __call__
 
+    def saving(save: Any) -> Any:
+        def save_model(model: Any, *args: Any, **kwargs: Any) -> None:
+            save(model, *args, **kwargs)
+            statistics = getattr(model, "action_normalization_stats", None)
+            if statistics is not None:
+                _add_to_file(_argument(save, "ckpt_path", model, *args, **kwargs), statistics)
+
+        return save_model
+
     replace(file_utils, "policy_from_checkpoint", loading)
+    replace(train_utils, "save_model", saving)
     replace(rollout_policy, "__call__", acting)
+
+
+def _argument(function: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    return inspect.signature(function).bind(*args, **kwargs).arguments[name]
+
+
+def _add_to_file(path: str, statistics: Any) -> None:
+    """To a checkpoint that this process has just written."""
+    content = torch.load(path, map_location="cpu", weights_only=False)
+    content["action_normalization_stats"] = {
+        key: {name: np.asarray(value).tolist() for name, value in parts.items()}
+        for key, parts in statistics.items()
+    }
+    torch.save(content, path)
 
 
 # ---- environments -------------------------------------------------------------------------------
@@ -200,14 +249,19 @@ def apply(version: tuple[int, int]) -> None:
     """All fixes that this release of robomimic needs; a second call changes nothing."""
     if version >= (0, 4):
         return
+    before_mujoco()
+    import_torchvision()
     stub_mujoco_py()
     import robomimic.utils.env_utils as env_utils
     import robomimic.utils.file_utils as file_utils
     import robomimic.utils.obs_utils as obs_utils
+    import robomimic.utils.train_utils as train_utils
     from robomimic.algo import RolloutPolicy
+    from robomimic.utils.dataset import SequenceDataset
 
     accept_wrapped_environments()
     broadcast_normalization(obs_utils)
-    keep_action_statistics(file_utils, RolloutPolicy)
+    normalize_once(SequenceDataset)
+    keep_action_statistics(file_utils, train_utils, RolloutPolicy)
     if importlib.util.find_spec("robosuite"):
         migrate_environments(env_utils)

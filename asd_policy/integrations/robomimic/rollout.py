@@ -15,7 +15,7 @@ from robomimic.algo import RolloutPolicy
 from torch import Tensor
 
 from asd_policy.errors import NonFiniteError
-from asd_policy.integrations.robomimic.actions import ActionScale
+from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic_format import (
     ddim_steps,
     network_from_weights,
@@ -24,7 +24,7 @@ from asd_policy.integrations.robomimic_format import (
 )
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.chunks import ChunkSampler
-from asd_policy.policy.policy import ChunkStats, chunk_stats
+from asd_policy.policy.draws import ChunkStats, chunk_stats
 from asd_policy.samplers.config import SamplerConfig
 
 Observation = Mapping[str, Any]
@@ -131,7 +131,7 @@ class AcceleratedPolicy(RolloutPolicy):
     ) -> None:
         super().__init__(wrapped.policy, wrapped.obs_normalization_stats)
         self.wrapped = wrapped
-        self.action_normalization_stats = getattr(wrapped, "action_normalization_stats", None)
+        self.action_normalization_stats = statistics_of(wrapped)
         algo = wrapped.policy
         horizon = algo.algo_config["horizon"]
         self.horizons = tuple(
@@ -143,6 +143,9 @@ class AcceleratedPolicy(RolloutPolicy):
         nets, self.uses_ema = rollout_networks(algo)
         self.encoder = nets["obs_encoder"]
         self._scale = ActionScale.of(self.action_normalization_stats, algo.global_config)
+        statistics = wrapped.obs_normalization_stats or {}
+        known = [key for key in self.shapes if key in statistics]
+        self._statistics = offset_and_scale(statistics, known, "observation")
         self._prepares_batches = (
             "batched_ob" in inspect.signature(wrapped._prepare_observation).parameters
         )
@@ -181,6 +184,14 @@ class AcceleratedPolicy(RolloutPolicy):
     def reset_env(self, index: int, seed: int | None = None) -> None:
         """Start a new episode in one environment of a batch."""
         self._episodes[index] = self._episode(seed)
+
+    def queued(self, index: int) -> int:
+        """Actions that an environment can take before its next chunk must be drawn."""
+        return len(self._episodes[index].queue)
+
+    def coming(self, index: int) -> list[np.ndarray]:
+        """The queued actions (action_dim,) of an environment, the next one first."""
+        return list(self._episodes[index].queue)
 
     def _episode(self, seed: int | None) -> _Episode:
         number = int(torch.randint(2**63 - 1, ())) if seed is None else int(seed)
@@ -292,8 +303,8 @@ class AcceleratedPolicy(RolloutPolicy):
     ) -> tuple[np.ndarray, list[ChunkStats]]:
         """The executed actions (B, Ta, action_dim) of one chunk for each environment."""
         start = time.perf_counter()
-        cond = encode(self.encoder, self._prepare(frames))
-        if not bool(torch.isfinite(cond).all()):
+        cond = self.encode(self._prepare(frames))
+        if not np.isfinite(cond.cpu().numpy()).all():
             bad = [k for k, v in frames.items() if not np.isfinite(v).all()]
             raise NonFiniteError(f"NaN or infinite observations: {', '.join(bad) or 'encoded'}")
         chunks, stats = self.chunks.draw(cond, [episode.generator for episode in episodes])
@@ -303,18 +314,21 @@ class AcceleratedPolicy(RolloutPolicy):
             raise NonFiniteError("the sampler returned a NaN or infinite action")
         return self._scale.unnormalize(actions), chunk_stats(stats, time.perf_counter() - start)
 
+    def encode(self, frames: Mapping[str, Tensor]) -> Tensor:
+        """Prepared frames, key → (B, To, \\*shape), through the policy's encoder: (B, features)."""
+        return encode(self.encoder, frames)
+
     def _prepare(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
         """Normalized float tensors on the policy's device, as robomimic's own release does it."""
         if self._prepares_batches:
             prepared = self.wrapped._prepare_observation(dict(frames), batched_ob=True)
             return {key: prepared[key] for key in self.shapes}
-        made = {k: torch.as_tensor(v).to(self.device, torch.float32) for k, v in frames.items()}
-        if self.obs_normalization_stats is not None:
-            keys = [key for key in made if key in self.obs_normalization_stats]
-            found = offset_and_scale(self.obs_normalization_stats, keys, "observation")
-            for key, parts in found.items():
-                offset, scale = (made[key].new_tensor(part) for part in parts)
-                made[key] = (made[key] - offset) / scale
+        made = {}
+        for key, value in frames.items():
+            if key in self._statistics:
+                offset, scale = self._statistics[key]
+                value = (value - offset) / scale
+            made[key] = torch.from_numpy(np.asarray(value, np.float32)).to(self.device)
         return made
 
 

@@ -7,25 +7,26 @@ Imports no torch: tests start many processes of this.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.slots import LocalSlot, OpenSlots
+from asd_policy.eval.slots import open_slots as open_workers
 
-K, CHUNK = 10, 4
+K, CHUNK, TAIL = 10, 4, 3
 CALLS = {"ddpm": K, "asd": 3, "ddim": 2, "paradigms": 4}
 
 
 class LineEnv:
     """Observation {"place": (1,)}; success within 0.5 of zero."""
-
-    metadata: ClassVar[dict[str, Any]] = {"render_fps": 20}
 
     def __init__(self, horizon: int = 40, step_s: float = 0.0, frames: bool = True):
         self.horizon, self.step_s, self.frames = horizon, step_s, frames
@@ -59,32 +60,77 @@ class LineEnv:
 
 
 class PushPolicy:
-    """Chunks of CHUNK pushes; one queue and one random stream for each environment."""
+    """Chunks of pushes; one queue and one random stream for each environment."""
 
     observation_keys: Mapping[str, int] = {"place": 1}
+    horizons = (1, CHUNK, CHUNK + TAIL)
 
     def __init__(self, sampler: str, window: object = "auto"):
         self.sampler = sampler
         self.window = 5 if window == "auto" else int(window)  # type: ignore[call-overload]
         self.last_chunks: list[SimpleNamespace | None] = []
-        self.reset_seeds: list[list[int]] = []
+        self.begun: list[int] = []
         self.batches: list[int] = []
+        self.drawn: list[int] = []  # chunks drawn at once
+        self.on_draw: Callable[[SimpleNamespace], None] = lambda draw: None
 
     def reset(self, seeds: Sequence[int]) -> None:
-        self.reset_seeds.append(list(seeds))
+        self.seeds = list(seeds)
         self.streams = [np.random.default_rng([7, seed]) for seed in seeds]
+        self.numbers = [0 for _ in seeds]
+        self.seen: list[np.ndarray] = [np.zeros(1, np.float32) for _ in seeds]
         self.queues: list[list[float]] = [[] for _ in seeds]
 
+    def reset_env(self, index: int, seed: int) -> None:
+        self.begun.append(seed)
+        self.seeds[index], self.numbers[index] = seed, 0
+        self.streams[index] = np.random.default_rng([7, seed])
+        self.queues[index] = []
+
+    def queued(self, index: int) -> int:
+        return len(self.queues[index])
+
+    def coming(self, index: int) -> list[np.ndarray]:
+        return [np.array([push], np.float32) for push in self.queues[index]]
+
     def act_batch(self, obs: Mapping[str, np.ndarray], indices: Sequence[int]) -> np.ndarray:
-        assert obs["place"].shape == (len(indices), 1), obs["place"].shape
+        self.observe(obs, indices)
         self.batches.append(len(indices))
-        self.last_chunks = [self._refill(i) for i in indices]
+        empty = [i for i in indices if not self.queues[i]]
+        costs = dict.fromkeys(indices)
+        if empty:
+            for i, chunk in zip(empty, self.predict(empty), strict=True):
+                self.queues[i] = list(chunk[:CHUNK, 0])
+            costs |= dict(zip(empty, self.last_chunks, strict=True))
+        self.last_chunks = [costs[i] for i in indices]
         return np.array([[self.queues[i].pop(0)] for i in indices], np.float32)
 
-    def _refill(self, i: int) -> SimpleNamespace | None:
-        if self.queues[i]:
-            return None
-        self.queues[i] = list(-self.streams[i].uniform(0.1, 1.2, CHUNK))
+    def observe(self, obs: Mapping[str, np.ndarray], indices: Sequence[int]) -> None:
+        assert obs["place"].shape == (len(indices), 1), obs["place"].shape
+        for i, place in zip(indices, obs["place"], strict=True):
+            self.seen[i] = place
+
+    def predict(self, indices: Sequence[int]) -> np.ndarray:
+        """Chunks of CHUNK pushes that are executed, and of TAIL more."""
+        pushes = [-self.streams[i].uniform(0.1, 1.2, CHUNK) for i in indices]
+        chunks = np.array([[*p, *p[:TAIL]] for p in pushes], np.float32)[:, :, None]
+        self.last_chunks = [self._cost() for _ in indices]
+        self.drawn.append(len(indices))
+        self.on_draw(
+            SimpleNamespace(
+                seeds=[self.seeds[i] for i in indices],
+                numbers=[self.numbers[i] for i in indices],
+                histories=np.stack([self.seen[i][None] for i in indices]),
+                slopes=None,
+                chunks=chunks,
+                stats=self.last_chunks,
+            )
+        )
+        for i in indices:
+            self.numbers[i] += 1
+        return chunks
+
+    def _cost(self) -> SimpleNamespace:
         calls = CALLS[self.sampler]
         accepted, decided = np.zeros(K, int), np.zeros(K, int)
         if self.sampler == "asd":
@@ -99,14 +145,28 @@ class PushPolicy:
         )  # fmt: skip
 
 
-def prepare(options: EvalOptions, *, step_s: float = 0.0, env_class: type = LineEnv) -> Setup:
-    """Stand-ins for the real policies and environments of `options`."""
+def open_here(make: Callable[[], Any], count: int) -> list[LocalSlot]:
+    return [LocalSlot(make) for _ in range(count)]
+
+
+def prepare(
+    options: EvalOptions,
+    *,
+    step_s: float = 0.0,
+    env_class: Callable[..., Any] = LineEnv,
+    workers: bool = False,
+    open_slots: OpenSlots | None = None,
+) -> Setup:
+    """Stand-ins for the real policies and environments of `options`; several environments are in
+    this process too, unless `workers` or where `open_slots` opens them."""
+    make = functools.partial(env_class, options.horizon or 40, step_s)
     settings = {name: sampler_settings(name, options) for name in options.samplers}
     return Setup(
         policies={
             name: PushPolicy(s["sampler"], s.get("window", "auto")) for name, s in settings.items()
         },
-        envs=[env_class(options.horizon or 40, step_s) for _ in range(options.num_envs)],
+        slots=(open_slots or (open_workers if workers else open_here))(make, options.num_envs),
+        render_fps=20.0,
         checkpoint_sha256="0" * 64,
         resolved={
             "device": "cpu",
@@ -116,6 +176,10 @@ def prepare(options: EvalOptions, *, step_s: float = 0.0, env_class: type = Line
             "kernels": "native",
             "precision": "fp32",
             "compile": False,
+            "parameters": 7,
+            "checkpoint": "checkpoints/lift",
+            "horizons": [1, CHUNK, CHUNK],
+            "control_hz": 20,
             "steps": {name: s["steps"] or K for name, s in settings.items()},
         },
     )

@@ -1,0 +1,131 @@
+"""An image policy of robomimic's as `asd-policy eval` drives it, robomimic's encoder in it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from asd_policy.errors import CheckpointError
+from asd_policy.integrations.robomimic.rollout import (
+    AcceleratedPolicy,
+    accelerate,
+    rollout_networks,
+)
+from asd_policy.integrations.robomimic_checkpoint import RobomimicCheckpoint
+from asd_policy.policy.checkpoint import difference_table
+from asd_policy.policy.draws import ChunkStats
+from asd_policy.samplers.config import SamplerConfig
+
+
+class ImagePolicy:
+    """An :class:`AcceleratedPolicy` with the evaluator's calls, for many environments at once.
+
+    Observations are those of this package's environments: low-dimensional keys (B, dim), and
+    pictures (B, height, width, 3) uint8, which are turned into robomimic's (3, height, width).
+
+    Args:
+        file: the checkpoint. sampler: how chunks are drawn. place: device, engine, precision and
+            compile, as for ``accelerate``.
+
+    Raises:
+        CheckpointError: observations other than low-dimensional ones and pictures in colour.
+    """
+
+    def __init__(
+        self, file: RobomimicCheckpoint, sampler: SamplerConfig, place: Mapping[str, Any]
+    ) -> None:
+        options = dict(place)
+        self.device = torch.device(options.pop("device"))
+        self.pictures = _pictures(file)
+        self.policy = _load(file, sampler, self.device, options)
+        self.action_dim = self.policy.chunks.shape[1]
+        self.card: dict[str, Any] = {}
+
+    @property
+    def observation_keys(self) -> dict[str, int]:
+        """Key → how many numbers it has."""
+        return {key: int(np.prod(shape)) for key, shape in self.policy.shapes.items()}
+
+    @property
+    def engine(self) -> Any:
+        return self.policy.chunks.engine
+
+    @property
+    def schedule(self) -> Any:
+        return self.policy.chunks.schedule
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        return self.policy.horizons
+
+    @property
+    def parameters(self) -> int:
+        """Of the network and the encoder."""
+        return sum(p.numel() for p in rollout_networks(self.policy.policy)[0].parameters())
+
+    @property
+    def last_chunks(self) -> list[ChunkStats | None]:
+        return self.policy.last_chunks
+
+    def check_observation_space(self, keys: Mapping[str, int]) -> None:
+        """Raise a CheckpointError with one table unless the low-dimensional keys are there."""
+        wanted = {k: (n,) for k, n in self.observation_keys.items() if k not in self.pictures}
+        table = difference_table(wanted, {k: (n,) for k, n in keys.items() if k in wanted})
+        if table:
+            raise CheckpointError(f"the policy was made for other observations:\n{table}")
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Start len(seeds) episodes, each with its own random stream."""
+        self.policy.start_episode(seeds=list(seeds))
+
+    def reset_env(self, index: int, seed: int) -> None:
+        """Start an episode in one of them."""
+        self.policy.reset_env(index, seed)
+
+    def queued(self, index: int) -> int:
+        """Actions that one of them can take before the next chunk must be drawn."""
+        return self.policy.queued(index)
+
+    def coming(self, index: int) -> list[np.ndarray]:
+        """The queued actions of one of them, the next one first."""
+        return self.policy.coming(index)
+
+    def act_batch(self, observations: Mapping[str, Any], indices: Sequence[int]) -> np.ndarray:
+        """Actions (B, action_dim) of the environments ``indices``, one row each."""
+        rows = {
+            key: _as_robomimic(value) if key in self.pictures else value
+            for key, value in observations.items()
+        }
+        return self.policy(rows, batched_ob=True, indices=indices)
+
+
+def _pictures(file: RobomimicCheckpoint) -> dict[str, tuple[int, int]]:
+    """Key → (height, width) of the pictures in colour."""
+    rgb = file.config["observation"]["modalities"]["obs"].get("rgb", [])
+    other = [key for key in file.image_keys if key not in rgb or file.shapes[key][0] != 3]
+    if other:
+        raise CheckpointError(
+            f"{file.path} sees {', '.join(other)}; expected low-dimensional keys and pictures in "
+            "colour (rgb)"
+        )
+    return {key: (file.shapes[key][1], file.shapes[key][2]) for key in file.image_keys}
+
+
+def _as_robomimic(pictures: np.ndarray) -> np.ndarray:
+    """(B, height, width, 3) of 0 to 255 → (B, 3, height, width) of 0 to 1, as its environments."""
+    return np.moveaxis(pictures.astype(np.float32) / 255, -1, -3)
+
+
+def _load(
+    file: RobomimicCheckpoint, sampler: SamplerConfig, device: torch.device, options: Any
+) -> AcceleratedPolicy:
+    import robomimic.utils.file_utils as file_utils
+
+    with contextlib.redirect_stdout(io.StringIO()):  # what it prints is not the evaluation's
+        policy, _ = file_utils.policy_from_checkpoint(ckpt_dict=dict(file.content), device=device)
+    return accelerate(policy, sampler, verbose=False, **options)

@@ -1,0 +1,30 @@
+"""`asd-policy compare`. Importing this is quick: the statistics come when it starts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from asd_policy.eval.comparison.options import CompareOptions
+
+
+def main_compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> int:
+    """Compare two evaluations, or two samplers of one, on the seeds that both have done.
+
+    Success: McNemar's test, the interval of the difference, and whether the first is not worse
+    than the second by more than --margin (two one-sided tests). Cost: ratios of latency and of
+    network calls with bootstrap intervals. Two recordings of robomimic's rollouts
+    (`run_trained_agent --record FILE`) are taken too; of them success and times are printed.
+
+    Exit status: 0 not worse within the margin; 1 worse by more than the margin; 2 could not tell,
+    too few episodes (or an error of use, which starts with "error:").
+    """
+    if len(options.runs) == 2 and all(path.is_file() for path in options.runs):
+        from asd_policy.eval.comparison.recordings import compare_recordings
+
+        compare_recordings(*options.runs)
+        return 0
+    from asd_policy.eval.comparison.run import run_compare
+
+    return run_compare(options)

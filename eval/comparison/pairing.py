@@ -1,0 +1,168 @@
+"""Which episodes belong together, and whether they may be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from asd_policy.eval.comparison.options import CompareOptions
+from asd_policy.eval.folder import SCHEMA_VERSION, read_run
+from asd_policy.eval.records import Episode
+
+Json = dict[str, Any]
+# What changes latency without changing what is computed.
+_PLACE = ("device", "gpu", "threads", "engine", "kernels", "precision", "compile")
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One sampler's episodes in one run, by seed."""
+
+    folder: Path
+    sampler: str
+    config: Json
+    machine: Json
+    episodes: dict[int, Episode]
+
+    @property
+    def describe(self) -> Json:
+        settings = self.config["settings"]
+        return {
+            "folder": str(self.folder),
+            "sampler": self.sampler,
+            "checkpoint_sha256": settings["checkpoint_sha256"],
+            "asd_policy": self.config.get("asd_policy"),
+            "started": self.config.get("started"),
+            "episodes": len(self.episodes),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as it was kept."""
+
+    folder: Path
+    config: Json
+    machine: Json
+    episodes: Sequence[Episode]
+
+    @property
+    def samplers(self) -> list[str]:
+        return list(self.config["settings"]["samplers"])
+
+    def side(self, sampler: str) -> Side:
+        """One sampler's part of the run.
+
+        Raises:
+            ValueError: the run has no such sampler, or no finished episode of it.
+        """
+        if sampler not in self.samplers:
+            raise ValueError(
+                f"{self.folder} has no sampler {sampler!r}; it has {', '.join(self.samplers)}"
+            )
+        episodes = {e.seed: e for e in self.episodes if e.sampler == sampler}
+        if not episodes:
+            raise ValueError(f"{self.folder} has no finished episode of {sampler}")
+        return Side(self.folder, sampler, self.config, self.machine, episodes)
+
+
+def open_run(folder: Path) -> Run:
+    """Read an evaluation's folder.
+
+    Raises:
+        ValueError: it holds none, or one of another schema version.
+    """
+    try:
+        config, episodes = read_run(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no episodes yet: {error.filename} is missing") from error
+    version = config.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{folder}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+    try:
+        machine = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        machine = {}
+    return Run(folder, config, machine, episodes)
+
+
+def pairs_of(options: CompareOptions) -> list[tuple[Side, Side]]:
+    """(judged, judged against) for each comparison that is asked for.
+
+    Raises:
+        ValueError: it is not clear which samplers are meant, or the runs may not be compared.
+    """
+    runs = [open_run(folder) for folder in options.runs]
+    first, last = runs[0], runs[-1]
+    check_alike(first, last, options.allow_different_checkpoints)
+    if options.samplers:
+        a, b = options.samplers
+        return [(first.side(a), last.side(b))]
+    if len(runs) == 2:
+        shared = [name for name in first.samplers if name in last.samplers]
+        if not shared:
+            raise ValueError(
+                f"the runs share no sampler ({', '.join(first.samplers)}; "
+                f"{', '.join(last.samplers)}); name one of each: --samplers A B"
+            )
+        return [(first.side(name), last.side(name)) for name in shared]
+    if len(first.samplers) != 2:
+        raise ValueError(
+            f"{first.folder} has the samplers {', '.join(first.samplers)}; name two: --samplers A B"
+        )
+    a, b = sorted(first.samplers, key=lambda name: name == "ddpm")
+    return [(first.side(a), first.side(b))]
+
+
+def check_alike(a: Run, b: Run, allow_different_checkpoints: bool) -> None:
+    """Raise ValueError unless success means the same in both, of the same policy."""
+    ours, theirs = a.config["settings"], b.config["settings"]
+    for key in ("task", "horizon"):
+        if ours[key] != theirs[key]:
+            raise ValueError(
+                f"runs of one {key} can be compared; got {ours[key]} in {a.folder} and "
+                f"{theirs[key]} in {b.folder}"
+            )
+    key = "checkpoint_sha256"
+    if ours[key] != theirs[key] and not allow_different_checkpoints:
+        raise ValueError(
+            f"the runs are of different checkpoints (SHA-256 {ours[key][:12]}… in {a.folder}, "
+            f"{theirs[key][:12]}… in {b.folder}); add --allow-different-checkpoints to compare "
+            "them nevertheless"
+        )
+
+
+def common_seeds(a: Side, b: Side) -> list[int]:
+    """Seeds that both have done.
+
+    Raises:
+        ValueError: there is none.
+    """
+    seeds = sorted(a.episodes.keys() & b.episodes.keys())
+    if not seeds:
+        raise ValueError(
+            f"no seed was done by both: {a.sampler} in {a.folder} did {_range(a)}, {b.sampler} in "
+            f"{b.folder} did {_range(b)}"
+        )
+    return seeds
+
+
+def _range(side: Side) -> str:
+    return f"{min(side.episodes)} to {max(side.episodes)}"
+
+
+def differing_places(a: Side, b: Side) -> list[str]:
+    """What makes a ratio of latencies one of machines or settings too."""
+    found = []
+    places = [(s.config.get("resolved", {}), s.machine, s.config["settings"]) for s in (a, b)]
+    (ours, machine, settings), (theirs, other, others) = places
+    pairs = [(key, ours.get(key), theirs.get(key)) for key in _PLACE]
+    pairs += [("processor", machine.get("cpu"), other.get("cpu"))]
+    pairs += [("num_envs", settings.get("num_envs"), others.get("num_envs"))]
+    for name, one, two in pairs:
+        if one != two:
+            found.append(f"{name} {one} and {two}")
+    return found

@@ -1,0 +1,177 @@
+"""report.html: a run as one page that needs nothing but itself (and films too large to hold).
+
+Every number on it is taken from a file of the run by its JSON pointer, which the page keeps beside
+the number: hover over one, or read its `title`. The same run gives the same page, byte for byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from asd_policy.eval.folder import SCHEMA_VERSION, read_run
+from asd_policy.eval.html_figures import draw_figures
+from asd_policy.eval.records import Episode
+from asd_policy.eval.report import MISSING, is_busy, number, times
+from asd_policy.eval.results import summarize
+from asd_policy.eval.samplers import is_autospeculative
+
+Json = dict[str, Any]
+PAGE = "report.html"
+EMBEDDED_BYTES = 4_000_000  # of films together: above it, a page becomes slow to open and to send
+_SHOWN_SEEDS = 500  # rows of the table of episodes; failures come first
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "text": str,
+    "int": lambda value: f"{value:d}",
+    "number": number,
+    "times": times,
+    "percent": lambda value: f"{100 * value:.0f}%",
+    "rate": lambda value: f"{100 * value:.1f}%",
+    "p": lambda value: f"{value:.2g}",
+    "wait": lambda value: f"{value:.2f}",
+    "seconds": lambda value: f"{value:.1f}",
+}
+
+
+def write_page(folder: Path) -> Path:
+    """Write report.html of the run in `folder`, from what the run kept; returns its path.
+
+    Raises:
+        ValueError: the folder holds no run, one of another schema version, or a damaged line.
+    """
+    config, episodes = read_run(folder)
+    version = config.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"expected a run of schema version {SCHEMA_VERSION}, got {version} in {folder}; "
+            "report it with the asd-policy that made it"
+        )
+    page = render_page(config, _read_env(folder), episodes, folder / "videos")
+    partial = folder / (PAGE + ".part")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, folder / PAGE)
+    return folder / PAGE
+
+
+def _read_env(folder: Path) -> Json:
+    try:
+        return json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected a run's env.json in {folder}: {error}") from error
+
+
+def render_page(config: Json, env: Json, episodes: Sequence[Episode], videos: Path) -> str:
+    """The page of a run.
+
+    Args:
+        config, env, episodes: content of config.json, env.json and episodes.jsonl.
+        videos: the folder of the run's films; it need not exist.
+    """
+    results = json.loads(json.dumps(summarize(config, episodes)))
+    files = {
+        "results.json": results,
+        "config.json": config,
+        "env.json": env,
+        "episodes.jsonl": [json.loads(episode.to_line()) for episode in episodes],
+    }
+    films, embedded = _films(config["settings"], episodes, videos)
+    return (
+        _template()
+        .render(
+            show=_Shower(files),
+            results=results,
+            config=config,
+            env=env,
+            names=list(results["samplers"]),
+            figures={name: Markup(svg) for name, svg in draw_figures(results).items()},
+            busy=is_busy(results),
+            sequential=[n for n, s in results["samplers"].items() if _fell_back(n, s)],
+            seeds=_by_seed(episodes)[:_SHOWN_SEEDS],
+            more_seeds=len(_by_seed(episodes)) > _SHOWN_SEEDS,
+            successes={i for i, episode in enumerate(episodes) if episode.success},
+            films=films,
+            embedded=embedded,
+        )
+        .lstrip()
+    )
+
+
+class _Shower:
+    """`show(format, file, *keys)`: a value of a file of the run as text, with its pointer."""
+
+    def __init__(self, files: Json):
+        self._files = files
+
+    def __call__(self, style: str, file: str, *keys: Any) -> Markup:
+        value = self._files[file]
+        for key in keys:
+            value = value[key]
+        text = MISSING if value is None else FORMATS[style](value)
+        pointer = "".join("/" + str(k).replace("~", "~0").replace("/", "~1") for k in keys)
+        return Markup('<data value="{}" title="{}#{}" data-as="{}">{}</data>').format(
+            json.dumps(value), file, pointer, style, text
+        )
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("asd_policy.eval"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja")
+
+
+def _fell_back(name: str, summary: Json) -> bool:
+    """Whether "auto" found no window that pays for itself."""
+    window = summary["window"]
+    return is_autospeculative(name) and window["requested"] == "auto" and window["chosen"] == 1
+
+
+def _by_seed(episodes: Sequence[Episode]) -> list[Json]:
+    """{"seed", "lines": sampler → index of its line}, seeds at which something failed first."""
+    lines: dict[int, dict[str, int]] = {}
+    failed: set[int] = set()
+    for index, episode in enumerate(episodes):
+        lines.setdefault(episode.seed, {})[episode.sampler] = index
+        if not episode.success:
+            failed.add(episode.seed)
+    order = sorted(lines, key=lambda seed: (seed not in failed, seed))
+    return [{"seed": seed, "lines": lines[seed]} for seed in order]
+
+
+def _films(
+    settings: Json, episodes: Sequence[Episode], videos: Path
+) -> tuple[list[dict[str, Any]], bool]:
+    """The run's films, failures first, and whether the page holds them: it does where they are
+    small together, else it links to them."""
+    names, found = settings["samplers"], []
+    order = [(e.success, e.seed, names.index(e.sampler), i) for i, e in enumerate(episodes)]
+    for success, seed, which, line in sorted(order):
+        outcome = "success" if success else "failure"
+        path = videos / f"{settings['task']}_seed{seed}_{names[which]}_{outcome}.mp4"
+        if path.is_file():
+            found.append((line, episodes[line], path))
+    embedded = sum(path.stat().st_size for *_, path in found) <= EMBEDDED_BYTES
+    films = [
+        {"line": line, "episode": episode, "source": _source(path, embedded), "name": path.name}
+        for line, episode, path in found
+    ]
+    return films, embedded
+
+
+def _source(path: Path, embedded: bool) -> str:
+    if not embedded:
+        return "videos/" + quote(path.name)
+    return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,143 @@
+"""`asd-policy rates`: success against control rate, one evaluation for each rate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from asd_policy.eval.evaluator import Setup, evaluate
+from asd_policy.eval.folder import default_folder, read_run, write_json
+from asd_policy.eval.options import EvalOptions, RatesOptions
+from asd_policy.eval.results import summarize
+
+Json = dict[str, Any]
+SCHEMA_VERSION = 1  # of rates.json
+_KEPT = ("success", "deadlines", "chunk_latency_ms", "network_calls_per_chunk")
+
+
+def run_rates(
+    options: RatesOptions,
+    *,
+    prepare: Callable[[EvalOptions], Setup] | None = None,
+    console: Console | None = None,
+) -> Json:
+    """Evaluate at every rate, in <out>/<rate>hz; after each, rewrite rates.json and the figure.
+
+    With `resume`, rates that were finished are only read, and the others continued or begun.
+
+    Raises:
+        ValueError: an option that is out of range. Others: as `evaluate`.
+    """
+    if not options.rates or len(set(options.rates)) < len(options.rates):
+        raise ValueError(f"--rates takes different rates, one or more; got {options.rates}")
+    if options.delay is None:
+        raise ValueError("`rates` needs a --delay: measured, or milliseconds; got none")
+    if options.resume and options.out is None:
+        raise ValueError("--resume needs --out, the folder of the rates to continue; got none")
+    root = options.out or default_folder(options.name or options.task, Path("outputs/rates"))
+    shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvalOptions)}
+    done: list[Path] = []
+    for rate in sorted(options.rates):
+        out = root / f"{rate:g}hz"
+        here = {"out": out, "control_rate": rate}
+        evaluate(EvalOptions(**{**shared, **here}), prepare=prepare, console=console)
+        done.append(out)
+        result = gather(done)
+        write_json(root / "rates.json", result)
+        draw(result, root / "rates.svg")
+    console = console or Console(highlight=False)
+    _print(console, result)
+    console.print(f"Kept: {root}/ (rates.json, rates.svg, a folder for each rate)", soft_wrap=True)
+    return result
+
+
+def gather(folders: Sequence[Path]) -> Json:
+    """The content of rates.json: computed from the config and episodes in each folder."""
+    rates = []
+    for folder in folders:
+        config, episodes = read_run(folder)
+        results = summarize(config, episodes)
+        rates.append(
+            {
+                "control_rate_hz": config["settings"]["control_rate"],
+                "folder": folder.name,
+                "complete": results["complete"],
+                "processor_wait_share": results["processor_wait_share"],
+                "samplers": {
+                    name: {key: summary[key] for key in _KEPT}
+                    for name, summary in results["samplers"].items()
+                },
+            }
+        )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "task": config["settings"]["task"],
+        "delay": config["settings"]["delay"],
+        "resolved": results["resolved"],
+        "seeds": results["seeds"],
+        "rates": rates,
+    }
+
+
+def draw(result: Json, path: Path) -> None:
+    """Two panels over the control rate: success with its 95% interval, and steps held still."""
+    import matplotlib
+
+    from asd_policy.eval.benchmarks.plots import COLOURS, STYLE
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rates = [entry["control_rate_hz"] for entry in result["rates"]]
+    with matplotlib.rc_context(STYLE):
+        figure, (top, bottom) = plt.subplots(2, 1, figsize=(6, 6), sharex=True)
+        for i, name in enumerate(result["rates"][0]["samplers"]):
+            found = [entry["samplers"][name] for entry in result["rates"]]
+            look = {
+                "color": COLOURS.get(name, COLOURS["ddim-10"]),
+                "marker": "os^Dv"[i % 5],
+                "label": name,
+            }
+            share = [100 * s["success"]["rate"] for s in found]
+            ends = [[100 * end for end in s["success"]["ci95"]] for s in found]
+            below = [max(0.0, y - low) for y, (low, _) in zip(share, ends, strict=True)]
+            above = [max(0.0, high - y) for y, (_, high) in zip(share, ends, strict=True)]
+            at = [rate * (1 + 0.02 * i) for rate in rates]  # side by side: they may coincide
+            top.errorbar(at, share, yerr=[below, above], capsize=3, **look)
+            held = [100 * s["deadlines"]["held_steps"] / s["deadlines"]["steps"] for s in found]
+            bottom.plot(at, held, **look)
+        top.set(ylabel="success, %", ylim=(-3, 103), xscale="log")
+        bottom.set(ylabel="steps held still, %", ylim=(-3, 103), xlabel="control rate, Hz")
+        bottom.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+        bottom.set_xticks([], minor=True)
+        top.legend()
+        delay = result["delay"] if result["delay"] == "measured" else f"{result['delay']:g} ms"
+        top.set_title(f"{result['task']}: chunks come late ({delay})", loc="left")
+        figure.savefig(path, bbox_inches="tight")
+        plt.close(figure)
+
+
+def _print(console: Console, result: Json) -> None:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for title in ("Hz", "sampler", "success", "95%", "delay p50", "steps late", "held still"):
+        table.add_column(title, justify="left" if title == "sampler" else "right", no_wrap=True)
+    for entry in result["rates"]:
+        for name, summary in entry["samplers"].items():
+            success, late = summary["success"], summary["deadlines"]
+            low, high = success["ci95"]
+            table.add_row(
+                f"{entry['control_rate_hz']:g}",
+                name,
+                f"{success['count']}/{success['n']}",
+                f"{100 * low:.0f}–{100 * high:.0f}%",
+                f"{late['delay_ms']['p50']:.0f} ms",
+                f"{late['delay_steps_mean']:.1f}",
+                f"{late['held_steps']}/{late['steps']}",
+            )
+    console.print(table)

@@ -1,0 +1,1 @@
+"""The table of tasks: every sampler on every task that has a shipped policy."""

@@ -1,0 +1,147 @@
+"""`asd-policy tasks`: evaluations of every task, and the table of them all.
+
+A table is a set of evaluation runs under one folder, each resumable and held by one process:
+
+    <out>/<task>/success-<i>of<n>/   every sampler on the seeds of this shard, many robots at once
+    <out>/<task>/latency/            every sampler on the first few seeds, one robot (shard 0 only)
+    <out>/tasks.json, tasks.png      computed from those, whatever there is of them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from asd_policy.checkpoints import shipped, shipped_names
+from asd_policy.envs.tasks import TASKS, get_task
+from asd_policy.eval.options import HELD_OUT_SEED, EvalOptions
+
+CONTESTANTS = ("ddpm", "asd", "asd-paper", "asd-frozen", "paradigms", "ddim-10", "ddim-16")
+
+_TASKS_HELP = "Which tasks; none named: all that have a shipped policy."
+_SHARD_HELP = (
+    "i/n: do the i-th of n equal parts of the seeds (i from 0), here or on another machine, at the "
+    "same time as others or not. Put together with --merge, or in one --out."
+)
+_MERGE_HELP = "Run nothing; make the table of the runs in these folders, into --out."
+
+
+@dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """What the table is made of. A run that was stopped goes on where it was."""
+
+    tasks: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]", help=_TASKS_HELP)
+    ] = ()
+    episodes: int = 200
+    """Episodes of each sampler on each task, on the same held-out seeds."""
+    num_envs: int = 8
+    """Robots driven at once where success is counted."""
+    window: int = 32
+    """Steps that the ASD forms and ParaDiGMS put into one network call."""
+    latency_episodes: int = 4
+    """Episodes of each sampler with one robot, for the latency that it feels (shard 0)."""
+    shard: Annotated[str, tyro.conf.arg(metavar="I/N", help=_SHARD_HELP)] = "0/1"
+    merge: Annotated[
+        tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]", help=_MERGE_HELP)
+    ] = ()
+    out: Path = Path("outputs/tasks")
+    """Folder of the runs and of the table."""
+    device: str = "auto"
+    """Where the policies run: auto, cpu, cuda, cuda:1."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the networks (tf32 on a GPU only)."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """CPU threads of the policy; None is torch's own choice."""
+
+
+def main_tasks(options: Annotated[TableOptions, tyro.conf.arg(name="")]) -> None:
+    """Compare the samplers on every task that has a shipped policy, and make the table.
+
+    Success is counted on the same held-out seeds for every sampler, with many robots in one batch;
+    latency is measured apart, with one. The table (tasks.json, tasks.png) is computed from the
+    episodes that were kept, and made again whenever a shard ends.
+    """
+    make_table(options)
+
+
+def make_table(
+    options: TableOptions,
+    run: Callable[[EvalOptions], object] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Do the runs of `options`, unless it only merges, and write and print the table.
+
+    Args:
+        run: does one evaluation (default: `asd_policy.eval.evaluator.evaluate`).
+
+    Raises:
+        ValueError: an option out of range, or folders that do not belong together.
+        Others: as `evaluate`.
+    """
+    from asd_policy.eval.evaluator import evaluate
+    from asd_policy.eval.table.compute import compute_table
+    from asd_policy.eval.table.show import show_table
+
+    runs = [] if options.merge else list(evaluations(options))
+    for evaluation in runs:
+        (run or evaluate)(evaluation)
+    table = compute_table(options.merge or (options.out,))
+    show_table(table, options.out, console or Console())
+
+
+def evaluations(options: TableOptions) -> Iterator[EvalOptions]:
+    """The evaluations of a shard, in order.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+    for name in ("episodes", "num_envs", "window", "latency_episodes"):
+        if getattr(options, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} must be 1 or more, got {getattr(options, name)}")
+    part, parts = _shard(options)
+    start, stop = (options.episodes * i // parts for i in (part, part + 1))
+    for task in _tasks(options):
+        common = EvalOptions(
+            task=task,
+            samplers=CONTESTANTS,
+            window=options.window,
+            device=options.device,
+            precision=options.precision,
+            threads=options.threads,
+            resume=True,
+        )
+        yield dataclasses.replace(
+            common,
+            seed=HELD_OUT_SEED + start,
+            episodes=stop - start,
+            num_envs=options.num_envs,
+            out=options.out / task / f"success-{part}of{parts}",
+        )
+        if part == 0:
+            yield dataclasses.replace(
+                common, episodes=options.latency_episodes, out=options.out / task / "latency"
+            )
+
+
+def _shard(options: TableOptions) -> tuple[int, int]:
+    part, _, parts = options.shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts) <= options.episodes):
+        raise ValueError(
+            "--shard must be i/n with i from 0 to n-1 and n at most the number of episodes, such "
+            f"as 0/2; got {options.shard}"
+        )
+    return int(part), int(parts)
+
+
+def _tasks(options: TableOptions) -> tuple[str, ...]:
+    for name in options.tasks:
+        get_task(name)
+        shipped(name)
+    return options.tasks or tuple(name for name in TASKS if name in shipped_names())

@@ -1,0 +1,152 @@
+"""What a verification is asked to do: the options of `asd-policy verify`, checked first."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from asd_policy.eval.options import EvalOptions, check_options
+
+_SAMPLER_HELP = (
+    "The sampler under test, named as in `asd-policy eval`. The reference is sequential DDPM (for "
+    "asd-ddim: sequential DDIM of the same --eta)."
+)
+_SOURCE_HELP = (
+    "Where the fixed observations come from. episodes: moments along episodes of the checkpoint's "
+    "task, driven by the policy; synthetic: drawn within the checkpoint's normalizer; a file: "
+    "demonstrations as .npz or zarr; auto: episodes where the task is known, else synthetic."
+)
+_DETECT_HELP = (
+    "The shift of one action number, in its standard deviations, that must be caught with "
+    "probability 0.9; if too few chunks were drawn for that, equality cannot be told (exit 2)."
+)
+_ORACLE_HELP = (
+    "Without a checkpoint: a mixture of Gaussians whose denoiser is known exactly, and a Gaussian "
+    "whose chain has an exactly known law, with which both samplers are compared too."
+)
+_CONTROLS_HELP = (
+    "Also test what must be found equal (DDPM drawn again) and what must be found different: that "
+    "sample shifted, DDIM in 10 steps, and couplings with one thing wrong."
+)
+_WINDOW_HELP = (
+    "Steps guessed ahead. Not auto: for a large batch that would be sequential sampling itself."
+)
+_RESUME_HELP = (
+    "Go on with the verification in --out: batches that were drawn are kept. Repeat the options; "
+    "--chunks may grow, --controls may be added."
+)
+LEAST_CHUNKS = 5  # at each observation
+
+
+def _arg(metavar: str | None, text: str | None = None) -> Any:
+    return tyro.conf.arg(metavar=metavar, help=text)
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyOptions:
+    """A verification's settings. Nothing is checked here: see `check_verify_options`."""
+
+    sampler: Annotated[str, _arg("NAME", _SAMPLER_HELP)] = "asd"
+    task: str = "lift"
+    """Whose shipped policy is sampled, unless --checkpoint is given."""
+    checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None
+    """A policy's folder, or robomimic's file."""
+    oracle: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _ORACLE_HELP)] = False
+    chunks: int = 1000
+    """Chunks of each sampler, over all observations (rounded up to whole batches)."""
+    observations: int = 8
+    """Fixed observations."""
+    source: Annotated[
+        Literal["auto", "episodes", "synthetic"] | Path,
+        _arg("auto|episodes|synthetic|FILE", _SOURCE_HELP),
+    ] = "auto"
+    controls: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _CONTROLS_HELP)] = False
+    alpha: float = 0.01
+    """Chance of calling equal samplers different, over all tests together (Holm)."""
+    detect: Annotated[float, _arg("FLOAT", _DETECT_HELP)] = 0.2
+    gripper: Annotated[int | None, _arg("INT|None")] = -1
+    """Column of the action that opens and closes the gripper: its sign tells modes apart."""
+    window: Annotated[int, _arg("INT", _WINDOW_HELP)] = 24
+    steps: Annotated[int | None, _arg("INT")] = None
+    """Denoising steps of both samplers, except of ddim; None is as trained."""
+    ddim_steps: int = 10
+    """Denoising steps of ddim and asd-ddim."""
+    eta: float = 0.0
+    """Noise of ddim and asd-ddim, from 0 (none) to 1 (as much as ddpm)."""
+    tolerance: float = 0.1
+    """Of paradigms: larger is faster and less exact."""
+    seed: int = 0
+    """Of noise, observations, random directions and permutations."""
+    batch: int = 64
+    """Chunks drawn together."""
+    device: str = "auto"
+    """Where the network runs: auto, cpu, cuda, cuda:1."""
+    engine: Literal["auto", "eager", "cuda_graph"] = "auto"
+    """What runs the samplers; auto is cuda_graph on a GPU."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the network (tf32 on a GPU only)."""
+    threads: Annotated[int | None, _arg("INT")] = None
+    """CPU threads; None is torch's own choice."""
+    out: Annotated[Path | None, _arg("DIR")] = None
+    """Output folder; None is outputs/verify/<date>-<time>-<name>."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _RESUME_HELP)] = False
+
+    @property
+    def reference(self) -> str:
+        """The sampler whose law the one under test must have."""
+        return "ddim" if self.sampler == "asd-ddim" else "ddpm"
+
+    @property
+    def each(self) -> int:
+        """Chunks that a batch draws at each observation."""
+        return max(1, self.batch // self.observations)
+
+    @property
+    def batches(self) -> int:
+        """Batches of each sampler."""
+        return -(-self.chunks // (self.each * self.observations))
+
+    def sampling(self) -> EvalOptions:
+        """The part that says how a sampler of a given name is set up."""
+        names = ("window", "steps", "ddim_steps", "eta", "tolerance", "seed", "threads")
+        return EvalOptions(
+            samplers=(self.sampler,), **{name: getattr(self, name) for name in names}
+        )
+
+
+def check_verify_options(options: VerifyOptions) -> None:
+    """Raise ValueError, naming the option, what it must be and what came."""
+    check_options(options.sampling())
+    for name in ("observations", "batch"):
+        _at_least(name, getattr(options, name), 1)
+    if isinstance(options.window, bool) or not isinstance(options.window, int):
+        raise ValueError(f"--window must be a whole number, 1 or more; got {options.window!r}")
+    _at_least("chunks", options.chunks, LEAST_CHUNKS * options.observations)
+    if not 0.0 < options.alpha < 0.5:
+        raise ValueError(f"--alpha must be above 0 and below 0.5, got {options.alpha}")
+    if not 0.0 < options.detect <= 8.0:
+        raise ValueError(f"--detect must be above 0 and at most 8, got {options.detect}")
+    if options.oracle and (options.checkpoint is not None or options.source != "auto"):
+        raise ValueError("--oracle needs no --checkpoint and no --source; leave them out")
+    if options.resume and options.out is None:
+        raise ValueError("--resume needs --out, the folder of the run to continue; got none")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"--{name} must be a whole number, {least} or more; got {value}")
+
+
+def verify_command(options: VerifyOptions) -> str:
+    """The command that asks for these options (only those that differ from the defaults)."""
+    words = ["asd-policy", "verify"]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value != field.default:
+            words.append("--" + field.name.replace("_", "-"))
+            words += [] if value is True else [str(value)]
+    return shlex.join(words)

@@ -1,0 +1,254 @@
+"""`asd-policy verify` from options to exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import asd_policy
+from asd_policy.eval.folder import default_folder, write_json
+from asd_policy.eval.machine import describe_machine, git_commit, resolve_device
+from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.verification.controls import control_roles
+from asd_policy.eval.verification.draws import Drawn, Role, Sampling, collect
+from asd_policy.eval.verification.equality import compare
+from asd_policy.eval.verification.figure import draw_figure
+from asd_policy.eval.verification.moments import find_moments
+from asd_policy.eval.verification.options import (
+    VerifyOptions,
+    check_verify_options,
+    verify_command,
+)
+from asd_policy.eval.verification.oracle import oracle_subject
+from asd_policy.eval.verification.report import print_report
+from asd_policy.eval.verification.store import SCHEMA_VERSION, claim, load_arrays, save_arrays
+from asd_policy.eval.verification.subjects import (
+    Subject,
+    checkpoint_subject,
+    gripper_column,
+    open_checkpoint,
+)
+from asd_policy.eval.verification.verdict import (
+    controls_json,
+    exact_tests,
+    power_json,
+    sampler_json,
+    tests_json,
+    verdict_json,
+)
+from asd_policy.samplers.config import SamplerConfig
+from asd_policy.schedule import Schedule
+
+Json = dict[str, Any]
+SAMPLE, REFERENCE = "sample", "reference"
+_PLAIN_LINE_S = 10.0
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "device", "threads")
+
+
+def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
+    """Draw, test, and say what came of it. Returns the exit status.
+
+    Args:
+        options: what to do. console: where the tables go (default: stdout).
+
+    Raises:
+        ValueError, CheckpointError, DatasetError, OutputExistsError: what the user can mend.
+        KeyboardInterrupt: passed on; batches that were drawn are kept.
+    """
+    check_verify_options(options)
+    options = dataclasses.replace(options, device=resolve_device(options.device))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    options, subject = _open(options)
+    roles = _roles(options, subject)
+    assert options.out is not None
+    try:
+        drawn = _draw(options, subject, roles)
+    except BaseException:
+        again = verify_command(dataclasses.replace(options, resume=True))
+        _say(f"What was drawn is kept in {options.out}; continue with\n  {again}")
+        raise
+    result = _judge(options, subject, roles, drawn)
+    write_json(options.out / "verify.json", result)
+    draw_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
+    wide = None if sys.stdout.isatty() else 110
+    print_report(console or Console(width=wide), result, options.out)
+    return int(result["verdict"]["status"])
+
+
+def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
+    """The subject, and the options with the folder, which is claimed."""
+    if options.oracle:
+        subject = oracle_subject(options)
+        _check_samplers(options, subject.schedule)
+        return _claim(options, "oracle", None), subject
+    made, path, task = open_checkpoint(options)
+    gripper_column(options.gripper, made.config.action_dim)
+    _check_samplers(options, made.schedule)
+    options = _claim(options, task or path.stem, made.card["sha256"])
+    assert options.out is not None
+    file = options.out / "moments.npz"
+    kept = load_arrays(file)
+    if kept is None:
+        windows, origin = find_moments(options, made, task, _say)
+        save_arrays(file, windows=windows, origin=origin)  # type: ignore[arg-type]
+    else:
+        windows, origin = kept["windows"], str(kept["origin"])
+    return options, checkpoint_subject(options, made, path, windows, origin)
+
+
+def _check_samplers(options: VerifyOptions, schedule: Schedule) -> None:
+    """Refuse now, rather than after minutes of drawing: ValueError from the sampler's own check."""
+    for name in (options.sampler, options.reference):
+        _config(options, name).schedule(schedule)
+
+
+def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptions:
+    out = options.out or default_folder(name, Path("outputs/verify"))
+    options = dataclasses.replace(options, out=out)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "command": verify_command(options),
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "settings": _settings(options) | {"checkpoint_sha256": sha256},
+    }
+    claim(out, config, options.resume)
+    return options
+
+
+def _settings(options: VerifyOptions) -> Json:
+    """The options that say what is drawn and tested, and the code that draws it."""
+    kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_SETTINGS}
+    code = [asd_policy.__version__, git_commit(Path(asd_policy.__file__).parent)]
+    return json.loads(json.dumps(kept | {"code": code}, default=str))
+
+
+def _config(options: VerifyOptions, name: str) -> SamplerConfig:
+    settings = sampler_settings(name, options.sampling())
+    return SamplerConfig(settings.pop("sampler"), **settings)
+
+
+def _roles(options: VerifyOptions, subject: Subject) -> dict[str, Role]:
+    """Who draws. The sample and the reference first."""
+    reference = _config(options, options.reference)
+    roles = [
+        Role(SAMPLE, _config(options, options.sampler)),
+        Role(REFERENCE, reference),
+        *(control_roles(subject, reference) if options.controls else ()),
+    ]
+    return {role.name: role for role in roles}
+
+
+def _draw(options: VerifyOptions, subject: Subject, roles: dict[str, Role]) -> dict[str, Drawn]:
+    assert options.out is not None
+    each = options.each
+    total = options.batches * each * len(subject.conditions)
+    drawn = {}
+    with DrawProgress(total * len(roles)) as progress:
+        for name, role in roles.items():
+            title = {SAMPLE: options.sampler, REFERENCE: options.reference}.get(name, name)
+            make = partial(Sampling, subject, role, each, options.engine, options.seed)
+            folder = options.out / "draws" / name
+            drawn[name] = collect(make, folder, options.batches, progress.ticker(title))
+    return drawn
+
+
+def _judge(
+    options: VerifyOptions, subject: Subject, roles: dict[str, Role], drawn: dict[str, Drawn]
+) -> Json:
+    """The content of verify.json."""
+    sample, reference = drawn[SAMPLE], drawn[REFERENCE]
+    chain = roles[REFERENCE].config.schedule(subject.schedule)
+    tests = compare(sample.chunks, reference.chunks, subject.gripper, options.alpha, options.seed)
+    if subject.exact is not None:
+        exact = subject.exact(chain)
+        names = ((options.sampler, sample), (f"sequential {options.reference}", reference))
+        for name, what in names:
+            tests += exact_tests(what, exact, name, options.seed)
+    table = tests_json(tests, options.alpha)
+    power = power_json(options, subject, reference, len(table))
+    others = {k: v for k, v in drawn.items() if k not in (SAMPLE, REFERENCE)}
+    controls = controls_json(options, subject, reference, others, power["hardest"])
+    resolved = _resolved(options, subject, chain.num_steps)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": verify_command(options),
+        "settings": _settings(options) | {"checkpoint_sha256": subject.describe["sha256"]},
+        "subject": subject.describe,
+        "resolved": resolved,
+        "machine": describe_machine(resolved),
+        "samplers": {
+            "sample": sampler_json(options.sampler, sample),
+            "reference": sampler_json(options.reference, reference),
+        },
+        "tests": table,
+        "power": power,
+        "controls": controls,
+        "verdict": verdict_json(options, table, power, controls, sample.calls.size),
+    }  # fmt: skip
+
+
+def _resolved(options: VerifyOptions, subject: Subject, steps: int) -> Json:
+    chain = subject.schedule
+    role = Role(REFERENCE, SamplerConfig("ddpm"))
+    engine = Sampling(subject, role, 1, options.engine, 0).engine
+    cuda = options.device != "cpu"
+    return {
+        "device": options.device,
+        "gpu": torch.cuda.get_device_name(options.device) if cuda else None,
+        "threads": torch.get_num_threads(),
+        "engine": engine.name,
+        "kernels": engine.kernels,
+        "precision": options.precision,
+        "steps": steps,
+        "trained_steps": chain.config.num_steps,
+        "gripper": subject.gripper,
+    }
+
+
+class DrawProgress:
+    """Chunks drawn: a bar on a terminal, a plain line now and then anywhere else (on stderr)."""
+
+    def __init__(self, total: int) -> None:
+        self._console = Console(stderr=True)
+        self._total, self._done, self._shown = total, 0, time.monotonic()
+        self._bar = Progress(
+            BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("chunks"),
+            TimeRemainingColumn(), TextColumn("[cyan]{task.description}"),
+            console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> DrawProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def ticker(self, name: str) -> Any:
+        """A function that counts chunks drawn by a sampler of this name."""
+        self._bar.update(self._task, description=name)
+        return partial(self._tick, name)
+
+    def _tick(self, name: str, chunks: int) -> None:
+        self._done += chunks
+        self._bar.update(self._task, completed=self._done)
+        late = time.monotonic() - self._shown >= _PLAIN_LINE_S
+        if not self._console.is_terminal and (late or self._done == self._total):
+            self._shown = time.monotonic()
+            _say(f"{self._done:>6}/{self._total} chunks  {name}")
+
+
+def _say(message: str) -> None:
+    Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,221 @@
+"""`asd-policy compare` over folders that the evaluator wrote."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from eval_standin import prepare
+
+from asd_policy.eval.evaluator import evaluate
+from asd_policy.eval.folder import write_json
+from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.records import Episode
+from reference.schema import NUMBER, check
+
+RATE = {"count": int, "n": int, "rate": NUMBER, "ci95": [NUMBER]}
+SIDE = {
+    "folder": str, "sampler": str, "checkpoint_sha256": str, "asd_policy": (str, None),
+    "started": (str, None), "episodes": int,
+}  # fmt: skip
+OPTIONAL = (int, float, None)
+SCHEMA = {
+    "schema_version": {1},
+    "status": {0, 1, 2},
+    "comparisons": [
+        {
+            "a": SIDE,
+            "b": SIDE,
+            "seeds": dict.fromkeys(
+                ("common", "first", "last", "left_out_of_a", "left_out_of_b"), int
+            ),
+            "success": {
+                "a": RATE,
+                "b": RATE,
+                **dict.fromkeys(("both", "only_a", "only_b", "neither"), int),
+                "mcnemar_p": OPTIONAL,
+                "difference": NUMBER,
+                "difference_ci95": [NUMBER],
+                "difference_ci90": [NUMBER],
+                "margin": NUMBER,
+                **dict.fromkeys(("equivalent", "not_worse", "worse"), bool),
+                "episodes_needed": (int, None),
+            },
+            "ratios": {
+                "*": {"a": OPTIONAL, "b": OPTIONAL, "ratio": OPTIONAL, "ci95": (list, None)}
+            },
+            "different_places": [str],
+            "verdict": {"status": {0, 1, 2}, "word": str, "sentence": str},
+        }
+    ],
+}
+
+
+@pytest.fixture
+def make(tmp_path, quiet):
+    """make(name, **options) → the folder of an evaluation."""
+
+    def run(name: str, **changes):
+        options = EvalOptions(out=tmp_path / name, **({"episodes": 6, "horizon": 40} | changes))
+        evaluate(options, prepare=prepare, console=quiet)
+        return options.out
+
+    return run
+
+
+def rewrite(folder, change):
+    """Change the episodes of a folder."""
+    path = folder / "episodes.jsonl"
+    episodes = [Episode.from_line(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(change(episode).to_line() + "\n" for episode in episodes))
+
+
+def outcomes(folder, **failing: int):
+    """All episodes succeed, but the first so many of a sampler."""
+    first = json.loads((folder / "config.json").read_text())["settings"]["seed"]
+    rewrite(folder, lambda e: replace(e, success=e.seed - first >= failing.get(e.sampler, 0)))
+
+
+def test_two_samplers_of_one_run(run, make, tmp_path):
+    folder = make("run", episodes=60)
+    outcomes(folder)
+    status, output, _ = run("compare", folder, "--json", tmp_path / "deep" / "c.json")
+    assert status == 0, output
+    content = json.loads((tmp_path / "deep" / "c.json").read_text())
+    check(content, SCHEMA)
+    (found,) = content["comparisons"]
+    assert (found["a"]["sampler"], found["b"]["sampler"]) == ("asd", "ddpm")
+    calls = found["ratios"]["network calls a chunk"]
+    assert (calls["a"], calls["b"], calls["ratio"], calls["ci95"]) == (3, 10, 0.3, [0.3, 0.3])
+    latency = found["ratios"]["chunk latency, median (ms)"]
+    assert (latency["a"], latency["b"]) == pytest.approx((3.0, 10.0))
+    assert found["success"]["equivalent"]
+    assert "EQUIVALENT (exit status 0): asd succeeds as often as ddpm, within 5 points" in output
+    assert "0.3 to 0.3" in output
+
+
+def test_worse_is_exit_status_1(run, make):
+    folder = make("run", episodes=40)
+    outcomes(folder, asd=20)
+    status, output, _ = run("compare", folder)
+    assert status == 1
+    assert "WORSE (exit status 1): asd is worse than ddpm by more than 5 points" in output
+    assert "only asd 0, only ddpm 20" in output
+
+
+def test_better_is_not_worse(run, make):
+    folder = make("run", episodes=40)
+    outcomes(folder, ddpm=20)
+    status, output, _ = run("compare", folder)
+    assert status == 0
+    assert "NOT WORSE (exit status 0): asd is not worse than ddpm by more than 5 points" in output
+
+
+def test_too_few_episodes_are_exit_status_2(run, make):
+    folder = make("run")
+    outcomes(folder)
+    status, output, errors = run("compare", folder)
+    assert status == 2
+    assert "COULD NOT TELL, TOO FEW EPISODES (exit status 2)" in output
+    assert "common seeds would do (there are 6)" in output
+    assert "error:" not in output + errors
+    assert run("compare", folder, "--margin", 0.5)[0] == 0, "a wide margin needs few"
+
+
+def test_the_other_order_asks_the_other_question(run, make):
+    folder = make("run", episodes=40)
+    outcomes(folder, asd=20)
+    assert run("compare", folder, "--samplers", "ddpm", "asd")[0] == 0
+
+
+def test_two_runs_with_other_seeds(run, make, tmp_path):
+    a, b = make("a", episodes=8), make("b", episodes=10, seed=100_003)
+    status, output, _ = run("compare", a, b, "--samplers", "asd", "ddpm", "--json", tmp_path / "c")
+    assert status == 2
+    (found,) = json.loads((tmp_path / "c").read_text())["comparisons"]
+    assert found["seeds"] == {
+        "common": 5, "first": 100_003, "last": 100_007, "left_out_of_a": 3, "left_out_of_b": 5,
+    }  # fmt: skip
+    assert (
+        "Left out, because the other has not done their seeds: 3 of asd in A, 5 of ddpm in B"
+        in (output)
+    )
+
+
+def test_two_runs_compare_each_sampler_that_they_share(run, make, tmp_path):
+    a, b = make("a", episodes=60), make("b", episodes=60, samplers=("ddpm", "asd", "ddim"))
+    outcomes(a)
+    outcomes(b)
+    status, output, _ = run("compare", a, b, "--json", tmp_path / "c.json")
+    assert status == 0
+    content = json.loads((tmp_path / "c.json").read_text())
+    check(content, SCHEMA)
+    assert [c["a"]["sampler"] for c in content["comparisons"]] == ["asd", "ddpm"]
+    assert "asd in a succeeds as often as asd in b" in output
+
+
+def test_one_bad_comparison_decides(run, make):
+    a, b = make("a", episodes=60), make("b", episodes=60)
+    outcomes(a, ddpm=40)
+    outcomes(b)
+    status, output, _ = run("compare", a, b)
+    assert status == 1
+    assert "asd in a succeeds as often" in output
+
+
+def test_other_machines_and_threads_are_said(run, make):
+    a, b = make("a"), make("b")
+    config = json.loads((b / "config.json").read_text())
+    config["resolved"]["threads"] = 8
+    write_json(b / "config.json", config)
+    _, output, _ = run("compare", a, b)
+    assert "Latencies are not of one setting" in output
+    assert "threads 1 and 8" in output
+
+
+def change_settings(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"] |= changes
+    write_json(folder / "config.json", config)
+
+
+def test_other_checkpoints_are_refused_unless_asked_for(run, refused, make):
+    a, b = make("a"), make("b")
+    change_settings(b, checkpoint_sha256="1" * 64)
+    refused(r"error: the runs are of different checkpoints \(SHA-256 0000.*1111", "compare", a, b)
+    status, output, _ = run("compare", a, b, "--allow-different-checkpoints")
+    assert status in (0, 2)
+    assert "The checkpoints differ." in output
+
+
+@pytest.mark.parametrize(("key", "other"), [("task", "can"), ("horizon", 300)])
+def test_other_tasks_and_horizons_are_refused(refused, make, key, other):
+    a, b = make("a"), make("b")
+    change_settings(b, **{key: other})
+    message = rf"error: runs of one {key} can be compared; got \w+ in .*a and {other} in"
+    refused(message, "compare", a, b, "--allow-different-checkpoints")
+
+
+def test_mistakes_are_one_sentence(refused, make, tmp_path):
+    a = make("a", samplers=("asd", "ddpm", "ddim"))
+    b = make("b", samplers=("paradigms",), seed=7)
+    refused(r"error: expected an evaluation's folder with a config.json, got .*none", "compare",
+            tmp_path / "none")  # fmt: skip
+    refused(r"error: .*has the samplers asd, ddpm, ddim; name two", "compare", a)
+    refused(r"error: the runs share no sampler \(asd, ddpm, ddim; paradigms\)", "compare", a, b)
+    refused(r"error: .*has no sampler 'euler'; it has asd, ddpm, ddim", "compare", a,
+            "--samplers", "euler", "ddpm")  # fmt: skip
+    refused(r"error: no seed was done by both: asd in .* did 100000 to 100005, paradigms in .* did "
+            r"7 to 12", "compare", a, b, "--samplers", "asd", "paradigms")  # fmt: skip
+    refused(r"error: --margin must be above 0 and below 1, got 0.0", "compare", a, "--margin", 0)
+    refused(r"error: --samplers takes two names.*got asd", "compare", a, "--samplers", "asd")
+    refused(r"error: --samplers asd asd of one folder are the same", "compare", a,
+            "--samplers", "asd", "asd")  # fmt: skip
+    refused(r"error: compare takes one or two folders.*got 3", "compare", a, a, a)
+
+
+def test_a_run_without_an_episode(refused, make):
+    a = make("a")
+    (a / "episodes.jsonl").write_text("")
+    refused(r"error: .*a has no finished episode of asd", "compare", a)
+    (a / "episodes.jsonl").unlink()
+    refused(r"error: .*a holds no episodes yet: .*episodes.jsonl is missing", "compare", a)

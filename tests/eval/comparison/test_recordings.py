@@ -1,0 +1,42 @@
+"""`asd-policy compare`: two recordings, seed by seed."""
+
+import json
+
+import pytest
+
+pytest.importorskip("tyro")
+pytest.importorskip("scipy")
+
+
+def recording(path, successes, policy="asd", first_seed=7, **changes):
+    episodes = [
+        {"seed": first_seed + i, "success": success, "steps": 10, "simulation_s": 0.5,
+         "policy_s": 2.0 if i == 0 else 0.1, "calls": [9, 11], **changes}
+        for i, success in enumerate(successes)
+    ]  # fmt: skip
+    path.write_text(json.dumps({"policy": policy, "episodes": episodes}))
+    return path
+
+
+def test_recordings_are_compared(tmp_path, run) -> None:
+    a = recording(tmp_path / "a.json", [True] * 9 + [False])
+    b = recording(tmp_path / "b.json", [False] + [True] * 9, policy="ddpm")
+    status, out, _ = run("compare", a, b)
+    assert status == 0
+    assert "a: asd\n   9/10 succeeded (60–98%)" in out
+    assert "policy 0.9 s, 10.0 ms a control step, simulation 4.5 s; 10.0 calls a chunk" in out
+    assert "both 8, only a 1, only b 1, neither 0; success of a minus b +0.0 points" in out
+    low, high = out.split("interval ")[1].split(" to ")
+    assert -40 < float(low) == -float(high) < -10
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path, refused) -> None:
+    a = recording(tmp_path / "a.json", [True])
+    other = recording(tmp_path / "b.json", [True], first_seed=90)
+    refused("no seeds in common", "compare", a, other)
+    recording(other, [True], seed=None)
+    refused("episodes without seeds: record with --seed", "compare", a, other)
+    recording(other, [])
+    refused("holds no episodes", "compare", a, other)
+    other.write_text("no JSON")
+    refused("is no recording", "compare", a, other)

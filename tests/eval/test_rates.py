@@ -1,0 +1,75 @@
+"""`asd-policy rates`: an evaluation for each rate, one file and one figure of all."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+from eval_standin import prepare
+
+from asd_policy.eval.folder import read_run
+from asd_policy.eval.options import RatesOptions
+from asd_policy.eval.rates import gather, run_rates
+from asd_policy.eval.results import summarize
+
+
+@pytest.fixture
+def options(tmp_path):
+    return RatesOptions(rates=(200.0, 20.0), episodes=3, out=tmp_path / "rates")
+
+
+@pytest.fixture
+def run(quiet):
+    return functools.partial(run_rates, prepare=prepare, console=quiet)
+
+
+def test_a_rate_is_an_evaluation_and_the_file_is_computed_from_them(options, run, quiet):
+    result = run(options)
+    assert {path.name for path in options.out.iterdir()} == {
+        "20hz", "200hz", "rates.json", "rates.svg",
+    }  # fmt: skip
+    assert json.loads((options.out / "rates.json").read_text()) == json.loads(json.dumps(result))
+    assert result == gather([options.out / "20hz", options.out / "200hz"])
+    assert [entry["control_rate_hz"] for entry in result["rates"]] == [20.0, 200.0]
+    for entry in result["rates"]:
+        summary = summarize(*read_run(options.out / entry["folder"]))
+        for name in ("asd", "ddpm", "ddim"):
+            assert entry["samplers"][name]["success"] == summary["samplers"][name]["success"]
+    # The stand-in says 3, 10 and 2 ms a chunk: at 200 Hz ddpm's come two steps late.
+    late = {name: s["deadlines"] for name, s in result["rates"][1]["samplers"].items()}
+    assert {name: d["delay_steps_mean"] for name, d in late.items()} == {
+        "asd": 1.0, "ddpm": 2.0, "ddim": 1.0,
+    }  # fmt: skip
+    figure = (options.out / "rates.svg").read_text()
+    assert "<svg" in figure
+    text = quiet.file.getvalue()
+    table = [line.split() for line in text.splitlines() if line.split()[1:2] == ["ddpm"]]
+    share = result["rates"][1]["samplers"]["ddpm"]["success"]
+    assert ["200", "ddpm", f"{share['count']}/3"] in [row[:3] for row in table]
+
+
+def test_rates_are_continued_and_added(options, run):
+    run(options)
+    before = (options.out / "20hz" / "episodes.jsonl").read_bytes()
+    (options.out / "200hz" / "episodes.jsonl").write_bytes(b"")  # as if killed in its middle
+    with pytest.raises(FileExistsError, match="add --resume to continue it"):
+        run(options)
+    more = dataclasses.replace(options, rates=(20.0, 50.0, 200.0), resume=True)
+    result = run(more)
+    assert [entry["complete"] for entry in result["rates"]] == [True] * 3
+    assert (options.out / "20hz" / "episodes.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rates": ()}, r"--rates takes different rates, one or more; got \(\)"),
+        ({"rates": (20.0, 20.0)}, "--rates takes different rates"),
+        ({"rates": (-1.0,)}, "--control-rate must be a positive number"),
+        ({"delay": None}, "`rates` needs a --delay"),
+        ({"resume": True, "out": None}, "--resume needs --out"),
+    ],
+)
+def test_bad_options_are_refused(options, run, change, message):
+    with pytest.raises(ValueError, match=message):
+        run(dataclasses.replace(options, **change))

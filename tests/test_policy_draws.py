@@ -1,0 +1,57 @@
+"""Whole chunks, and what is told of their drawing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from asd_policy import DiffusionPolicy
+from asd_policy.policy import SamplerConfig
+from reference.recording_policy import TA, TO, TP, observation, recording
+from reference.tiny import ACTION_DIM, tiny_checkpoint
+
+
+def test_a_chunk_is_handed_out_whole_from_now_on():
+    whole, _ = recording()
+    ordinary, _ = recording()
+    for policy in (whole, ordinary):
+        policy.reset([3, 4])
+    for t in range(2 * TA):
+        acted = ordinary.act_batch(observation(float(t), batch=2))
+        whole.observe(observation(float(t), batch=2))
+        if t % TA == 0:
+            chunks = whole.predict()
+            assert chunks.shape == (2, TP - TO + 1, ACTION_DIM)
+            assert all(cost is not None for cost in whole.last_chunks)
+        np.testing.assert_array_equal(chunks[:, t % TA], acted)
+        assert whole.queued(0) == 0
+
+
+def test_a_draw_is_told_with_all_that_it_depends_on():
+    policy = DiffusionPolicy(tiny_checkpoint(), SamplerConfig("asd", window=4))
+    told = []
+    policy.on_draw = told.append
+    policy.reset([3, 4])
+    acted = [policy.act_batch(observation(float(t), batch=2)) for t in range(TA + 1)]
+    first, second = told
+    assert (first.seeds, first.numbers, second.numbers) == ([3, 4], [0, 0], [1, 1])
+    assert first.histories.shape == (2, TO, 5)
+    np.testing.assert_array_equal(first.histories[0, 0], first.histories[0, 1])
+    np.testing.assert_allclose(second.histories[0, :, 0], [TA - 1, TA])
+    np.testing.assert_array_equal(second.chunks[:, TO - 1], acted[TA])
+    assert [cost.calls for cost in second.stats] == [c.calls for c in policy.last_chunks]
+    assert first.slopes.shape == second.slopes.shape == (10,)
+    assert not np.array_equal(first.slopes, second.slopes), "nothing was known at first"
+
+
+def test_a_draw_can_be_repeated_from_what_was_told():
+    policy = DiffusionPolicy(tiny_checkpoint(), SamplerConfig("ddpm"))
+    told = []
+    policy.on_draw = told.append
+    policy.reset([3, 4])
+    for t in range(2 * TA + 1):
+        policy.act_batch(observation(float(t), batch=2))
+    last = told[-1]
+    streams = [policy.stream(s, n) for s, n in zip(last.seeds, last.numbers, strict=True)]
+    chunks, stats = policy.sample(last.histories, streams)
+    np.testing.assert_array_equal(chunks, last.chunks)
+    assert stats.calls.tolist() == [10, 10]

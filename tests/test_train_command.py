@@ -1,0 +1,86 @@
+"""`asd-policy train`: the models kept on the way are those of the run, killed or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from asd_policy.envs.tasks import get_task
+from asd_policy.errors import CheckpointError
+from asd_policy.policy.checkpoint import load_checkpoint
+from asd_policy.training.main import main_train
+from asd_policy.training.trainer import Trainer
+
+zarr = pytest.importorskip("zarr")
+
+
+def write_store(path: Path, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    rows = 30
+    root = zarr.open_group(str(path), mode="w")
+    for key, size in get_task("lift").observation_keys.items():
+        root[f"data/{key}"] = rng.normal(size=(rows, size)).astype(np.float32)
+    root["data/action"] = rng.uniform(-1, 1, size=(rows, 7)).astype(np.float32)
+    root["meta/episode_ends"] = np.array([12, rows])
+    return path
+
+
+def train(store: Path, out: Path, **changes: object) -> None:
+    main_train(
+        data=store, out=out, batch_size=4, down_dims=(8, 16), diffusion_steps=4, device="cpu",
+        **{"steps": 10, "keep": 2} | changes,
+    )  # fmt: skip
+
+
+def test_the_last_models_are_kept(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "lift.zarr")
+    train(store, tmp_path / "out")
+    kept = sorted(path.name for path in (tmp_path / "out").glob("step-*"))
+    assert kept == ["step-000009", "step-000010"]
+    nine, ten, final = (
+        load_checkpoint(path) for path in [*(tmp_path / "out" / k for k in kept), tmp_path / "out"]
+    )
+    assert nine.card["recipe"]["steps_done"] == 9
+    assert nine.card["sha256"] != ten.card["sha256"] == final.card["sha256"]
+
+
+def test_a_killed_run_keeps_the_same_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the model of step 9 was being saved: it is saved when the run goes on."""
+    store = write_store(tmp_path / "lift.zarr")
+    train(store, tmp_path / "whole")
+    calibration = Trainer.calibration
+    monkeypatch.setattr(Trainer, "calibration", lambda self: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        train(store, tmp_path / "torn")
+    assert not list((tmp_path / "torn").glob("step-*"))
+    monkeypatch.setattr(Trainer, "calibration", calibration)
+    train(store, tmp_path / "torn")
+    for name in ("step-000009", "step-000010"):
+        one, other = (
+            load_checkpoint(tmp_path / run / name).card["sha256"] for run in ("whole", "torn")
+        )
+        assert one == other
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """With hardly any learning the weights stay those of the start; of another scale it refuses."""
+    store = write_store(tmp_path / "lift.zarr")
+    train(store, tmp_path / "first")
+    train(store, tmp_path / "second", start_from=tmp_path / "first", learning_rate=1e-12)
+    first, second = (load_checkpoint(tmp_path / name) for name in ("first", "second"))
+    assert second.card["recipe"]["started_from"] == first.card["sha256"]
+    for one, other in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    other = write_store(tmp_path / "other.zarr", seed=1)
+    with pytest.raises(CheckpointError, match="differs from this run in its scale of observations"):
+        train(other, tmp_path / "third", start_from=tmp_path / "first")
+
+
+def test_more_models_than_tenths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--keep takes 0 to 10 models, got 11"):
+        train(write_store(tmp_path / "lift.zarr"), tmp_path / "out", keep=11)
