@@ -29,7 +29,7 @@ _FREE = 0.06  # metres between fingers that touch neither grip
 
 # The ring's way onto the bar: metres outwards, sideways and up from the corner, and radians by
 # which its far side dips. The search for it is over clearances in the plane of the hook, which are
-# 1.2 mm or more; beyond 1 rad the hand would meet the forearm.
+# 1.2 mm or more; beyond 1.1 rad the hand would meet the forearm.
 _WAY = np.array(
     [
         [0.0, 0.0, 0.045, 0.0],
@@ -39,7 +39,8 @@ _WAY = np.array(
         [-0.001, 0.0, 0.002, 0.7],
         [-0.003, 0.0, 0.001, 0.84],
         [-0.006, 0.0, 0.0, 0.87],
-        [-0.05, 0.0, 0.0, 0.87],
+        [-0.022, 0.0, 0.0, 1.0],
+        [-0.05, 0.0, 0.0, 1.0],
     ]
 )
 _METRES_PER_RADIAN = 0.03  # by which a tilt is compared with a distance on that way
@@ -109,7 +110,7 @@ class Style:
             heading=float(rng.uniform(-0.06, 0.06)),
             bends=(float(sides[0]), float(sides[1])),
             over=float(rng.uniform(0.32, 0.36)),
-            inwards=float(rng.uniform(0.016, 0.03)),
+            inwards=float(rng.uniform(0.022, 0.034)),
         )
 
 

