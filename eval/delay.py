@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.rollout import Policy
 from asd_policy.eval.slots import Observation
 from asd_policy.eval.statistics import latency_ms, mean
@@ -174,6 +175,10 @@ class DelayedPolicy:
         """Steps that one environment can take before the policy is asked again."""
         return self._robots[index].ask_at - self._robots[index].step
 
+    def coming(self, index: int) -> list[np.ndarray]:
+        """None that is certain: a chunk that arrives replaces what was planned."""
+        return []
+
     def act_batch(self, observations: Observation, indices: Sequence[int]) -> np.ndarray:
         """The actions that the robots execute now."""
         self._policy.observe(observations, indices)
@@ -223,8 +228,18 @@ def steps_of(seconds: float, rate_hz: float) -> int:
 
 def delayed(
     policies: Mapping[str, Policy], delay: str | float, rate_hz: float, held: Sequence[int]
-) -> dict[str, Policy]:
-    """The policies with `delay`: "measured", or milliseconds."""
+) -> dict[str, DelayedPolicy]:
+    """The policies with `delay`: "measured", or milliseconds.
+
+    Raises:
+        AsdPolicyError: a policy that draws no chunks to be late.
+    """
+    for policy in policies.values():
+        if not hasattr(policy, "predict"):
+            raise AsdPolicyError(
+                f"--delay needs a policy that hands out whole chunks; {type(policy).__name__} "
+                "(of pictures, say) does not"
+            )
     seconds = None if delay == "measured" else 1e-3 * float(delay)
     return {
         name: DelayedPolicy(cast(ChunkPolicy, policy), seconds, rate_hz, held)

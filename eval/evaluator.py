@@ -18,7 +18,13 @@ from rich.console import Console
 from asd_policy.errors import OutputError
 from asd_policy.eval.delay import delayed
 from asd_policy.eval.flight import FlightRecorder
-from asd_policy.eval.folder import SCHEMA_VERSION, RunFolder, check_folder, default_folder
+from asd_policy.eval.folder import (
+    SCHEMA_VERSION,
+    RunFolder,
+    check_folder,
+    default_folder,
+    writing,
+)
 from asd_policy.eval.html_report import write_page
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions, check_options, command_line, with_realtime
@@ -223,7 +229,8 @@ def _recorder(
 def _write_results(folder: RunFolder) -> dict[str, Any]:
     results = summarize(*folder.kept())
     folder.write_results(results)
-    write_page(folder.path)
+    with writing(folder.path / "report.html"):
+        write_page(folder.path)
     return results
 
 
@@ -231,7 +238,7 @@ def _say_kept(folder: RunFolder, options: EvalOptions) -> None:
     """After a run that was cut short: what is kept, and how to go on."""
     results = summarize(*folder.kept())
     with contextlib.suppress(OutputError):  # a full disk: that is being said already
-        folder.write_results(results)
+        _write_results(folder)
     finished = sum(summary["success"]["n"] for summary in results["samplers"].values())
     if finished:
         print_report(_console(stderr=True), results, folder.path)

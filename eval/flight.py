@@ -87,8 +87,17 @@ class FlightRecorder:
         self._chunks: dict[tuple[str, int], list[tuple[Draw, int]]] = {}
 
     def attach(self, policies: Mapping[str, Any]) -> None:
-        """Have the policies, by sampler, tell what they draw."""
+        """Have the policies, by sampler, tell what they draw.
+
+        Raises:
+            AsdPolicyError: one cannot.
+        """
         for sampler, policy in policies.items():
+            if not hasattr(policy, "on_draw"):
+                raise AsdPolicyError(
+                    f"--record needs a policy that tells what it draws; {type(policy).__name__} "
+                    "(of pictures, say) does not"
+                )
             policy.on_draw = functools.partial(self.drawn, sampler)
 
     def drawn(self, sampler: str, draw: Draw) -> None:
@@ -107,7 +116,11 @@ class FlightRecorder:
         """
         chunks = self._chunks.pop((episode.sampler, episode.seed))
         assert len(chunks) == len(episode.chunks), "every chunk of an episode is recorded"
-        header = {"format": FORMAT, "columns": list(COLUMNS), "sampler": episode.sampler}
+        header: dict[str, Any] = {
+            "format": FORMAT,
+            "columns": list(COLUMNS),
+            "sampler": episode.sampler,
+        }
         header |= {"seed": episode.seed, **self._header}
         content = pack(header, _arrays(chunks))
         path = flight_path(self._run, episode.sampler, episode.seed)
@@ -117,7 +130,8 @@ class FlightRecorder:
 
 
 def _arrays(chunks: Sequence[tuple[Draw, int]]) -> dict[str, np.ndarray]:
-    table, slopes = [], []
+    table: list[list[int]] = []
+    slopes: list[np.ndarray] = []
     first = 0
     for draw, row in chunks:
         cost, known = draw.stats[row], draw.slopes
@@ -134,8 +148,8 @@ def _arrays(chunks: Sequence[tuple[Draw, int]]) -> dict[str, np.ndarray]:
         "decided": np.stack([np.asarray(d.stats[row].decided, bool) for d, row in chunks]),
         "chunk": np.array(table, np.int64),
         "observation": np.concatenate([draw.histories for draw, _ in chunks]),
-        "stream": np.concatenate([np.stack([d.seeds, d.numbers], 1) for d, _ in chunks]).astype(
-            np.int64
+        "stream": np.array(
+            [pair for d, _ in chunks for pair in zip(d.seeds, d.numbers, strict=True)], np.int64
         ),
         "slopes": np.stack(slopes) if slopes else np.zeros((0, steps)),
     }

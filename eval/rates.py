@@ -44,9 +44,10 @@ def run_rates(
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvalOptions)}
     done: list[Path] = []
     for rate in sorted(options.rates):
-        here = {"out": root / f"{rate:g}hz", "control_rate": rate}
+        out = root / f"{rate:g}hz"
+        here = {"out": out, "control_rate": rate}
         evaluate(EvalOptions(**{**shared, **here}), prepare=prepare, console=console)
-        done.append(here["out"])
+        done.append(out)
         result = gather(done)
         write_json(root / "rates.json", result)
         draw(result, root / "rates.svg")

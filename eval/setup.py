@@ -63,11 +63,6 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
             f"{checkpoint} makes actions of {policy.action_dim}"
         )
     cameras = _cameras(policy, checkpoint)
-    if cameras and (options.record or options.delay is not None):
-        raise ValueError(
-            "--record and --delay are for policies on low-dimensional observations; "
-            f"{checkpoint} sees {', '.join(cameras)}"
-        )
     return Setup(
         policies=policies,
         slots=open_slots(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from asd_policy.envs.tasks import get_task
+from asd_policy.errors import CheckpointError
 from asd_policy.policy.checkpoint import load_checkpoint
 from asd_policy.training.main import main_train
 from asd_policy.training.trainer import Trainer
@@ -15,8 +17,8 @@ from asd_policy.training.trainer import Trainer
 zarr = pytest.importorskip("zarr")
 
 
-def write_store(path: Path) -> Path:
-    rng = np.random.default_rng(0)
+def write_store(path: Path, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
     rows = 30
     root = zarr.open_group(str(path), mode="w")
     for key, size in get_task("lift").observation_keys.items():
@@ -26,7 +28,7 @@ def write_store(path: Path) -> Path:
     return path
 
 
-def train(store: Path, out: Path, **changes: int) -> None:
+def train(store: Path, out: Path, **changes: object) -> None:
     main_train(
         data=store, out=out, batch_size=4, down_dims=(8, 16), diffusion_steps=4, device="cpu",
         **{"steps": 10, "keep": 2} | changes,
@@ -63,6 +65,20 @@ def test_a_killed_run_keeps_the_same_models(
             load_checkpoint(tmp_path / run / name).card["sha256"] for run in ("whole", "torn")
         )
         assert one == other
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """With hardly any learning the weights stay those of the start; of another scale it refuses."""
+    store = write_store(tmp_path / "lift.zarr")
+    train(store, tmp_path / "first")
+    train(store, tmp_path / "second", start_from=tmp_path / "first", learning_rate=1e-12)
+    first, second = (load_checkpoint(tmp_path / name) for name in ("first", "second"))
+    assert second.card["recipe"]["started_from"] == first.card["sha256"]
+    for one, other in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    other = write_store(tmp_path / "other.zarr", seed=1)
+    with pytest.raises(CheckpointError, match="differs from this run in its scale of observations"):
+        train(other, tmp_path / "third", start_from=tmp_path / "first")
 
 
 def test_more_models_than_tenths_are_refused(tmp_path: Path) -> None:

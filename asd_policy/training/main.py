@@ -22,7 +22,7 @@ from asd_policy.data.replay import Replay, load_replay
 from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
-from asd_policy.policy.checkpoint import CARD_FILE, save_checkpoint
+from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.schedule import Schedule
 from asd_policy.training.trainer import Report, TrainConfig, Trainer
@@ -45,6 +45,7 @@ def main_train(
     device: str = "auto",
     threads: int | None = None,
     keep: int = 0,
+    start_from: Path | None = None,
     resume: bool = True,
 ) -> None:
     """Train a diffusion policy on demonstrations (low-dimensional observations).
@@ -69,6 +70,8 @@ def main_train(
         threads: CPU threads (default: PyTorch's choice).
         keep: also keep the averaged network of the last N tenths of the training, in
             `out`/step-<number>: is the last one a lucky one?
+        start_from: begin with the weights of this checkpoint folder, of the same shape and scale
+            of data, in place of random ones (fine-tuning).
         resume: go on with an unfinished run in `out`; with --no-resume, start over.
     """
     spec = get_task(task)
@@ -89,7 +92,8 @@ def main_train(
         raise ValueError(f"--keep takes 0 to 10 models, got {keep}")
     config = TrainConfig(steps, batch_size, learning_rate, seed=seed)
     schedule = Schedule.ddpm(diffusion_steps)
-    trainer = Trainer(replay, policy, schedule, config, device)
+    start = None if start_from is None else load_checkpoint(start_from)
+    trainer = Trainer(replay, policy, schedule, config, device, start)
     state_file = _prepare(out, trainer, resume)
     console = Console()
     parameters = sum(p.numel() for p in trainer.network.parameters())
@@ -203,6 +207,7 @@ def _recipe(trainer: Trainer) -> dict[str, object]:
         "gradient_clip": config.gradient_clip,
         "ema_power": config.ema_power,
         "seed": config.seed,
+        "started_from": trainer.started_from,
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
         "seconds": round(trainer.seconds, 1),

@@ -72,6 +72,10 @@ class Trainer:
         schedule: noise schedule the network is trained for.
         config: recipe.
         device: where to train.
+        start: a checkpoint whose weights to begin with.
+
+    Raises:
+        CheckpointError: ``start`` has another architecture, schedule or normalization.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Trainer:
         schedule: Schedule,
         config: TrainConfig,
         device: str | torch.device = "cpu",
+        start: Checkpoint | None = None,
     ) -> None:
         self.policy, self.schedule, self.config = policy, schedule, config
         self.device = torch.device(device)
@@ -93,11 +98,36 @@ class Trainer:
         self._windows = torch.from_numpy(window_indices(replay.episode_ends, *policy.horizons))
         torch.manual_seed(config.seed)
         self.network = policy.build_network().to(self.device)
+        self.started_from: str | None = None
+        if start is not None:
+            self._start_from(start)
         self.ema = EMA(self.network, config.ema_power)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), betas=(0.95, 0.999), weight_decay=config.weight_decay
         )
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
+
+    def _start_from(self, start: Checkpoint) -> None:
+        ours = (self.policy, self.schedule, self.observation_normalizer, self.action_normalizer)
+        theirs = (
+            start.config,
+            start.schedule,
+            start.observation_normalizer,
+            start.action_normalizer,
+        )
+        names = ("policy", "schedule", "scale of observations", "scale of actions")
+        differ = [
+            name
+            for name, one, other in zip(names, ours, theirs, strict=True)
+            if one.to_dict() != other.to_dict()
+        ]
+        if differ:
+            raise CheckpointError(
+                f"the checkpoint to start from differs from this run in its {', '.join(differ)}; "
+                "its weights would mean something else"
+            )
+        self.network.load_state_dict(start.network.state_dict())
+        self.started_from = start.card["sha256"]
 
     @property
     def num_windows(self) -> int:
@@ -179,6 +209,7 @@ class Trainer:
             "policy": self.policy.to_dict(),
             "schedule": self.schedule.to_dict(),
             "recipe": recipe,
+            "start": self.started_from,
             "data": data,
         }
 

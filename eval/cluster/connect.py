@@ -79,7 +79,8 @@ def share(options: EvalOptions) -> Share:
     policies = _policies(options, max(1, int(free.get("GPU", 0))) if gpus else 0)
     room = int(free.get("CPU", 0))
     policies = max(1, min(policies, room // (cpus + 1)))
-    num_envs = max(1, min(options.num_envs, room // policies - cpus))
+    fit = room // policies - cpus  # none: they are waited for
+    num_envs = min(options.num_envs, fit) if fit > 0 else options.num_envs
     return Share(policies, cpus, 1 if gpus else 0, num_envs)
 
 

@@ -81,8 +81,8 @@ def prepare_on_ray(
         share = connect.share(options)
         if share.num_envs < options.num_envs:
             print(
-                f"The cluster has room for {share.num_envs} environments for each policy, "
-                f"not {options.num_envs}.",
+                f"The cluster has room for {share.num_envs} of {options.num_envs} environments "
+                "for each policy.",
                 file=sys.stderr,
             )
         device = "cuda" if share.gpus else "cpu"

@@ -112,7 +112,9 @@ class PolicyHost:
         slots = functools.partial(open_ray_slots, environ=environ, patience_s=patience_s)
         try:
             if prepare is None:
-                from asd_policy.eval.setup import prepare
+                from asd_policy.eval.setup import prepare as real
+
+                prepare = real
             with tempfile.TemporaryDirectory() as place:
                 if parcel is not None:
                     here = parcel.unpack(Path(place))

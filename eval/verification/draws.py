@@ -125,7 +125,7 @@ def collect(
             seconds = time.perf_counter() - start
             counts = (t.numpy().reshape(chunks.shape[:2]) for t in (stats.calls, stats.evaluations))
             part = dict(zip(("calls", "evaluations"), counts, strict=True))
-            part |= {"chunks": chunks, "seconds": np.float64(seconds)}
+            part |= {"chunks": chunks, "seconds": np.asarray(seconds)}
             save_arrays(path, **part)
         parts.append(part)
         tick(part["calls"].size)

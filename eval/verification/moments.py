@@ -33,8 +33,10 @@ def find_moments(
     """
     if isinstance(options.source, Path):
         return _from_file(options.source, made, options.observations)
-    known = task in TASKS and dict(made.config.observation_keys) == dict(
-        TASKS[task].observation_keys
+    known = (
+        task is not None
+        and task in TASKS
+        and dict(made.config.observation_keys) == dict(TASKS[task].observation_keys)
     )
     if options.source == "episodes" and not known:
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from asd_policy.eval.options import EvalOptions, SamplerName, check_options
+from asd_policy.eval.options import EvalOptions, check_options
 
 _SAMPLER_HELP = (
     "The sampler under test, named as in `asd-policy eval`. The reference is sequential DDPM (for "
@@ -50,7 +50,7 @@ def _arg(metavar: str | None, text: str | None = None) -> Any:
 class VerifyOptions:
     """A verification's settings. Nothing is checked here: see `check_verify_options`."""
 
-    sampler: Annotated[SamplerName, _arg("NAME", _SAMPLER_HELP)] = "asd"
+    sampler: Annotated[str, _arg("NAME", _SAMPLER_HELP)] = "asd"
     task: str = "lift"
     """Whose shipped policy is sampled, unless --checkpoint is given."""
     checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None

@@ -40,9 +40,8 @@ class Oracle:
 
     def x0(self, x: Tensor, bar: Tensor, s: Tensor) -> Tensor:
         """E[x0 | x] of x (N, D) = √ᾱ·x0 + √(1−ᾱ)·ε, with ᾱ (N, 1) and s (N, 1)."""
-        like = {"dtype": x.dtype, "device": x.device}
-        centre, offsets = self.centre.to(**like), self.offsets.to(**like)
-        variances, logs = self.deviations.to(**like).square(), self._log_weights.to(**like)
+        centre, offsets = self.centre.to(x), self.offsets.to(x)
+        variances, logs = self.deviations.to(x).square(), self._log_weights.to(x)
         signal, marginal = bar.sqrt(), bar * variances + 1 - bar
         from_centre = (x - signal * centre) / marginal
         logits = signal * s * (from_centre @ offsets.mT)

@@ -11,10 +11,9 @@ import sys
 
 import pytest
 
-from asd_policy.cli import _OF_THE_EXTRA
+from asd_policy.cli import _EXTRAS
 from asd_policy.eval import doctor, probes
 from asd_policy.eval.doctor import diagnose
-from asd_policy.integrations.robomimic.compat import KNOWN_VERSIONS
 
 WELL = {
     "python": "3.11.7",
@@ -276,11 +275,17 @@ def test_a_real_answer_with_a_broken_simulator(packages):
 
 
 def test_the_modules_of_the_extra_are_listed_alike():
-    assert set(probes.SIM.values()) - {"imageio_ffmpeg"} == _OF_THE_EXTRA
-    assert doctor.ROBOMIMIC == KNOWN_VERSIONS
+    assert set(probes.SIM.values()) - {"imageio_ffmpeg"} == _EXTRAS["sim"]
 
 
 def test_the_distributions_are_those_of_the_extra():
     wanted = [r for r in importlib.metadata.requires("asd-policy") if "sim" in r.partition(";")[2]]
     names = {re.match(r"[\w-]+", requirement).group() for requirement in wanted}
     assert names == set(probes.SIM) - {"imageio-ffmpeg"} | {"numpy"}
+
+
+def test_the_robomimic_releases_are_those_of_the_integration():
+    pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
+    from asd_policy.integrations.robomimic.compat import KNOWN_VERSIONS
+
+    assert doctor.ROBOMIMIC == KNOWN_VERSIONS

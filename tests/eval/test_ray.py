@@ -42,7 +42,7 @@ def options(tmp_path):
     )
 
 
-def run(options, quiet, env_class=LineEnv, patience_s=120.0, **wanted):
+def run(options, quiet, env_class=LineEnv, patience_s=400.0, **wanted):
     make = functools.partial(prepare, env_class=env_class, **wanted)
     there = functools.partial(prepare_on_ray, prepare=make, patience_s=patience_s)
     return evaluate(options, prepare=there, console=quiet)
@@ -183,7 +183,7 @@ def kill_policy(folder: Path, out: Path) -> None:
 def test_a_lost_policy_is_replaced(cluster, options, quiet, tmp_path):
     many = dataclasses.replace(options, episodes=20)
     make = functools.partial(prepare_mortal, folder=tmp_path, step_s=0.01)
-    there = functools.partial(prepare_on_ray, prepare=make, patience_s=120.0)
+    there = functools.partial(prepare_on_ray, prepare=make, patience_s=400.0)
     killer = multiprocessing.get_context("fork").Process(
         target=kill_policy, args=(tmp_path, many.out)
     )
@@ -201,7 +201,7 @@ def test_a_lost_policy_is_replaced(cluster, options, quiet, tmp_path):
 
 def test_more_environments_than_there_is_room_for(cluster, options, quiet, capsys):
     run(dataclasses.replace(options, num_envs=9), quiet)
-    assert "room for 3 environments for each policy, not 9" in capsys.readouterr().err
+    assert "room for 3 of 9 environments for each policy" in capsys.readouterr().err
     assert {e["num_envs"] for e in episodes(options.out).values()} == {3}
 
 
@@ -246,7 +246,7 @@ def test_two_nodes_of_which_one_is_killed(cluster, options, quiet, tmp_path):
     setup = functools.partial(prepare, env_class=world, step_s=0.02)
 
     def there(asked):
-        made = prepare_on_ray(asked, prepare=setup, patience_s=120.0)
+        made = prepare_on_ray(asked, prepare=setup, patience_s=400.0)
         crew = made.crew
         gather = crew._finished
 

@@ -47,6 +47,8 @@ def test_the_command_that_is_shown_asks_for_the_same(ray, said):
 
 
 def test_options_that_do_not_fit():
+    with pytest.raises(ValueError, match="--record needs the policy in this process"):
+        check_options(EvalOptions(ray=(), record=True))
     with pytest.raises(ValueError, match="takes one address or none; got a:1 b:2"):
         check_options(EvalOptions(ray=("a:1", "b:2")))
     with pytest.raises(ValueError, match=r"must be auto, cpu or cuda with --ray.*'cuda:1'"):

@@ -121,3 +121,17 @@ def test_the_doctor_has_its_form():
     validator("doctor").validate(answer)
     with pytest.raises(jsonschema.ValidationError):
         validator("doctor").validate(changed(answer, "findings/0/status", "ill"))
+
+
+def test_a_run_with_delays_has_the_form_too(tmp_path):
+    options = EvalOptions(episodes=2, delay=90.0, control_rate=40.0, out=tmp_path / "run")
+    console = Console(file=io.StringIO(), width=100)
+    evaluate(options, prepare=prepare, console=console)
+    for name in ("config", "results"):
+        validator(name).validate(json.loads((options.out / f"{name}.json").read_text()))
+    lines = (options.out / "episodes.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    validator("episode").validate(first)
+    del first["chunks"][0]["delay_steps"]
+    with pytest.raises(jsonschema.ValidationError):
+        validator("episode").validate(first)

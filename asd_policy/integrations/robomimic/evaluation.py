@@ -91,6 +91,10 @@ class ImagePolicy:
         """Actions that one of them can take before the next chunk must be drawn."""
         return self.policy.queued(index)
 
+    def coming(self, index: int) -> list[np.ndarray]:
+        """The queued actions of one of them, the next one first."""
+        return self.policy.coming(index)
+
     def act_batch(self, observations: Mapping[str, Any], indices: Sequence[int]) -> np.ndarray:
         """Actions (B, action_dim) of the environments ``indices``, one row each."""
         rows = {

@@ -189,6 +189,10 @@ class AcceleratedPolicy(RolloutPolicy):
         """Actions that an environment can take before its next chunk must be drawn."""
         return len(self._episodes[index].queue)
 
+    def coming(self, index: int) -> list[np.ndarray]:
+        """The queued actions (action_dim,) of an environment, the next one first."""
+        return list(self._episodes[index].queue)
+
     def _episode(self, seed: int | None) -> _Episode:
         number = int(torch.randint(2**63 - 1, ())) if seed is None else int(seed)
         return _Episode(torch.Generator(self.device).manual_seed(number))
