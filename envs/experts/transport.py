@@ -31,6 +31,7 @@ _LID_LIES = 0.035  # metres above the table below which the lid's handle is let 
 _LID_CLEAR = 0.06  # metres from the lid's handle at which the hand has left it
 _APART = 0.09  # metres between arm 0's hand and its grasp from which on arm 1 may go
 _WALL = 0.17  # metres above the tables at which the bins' walls are cleared
+_RISE = 0.06  # metres, the most to ask for at once
 # Metres from the middle of what an arm carries, held level, to its lowest point; of the hand, its
 # fingertips.
 _BELOW_HAND, _BELOW_LID, _BELOW_CUBE, _BELOW_HAMMER = 0.015, 0.025, 0.03, 0.02
@@ -238,7 +239,9 @@ class TransportExpert:
         goal = self._way(0, scene.hands[0], scene.middle, place, scene.below)
         far = float(np.clip(5 * np.linalg.norm(scene.middle - place) - 1, 0, 1))
         lean = _LEAN_MEETING + far * (_LEAN_HAMMER - _LEAN_MEETING)
-        return Aim(goal, self._yaw[0], lean, CLOSE)
+        # Turned inside its bin, the hammer would meet a wall, and be turned in the fingers.
+        inside = self._within("start_bin", scene.middle, 0.15, _WALL + scene.below)
+        return Aim(goal, scene.ends[0].yaw if inside else self._yaw[0], lean, CLOSE)
 
     def _withdraw(self, scene: Scene) -> Aim:
         """Let go of the hammer, up, and back."""
@@ -343,4 +346,6 @@ class TransportExpert:
         for name in ("start_bin", "target_bin", "trash_bin"):
             if self._within(name, thing, 0.15, _WALL + below):
                 across += (1 - clear) * (self._pose(name)[0] - thing)[:2]
-        return hand.position + [*across, height - thing[2]]
+        # Not all the way at once: speed is shared out among the axes by what they lack.
+        rise = float(np.clip(height - thing[2], -_RISE, _RISE))
+        return hand.position + [*across, rise]
