@@ -108,19 +108,13 @@ class Trainer:
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
 
     def _start_from(self, start: Checkpoint) -> None:
-        ours = (self.policy, self.schedule, self.observation_normalizer, self.action_normalizer)
-        theirs = (
-            start.config,
-            start.schedule,
-            start.observation_normalizer,
-            start.action_normalizer,
-        )
-        names = ("policy", "schedule", "scale of observations", "scale of actions")
-        differ = [
-            name
-            for name, one, other in zip(names, ours, theirs, strict=True)
-            if one.to_dict() != other.to_dict()
-        ]
+        pairs: dict[str, tuple[Any, Any]] = {
+            "policy": (self.policy, start.config),
+            "schedule": (self.schedule, start.schedule),
+            "scale of observations": (self.observation_normalizer, start.observation_normalizer),
+            "scale of actions": (self.action_normalizer, start.action_normalizer),
+        }
+        differ = [name for name, (a, b) in pairs.items() if a.to_dict() != b.to_dict()]
         if differ:
             raise CheckpointError(
                 f"the checkpoint to start from differs from this run in its {', '.join(differ)}; "
