@@ -62,7 +62,10 @@ def chunk_stats(stats: Stats, latency_s: float) -> list[ChunkStats]:
     seconds = stats.seconds
     other = latency_s - seconds["draft"] - seconds["network"] - seconds["verify"]
     accepted, decided = stats.accepted.numpy(), stats.decided.numpy()
-    counts = zip(stats.calls.tolist(), stats.evaluations.tolist(), accepted, decided, strict=True)
+    rejections = (decided.sum(1) - accepted.sum(1)).tolist()
+    counts = zip(
+        stats.calls.tolist(), stats.evaluations.tolist(), rejections, accepted, decided, strict=True
+    )
     return [
         ChunkStats(
             latency_s,
@@ -71,7 +74,7 @@ def chunk_stats(stats: Stats, latency_s: float) -> list[ChunkStats]:
             stats.window,
             calls,
             evaluations,
-            int(drafts.sum() - kept.sum()),
+            rejected,
             kept,
             drafts,
             seconds["draft"],
@@ -79,5 +82,5 @@ def chunk_stats(stats: Stats, latency_s: float) -> list[ChunkStats]:
             seconds["verify"],
             other,
         )
-        for calls, evaluations, kept, drafts in counts
+        for calls, evaluations, rejected, kept, drafts in counts
     ]

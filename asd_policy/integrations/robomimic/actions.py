@@ -108,7 +108,8 @@ class ActionScale:
         for part in self.parts:
             values = actions[..., part.columns] * part.scale + part.offset
             made.append(values if part.conversion is None else _rotate(values, part.conversion))
-        return np.concatenate(made, axis=-1).astype(np.float32)
+        whole = made[0] if len(made) == 1 else np.concatenate(made, axis=-1)
+        return whole.astype(np.float32, copy=False)
 
 
 def _conversion(action: Mapping[str, Any]) -> str | None:
