@@ -58,10 +58,12 @@ def _draw_arm(root: Any, arm: int, hand: str, row: np.ndarray) -> None:
 
 
 def _headings(quaternions: np.ndarray) -> np.ndarray:
-    """Turn about the vertical since the first row, radians, (T,), of (T, 4) quaternions."""
-    axis = Rotation.from_quat(quaternions).as_matrix()[:, :2, 0]
-    yaw = np.unwrap(np.arctan2(axis[:, 1], axis[:, 0]))
-    return np.asarray(yaw - yaw[0])
+    """Turn about the vertical since the first row, radians, (T,), of (T, 4) quaternions: the twist
+    of the rotation since then. Unlike the bearing of an axis of the hand, it stays defined when the
+    hand is laid level."""
+    rotations = Rotation.from_quat(quaternions)
+    turned = (rotations * rotations[0].inv()).as_quat()
+    return np.asarray(np.unwrap(2 * np.arctan2(turned[:, 2], turned[:, 3])))
 
 
 def like_moments(root: Any, arm: int = 0) -> np.ndarray:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import zarr
 from gymnasium.error import DependencyNotInstalled
+from scipy.spatial.transform import Rotation
 
 from asd_policy.envs import demos, rendering, stored
 from asd_policy.envs.variety import _headings, draw_variety, like_moments
@@ -40,6 +41,13 @@ def test_headings_are_turns_about_the_vertical():
     half = np.linspace(0, 2.5, 6)  # half angles; the turn passes a half circle
     quaternions = np.stack([0 * half, 0 * half, np.sin(half), np.cos(half)], axis=1)
     np.testing.assert_allclose(_headings(quaternions), 2 * half, atol=1e-9)
+    np.testing.assert_allclose(_headings(-quaternions), 2 * half, atol=1e-9)
+
+
+def test_laying_the_hand_level_is_no_turn_about_the_vertical():
+    angles = np.linspace(0, 2.0, 9)  # past level, where a bearing flips
+    laid = Rotation.from_rotvec(np.outer(angles, [0, 1, 0]))
+    np.testing.assert_allclose(_headings(laid.as_quat()), 0, atol=1e-9)
 
 
 def test_the_film_shows_every_step(store, tmp_path):
