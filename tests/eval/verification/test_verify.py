@@ -229,7 +229,7 @@ def test_a_finished_run_is_not_overwritten(run, refused, checkpoint, tmp_path):
         (("--alpha", 0), r"--alpha must be above 0 and below 0.5, got 0.0"),
         (("--detect", 0), r"--detect must be above 0 and at most 8, got 0.0"),
         (("--window", 0), r"--window must be .*a whole number, 1 or more; got 0"),
-        (("--sampler", "euler"), r"invalid choice 'euler'"),
+        (("--sampler", "euler"), r"--samplers takes one or more of asd, .*; got euler"),
         (("--oracle", "--source", "synthetic"), r"--oracle needs no --checkpoint and no --source"),
         (("--resume",), r"--resume needs --out"),
         (("--task", "juggle"), r"unknown task 'juggle'"),
