@@ -2,7 +2,3 @@
 
 if __name__ != "asd_policy.envs":
     raise ImportError(f"import this package as asd_policy.envs, not as {__name__!r}")
-
-from asd_policy.envs.opengl import before_mujoco
-
-before_mujoco()

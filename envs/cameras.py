@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
+
+# isort: off
+import asd_policy.envs.load_order  # noqa: F401 - before MuJoCo
 import mujoco
+
+# isort: on
 import numpy as np
 
 from asd_policy.envs.rendering import OffscreenCamera, choose_backend

@@ -7,7 +7,11 @@ import importlib
 import os
 from typing import Any
 
+# isort: off
+import asd_policy.envs.load_order  # noqa: F401 - before MuJoCo
 import mujoco
+
+# isort: on
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# isort: off
+import asd_policy.envs.load_order  # noqa: F401 - before MuJoCo
 import mujoco
+
+# isort: on
 import numpy as np
 
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task
