@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.text import Text
 from asd_policy.eval.samplers import is_autospeculative
 
 MISSING = "–"
+_COLOURS = ("green", "red", "yellow")  # of a verdict, by exit status
 _WIDE = 100  # columns that the one-table layout takes
 _BUSY = 0.05  # thread-seconds of waiting in each second: a free machine has well under 0.01
 
@@ -201,3 +202,11 @@ def _time_line(results: dict[str, Any]) -> str:
             named = [f"{part} {100 * share:.0f}%" for part, share in time["share"].items() if share]
             shares.append(f"{name} {time['total_s']:.1f} s ({', '.join(named)})")
     return "Time: " + (", ".join(shares) or "none")
+
+
+def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
+    """The answer of a command that answers by its exit status: `word`, `status`, `sentence`."""
+    text = Text(f"{verdict['word']} (exit status {verdict['status']})")
+    text.stylize(f"bold {_COLOURS[verdict['status']]}")
+    text.append(Text(f": {verdict['sentence']}", style="not bold default"))
+    console.print(text, soft_wrap=True, highlight=False)

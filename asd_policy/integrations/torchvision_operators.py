@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-import torch
+from torch import library as operators
 
-_KEPT: list[torch.library.Library] = []  # a definition lasts as long as its library
+_KEPT: list[operators.Library] = []  # a definition lasts as long as its library
 
 
 def import_torchvision() -> None:
@@ -30,7 +30,7 @@ def import_torchvision() -> None:
             raise
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
+        library = operators.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)

@@ -43,7 +43,8 @@ class IdleEnv:
         return {key: np.zeros(size, np.float32) for key, size in self._sizes.items()}
 
     def render(self) -> Any:
-        raise NotImplementedError("there is nothing to see")
+        """A black frame: there is nothing to see."""
+        return np.zeros((8, 8, 3), np.uint8)
 
     def close(self) -> None:
         """Nothing to let go of."""

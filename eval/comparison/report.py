@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from asd_policy.eval.report import MISSING, print_verdict
+
 Json = dict[str, Any]
-_COLOURS = ("green", "red", "yellow")  # by exit status
-_MISSING = "–"
 
 
 def print_comparison(console: Console, found: Json) -> None:
@@ -23,11 +23,7 @@ def print_comparison(console: Console, found: Json) -> None:
     console.print()
     for line in _lines(found):
         console.print(Text(line), soft_wrap=True, highlight=False)
-    verdict = found["verdict"]
-    text = Text(f"{verdict['word']} (exit status {verdict['status']})")
-    text.stylize(f"bold {_COLOURS[verdict['status']]}")
-    console.print(text.append(Text(f": {verdict['sentence']}", style="not bold default")),
-                  soft_wrap=True, highlight=False)  # fmt: skip
+    print_verdict(console, found["verdict"])
 
 
 def _success(found: Json) -> Table:
@@ -56,7 +52,7 @@ def _ratios(found: Json) -> Table:
             _number(ratio["a"]),
             _number(ratio["b"]),
             _number(ratio["ratio"]),
-            _MISSING if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}",
+            MISSING if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}",
         )
     return table
 
@@ -103,4 +99,4 @@ def _lines(found: Json) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.3g}"
+    return MISSING if value is None else f"{value:.3g}"

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from asd_policy.eval.report import MISSING, print_verdict
+
 Json = dict[str, Any]
-_COLOURS = ("green", "red", "yellow")  # by exit status
-_MISSING = "–"
 
 
 def print_report(console: Console, result: Json, folder: Path) -> None:
@@ -27,11 +27,7 @@ def print_report(console: Console, result: Json, folder: Path) -> None:
     for line in _setting(result):
         console.print(Text(line), soft_wrap=True, highlight=False)
     console.print(Text(f"Kept: {folder}/ (verify.json, verify.png, verify.svg, draws/)"))
-    verdict = result["verdict"]
-    text = Text(f"{verdict['word']} (exit status {verdict['status']})")
-    text.stylize(f"bold {_COLOURS[verdict['status']]}")
-    console.print(text.append(Text(f": {verdict['sentence']}", style="not bold default")),
-                  soft_wrap=True, highlight=False)  # fmt: skip
+    print_verdict(console, result["verdict"])
 
 
 def _tests(result: Json) -> Table:
@@ -98,7 +94,7 @@ def _table(title: str, headers: tuple[str, ...]) -> Table:
 
 
 def _number(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.2g}"
+    return MISSING if value is None else f"{value:.2g}"
 
 
 def _setting(result: Json) -> list[str]:

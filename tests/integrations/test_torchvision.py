@@ -6,10 +6,10 @@ import sys
 import pytest
 
 OPERATOR = """
-import torch
-@torch.library.register_fake("torchvision::nms")
+from torch.library import register_fake
+@register_fake("torchvision::nms")
 def nms(*arguments): ...
-@torch.library.register_fake("torchvision::qnms")
+@register_fake("torchvision::qnms")
 def qnms(*arguments): ...
 """
 PROGRAM = """
