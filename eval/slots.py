@@ -119,7 +119,7 @@ class Stage:
     ) -> Moment:
         simulated = time.perf_counter()
         frame = np.asarray(self.env.render()) if self._film else None
-        rendered = time.perf_counter()
+        rendered = simulated if frame is None else time.perf_counter()
         return Moment(
             observation, reward, success, over, frame, simulated - start, rendered - simulated
         )
