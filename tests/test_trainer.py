@@ -44,6 +44,17 @@ def test_the_loss_falls(kind: str) -> None:
     assert np.mean(losses[-15:]) < 0.75 * np.mean(losses[:15])
 
 
+def test_products_in_bfloat16_leave_the_weights_in_float32() -> None:
+    half, whole = make(150, batch_size=32, precision="bf16"), make(150, batch_size=32)
+    losses = [half.train_step() for _ in range(150)]
+    assert whole.train_step() == pytest.approx(losses[0], rel=0.02)
+    assert whole.train_step() != losses[1]
+    assert {p.dtype for p in half.network.parameters()} == {torch.float32}
+    assert np.mean(losses[-15:]) < 0.75 * np.mean(losses[:15])
+    with pytest.raises(ValueError, match="precision must be one of 'fp32', 'bf16'; got 'int8'"):
+        make(precision="int8")
+
+
 def test_a_run_is_its_seed_s(tmp_path: Path) -> None:
     one, other, third = make(), make(), make(seed=1)
     for trainer in (one, other, third):

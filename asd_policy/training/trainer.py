@@ -23,13 +23,19 @@ from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
 from asd_policy.sampling import calibrate
-from asd_policy.schedule import Schedule
+from asd_policy.schedule import Schedule, check_choice
 from asd_policy.training.ema import EMA
+
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Recipe of one training run. Learning rate: linear warm-up, then half a cosine to zero."""
+    """Recipe of one training run. Learning rate: linear warm-up, then half a cosine to zero.
+
+    ``precision`` "bf16" computes the network's products in bfloat16, from weights that stay in
+    float32: faster where the processor knows that type.
+    """
 
     steps: int = 5_000
     batch_size: int = 128
@@ -39,9 +45,11 @@ class TrainConfig:
     ema_power: float = 0.75
     gradient_clip: float = 1.0
     seed: int = 0
+    precision: str = "fp32"
     save_seconds: float = 60.0
 
     def __post_init__(self) -> None:
+        check_choice("precision", self.precision, PRECISIONS)
         if self.steps < 1 or self.batch_size < 1:
             raise ValueError(
                 f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}"
@@ -103,7 +111,10 @@ class Trainer:
             self._start_from(start)
         self.ema = EMA(self.network, config.ema_power)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), betas=(0.95, 0.999), weight_decay=config.weight_decay
+            self.network.parameters(),
+            betas=(0.95, 0.999),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
 
@@ -152,7 +163,10 @@ class Trainer:
             group["lr"] = self.config.lr_at(self.step)
         noisy = self.schedule.add_noise(clean, noise, timesteps)
         target = self.schedule.training_target(clean, noise, timesteps)
-        loss = (self.network(noisy, timesteps, cond) - target).square().mean()
+        half = self.config.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            predicted = self.network(noisy, timesteps, cond)
+        loss = (predicted.float() - target).square().mean()
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteError(f"the training loss became {value} at step {self.step}")
