@@ -215,6 +215,45 @@ def test_unknown_robomimic_releases_are_refused(monkeypatch) -> None:
         compat.robomimic_version()
 
 
+def test_observations_are_scaled_key_by_key() -> None:
+    from asd_policy.integrations.robomimic.observations import ObservationScale
+
+    rng = np.random.default_rng(0)
+    shapes = {"b": (3,), "picture": (2, 4, 5), "a": (2,)}
+    stats = {
+        k: {"mean": rng.normal(size=(1, *shapes[k])), "std": rng.uniform(1, 2, (1, *shapes[k]))}
+        for k in ("a", "picture")
+    }
+    frames = {k: rng.normal(size=(4, 2, *shape)) for k, shape in shapes.items()}
+    frames["b"] = rng.integers(9, size=(4, 2, 3))
+    made = ObservationScale(shapes, stats).apply(frames, torch.device("cpu"))
+    assert made.keys() == shapes.keys()
+    for key, value in made.items():
+        found = stats.get(key, {"mean": np.zeros(1), "std": np.ones(1)})
+        expected = (frames[key] - found["mean"]) / found["std"]
+        np.testing.assert_allclose(value.numpy(), expected, rtol=1e-5, atol=1e-6)
+        assert value.dtype == torch.float32
+
+
+def test_six_numbers_of_a_rotation_become_a_command(monkeypatch) -> None:
+    """Columns before, between and behind the rotations stay where they are."""
+    import robomimic.utils.torch_utils as torch_utils
+
+    from asd_policy.integrations.robomimic import actions
+
+    monkeypatch.setattr(
+        torch_utils, "rot_6d_to_axis_angle", lambda rot_6d: rot_6d[:, 3:], raising=False
+    )
+    whole = torch.arange(2 * 17.0).view(2, 17)
+    scale = actions.ActionScale(
+        torch.ones(17),
+        torch.full((17,), 2.0),
+        ((slice(3, 9), "rot_axis_angle"), (slice(10, 16), "rot_axis_angle")),
+    )
+    kept = [0, 1, 2, 6, 7, 8, 9, 13, 14, 15, 16]
+    torch.testing.assert_close(scale.unnormalize(whole), 2 * whole[:, kept] + 1)
+
+
 def test_the_wrapper_does_little() -> None:
     """Functions called in a chunk's eight control steps beside sampler and encoder: counted, since
     times depend on the machine; the command `overhead` measures those."""

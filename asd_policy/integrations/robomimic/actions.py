@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from asd_policy.errors import CheckpointError, DatasetError
 from asd_policy.integrations.robomimic_format import offset_and_scale
@@ -66,23 +67,22 @@ def statistics_of(policy: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One key of an action: its columns, its statistics, and what it is turned into."""
-
-    columns: slice
-    offset: np.ndarray
-    scale: np.ndarray
-    conversion: str | None
-
-
-@dataclass(frozen=True)
 class ActionScale:
-    """(…, action_dim) in [−1, 1] → (…, command), key by key; nothing to do without parts."""
+    """(…, action_dim) in [−1, 1] → (…, command); nothing to do without statistics.
 
-    parts: tuple[_Part, ...] = ()
+    Attributes:
+        offset, scale: (action_dim,) float32.
+        rotations: columns of six numbers, and what they turn into.
+    """
+
+    offset: Tensor | None = None
+    scale: Tensor | None = None
+    rotations: tuple[tuple[slice, str], ...] = ()
 
     @classmethod
-    def of(cls, statistics: Mapping[str, Any] | None, config: Any) -> ActionScale:
+    def of(
+        cls, statistics: Mapping[str, Any] | None, config: Any, device: torch.device | str = "cpu"
+    ) -> ActionScale:
         """From a checkpoint's ``action_normalization_stats`` and its configuration.
 
         Raises:
@@ -90,26 +90,31 @@ class ActionScale:
         """
         if statistics is None:
             return cls()
-        parts, start = [], 0
         found = offset_and_scale(statistics, list(config.train.action_keys), "actions")
-        for key, (offset, scale) in found.items():
-            columns = slice(start, start + offset.size)
-            parts.append(
-                _Part(columns, offset, scale, _conversion(config.train.action_config[key]))
-            )
-            start += offset.size
-        return cls(tuple(parts))
+        offset, scale = (
+            torch.from_numpy(np.concatenate(parts)).to(device)
+            for parts in zip(*found.values(), strict=True)
+        )
+        rotations, start = [], 0
+        for key, (part, _) in found.items():
+            target = _conversion(config.train.action_config[key])
+            if target is not None:
+                rotations.append((slice(start, start + part.size), target))
+            start += part.size
+        return cls(offset, scale, tuple(rotations))
 
-    def unnormalize(self, actions: np.ndarray) -> np.ndarray:
+    def unnormalize(self, actions: Tensor) -> Tensor:
         """(…, action_dim) → (…, command) float32."""
-        if not self.parts:
+        if self.offset is None or self.scale is None:
             return actions
-        made = []
-        for part in self.parts:
-            values = actions[..., part.columns] * part.scale + part.offset
-            made.append(values if part.conversion is None else _rotate(values, part.conversion))
-        whole = made[0] if len(made) == 1 else np.concatenate(made, axis=-1)
-        return whole.astype(np.float32, copy=False)
+        values = torch.addcmul(self.offset, actions, self.scale)
+        if not self.rotations:
+            return values
+        made, start = [], 0
+        for columns, target in self.rotations:
+            made += [values[..., start : columns.start], _rotate(values[..., columns], target)]
+            start = columns.stop
+        return torch.cat([*made, values[..., start:]], dim=-1)
 
 
 def _conversion(action: Mapping[str, Any]) -> str | None:
@@ -123,16 +128,16 @@ def _conversion(action: Mapping[str, Any]) -> str | None:
     return str(target)
 
 
-def _rotate(values: np.ndarray, target: str) -> np.ndarray:
+def _rotate(values: Tensor, target: str) -> Tensor:
     """(…, 6) rotations to (…, 3); only robomimic releases that have them make such checkpoints."""
     import robomimic.utils.torch_utils as torch_utils
 
     if not hasattr(torch_utils, "rot_6d_to_axis_angle"):
         raise CheckpointError("actions with 6-number rotations need robomimic 0.4 or later")
-    rotations = torch.from_numpy(values.reshape(-1, 6))
+    rotations = values.reshape(-1, 6)
     made = (
         torch_utils.rot_6d_to_axis_angle(rot_6d=rotations)
         if target == "rot_axis_angle"
         else torch_utils.rot_6d_to_euler_angles(rot_6d=rotations, convention="XYZ")
     )
-    return made.numpy().reshape(*values.shape[:-1], 3)
+    return made.reshape(*values.shape[:-1], 3)

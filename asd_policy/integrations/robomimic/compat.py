@@ -132,7 +132,8 @@ def keep_action_statistics(file_utils: Any, train_utils: Any, rollout_policy: An
             statistics = statistics_of(self)
             if statistics is None:
                 return action
-            return ActionScale.of(statistics, self.policy.global_config).unnormalize(action)
+            scale = ActionScale.of(statistics, self.policy.global_config)
+            return scale.unnormalize(torch.from_numpy(action)).numpy()
 
         return __call__
 

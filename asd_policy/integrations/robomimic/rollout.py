@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,16 +17,17 @@ from torch import Tensor
 
 from asd_policy.errors import NonFiniteError
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
+from asd_policy.integrations.robomimic.observations import ObservationScale
 from asd_policy.integrations.robomimic_format import (
     ddim_steps,
     network_from_weights,
-    offset_and_scale,
     trained_schedule,
 )
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.chunks import ChunkSampler
 from asd_policy.policy.draws import ChunkStats, chunk_stats
 from asd_policy.samplers.config import SamplerConfig
+from asd_policy.samplers.result import Stats
 
 Observation = Mapping[str, Any]
 
@@ -142,16 +144,21 @@ class AcceleratedPolicy(RolloutPolicy):
         self.chunks = chunk_sampler(algo, sampler, engine, precision, compile)
         nets, self.uses_ema = rollout_networks(algo)
         self.encoder = nets["obs_encoder"]
-        self._scale = ActionScale.of(self.action_normalization_stats, algo.global_config)
-        statistics = wrapped.obs_normalization_stats or {}
-        known = [key for key in self.shapes if key in statistics]
-        self._statistics = offset_and_scale(statistics, known, "observation")
+        self._scale = ActionScale.of(
+            self.action_normalization_stats, algo.global_config, self.device
+        )
+        self._scaling = ObservationScale(self.shapes, wrapped.obs_normalization_stats or {})
         self._prepares_batches = (
             "batched_ob" in inspect.signature(wrapped._prepare_observation).parameters
         )
         self._episodes: list[_Episode] = []
         self._stacked = False
-        self.last_chunks: list[ChunkStats | None] = []
+        self._cost = _Cost()
+
+    @property
+    def last_chunks(self) -> list[ChunkStats | None]:
+        """What the chunks of the last call cost, None where none was drawn."""
+        return self._cost.by_row()
 
     @property
     def description(self) -> str:
@@ -179,7 +186,7 @@ class AcceleratedPolicy(RolloutPolicy):
         if isinstance(seeds, (int, np.integer)):
             seeds = [int(seeds)]
         self._episodes = [self._episode(seed) for seed in seeds or ()]
-        self.last_chunks = []
+        self._cost = _Cost()
 
     def reset_env(self, index: int, seed: int | None = None) -> None:
         """Start a new episode in one environment of a batch."""
@@ -226,7 +233,7 @@ class AcceleratedPolicy(RolloutPolicy):
         if self._stacked and not batched_ob and len(self._episodes) == 1:
             queue = self._episodes[0].queue
             if queue and self.shapes.keys() <= ob.keys():  # nothing else to do with the frames
-                self.last_chunks = [None]
+                self._cost = _Cost(1)
                 return queue.popleft()
         rows, stacked = self._check(ob, batched_ob)
         self._stacked = stacked
@@ -235,7 +242,7 @@ class AcceleratedPolicy(RolloutPolicy):
         if not stacked:
             for i, episode in enumerate(episodes):
                 self._remember(episode, {key: value[i] for key, value in rows.items()})
-        self.last_chunks = [None] * batch
+        self._cost = _Cost(batch)
         empty = [i for i, episode in enumerate(episodes) if not episode.queue]
         if empty:
             frames = (
@@ -243,10 +250,11 @@ class AcceleratedPolicy(RolloutPolicy):
                 if stacked
                 else {k: np.stack([_stack(episodes[i], k) for i in empty]) for k in self.shapes}
             )
-            actions, stats = self._draw(frames, [episodes[i] for i in empty])
-            for i, chunk, cost in zip(empty, actions, stats, strict=True):
-                episodes[i].queue.extend(chunk)
-                self.last_chunks[i] = cost
+            drawn = [episodes[i] for i in empty]
+            actions, stats, seconds = self._draw(frames, drawn)
+            for episode, chunk in zip(drawn, actions, strict=True):
+                episode.queue.extend(chunk)
+            self._cost = _Cost(batch, empty, stats, seconds)
         if not batched_ob:
             return episodes[0].queue.popleft()
         return np.stack([episode.queue.popleft() for episode in episodes])
@@ -300,19 +308,20 @@ class AcceleratedPolicy(RolloutPolicy):
     @torch.inference_mode()
     def _draw(
         self, frames: dict[str, np.ndarray], episodes: list[_Episode]
-    ) -> tuple[np.ndarray, list[ChunkStats]]:
-        """The executed actions (B, Ta, action_dim) of one chunk for each environment."""
+    ) -> tuple[np.ndarray, Stats, float]:
+        """The executed actions (B, Ta, action_dim) of one chunk for each environment, what they
+        cost, and seconds in all."""
         start = time.perf_counter()
         cond = self.encode(self._prepare(frames))
-        if not np.isfinite(cond.cpu().numpy()).all():
+        if not _finite(cond):
             bad = [k for k, v in frames.items() if not np.isfinite(v).all()]
             raise NonFiniteError(f"NaN or infinite observations: {', '.join(bad) or 'encoded'}")
         chunks, stats = self.chunks.draw(cond, [episode.generator for episode in episodes])
         first = self.horizons[0] - 1
-        actions = chunks[:, first : first + self.horizons[1]].cpu().numpy()
-        if not np.isfinite(actions).all():
+        actions = self._scale.unnormalize(chunks[:, first : first + self.horizons[1]])
+        if not _finite(actions):
             raise NonFiniteError("the sampler returned a NaN or infinite action")
-        return self._scale.unnormalize(actions), chunk_stats(stats, time.perf_counter() - start)
+        return actions.cpu().numpy(), stats, time.perf_counter() - start
 
     def encode(self, frames: Mapping[str, Tensor]) -> Tensor:
         """Prepared frames, key → (B, To, \\*shape), through the policy's encoder: (B, features)."""
@@ -323,13 +332,30 @@ class AcceleratedPolicy(RolloutPolicy):
         if self._prepares_batches:
             prepared = self.wrapped._prepare_observation(dict(frames), batched_ob=True)
             return {key: prepared[key] for key in self.shapes}
-        made = {}
-        for key, value in frames.items():
-            if key in self._statistics:
-                offset, scale = self._statistics[key]
-                value = (value - offset) / scale
-            made[key] = torch.from_numpy(np.asarray(value, np.float32)).to(self.device)
+        return self._scaling.apply(frames, self.device)
+
+
+@dataclass
+class _Cost:
+    """What the last call cost: ``rows`` of ``batch`` had chunks drawn. Read by few, so the
+    statistics are made when they are read."""
+
+    batch: int = 0
+    rows: Sequence[int] = ()
+    stats: Stats | None = None
+    seconds: float = 0.0
+
+    def by_row(self) -> list[ChunkStats | None]:
+        made: list[ChunkStats | None] = [None] * self.batch
+        if self.stats is not None:
+            for row, cost in zip(self.rows, chunk_stats(self.stats, self.seconds), strict=True):
+                made[row] = cost
         return made
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are; one sum tells nearly always, and can overflow."""
+    return math.isfinite(values.sum().item()) or bool(values.isfinite().all())
 
 
 def _stack(episode: _Episode, key: str) -> np.ndarray:
