@@ -188,10 +188,15 @@ def _pairs(results: dict[str, Any]) -> list[str]:
     return [
         f"Same seeds, {pair['a']} and {pair['b']}: both succeeded {pair['both']}, "
         f"only {pair['a']} {pair['only_a']}, only {pair['b']} {pair['only_b']}, "
-        f"neither {pair['neither']}"
+        f"neither {pair['neither']}; difference {_points(pair['difference'])}"
         for pair in results["paired"]
         if pair["n"] and reference in (pair["a"], pair["b"])
     ]
+
+
+def _points(difference: dict[str, Any]) -> str:
+    low, high = (100 * end for end in difference["ci95"])
+    return f"{100 * difference['estimate']:.1f} points (95% {low:.1f} to {high:.1f})"
 
 
 def _time_line(results: dict[str, Any]) -> str:

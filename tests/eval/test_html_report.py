@@ -141,8 +141,9 @@ def numbers_of(value):
     if isinstance(value, bool) or value is None:
         return set()
     if isinstance(value, (int, float)):
-        forms = f"{value:.0f}", f"{value:.1f}", f"{value:.2f}", f"{100 * value:.0f}"
-        return {str(value), *forms}
+        size, percent = abs(value), 100 * abs(value)  # a sign is no part of what is looked for
+        forms = f"{size:.0f}", f"{size:.1f}", f"{size:.2f}", f"{percent:.0f}", f"{percent:.1f}"
+        return {str(size), *forms}
     return set(re.findall(r"\d+(?:\.\d+)?", value))
 
 

@@ -114,7 +114,8 @@ def test_a_lost_environment_is_replaced(cluster, options, quiet, tmp_path, at):
     assert {k[1]: e["restarts"] for k, e in episodes(one.out).items() if e["restarts"]} == {
         100_001: 2
     }
-    assert len(list(tmp_path.glob("pid-*"))) == 2 + 2
+    # On a busy machine one of the two may be there only after the last episode.
+    assert 1 + 2 <= len(list(tmp_path.glob("pid-*"))) <= 2 + 2
 
 
 def test_an_episode_that_kills_every_actor_is_given_up(cluster, options, quiet, tmp_path):
