@@ -320,6 +320,8 @@ def test_one_command_trains_and_measures_and_goes_on(demonstrations, tmp_path, m
     assert not content_of(out)["cells"]
     assert not content_of(out)["complete"]
     assert "run the same command to go on" in capsys.readouterr().out
+    plan = json.loads((out / "training" / "plan.json").read_text())
+    check("plan", plan, [("steps", 0.5), ("learning_rate", "3e-4"), ("batch_size", KeyError)])
     trained = (out / "training" / "checkpoint" / "model.safetensors").read_bytes()
     assert gpu.main([*words, "--minutes", "5"]) == 0
     content = content_of(out)
@@ -331,6 +333,14 @@ def test_one_command_trains_and_measures_and_goes_on(demonstrations, tmp_path, m
     before = content["cells"]
     assert gpu.main([*words, "--minutes", "5"]) == 0
     assert content_of(out)["cells"] == before
+
+
+def test_a_plan_of_another_version_is_refused(demonstrations, tmp_path, capsys):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "plan.json").write_text('{"schema_version": 0, "steps": 5}')
+    words = ["--data", str(demonstrations), "--out", str(tmp_path), "--device", "cpu", "--quick"]
+    assert gpu.main(words) == 2
+    assert "plan.json: expected schema_version 1, got 0" in capsys.readouterr().out
 
 
 def test_a_mistake_on_the_bare_machine(tmp_path, capsys):

@@ -28,7 +28,7 @@ WRITERS = {
     "rates": "rates", "replay": "replay", "tasks": "table.compute",
     "compare": "comparison.outcome", "verify": "verification.store",
     "verify_config": "verification.store", "bench": "benchmarks.store",
-    "throughput": "cluster.throughput",
+    "plan": "benchmarks.training", "throughput": "cluster.throughput",
 }  # fmt: skip
 
 
