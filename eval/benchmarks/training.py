@@ -12,6 +12,7 @@ import torch
 
 from asd_policy.data.replay import Replay
 from asd_policy.eval.benchmarks.ceilings import matmul_precision
+from asd_policy.eval.folder import write_json
 from asd_policy.policy import PolicyConfig, save_checkpoint
 from asd_policy.policy.checkpoint import CARD_FILE
 from asd_policy.schedule import Schedule
@@ -19,6 +20,7 @@ from asd_policy.training.trainer import Report, TrainConfig, Trainer
 
 Say = Callable[[str], None]
 PLAN, STATE = "plan.json", "train_state.pt"
+SCHEMA_VERSION = 1  # of plan.json
 DIFFUSION_STEPS = 100
 PROBE_STEPS = 30  # timed, to know how many steps the minutes hold
 SHARE = 0.93  # of the minutes that steps take; the rest is for saving and calibration
@@ -77,7 +79,7 @@ def _plan(
     """The recipe: that of the run that was begun, or one whose steps fill the minutes."""
     path = folder / PLAN
     if path.exists():
-        return TrainConfig(**json.loads(path.read_text(encoding="utf-8")))
+        return _read_plan(path)
     probe = Trainer(
         replay, policy, Schedule.ddpm(DIFFUSION_STEPS), TrainConfig(10**6, batch_size, 2e-4), device
     )
@@ -94,9 +96,18 @@ def _plan(
         "learning_rate": 3e-4,
         "warmup_steps": min(500, steps // 10),
     }
-    path.write_text(json.dumps(recipe), encoding="utf-8")
+    write_json(path, {"schema_version": SCHEMA_VERSION} | recipe)
     say(f"Training: {1e3 * each:.1f} ms a step, so {steps} steps of {batch_size}")
     return TrainConfig(**recipe)
+
+
+def _read_plan(path: Path) -> TrainConfig:
+    """Raises ValueError where it is not of this version."""
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    version = plan.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+    return TrainConfig(**plan)
 
 
 def _run(trainer: Trainer, state: Path, minutes: float, say: Say) -> None:

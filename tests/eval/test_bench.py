@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eval_schemas import check
 
 from asd_policy import cli
 from asd_policy.data.replay import load_npz, save_npz
@@ -18,6 +19,26 @@ from asd_policy.policy import save_checkpoint
 from reference.tiny import tiny_checkpoint, tiny_replay
 
 ROOT = Path(__file__).resolve().parents[2]
+# What bench.json may not hold.
+WRONG = [
+    ("settings/windows", ["0"]),
+    ("settings/chunks", KeyError),
+    ("settings/more", 1),
+    ("machine", []),
+    ("machine/0/cpu", None),
+    ("machine/0/more", 1),
+    ("ceilings/matmul_flop_per_s", {"fp8": 1.0}),
+    ("costs/0/rows", ["1"]),
+    ("costs/0/engine", KeyError),
+    ("cells/0/latency_ms/p50", KeyError),
+    ("cells/0/latencies_ms", []),
+    ("cells/0/split_share/network", 1.5),
+    ("cells/0/speedup/over_ddpm", "2x"),
+    ("cells/0/window", "wide"),
+    ("cells/0/error", "but measured"),
+    ("cells/0/more", 1),
+    ("complete", "yes"),
+]
 EVERY = ("eager-loop", "ddpm", "asd", "asd-paper", "asd-memory", "paradigms", "ddim-4")
 
 
@@ -44,8 +65,10 @@ def no_figures(monkeypatch):
     monkeypatch.setattr(plots, "draw_figures", lambda content, folder: [])
 
 
-def content_of(folder):
-    return json.loads((folder / "bench.json").read_text())
+def content_of(folder, wrong=()):
+    content = json.loads((folder / "bench.json").read_text())
+    check("bench", content, wrong)
+    return content
 
 
 def by_sampler(cells):
@@ -60,7 +83,7 @@ def test_a_run_prints_tables_and_keeps_every_figure(run, words, tmp_path, checkp
     assert status == 0, errors
     assert all(name in output for name in EVERY)
     folder = tmp_path / "out"
-    content = content_of(folder)
+    content = content_of(folder, WRONG)
     assert content["complete"]
     assert content["machine"][0]["versions"]["numpy"] == np.__version__
     assert {"cpu", "gpu", "threads", "git_commit"} <= content["machine"][0].keys()
@@ -130,7 +153,8 @@ def test_calls_against_steps(run, tmp_path):
     words = ["--calls-against-steps", "--quick", "--device", "cpu", "--out", tmp_path / "out"]
     status, output, _ = run("bench", *words)
     assert status == 0
-    results = {r["form"]: r for r in content_of(tmp_path / "out")["calls_against_steps"]}
+    content = content_of(tmp_path / "out", [("calls_against_steps/0/calls", [3.0, "4"])])
+    results = {r["form"]: r for r in content["calls_against_steps"]}
     assert set(results) == {"asd-paper", "asd-memory", "asd"}
     assert all(0 < r["exponent"] < 1 for r in results.values())
     assert "exponent" in output
@@ -207,7 +231,9 @@ def test_a_cell_that_fails_is_kept_as_such_and_tried_again(run, words, tmp_path,
     status, output, _ = run(*words, "--samplers", "asd", "eager-loop")
     assert status == 1
     assert "asd on auto failed: EngineError: capturing a round" in output
-    cells = by_sampler(content_of(tmp_path / "out")["cells"])
+    content = content_of(tmp_path / "out", [("cells/0/traceback", KeyError), ("cells/0/error", 1)])
+    assert "error" in content["cells"][0], "the failed one, which is changed above"
+    cells = by_sampler(content["cells"])
     assert "capturing a round" in cells["asd"]["error"]
     assert cells["eager-loop"]["latency_ms"]["p50"] > 0
     monkeypatch.setattr(contestants, "make_engine", whole)
@@ -294,6 +320,8 @@ def test_one_command_trains_and_measures_and_goes_on(demonstrations, tmp_path, m
     assert not content_of(out)["cells"]
     assert not content_of(out)["complete"]
     assert "run the same command to go on" in capsys.readouterr().out
+    plan = json.loads((out / "training" / "plan.json").read_text())
+    check("plan", plan, [("steps", 0.5), ("learning_rate", "3e-4"), ("batch_size", KeyError)])
     trained = (out / "training" / "checkpoint" / "model.safetensors").read_bytes()
     assert gpu.main([*words, "--minutes", "5"]) == 0
     content = content_of(out)
@@ -305,6 +333,14 @@ def test_one_command_trains_and_measures_and_goes_on(demonstrations, tmp_path, m
     before = content["cells"]
     assert gpu.main([*words, "--minutes", "5"]) == 0
     assert content_of(out)["cells"] == before
+
+
+def test_a_plan_of_another_version_is_refused(demonstrations, tmp_path, capsys):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "plan.json").write_text('{"schema_version": 0, "steps": 5}')
+    words = ["--data", str(demonstrations), "--out", str(tmp_path), "--device", "cpu", "--quick"]
+    assert gpu.main(words) == 2
+    assert "plan.json: expected schema_version 1, got 0" in capsys.readouterr().out
 
 
 def test_a_mistake_on_the_bare_machine(tmp_path, capsys):

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from eval_schemas import check
 from eval_standin import prepare as prepare_standin
 from eval_tiny import make_checkpoint, prepare
 
@@ -20,6 +21,22 @@ from asd_policy.policy import save_checkpoint
 from reference.tiny import tiny_checkpoint
 
 SEED = 100_000
+# What replay.json may not hold.
+WRONG = [
+    ("run", 1),
+    ("chunks", 0),
+    ("same", KeyError),
+    ("machine/cpu", ["here"]),
+    ("changed_since", {"cpu": ["another"]}),
+    ("verdicts", []),
+    ("verdicts/0/seed", "100000"),
+    ("verdicts/0/batch", 0),
+    ("verdicts/0/window", KeyError),
+    ("verdicts/0/largest_difference", -1.0),
+    ("verdicts/0/decisions_differ_at_steps", [2, 2]),
+    ("verdicts/0/window_calls_evaluations/now", [4, 7]),
+    ("verdicts/0/damaged", "and drawn"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +54,18 @@ def record(tmp_path, checkpoint, quiet):
     return run
 
 
+def kept(options, wrong=()):
+    """The content of replay.json."""
+    content = json.loads((options.out / "replay.json").read_text())
+    check("replay", content, wrong)
+    return content
+
+
 def replayed(options, quiet, **which):
     which = which or {"all": True}
-    return replay(ReplayOptions(options.out, **which), console=quiet)
+    result = replay(ReplayOptions(options.out, **which), console=quiet)
+    assert kept(options) == result
+    return result
 
 
 def chunks_of(options):
@@ -71,7 +97,7 @@ def test_every_chunk_is_drawn_again_bitwise(record, quiet, changes):
     assert result["changed_since"] == {}
     batches = {verdict["batch"] for verdict in result["verdicts"]}
     assert max(batches) == options.num_envs
-    assert json.loads((options.out / "replay.json").read_text()) == result
+    kept(options, WRONG)
     assert f"{result['same']} of {result['same']} chunks are bitwise" in quiet.file.getvalue()
 
 
@@ -166,6 +192,7 @@ def test_a_file_that_is_damaged_is_found(record, quiet):
     assert {v["seed"] for v in result["verdicts"] if not v["same"]} == {SEED}
     flight_path(options.out, "asd", SEED + 1).unlink()
     assert replayed(options, quiet)["same"] == 0
+    kept(options, [("verdicts/0/same", True), ("verdicts/0/chunk", KeyError)])
 
 
 def test_a_changed_weight_is_found_and_named(record, quiet, tmp_path):
@@ -222,6 +249,7 @@ def test_the_exit_status_says_whether_all_are_the_same(record, run):
     status, output, _ = run("replay", options.out, "--sampler", "asd", "--seed", SEED)
     assert status == 1
     assert "1 numbers differ, by a number that is not finite" in output
+    assert None in [verdict["largest_difference"] for verdict in kept(options)["verdicts"]]
     status, _, errors = run("replay", options.out / "nothing")
     assert status == 2
     assert "expected an evaluation's folder" in errors

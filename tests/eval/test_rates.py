@@ -5,12 +5,28 @@ import functools
 import json
 
 import pytest
+from eval_schemas import check
 from eval_standin import prepare
 
 from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import RatesOptions
 from asd_policy.eval.rates import gather, run_rates
 from asd_policy.eval.results import summarize
+
+# What rates.json may not hold.
+WRONG = [
+    ("delay", "long"),
+    ("seeds/count", KeyError),
+    ("rates", []),
+    ("rates/0/control_rate_hz", 0),
+    ("rates/0/more", 1),
+    ("rates/1/samplers", {}),
+    ("rates/1/samplers/asd/success/rate", -0.5),
+    ("rates/1/samplers/asd/deadlines", None),
+    ("rates/1/samplers/asd/deadlines/held_steps", 0.5),
+    ("rates/1/samplers/ddpm/chunk_latency_ms/p50", KeyError),
+    ("rates/1/samplers/ddim/more", 1),
+]
 
 
 @pytest.fixture
@@ -28,7 +44,9 @@ def test_a_rate_is_an_evaluation_and_the_file_is_computed_from_them(options, run
     assert {path.name for path in options.out.iterdir()} == {
         "20hz", "200hz", "rates.json", "rates.svg",
     }  # fmt: skip
-    assert json.loads((options.out / "rates.json").read_text()) == json.loads(json.dumps(result))
+    kept = json.loads((options.out / "rates.json").read_text())
+    assert kept == json.loads(json.dumps(result))
+    check("rates", kept, WRONG)
     assert result == gather([options.out / "20hz", options.out / "200hz"])
     assert [entry["control_rate_hz"] for entry in result["rates"]] == [20.0, 200.0]
     for entry in result["rates"]:

@@ -16,6 +16,7 @@ import pytest
 ray = pytest.importorskip("ray", reason="needs the extra: pip install 'asd-policy[ray]'")
 
 from eval_ray import add_node, ray_cluster  # noqa: E402
+from eval_schemas import check  # noqa: E402
 from eval_standin import LineEnv, prepare  # noqa: E402
 from eval_workers import Dies, Fails, NotMade, Traced  # noqa: E402
 
@@ -86,6 +87,7 @@ def test_the_cluster_and_this_process_give_the_same_episodes(cluster, options, q
     assert len(outcomes(options.out)) == 10
     assert results["complete"]
     env = json.loads((options.out / "env.json").read_text())
+    check("env", env)
     assert env["ray"]["version"] == ray.__version__
     assert (env["ray"]["nodes"], env["ray"]["cpus"]) == (1, 4)
     config = json.loads((options.out / "config.json").read_text())
@@ -263,6 +265,19 @@ def test_two_nodes_of_which_one_is_killed(cluster, options, quiet, tmp_path):
     assert node not in cluster.list_all_nodes()
     assert outcomes(many.out) == outcomes(here(many, quiet, tmp_path))
     assert results["restarts"] >= 1
+    assert nothing_is_left_running()
+
+
+def test_throughput_is_measured_and_kept(cluster, tmp_path, capsys):
+    from asd_policy.eval.cluster import throughput
+
+    out = tmp_path / "out"
+    throughput.main(throughput.Options(envs=(1, 2), step_ms=1, chunk_ms=1, chunks=2, out=out))
+    content = json.loads((out / "throughput.json").read_text())
+    check("throughput", content)
+    assert content["machine"]["ray"]["cpus"] == 4
+    assert [run["episodes"] for run in content["runs"]] == [2, 4]
+    assert "2 environments: " in capsys.readouterr().out
     assert nothing_is_left_running()
 
 

@@ -1,12 +1,15 @@
 """What `--ray` is made of, as far as it needs no cluster; and that nothing else needs Ray."""
 
+import contextlib
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 
 import pytest
-from eval_standin import LineEnv, PushPolicy
+from eval_schemas import check
+from eval_standin import LineEnv, PushPolicy, open_here
 
 from asd_policy import cli
 from asd_policy.errors import AsdPolicyError
@@ -173,6 +176,38 @@ def test_a_parcel_is_unpacked_as_it_was(tmp_path, is_folder):
         assert [path.name for path in unpacked.iterdir()] == ["card.json"]
     else:
         assert unpacked.read_bytes() == b"weights"
+
+
+def test_throughput_is_kept(monkeypatch, tmp_path):
+    """With places in this process: all but the cluster is as in test_ray.py."""
+    pytest.importorskip("ray", reason="needs the extra: pip install 'asd-policy[ray]'")
+    from asd_policy.eval.cluster import throughput
+
+    def prepare_here(options, prepare):
+        return prepare(options, open_slots=open_here)
+
+    size = {"version": "2.9", "nodes": 1, "cpus": 4, "gpus": 0}
+    monkeypatch.setattr(throughput, "RaySlot", lambda make, environ: LocalSlot(make))
+    monkeypatch.setattr(throughput, "prepare_on_ray", prepare_here)
+    monkeypatch.setattr(throughput.connect, "connected", lambda _: contextlib.nullcontext(False))
+    monkeypatch.setattr(throughput.connect, "cluster_size", lambda: size)
+    out = tmp_path / "out"
+    throughput.main(throughput.Options(envs=(1, 2), step_ms=0.1, chunk_ms=0.1, chunks=2, out=out))
+    wrong = [
+        ("machine/ray", KeyError),
+        ("machine/ray/policies_on", []),
+        ("machine/cpu", None),
+        ("settings/envs", [0]),
+        ("settings/more", 1),
+        ("costs/message_s", "1"),
+        ("costs/answer_bytes", KeyError),
+        ("runs", []),
+        ("runs/0/episodes_per_s", None),
+        ("on_paper/0/of_the_cores", 1.5),
+        ("on_paper/0/more", 1),
+    ]
+    check("throughput", json.loads((out / "throughput.json").read_text()), wrong)
+    assert (out / "throughput.svg").exists()
 
 
 def test_the_model_of_throughput_has_its_limits():

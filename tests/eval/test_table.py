@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+from eval_schemas import check
 from eval_standin import prepare
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -19,6 +20,26 @@ from asd_policy.eval.table import show
 from asd_policy.eval.table.command import CONTESTANTS, TableOptions, evaluations, make_table
 from asd_policy.eval.table.compute import compute_table
 from asd_policy.eval.table.show import tasks_figure
+
+# What tasks.json may not hold.
+LIFT = "tasks/lift/"
+WRONG = [
+    ("versions", []),
+    ("tasks", {}),
+    (LIFT + "checkpoint_sha256", "abc"),
+    (LIFT + "num_envs", [2, 2]),
+    (LIFT + "seeds/last", KeyError),
+    (LIFT + "machine/precision", "fp8"),
+    (LIFT + "machine/more", 1),
+    (LIFT + "samplers/ddpm/success/rate", 2.0),
+    (LIFT + "samplers/asd/against_ddpm/p_value", 2.0),
+    (LIFT + "samplers/asd/against_ddpm/a", "asd"),
+    (LIFT + "samplers/asd/window", "wide"),
+    (LIFT + "samplers/asd/acceptance_by_step", [1.5]),
+    (LIFT + "samplers/asd/one_robot/chunk_latency_ms/p95", KeyError),
+    (LIFT + "samplers/asd/one_robot/episodes", 1.5),
+    (LIFT + "samplers/asd/more", 1),
+]
 
 
 @pytest.fixture
@@ -42,7 +63,9 @@ def make(quiet, wide, monkeypatch):
 
     def make_and_read(options):
         make_table(options, run, wide)
-        return json.loads((options.out / "tasks.json").read_text())
+        table = json.loads((options.out / "tasks.json").read_text())
+        check("tasks", table)
+        return table
 
     return make_and_read
 
@@ -52,6 +75,7 @@ def test_a_table_is_the_runs_of_every_sampler(options, make, wide):
     assert {p.relative_to(options.out).as_posix() for p in options.out.glob("*/*/")} >= {
         "lift/success-0of1", "lift/latency",
     }  # fmt: skip
+    check("tasks", table, WRONG)
     lift = table["tasks"]["lift"]
     assert lift["complete"]
     assert lift["num_envs"] == [2]

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from eval_schemas import check
 
 from asd_policy.data.replay import save_npz
 from asd_policy.errors import DatasetError
@@ -16,52 +17,39 @@ from asd_policy.eval.verification.options import VerifyOptions
 from asd_policy.eval.verification.oracle import Oracle
 from asd_policy.policy import save_checkpoint
 from asd_policy.schedule import Schedule
-from reference.schema import NUMBER, check
 from reference.tiny import tiny_checkpoint, tiny_replay
 
 COMMAND = [sys.executable, "-m", "asd_policy"]
-OPTIONAL = (int, float, None)
-SHIFT = {"action": int, "deviation": NUMBER, "shift_deviations": OPTIONAL, "shift": OPTIONAL}
-DRAWN = {
-    "name": str, "chunks": int, "chunks_per_observation": int, "calls_per_chunk": NUMBER,
-    "evaluations_per_chunk": NUMBER, "seconds": NUMBER,
-}  # fmt: skip
-SCHEMA = {
-    "schema_version": {1},
-    "command": str,
-    "settings": {"*": object},
-    "subject": {
-        "kind": {"checkpoint", "oracle"}, "name": str, "checkpoint": (str, None),
-        "sha256": (str, None), "parameters": int, "observations": int, "observations_from": str,
-    },
-    "resolved": {
-        "device": str, "gpu": (str, None), "threads": int, "engine": str, "kernels": str,
-        "precision": str, "steps": int, "trained_steps": int, "gripper": (int, None),
-    },
-    "machine": {"*": object},
-    "samplers": {"sample": DRAWN, "reference": DRAWN},
-    "tests": [
-        {"name": str, "family": str, "statistic": NUMBER, "p_value": NUMBER, "p_holm": NUMBER,
-         "differs": bool},
-    ],
-    "power": {
-        "probability": NUMBER, "detect_deviations": NUMBER, "enough": bool, "chunks_needed": int,
-        "hardest": SHIFT, "by_action": [SHIFT],
-    },
-    "controls": [
-        {"name": str, "expected": {"equal", "differs"}, "found": {"equal", "differs"},
-         "as_expected": bool, "rejecting": int, "tests": int, "smallest_p": NUMBER,
-         "smallest_p_holm": NUMBER, "most_telling": str},
-    ],
-    "verdict": {"status": {0, 1, 2}, "word": str, "sentence": str},
-}  # fmt: skip
+# What verify.json may not hold.
+WRONG = [
+    ("settings/alpha", 0.7),
+    ("settings/window", "auto"),
+    ("settings/more", 1),
+    ("subject/kind", "guess"),
+    ("subject/sha256", "abc"),
+    ("resolved/precision", "fp8"),
+    ("machine/threads", KeyError),
+    ("machine/more", 1),
+    ("samplers/sample/calls_per_chunk", 0),
+    ("samplers/reference", KeyError),
+    ("tests", []),
+    ("tests/0/p_holm", 1.5),
+    ("tests/0/differs", 0),
+    ("power/hardest/shift", "large"),
+    ("power/by_action/0/action", 0.5),
+    ("controls/0/found", "perhaps"),
+    ("controls/0/tests", KeyError),
+    ("verdict/status", 3),
+]
 # Few steps and few chunks: a run takes seconds, and still tells what it must.
 ORACLE = ("verify", "--oracle", "--observations", 2, "--batch", 200, "--steps", 40, "--threads", 1)
 
 
-def result(folder):
+def result(folder, wrong=()):
     content = json.loads((folder / "verify.json").read_text())
-    check(content, SCHEMA)
+    check("verify", content, wrong)
+    asked = json.loads((folder / "config.json").read_text())
+    check("verify_config", asked, [("settings/seed", -1), ("settings/code", ["0.1.0"])])
     return content
 
 
@@ -70,7 +58,7 @@ def test_asd_on_the_oracle_is_equal_to_ddpm_and_to_the_exact_law(run, tmp_path):
     status, output, errors = run(*ORACLE, "--chunks", 800, "--controls", "--out", out)
     assert status == 0, output + errors
     assert "EQUAL AS FAR AS COULD BE TOLD (exit status 0): none of" in output
-    content = result(out)
+    content = result(out, WRONG)
     families = {test["family"] for test in content["tests"]}
     assert {"exact law of asd", "exact law of sequential ddpm", "gripper modes"} <= families
     sample, reference = (content["samplers"][role] for role in ("sample", "reference"))
