@@ -51,7 +51,12 @@ def draw_figure(result: Json, sample: Array, reference: Array, folder: Path) -> 
             x=0.01, ha="left", fontweight="bold",
         )  # fmt: skip
         for suffix in ("png", "svg"):
-            figure.savefig(folder / f"verify.{suffix}", dpi=160, metadata=_metadata(suffix))
+            figure.savefig(
+                folder / f"verify.{suffix}",
+                dpi=160,
+                metadata=_metadata(suffix),
+                bbox_inches="tight",  # no label is cut off, whatever it says
+            )
 
 
 def _metadata(suffix: str) -> dict[str, Any]:
@@ -110,9 +115,11 @@ def _power(axes: Axes, result: Json) -> None:
     for place, row in zip(places, rows, strict=True):
         text = "none" if row["shift"] is None else f"{row['shift']:.2g} units"
         at = 0.0 if row["shift"] is None else row["shift_deviations"]
-        axes.annotate(text, (at, place), (4, 0), textcoords="offset points", va="center",
-                      fontsize=8)  # fmt: skip
-    axes.axvline(power["detect_deviations"], color=RED, linestyle="--", linewidth=1)
+        axes.annotate(
+            text, (at, place), (4, 0), textcoords="offset points", va="center", fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+    axes.axvline(power["detect_deviations"], color=RED, linestyle="--", linewidth=1, zorder=1)
     axes.set_yticks(places, [f"action[{row['action']}]" for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.3)

@@ -88,8 +88,10 @@ def _table(title: str, headers: tuple[str, ...]) -> Table:
         title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
     )
     for i, header in enumerate(headers):
-        text = i == 0 or header == "most telling test"
-        table.add_column(header, justify="left" if text else "right", no_wrap=True)
+        text = i == 0 or header == "most telling test"  # wrapped where a terminal is narrow
+        table.add_column(
+            header, justify="left" if text else "right", overflow="fold", no_wrap=not text
+        )
     return table
 
 
