@@ -86,6 +86,11 @@ class Options:
 
 def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """Measure, print and write."""
+    if options.episodes < 2:
+        raise ValueError(
+            "--episodes must be 2 or more, since the first of each environment is not counted; "
+            f"got {options.episodes}"
+        )
     most = EvalOptions(task=options.task, num_envs=max(options.envs), ray=options.ray)
     with connect.connected(most) as ours:
         costs = measure_costs(options.task)

@@ -210,6 +210,14 @@ def test_throughput_is_kept(monkeypatch, tmp_path):
     assert (out / "throughput.svg").exists()
 
 
+def test_throughput_needs_an_episode_that_counts(tmp_path):
+    pytest.importorskip("ray", reason="needs the extra: pip install 'asd-policy[ray]'")
+    from asd_policy.eval.cluster import throughput
+
+    with pytest.raises(ValueError, match="--episodes must be 2 or more.*; got 1"):
+        throughput.main(throughput.Options(episodes=1, out=tmp_path / "out"))
+
+
 def test_the_model_of_throughput_has_its_limits():
     pytest.importorskip("ray", reason="needs the extra: pip install 'asd-policy[ray]'")
     from asd_policy.eval.cluster.throughput import ACTIONS, Costs, on_paper, steps_per_s
