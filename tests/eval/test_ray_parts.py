@@ -214,7 +214,7 @@ def test_throughput_needs_an_episode_that_counts(tmp_path):
     pytest.importorskip("ray", reason="needs the extra: pip install 'asd-policy[ray]'")
     from asd_policy.eval.cluster import throughput
 
-    with pytest.raises(ValueError, match="--episodes must be 2 or more.*; got 1"):
+    with pytest.raises(ValueError, match=r"--episodes must be 2 or more.*; got 1"):
         throughput.main(throughput.Options(episodes=1, out=tmp_path / "out"))
 
 
