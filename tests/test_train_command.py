@@ -68,17 +68,21 @@ def test_a_killed_run_keeps_the_same_models(
 
 
 def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
-    """With hardly any learning the weights stay those of the start; of another scale it refuses."""
-    store = write_store(tmp_path / "lift.zarr")
+    """With hardly any learning the weights stay those of the start; the scale is the data's own."""
+    store, other = write_store(tmp_path / "lift.zarr"), write_store(tmp_path / "other.zarr", seed=1)
+    start = {"start_from": tmp_path / "first", "learning_rate": 1e-12}
     train(store, tmp_path / "first")
-    train(store, tmp_path / "second", start_from=tmp_path / "first", learning_rate=1e-12)
-    first, second = (load_checkpoint(tmp_path / name) for name in ("first", "second"))
-    assert second.card["recipe"]["started_from"] == first.card["sha256"]
-    for one, other in zip(first.network.parameters(), second.network.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-    other = write_store(tmp_path / "other.zarr", seed=1)
-    with pytest.raises(CheckpointError, match="differs from this run in its scale of observations"):
-        train(other, tmp_path / "third", start_from=tmp_path / "first")
+    train(store, tmp_path / "second", **start)
+    train(other, tmp_path / "third", **start)
+    first, second, third = (load_checkpoint(tmp_path / n) for n in ("first", "second", "third"))
+    for later in (second, third):
+        assert later.card["recipe"]["started_from"] == first.card["sha256"]
+        for one, two in zip(first.network.parameters(), later.network.parameters(), strict=True):
+            torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
+    scales = [c.observation_normalizer.to_dict() for c in (first, second, third)]
+    assert scales[0] == scales[1] != scales[2]
+    with pytest.raises(CheckpointError, match="differs from this run in its policy"):
+        train(store, tmp_path / "fourth", **start, step_embed_dim=16)
 
 
 def test_more_models_than_tenths_are_refused(tmp_path: Path) -> None:

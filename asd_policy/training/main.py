@@ -72,8 +72,8 @@ def main_train(
         threads: CPU threads (default: PyTorch's choice).
         keep: also keep the averaged network of the last N tenths of the training, in
             `out`/step-<number>: is the last one a lucky one?
-        start_from: begin with the weights of this checkpoint folder, of the same shape and scale
-            of data, in place of random ones (fine-tuning).
+        start_from: begin with the weights of this checkpoint folder, of the same shape, in place
+            of random ones (fine-tuning, on the same demonstrations or on others of the task).
         resume: go on with an unfinished run in `out`; with --no-resume, start over.
     """
     spec = get_task(task)

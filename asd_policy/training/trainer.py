@@ -80,10 +80,12 @@ class Trainer:
         schedule: noise schedule the network is trained for.
         config: recipe.
         device: where to train.
-        start: a checkpoint whose weights to begin with.
+        start: a checkpoint whose weights to begin with. Observations and actions are scaled by
+            this run's own data, so that after other demonstrations the weights are a nearby
+            beginning rather than the same policy.
 
     Raises:
-        CheckpointError: ``start`` has another architecture, schedule or normalization.
+        CheckpointError: ``start`` has another architecture or schedule.
     """
 
     def __init__(
@@ -122,8 +124,6 @@ class Trainer:
         pairs: dict[str, tuple[Any, Any]] = {
             "policy": (self.policy, start.config),
             "schedule": (self.schedule, start.schedule),
-            "scale of observations": (self.observation_normalizer, start.observation_normalizer),
-            "scale of actions": (self.action_normalizer, start.action_normalizer),
         }
         differ = [name for name, (a, b) in pairs.items() if a.to_dict() != b.to_dict()]
         if differ:
