@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from asd_policy.data.replay import Replay, join, load_replay
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, DatasetError
 from asd_policy.policy.checkpoint import load_checkpoint
 from asd_policy.training.main import main_train
 from asd_policy.training.trainer import Trainer
@@ -30,8 +31,8 @@ def write_store(path: Path, seed: int = 0) -> Path:
 
 def train(store: Path, out: Path, **changes: object) -> None:
     main_train(
-        data=store, out=out, batch_size=4, down_dims=(8, 16), diffusion_steps=4, device="cpu",
-        **{"steps": 10, "keep": 2} | changes,
+        out=out, batch_size=4, down_dims=(8, 16), diffusion_steps=4, device="cpu",
+        **{"data": (store,), "steps": 10, "keep": 2} | changes,
     )  # fmt: skip
 
 
@@ -83,6 +84,24 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert scales[0] == scales[1] != scales[2]
     with pytest.raises(CheckpointError, match="differs from this run in its policy"):
         train(store, tmp_path / "fourth", **start, step_embed_dim=16)
+
+
+def test_two_stores_are_one(tmp_path: Path) -> None:
+    stores = [write_store(tmp_path / f"{seed}.zarr", seed) for seed in (0, 1)]
+    keys = list(get_task("lift").observation_keys)
+    first, second = (load_replay(store, keys) for store in stores)
+    both = join([first, second])
+    assert both.episode_ends.tolist() == [12, 30, 42, 60]
+    np.testing.assert_array_equal(both.actions[30:], second.actions)
+    for key in keys:
+        np.testing.assert_array_equal(both.observations[key][:30], first.observations[key])
+    assert both.attributes == {"stores": [first.attributes, second.attributes]}
+    train(stores[0], tmp_path / "out", data=tuple(stores), keep=0)
+    data = load_checkpoint(tmp_path / "out").card["training_data"]
+    assert (data["episodes"], data["rows"], len(data["store"]["stores"])) == (4, 60, 2)
+    wider = Replay(second.observations, second.actions[:, :6], second.episode_ends, {})
+    with pytest.raises(DatasetError, match=r"do not go together: .*'action': 7.* and .*: 6"):
+        join([first, wider])
 
 
 def test_more_models_than_tenths_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,32 @@ def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
     )
     check_replay(replay, path)
     return replay
+
+
+def join(replays: Sequence[Replay]) -> Replay:
+    """Demonstrations of one task, of several stores, as one.
+
+    ``attributes`` are those of the only one, or ``{"stores": [those of each]}``.
+
+    Raises:
+        DatasetError: observations or actions of different keys or sizes.
+    """
+    first = replays[0]
+    if len(replays) == 1:
+        return first
+    shapes = [
+        {k: v.shape[1] for k, v in {**r.observations, "action": r.actions}.items()} for r in replays
+    ]
+    for other in shapes[1:]:
+        if other != shapes[0]:
+            raise DatasetError(f"these stores do not go together: {shapes[0]} and {other}")
+    starts = np.cumsum([0, *(len(r.actions) for r in replays[:-1])])
+    return Replay(
+        {k: np.concatenate([r.observations[k] for r in replays]) for k in first.observations},
+        np.concatenate([r.actions for r in replays]),
+        np.concatenate([r.episode_ends + s for r, s in zip(replays, starts, strict=True)]),
+        {"stores": [r.attributes for r in replays]},
+    )
 
 
 def save_npz(replay: Replay, path: str | Path) -> None:

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from asd_policy.data.replay import Replay, load_replay
+from asd_policy.data.replay import Replay, join, load_replay
 from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
@@ -32,7 +32,7 @@ STATE_FILE = "train_state.pt"
 
 def main_train(
     task: str = "lift",
-    data: Path | None = None,
+    data: tuple[Path, ...] = (),
     filter_key: str | None = None,
     out: Path | None = None,
     steps: int = 5_000,
@@ -56,8 +56,8 @@ def main_train(
 
     Args:
         task: the task whose observation keys and action size the policy has.
-        data: zarr store made by `asd-policy demos` (default: outputs/demos/<task>.zarr), or a
-            robomimic dataset, low-dimensional (.hdf5).
+        data: zarr stores made by `asd-policy demos` (default: outputs/demos/<task>.zarr), or
+            robomimic datasets, low-dimensional (.hdf5); several are taken together.
         filter_key: of a robomimic dataset: the mask whose episodes are read ("train").
         out: checkpoint folder to write (default: outputs/train/<task>).
         steps: optimizer steps.
@@ -77,9 +77,9 @@ def main_train(
         resume: go on with an unfinished run in `out`; with --no-resume, start over.
     """
     spec = get_task(task)
-    data = data or Path("outputs/demos") / f"{task}.zarr"
+    stores = data or (Path("outputs/demos") / f"{task}.zarr",)
     out = out or Path("outputs/train") / task
-    replay = _load(data, list(spec.observation_keys), filter_key)
+    replay = join([_load(store, list(spec.observation_keys), filter_key) for store in stores])
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "auto":
