@@ -21,7 +21,13 @@ from asd_policy.eval.folder import SCHEMA_VERSION
 from asd_policy.eval.options import EvalOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = sorted((ROOT / "eval" / "results" / "cpu-2-cores").glob("*.json"))
+# Schema → the folder under eval/results whose files are of it.
+KEPT = {"bench": "cpu-2-cores", "rates": "rates", "throughput": "cluster", "verify": "verify"}
+RESULTS = [
+    pytest.param(name, path, id=f"{folder}/{path.stem}")
+    for name, folder in KEPT.items()
+    for path in sorted((ROOT / "eval" / "results" / folder).glob("*.json"))
+]
 # Schema → the module of asd_policy.eval whose SCHEMA_VERSION it is of.
 WRITERS = {
     "config": "folder", "env": "folder", "results": "folder", "doctor": "doctor",
@@ -64,9 +70,9 @@ def test_each_schema_is_of_the_version_that_is_written(name):
     assert validator(name).schema["properties"]["schema_version"] == version
 
 
-@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
-def test_the_benchmarks_that_are_kept_have_their_form(path):
-    check("bench", json.loads(path.read_text()))
+@pytest.mark.parametrize(("name", "path"), RESULTS)
+def test_the_results_that_are_kept_have_their_form(name, path):
+    check(name, json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize("name", ["config", "env", "results"])
