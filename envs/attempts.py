@@ -33,12 +33,14 @@ class Recipe:
         episodes: successful episodes to store.
         noise: standard deviation of the noise on the executed actions, in action units.
         seed: of the whole collection.
+        pushed: probability that an episode begins after a push.
     """
 
     task: str
     episodes: int
     noise: float
     seed: int
+    pushed: float = 0.0
 
     def __post_init__(self) -> None:
         load_expert(get_task(self.task))
@@ -46,6 +48,8 @@ class Recipe:
             raise ValueError(f"expected at least 1 episode, got {self.episodes}")
         if not 0.0 <= self.noise <= 1.0:
             raise ValueError(f"expected noise between 0 and 1 (action units), got {self.noise}")
+        if not 0.0 <= self.pushed <= 1.0:
+            raise ValueError(f"expected a share of pushed episodes from 0 to 1, got {self.pushed}")
         if self.seed < 0:
             raise ValueError(f"expected a seed of 0 or more, got {self.seed}")
 
@@ -68,7 +72,7 @@ def _start_worker(recipe: Recipe, folder: Path) -> None:
 def _run_attempt(number: int) -> bool:
     """Run one attempt, save it, and say whether it succeeded."""
     recipe: Recipe = _worker["recipe"]
-    episode = run_episode(_worker["env"], recipe.noise, recipe.seed, number)
+    episode = run_episode(_worker["env"], recipe.noise, recipe.seed, number, recipe.pushed)
     path = attempt_path(_worker["folder"], number)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:

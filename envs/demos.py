@@ -58,6 +58,7 @@ def collect(
     seed: int = 0,
     resume: bool = True,
     progress: bool = True,
+    pushed: float = 0.0,
 ) -> Summary:
     """Collect `episodes` successful demonstrations of `task` into the zarr store `out`.
 
@@ -76,6 +77,7 @@ def collect(
         seed: of the whole collection.
         resume: go on with what an earlier run left in `<out>.partial`; else start anew.
         progress: show a bar.
+        pushed: probability that an episode begins after a push, see `run_episode`.
 
     Raises:
         ValueError: an argument out of range, an unknown task, or one without an expert.
@@ -83,7 +85,7 @@ def collect(
         DatasetError: `<out>.partial` is of another recipe, or the expert fails too often.
     """
     started = time.monotonic()
-    recipe = Recipe(task, episodes, noise, seed)
+    recipe = Recipe(task, episodes, noise, seed, pushed)
     if workers < 1:
         raise ValueError(f"expected at least 1 worker, got {workers}")
     if out.exists():
@@ -153,6 +155,12 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
             "kind": "first-order autoregressive, on executed actions, not on the gripper",
             "correlation": _episodes.NOISE_CORRELATION,
         },
+        "pushed": {
+            "share": recipe.pushed,
+            "kind": "the record begins after a push of the arm in a random direction",
+            "steps": list(_episodes.PUSH_STEPS),
+            "lets_go": _episodes.PUSH_LETS_GO,
+        },
         "steps_after_success": _episodes.STEPS_AFTER_SUCCESS,
         "max_steps": task.demonstration_limit,
         "action": "the expert's own at the visited states; what was executed is executed_action",
@@ -163,7 +171,8 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
 
 def _command(recipe: Recipe) -> str:
     words = ["asd-policy", "demos", "--task", recipe.task, "--episodes", str(recipe.episodes)]
-    return shlex.join([*words, "--noise", str(recipe.noise), "--seed", str(recipe.seed)])
+    words += ["--noise", str(recipe.noise), "--seed", str(recipe.seed)]
+    return shlex.join([*words, *(["--pushed", str(recipe.pushed)] if recipe.pushed else [])])
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -180,6 +189,7 @@ def main_collect(
     task: str = "lift",
     episodes: int = 200,
     noise: float = 0.1,
+    pushed: float = 0.0,
     seed: int = 0,
     workers: int = available_cores(),
     out: Path | None = None,
@@ -197,6 +207,8 @@ def main_collect(
         episodes: How many successful episodes to store.
         noise: Standard deviation of the noise on what is executed, in action units (0 to 1). The
             recorded action is the expert's own, so the data shows how to recover.
+        pushed: Share of the episodes that begin at some moment of the task, just after the arm was
+            pushed off in a random direction: the data shows how to recover from more than noise.
         seed: Seed of the whole collection; the same seed gives the same store.
         workers: Processes to run in parallel.
         out: Path of the store; outputs/demos/<task>.zarr when not given.
@@ -208,7 +220,7 @@ def main_collect(
     extras = {"HDF5": hdf5, "figure": figure, "film": render}
     _check_extras(extras)
     try:
-        summary = collect(task, episodes, noise, out, workers, seed)
+        summary = collect(task, episodes, noise, out, workers, seed, pushed=pushed)
     except KeyboardInterrupt:
         print(f"Stopped. What was finished is kept in {out}.partial; the same command goes on.")
         raise

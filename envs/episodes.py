@@ -1,16 +1,16 @@
-"""One scripted episode, as a pure function of (task, noise, seed, index)."""
+"""One scripted episode, as a pure function of (task, noise, pushed, seed, index)."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from asd_policy.envs.tasks import Task
-from asd_policy.envs.world import RobosuiteEnv
+from asd_policy.envs.world import Observation, RobosuiteEnv
 
 # Correlation of the noise from one step to the next: pushes that last a few steps and must be
 # corrected, where white noise would average out within the arm's own inertia.
@@ -18,6 +18,9 @@ NOISE_CORRELATION = 0.8
 # Steps recorded after success, all of them upwards: the ends of the data are then well covered
 # without the standing still that policies learn to stall from.
 STEPS_AFTER_SUCCESS = 6
+# Of a push: how many steps it lasts, and how often it also turns a gripper's command around.
+PUSH_STEPS = (4, 12)
+PUSH_LETS_GO = 0.2
 
 
 class Expert(Protocol):
@@ -77,18 +80,33 @@ def load_expert(task: Task) -> Callable[[Any, np.random.Generator], Expert]:
     return expert
 
 
-def episode_seeds(seed: int, index: int) -> tuple[int, np.random.Generator, np.random.Generator]:
-    """Seed of the world, and the streams of the expert's style and of the noise."""
-    world, style, noise = np.random.SeedSequence([seed, index]).spawn(3)
-    world_seed = int(world.generate_state(1)[0])
-    return world_seed, np.random.default_rng(style), np.random.default_rng(noise)
+class Streams(NamedTuple):
+    """Where the chance in an episode comes from."""
+
+    world: int
+    style: np.random.SeedSequence
+    noise: np.random.SeedSequence
+    push: np.random.SeedSequence
 
 
-def run_episode(env: RobosuiteEnv, noise: float, seed: int, index: int) -> Episode:
+def episode_streams(seed: int, index: int) -> Streams:
+    """Seed of the world, and those of the expert's style, of the noise and of the push."""
+    world, style, noise, push = np.random.SeedSequence([seed, index]).spawn(4)
+    return Streams(int(world.generate_state(1)[0]), style, noise, push)
+
+
+def run_episode(
+    env: RobosuiteEnv, noise: float, seed: int, index: int, pushed: float = 0.0
+) -> Episode:
     """Let the expert solve one episode while noise is added to what it commands.
 
     The recorded action is the expert's own, at the states that the noisy one leads to (DART,
     Laskey et al. 2017): the data shows how to come back, and its labels carry no noise.
+
+    Noise shows small errors only: larger, it would fill each chunk of actions with corrections of
+    pushes that are yet to come. A push shows large ones: unrecorded, the expert gets to some
+    moment of the task and the arm is then driven off in a random direction, by up to 15 cm. The
+    record begins there, and its actions depend on what the first frame shows.
 
     Args:
         env: the task's environment.
@@ -97,11 +115,15 @@ def run_episode(env: RobosuiteEnv, noise: float, seed: int, index: int) -> Episo
             the sign only.
         seed: of the collection.
         index: of the episode.
+        pushed: probability that the record begins after a push.
     """
-    world_seed, style_rng, noise_rng = episode_seeds(seed, index)
-    observation, info = env.reset(seed=world_seed)
-    expert = load_expert(env.task)(env.simulation, style_rng)
-    disturbance = Disturbance(noise, env.task.action_dim, noise_rng)
+    streams = episode_streams(seed, index)
+    push_rng = np.random.default_rng(streams.push)
+    if push_rng.random() < pushed:
+        observation, expert = _push(env, streams, push_rng)
+    else:
+        observation, expert = _start(env, streams)
+    disturbance = Disturbance(noise, env.task.action_dim, np.random.default_rng(streams.noise))
     rows: list[dict[str, Any]] = []
     left = STEPS_AFTER_SUCCESS
     while len(rows) < env.task.demonstration_limit and left > 0:
@@ -118,6 +140,33 @@ def run_episode(env: RobosuiteEnv, noise: float, seed: int, index: int) -> Episo
         success=bool(info["is_success"] and left == 0),
         **stacked,
     )
+
+
+def _start(env: RobosuiteEnv, streams: Streams) -> tuple[Observation, Expert]:
+    observation, _ = env.reset(seed=streams.world)
+    style = np.random.default_rng(streams.style)
+    return observation, load_expert(env.task)(env.simulation, style)
+
+
+def _push(
+    env: RobosuiteEnv, streams: Streams, rng: np.random.Generator
+) -> tuple[Observation, Expert]:
+    """From the start of an episode to just after a push, early enough that much is left to do."""
+    observation, expert = _start(env, streams)
+    steps, solved = int(rng.integers(2 * env.task.demonstration_limit // 5)), False
+    for _ in range(steps):
+        observation, _, solved, *_ = env.step(expert.act())
+        if solved:
+            return _push(env, streams, rng)
+    command = np.clip(0.4 * rng.standard_normal(env.task.action_dim), -1.0, 1.0)
+    for arm in range(0, len(command), 7):
+        way = rng.standard_normal(3)
+        command[arm : arm + 3] = rng.uniform(0.4, 1.0) * way / np.abs(way).max()
+    lets_go = rng.random(len(command) // 7) < PUSH_LETS_GO
+    command[6::7] = expert.act()[6::7] * np.where(lets_go, -1, 1)
+    for _ in range(int(rng.integers(*PUSH_STEPS, endpoint=True))):
+        observation, *_ = env.step(command)
+    return observation, expert
 
 
 class Disturbance:

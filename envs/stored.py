@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.envs.episodes import episode_seeds
+from asd_policy.envs.episodes import episode_streams
 from asd_policy.envs.world import RobosuiteEnv
 from asd_policy.errors import AsdPolicyError, DatasetError
 
@@ -37,7 +37,7 @@ class StoredEpisodes:
                 of the simulator may.
         """
         attempt = int(self._root["meta/attempt"][episode])
-        world_seed, _, _ = episode_seeds(int(self._root.attrs["seed"]), attempt)
+        world_seed = episode_streams(int(self._root.attrs["seed"]), attempt).world
         self.env.reset(seed=world_seed)
         first, end = self._ends[episode : episode + 2]
         recorded = np.asarray(self._root["data/state"][first])

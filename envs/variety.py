@@ -31,8 +31,10 @@ def draw_variety(store: Path, out: Path) -> None:
     for arm, row in enumerate(figure.subplots(arms, 4, squeeze=False)):
         _draw_arm(root, arm, "the hand" if arms == 1 else f"hand {arm}", row)
     count = root["meta/episode_ends"].shape[0]
-    task = f"{root.attrs['task']}: {count} demonstrations"
-    figure.suptitle(f"{task}, noise {root.attrs['noise']['std']}", fontsize=10)
+    title = f"{root.attrs['task']}: {count} demonstrations, noise {root.attrs['noise']['std']}"
+    if share := root.attrs.get("pushed", {}).get("share"):
+        title += f", {share:.0%} of them begun after a push"
+    figure.suptitle(title, fontsize=10)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
 

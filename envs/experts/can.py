@@ -103,12 +103,15 @@ class CanExpert:
         return data.body_xpos[body].copy(), data.body_xmat[body].reshape(3, 3).copy()
 
     def _grasp(self, position: np.ndarray, rotation: np.ndarray) -> Grasp:
-        """Around a can that stands, or across one that has fallen over."""
-        yaw, up, axis = self._yaw + self.style.yaw, self.style.up, rotation[:, 2]
+        """Around a can that stands, whichever way the hand is turned, or across one that lies."""
+        axis, yaw, up = rotation[:, 2], self._yaw + self.style.yaw, self.style.up
+        slack_yaw = np.pi
         if abs(axis[2]) < 0.7:
             across = float(np.arctan2(axis[0], -axis[1]))
-            yaw, up = nearest_turn(across, np.pi, self._yaw), 0.0
-        return Grasp(position + [0, 0, up], yaw, _DIAMETER, reach=0.025, clearance=0.012)
+            yaw, up, slack_yaw = nearest_turn(across, np.pi, self._yaw), 0.0, 0.1
+        return Grasp(
+            position + [0, 0, up], yaw, _DIAMETER, reach=0.025, slack_yaw=slack_yaw, clearance=0.012
+        )
 
     def _in_bin(self, position: np.ndarray) -> bool:
         """Whether the can is where it may be let go."""

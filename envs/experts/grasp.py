@@ -28,6 +28,7 @@ class Grasp:
         reach: metres beside `position`, and above or below it, at which an object still counts
             as between the fingers.
         slack: metres beside the grasp at which the hand may be all the way down.
+        slack_yaw: radians from `yaw`, likewise.
         clearance: metres beside the grasp, beyond the slack, at which it must stay above.
     """
 
@@ -36,13 +37,14 @@ class Grasp:
     width: float
     reach: float = 0.02
     slack: float = 0.006
+    slack_yaw: float = 0.1
     clearance: float = 0.03
 
     def misalignment(self, gripper: Gripper) -> float:
         """How far off the hand is, from 0 (go down) to 1 (stay above)."""
         off_xy = float(np.linalg.norm((self.position - gripper.position)[:2]))
         off_yaw = abs(wrap(self.yaw - yaw_of(gripper.rotation), 2 * np.pi))
-        misaligned = max((off_xy - self.slack) / self.clearance, (off_yaw - 0.1) / 0.4)
+        misaligned = max((off_xy - self.slack) / self.clearance, (off_yaw - self.slack_yaw) / 0.4)
         return float(np.clip(misaligned, 0, 1))
 
     def around(self, gripper: Gripper) -> bool:

@@ -161,6 +161,12 @@ def test_saved_attempts_are_used_as_they_are_and_failures_are_dropped(tmp_path):
     assert (root.attrs["dropped"], root.attrs["success_rate"]) == (2, 0.6)
 
 
+def test_a_store_of_pushed_episodes_says_so():
+    attributes = demos._attributes(Recipe("lift", 3, 0.1, 5, pushed=0.5), 4)
+    assert attributes["pushed"]["share"] == 0.5
+    assert attributes["command"].endswith("--noise 0.1 --seed 5 --pushed 0.5")
+
+
 def test_an_expert_that_fails_too_often_is_not_waited_for(tmp_path):
     recipe = Recipe("lift", 2, 0.1, 0)
     done = dict.fromkeys(range(recipe.attempt_limit - 1), False)
@@ -223,6 +229,7 @@ def test_starting_anew_forgets_what_was_saved(tmp_path, monkeypatch):
         ({"episodes": 0}, "expected at least 1 episode, got 0"),
         ({"noise": -0.1}, r"expected noise between 0 and 1 \(action units\), got -0.1"),
         ({"noise": float("nan")}, "expected noise between 0 and 1 .* got nan"),
+        ({"pushed": 1.5}, "expected a share of pushed episodes from 0 to 1, got 1.5"),
         ({"seed": -1}, "expected a seed of 0 or more, got -1"),
         ({"workers": 0}, "expected at least 1 worker, got 0"),
     ],

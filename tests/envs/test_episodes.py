@@ -5,9 +5,10 @@ import pytest
 
 from asd_policy.envs.episodes import (
     NOISE_CORRELATION,
+    PUSH_STEPS,
     STEPS_AFTER_SUCCESS,
     Disturbance,
-    episode_seeds,
+    episode_streams,
     run_episode,
 )
 
@@ -32,7 +33,7 @@ def test_other_numbers_give_another(lift, episode):
 
 def test_the_action_of_a_row_leads_to_the_next(lift, episode):
     """Played back from its seed, what was executed visits the recorded states."""
-    observation, _ = lift.reset(seed=episode_seeds(7, 2)[0])
+    observation, _ = lift.reset(seed=episode_streams(7, 2).world)
     for row in range(len(episode)):
         assert np.array_equal(lift.flat_state(), episode.state[row])
         for key, value in observation.items():
@@ -58,6 +59,29 @@ def test_with_noise_the_recorded_action_is_the_clean_one(episode):
     assert 0.03 < difference.std() < 0.2
     assert np.array_equal(episode.action[:, 6], episode.executed_action[:, 6])
     assert set(np.unique(episode.action[:, 6])) == {-1.0, 1.0}
+
+
+def test_a_pushed_episode_begins_somewhere_on_the_way_and_succeeds(lift):
+    pushed = [run_episode(lift, 0.05, seed=7, index=index, pushed=1.0) for index in range(6)]
+    again = run_episode(lift, 0.05, seed=7, index=0, pushed=1.0)
+    assert np.array_equal(pushed[0].state, again.state)
+    assert all(episode.success for episode in pushed)
+    start, _ = lift.reset(seed=episode_streams(7, 0).world)
+    usual, began = start["robot0_eef_pos"], lift.flat_state()[0]
+    away = [np.abs(episode.observations["robot0_eef_pos"][0] - usual).max() for episode in pushed]
+    assert max(away) > 0.05
+    for episode in pushed:
+        assert 20 * (episode.state[0, 0] - began) > PUSH_STEPS[0] - 0.5
+        assert np.abs(episode.action - episode.executed_action).std() < 0.1  # the push is not in it
+
+
+def test_the_share_of_pushed_episodes(lift):
+    """Which are pushed is drawn per episode; the others are those of a collection without."""
+    alike = []
+    for index in range(10):
+        plain, maybe = (run_episode(lift, 0.1, 7, index, pushed) for pushed in (0.0, 0.5))
+        alike.append(np.array_equal(plain.state[0], maybe.state[0]))
+    assert 1 <= sum(alike) <= 9
 
 
 def test_the_noise_has_the_stated_scale_and_correlation():
