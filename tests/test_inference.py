@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asd_policy.networks import ConditionalUnet1D, InferenceUnet1D
+from asd_policy.networks import ConditionalUnet1D, InferenceUnet1D, products
 from asd_policy.networks.inference import Convolutions, Trunk
+from asd_policy.networks.prepare import PreparedUnet1D, prepare
 from asd_policy.networks.products import mish
 
 TIMESTEPS = torch.tensor([99, 66, 40, 7, 0])
@@ -101,6 +102,44 @@ def test_equals_the_network(architecture: Architecture, convolutions: bool) -> N
 def test_equals_the_network_in_float32(architecture: Architecture, convolutions: bool) -> None:
     """Group norm divides by the spread of a group; that of two numbers may be a rounding error."""
     check_equal(architecture, convolutions, torch.float32)
+
+
+@settings(max_examples=20, deadline=None)
+@given(architecture=architectures(narrowest=8), bf16=st.booleans())
+def test_matrices_laid_out_for_good_give_the_same(architecture: Architecture, bf16: bool) -> None:
+    network = architecture.network()
+    precision, tolerance = ("bf16", 0.02) if bf16 else ("fp32", 1e-5)
+    prepared = InferenceUnet1D(network, TIMESTEPS, precision)
+    given = problem(architecture, torch.float32)
+    expected = both(network, prepared, given)[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_PACKED_FROM", 0)
+        products.pack(prepared)
+    found = both(network, prepared, given)[1]
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert packed(prepared) == (products._packs(torch.device("cpu")))
+
+
+def packed(prepared: InferenceUnet1D) -> bool:
+    """Whether every matrix in it is laid out for good."""
+    layers = [m for m in prepared.modules() if isinstance(m, products._Product)]
+    return all(layer._packed is not None for layer in layers)
+
+
+def test_only_large_matrices_are_laid_out_for_good_in_fp32() -> None:
+    network = SMALL.network()
+    for precision in ("fp32", "bf16"):
+        prepared = prepare(network, TIMESTEPS, precision)
+        assert isinstance(prepared, PreparedUnet1D)
+        large = precision == "bf16" and products._packs(torch.device("cpu"))
+        assert packed(prepared.unet) == large
+
+
+def test_without_those_products_all_goes_on_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    prepared = prepare(SMALL.network(), TIMESTEPS, "bf16")
+    assert isinstance(prepared, PreparedUnet1D)
+    assert not packed(prepared.unet)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 9, 70])

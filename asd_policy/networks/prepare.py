@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from asd_policy.networks.inference import InferenceUnet1D
+from asd_policy.networks.products import pack
 from asd_policy.networks.unet1d import ConditionalUnet1D
 
 
@@ -21,6 +22,8 @@ class PreparedUnet1D:
             # The number of rows stays a symbol: windows and batches of every size are two
             # compilations (one row, and more), and none comes as a surprise in a control loop.
             unet.trunk.compile(dynamic=True, fullgraph=True)
+        else:
+            pack(unet)
 
     @property
     def precision(self) -> str:
