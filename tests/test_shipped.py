@@ -87,9 +87,11 @@ def test_calls_of_the_default_sampler(
 
 
 @pytest.mark.slow
-def test_calls_of_the_paper_s_form(checkpoint: Checkpoint, conditions: Tensor) -> None:
+def test_calls_of_the_paper_s_form(checkpoint: Checkpoint, conditions: Tensor, name: str) -> None:
     mean = calls(checkpoint, conditions, window=32, draft="frozen", calls_per_round=2)
-    assert mean == pytest.approx(24, abs=3)
+    assert mean > 1.5 * calls(checkpoint, conditions, window=32)
+    if name == "lift":
+        assert mean == pytest.approx(24, abs=3)
 
 
 def test_it_acts(name: str, observations: dict[str, Any]) -> None:
