@@ -151,7 +151,7 @@ def _start(env: RobosuiteEnv, streams: Streams) -> tuple[Observation, Expert]:
 def _push(
     env: RobosuiteEnv, streams: Streams, rng: np.random.Generator
 ) -> tuple[Observation, Expert]:
-    """From the start of an episode to just after a push, early enough that much is left to do."""
+    """From the start of an episode to just after a push; drawn again where it comes too late."""
     observation, expert = _start(env, streams)
     steps, solved = int(rng.integers(2 * env.task.demonstration_limit // 5)), False
     for _ in range(steps):

@@ -115,9 +115,10 @@ def test_matrices_laid_out_for_good_give_the_same(architecture: Architecture, bf
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "_PACKED_FROM", 0)
         products.pack(prepared)
+        products.pack(prepared)  # changes nothing
     found = both(network, prepared, given)[1]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-    assert packed(prepared) == (products._packs(torch.device("cpu")))
+    assert packed(prepared) == products._packs(torch.device("cpu"))
 
 
 def packed(prepared: InferenceUnet1D) -> bool:

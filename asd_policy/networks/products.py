@@ -102,6 +102,8 @@ class _Product(nn.Module):
     @torch.no_grad()
     def pack(self) -> None:
         """Lay the matrix out as oneDNN reads it, once, where that pays; for good."""
+        if self._packed is not None:
+            return
         matrix = self.weight
         smallest = {torch.float32: _PACKED_FROM, torch.bfloat16: 0}.get(matrix.dtype)
         if smallest is not None and matrix.numel() >= smallest and _packs(matrix.device):

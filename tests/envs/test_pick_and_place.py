@@ -1,7 +1,6 @@
 """The phases of a grasp, and the experts for Can and Square."""
 
 import dataclasses
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ def test_a_hand_out_of_line_stays_above_and_comes_down_as_it_lines_up():
         np.testing.assert_array_equal(turn, pointing_down(0.0))
     assert GRASP.misalignment(hand(yaw=0.3)) == pytest.approx(0.5)
     assert GRASP.misalignment(hand(yaw=2 * np.pi)) == 0.0
-    assert replace(GRASP, slack_yaw=np.pi).misalignment(hand(yaw=3.0)) == 0.0
+    assert dataclasses.replace(GRASP, slack_yaw=np.pi).misalignment(hand(yaw=3.0)) == 0.0
 
 
 def test_fingers_close_where_the_grasp_is_and_stay_closed():
