@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from asd_policy.envs.episodes import load_expert, run_episode
 from asd_policy.envs.tasks import get_task
 from asd_policy.envs.workers import follow_parent
 from asd_policy.envs.world import RobosuiteEnv
 from asd_policy.errors import DatasetError
+from asd_policy.policy import DiffusionPolicy
+from asd_policy.samplers.calibration import DEFAULT_WINDOW
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Recipe:
         noise: standard deviation of the noise on the executed actions, in action units.
         seed: of the whole collection.
         pushed: probability that an episode begins after a push.
+        learner: SHA-256 of the policy that drives until the expert takes over, if one does.
     """
 
     task: str
@@ -41,6 +45,7 @@ class Recipe:
     noise: float
     seed: int
     pushed: float = 0.0
+    learner: str | None = None
 
     def __post_init__(self) -> None:
         load_expert(get_task(self.task))
@@ -64,15 +69,20 @@ class Recipe:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(recipe: Recipe, folder: Path) -> None:
+def _start_worker(recipe: Recipe, folder: Path, learner: Path | None) -> None:
     follow_parent()
-    _worker.update(recipe=recipe, folder=folder, env=RobosuiteEnv(recipe.task))
+    _worker.update(recipe=recipe, folder=folder, env=RobosuiteEnv(recipe.task), learner=None)
+    if learner is not None:
+        torch.set_num_threads(1)  # the workers share the cores, and rounding must not depend on it
+        _worker["learner"] = DiffusionPolicy.load(learner, window=DEFAULT_WINDOW)
 
 
 def _run_attempt(number: int) -> bool:
     """Run one attempt, save it, and say whether it succeeded."""
     recipe: Recipe = _worker["recipe"]
-    episode = run_episode(_worker["env"], recipe.noise, recipe.seed, number, recipe.pushed)
+    episode = run_episode(
+        _worker["env"], recipe.noise, recipe.seed, number, recipe.pushed, _worker["learner"]
+    )
     path = attempt_path(_worker["folder"], number)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:
@@ -136,6 +146,7 @@ def run_attempts(
     done: dict[int, bool],
     workers: int,
     report: Callable[[dict[int, bool]], None],
+    learner: Path | None = None,
 ) -> None:
     """Run the attempts that are missing; `done` (number to success) is completed in place.
 
@@ -153,7 +164,7 @@ def run_attempts(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(recipe, folder),
+        initargs=(recipe, folder, learner),
     )
     under_way: dict[Future[bool], int] = {}
     try:

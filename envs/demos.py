@@ -26,6 +26,7 @@ from asd_policy.envs.simulator import environment_arguments
 from asd_policy.envs.stored import EpisodeModels, check_rendering, film
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
+from asd_policy.policy.checkpoint import read_card
 
 FORMAT = "asd-policy demonstrations 1"
 
@@ -59,6 +60,7 @@ def collect(
     resume: bool = True,
     progress: bool = True,
     pushed: float = 0.0,
+    learner: Path | None = None,
 ) -> Summary:
     """Collect `episodes` successful demonstrations of `task` into the zarr store `out`.
 
@@ -78,6 +80,7 @@ def collect(
         resume: go on with what an earlier run left in `<out>.partial`; else start anew.
         progress: show a bar.
         pushed: probability that an episode begins after a push, see `run_episode`.
+        learner: checkpoint folder of a policy that drives until the record begins.
 
     Raises:
         ValueError: an argument out of range, an unknown task, or one without an expert.
@@ -85,7 +88,8 @@ def collect(
         DatasetError: `<out>.partial` is of another recipe, or the expert fails too often.
     """
     started = time.monotonic()
-    recipe = Recipe(task, episodes, noise, seed, pushed)
+    card = {} if learner is None else read_card(learner)
+    recipe = Recipe(task, episodes, noise, seed, pushed, card.get("sha256"))
     if workers < 1:
         raise ValueError(f"expected at least 1 worker, got {workers}")
     if out.exists():
@@ -95,7 +99,7 @@ def collect(
         shutil.rmtree(folder)
     done = open_folder(recipe, folder)
     with _progress_bar(episodes, progress) as report:
-        run_attempts(recipe, folder, done, workers, report)
+        run_attempts(recipe, folder, done, workers, report, learner)
     lengths = _assemble(recipe, folder, done, out)
     shutil.rmtree(folder)
     return Summary(out, episodes, len(done) - episodes, lengths, time.monotonic() - started)
@@ -159,8 +163,11 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
             "share": recipe.pushed,
             "kind": "the record begins after a push of the arm in a random direction",
             "steps": list(_episodes.PUSH_STEPS),
+            "strength": list(_episodes.PUSH_STRENGTH),
             "lets_go": _episodes.PUSH_LETS_GO,
         },
+        "learner": recipe.learner,
+        "begin_before": _episodes.BEGIN_BEFORE,
         "steps_after_success": _episodes.STEPS_AFTER_SUCCESS,
         "max_steps": task.demonstration_limit,
         "action": "the expert's own at the visited states; what was executed is executed_action",
@@ -172,7 +179,8 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
 def _command(recipe: Recipe) -> str:
     words = ["asd-policy", "demos", "--task", recipe.task, "--episodes", str(recipe.episodes)]
     words += ["--noise", str(recipe.noise), "--seed", str(recipe.seed)]
-    return shlex.join([*words, *(["--pushed", str(recipe.pushed)] if recipe.pushed else [])])
+    words += ["--pushed", str(recipe.pushed)] if recipe.pushed else []
+    return shlex.join([*words, *(["--learner", "CHECKPOINT"] if recipe.learner else [])])
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -190,6 +198,7 @@ def main_collect(
     episodes: int = 200,
     noise: float = 0.1,
     pushed: float = 0.0,
+    learner: Path | None = None,
     seed: int = 0,
     workers: int = available_cores(),
     out: Path | None = None,
@@ -209,6 +218,8 @@ def main_collect(
             recorded action is the expert's own, so the data shows how to recover.
         pushed: Share of the episodes that begin at some moment of the task, just after the arm was
             pushed off in a random direction: the data shows how to recover from more than noise.
+        learner: Checkpoint folder of a policy that drives, unrecorded, to some moment of the task,
+            where the expert takes over (DAgger): the data shows how to recover from its errors.
         seed: Seed of the whole collection; the same seed gives the same store.
         workers: Processes to run in parallel.
         out: Path of the store; outputs/demos/<task>.zarr when not given.
@@ -220,7 +231,7 @@ def main_collect(
     extras = {"HDF5": hdf5, "figure": figure, "film": render}
     _check_extras(extras)
     try:
-        summary = collect(task, episodes, noise, out, workers, seed, pushed=pushed)
+        summary = collect(task, episodes, noise, out, workers, seed, pushed=pushed, learner=learner)
     except KeyboardInterrupt:
         print(f"Stopped. What was finished is kept in {out}.partial; the same command goes on.")
         raise

@@ -1,4 +1,4 @@
-"""One scripted episode, as a pure function of (task, noise, pushed, seed, index)."""
+"""One scripted episode, as a pure function of (task, noise, pushed, learner, seed, index)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ NOISE_CORRELATION = 0.8
 # Steps recorded after success, all of them upwards: the ends of the data are then well covered
 # without the standing still that policies learn to stall from.
 STEPS_AFTER_SUCCESS = 6
-# Of a push: how many steps it lasts, and how often it also turns a gripper's command around.
-PUSH_STEPS = (4, 12)
+# The last moment at which a record begins that does not begin with the episode, as a share of the
+# steps an attempt may have.
+BEGIN_BEFORE = 0.5
+# Of a push: how many steps it lasts; its largest component, small ones as likely as large ones;
+# and how often it also turns a gripper's command around.
+PUSH_STEPS = (2, 12)
+PUSH_STRENGTH = (0.2, 1.0)
 PUSH_LETS_GO = 0.2
 
 
@@ -28,6 +33,18 @@ class Expert(Protocol):
 
     def act(self) -> np.ndarray:
         """The action for the present state."""
+        ...
+
+
+class Learner(Protocol):
+    """What a policy is, to whoever lets it drive: see `DiffusionPolicy`."""
+
+    def reset(self, seeds: int) -> None:
+        """Begin an episode."""
+        ...
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """The action for what is observed."""
         ...
 
 
@@ -87,16 +104,23 @@ class Streams(NamedTuple):
     style: np.random.SeedSequence
     noise: np.random.SeedSequence
     push: np.random.SeedSequence
+    learner: int
 
 
 def episode_streams(seed: int, index: int) -> Streams:
-    """Seed of the world, and those of the expert's style, of the noise and of the push."""
-    world, style, noise, push = np.random.SeedSequence([seed, index]).spawn(4)
-    return Streams(int(world.generate_state(1)[0]), style, noise, push)
+    """Seeds of the world, the expert's style, the noise, the push, and of a learner's chunks."""
+    world, style, noise, push, learner = np.random.SeedSequence([seed, index]).spawn(5)
+    numbers = (int(sequence.generate_state(1)[0]) for sequence in (world, learner))
+    return Streams(next(numbers), style, noise, push, next(numbers))
 
 
 def run_episode(
-    env: RobosuiteEnv, noise: float, seed: int, index: int, pushed: float = 0.0
+    env: RobosuiteEnv,
+    noise: float,
+    seed: int,
+    index: int,
+    pushed: float = 0.0,
+    learner: Learner | None = None,
 ) -> Episode:
     """Let the expert solve one episode while noise is added to what it commands.
 
@@ -105,8 +129,11 @@ def run_episode(
 
     Noise shows small errors only: larger, it would fill each chunk of actions with corrections of
     pushes that are yet to come. A push shows large ones: unrecorded, the expert gets to some
-    moment of the task and the arm is then driven off in a random direction, by up to 15 cm. The
+    moment of the task and the arm is then driven off in a random direction, by 1 to 15 cm. The
     record begins there, and its actions depend on what the first frame shows.
+    A learner shows its own errors: unrecorded, it drives to some moment of the task, and the
+    expert takes over (DAgger, Ross et al. 2011; from there to the end, because a chunk of actions
+    is right only as a whole).
 
     Args:
         env: the task's environment.
@@ -116,13 +143,17 @@ def run_episode(
         seed: of the collection.
         index: of the episode.
         pushed: probability that the record begins after a push.
+        learner: drives, in place of the expert, until the record begins.
     """
     streams = episode_streams(seed, index)
-    push_rng = np.random.default_rng(streams.push)
-    if push_rng.random() < pushed:
-        observation, expert = _push(env, streams, push_rng)
+    rng = np.random.default_rng(streams.push)
+    push = rng.random() < pushed
+    if push or learner is not None:
+        observation, expert = _lead(env, streams, rng, learner)
     else:
         observation, expert = _start(env, streams)
+    if push:
+        observation = _push(env, expert, rng)
     disturbance = Disturbance(noise, env.task.action_dim, np.random.default_rng(streams.noise))
     rows: list[dict[str, Any]] = []
     left = STEPS_AFTER_SUCCESS
@@ -148,25 +179,34 @@ def _start(env: RobosuiteEnv, streams: Streams) -> tuple[Observation, Expert]:
     return observation, load_expert(env.task)(env.simulation, style)
 
 
-def _push(
-    env: RobosuiteEnv, streams: Streams, rng: np.random.Generator
+def _lead(
+    env: RobosuiteEnv, streams: Streams, rng: np.random.Generator, learner: Learner | None
 ) -> tuple[Observation, Expert]:
-    """From the start of an episode to just after a push; drawn again where it comes too late."""
+    """From the start of an episode to some moment before it is solved."""
     observation, expert = _start(env, streams)
-    steps, solved = int(rng.integers(2 * env.task.demonstration_limit // 5)), False
-    for _ in range(steps):
-        observation, _, solved, *_ = env.step(expert.act())
+    if learner is not None:
+        learner.reset(streams.learner)
+    for _ in range(int(rng.integers(int(BEGIN_BEFORE * env.task.demonstration_limit)))):
+        action = expert.act() if learner is None else learner.act(observation)
+        observation, _, solved, *_ = env.step(action)
         if solved:
-            return _push(env, streams, rng)
+            return _lead(env, streams, rng, learner)
+    return observation, expert
+
+
+def _push(env: RobosuiteEnv, expert: Expert, rng: np.random.Generator) -> Observation:
+    """Drive the arm off in a random direction; what is observed then."""
+    strength = np.exp(rng.uniform(*np.log(PUSH_STRENGTH)))
     command = np.clip(0.4 * rng.standard_normal(env.task.action_dim), -1.0, 1.0)
     for arm in range(0, len(command), 7):
         way = rng.standard_normal(3)
-        command[arm : arm + 3] = rng.uniform(0.4, 1.0) * way / np.abs(way).max()
+        command[arm : arm + 3] = way / np.abs(way).max()
+    command *= strength
     lets_go = rng.random(len(command) // 7) < PUSH_LETS_GO
     command[6::7] = expert.act()[6::7] * np.where(lets_go, -1, 1)
     for _ in range(int(rng.integers(*PUSH_STEPS, endpoint=True))):
         observation, *_ = env.step(command)
-    return observation, expert
+    return observation
 
 
 class Disturbance:

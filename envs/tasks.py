@@ -67,6 +67,17 @@ class Task:
         return MappingProxyType(keys)
 
     @property
+    def quaternions(self) -> tuple[int, ...]:
+        """First columns of the quaternions (x, y, z, w) in the concatenated observation."""
+        starts, column = [], 0
+        for field in self.object_fields:
+            if field.name.endswith("_quat"):
+                starts.append(column)
+            column += field.dim
+        arms = range(len(self.robots))
+        return (*starts, *(column + 9 * arm + 3 for arm in arms))
+
+    @property
     def action_dim(self) -> int:
         """Per arm: 3 position and 3 axis-angle deltas in the world frame, 1 gripper."""
         return 7 * len(self.robots)

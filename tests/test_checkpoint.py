@@ -224,6 +224,7 @@ def test_entries_that_make_no_sense_are_refused(folder: Path, entry: str, junk: 
         {"action_horizon": 0},
         {"step_embed_dim": 3},
         {"architecture": "Transformer"},
+        {"quaternions": [2]},
         {"colour": "red"},
     ],
     ids=str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from asd_policy.policy import Normalizer
 
@@ -61,3 +62,20 @@ def test_bounds_that_are_not_finite_are_named(bad: float) -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"one shape \(D,\), got \(3,\) and \(2,\)"):
         Normalizer(torch.zeros(3), torch.ones(2))
+
+
+def test_quaternions_become_rotation_matrices_after_the_other_columns() -> None:
+    """Of either sign and any length; what scipy makes of them, to float32's rounding."""
+    rotations = Rotation.random(5, random_state=0)
+    quaternions = np.asarray(rotations.as_quat(), dtype=np.float32)
+    before, after = torch.rand(5, 1) * 4, torch.rand(5, 2)
+    low, high = -2 * torch.ones(7), 2 * torch.ones(7)
+    normalizer = Normalizer(low, high, quaternions=(1,))
+    for scale in (1.0, -1.0, 3.0):
+        x = torch.cat([before, torch.from_numpy(scale * quaternions), after], dim=1)
+        normalized = normalizer.to("cpu").normalize(x.view(1, 5, 7))
+        assert normalized.shape == (1, 5, 12)
+        torch.testing.assert_close(normalized[0, :, :3], torch.cat([before, after], dim=1) / 2)
+        matrices = normalized[0, :, 3:].view(5, 3, 3).numpy()
+        np.testing.assert_allclose(matrices, rotations.as_matrix(), atol=1e-6)
+    assert torch.isfinite(normalizer.normalize(torch.zeros(7))).all()

@@ -11,6 +11,8 @@ import torch
 from asd_policy.data.replay import Replay, join, load_replay
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import CheckpointError, DatasetError
+from asd_policy.integrations.robomimic_convert import to_robomimic
+from asd_policy.policy import DiffusionPolicy
 from asd_policy.policy.checkpoint import load_checkpoint
 from asd_policy.training.main import main_train
 from asd_policy.training.trainer import Trainer
@@ -107,3 +109,28 @@ def test_two_stores_are_one(tmp_path: Path) -> None:
 def test_more_models_than_tenths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--keep takes 0 to 10 models, got 11"):
         train(write_store(tmp_path / "lift.zarr"), tmp_path / "out", keep=11)
+
+
+def test_how_the_network_sees_rotations(tmp_path: Path) -> None:
+    """As matrices (9 numbers) for quaternions (4) unless told not to; the weights say which."""
+    store = write_store(tmp_path / "lift.zarr")
+    for name, options in (("matrix", {}), ("quaternion", {"rotations": "quaternion"})):
+        train(store, tmp_path / name, **options)
+    matrix, quaternion = (load_checkpoint(tmp_path / name) for name in ("matrix", "quaternion"))
+    assert matrix.config.quaternions == (3, 13)
+    assert quaternion.config.quaternions == ()
+    assert matrix.network.global_cond_dim == quaternion.network.global_cond_dim + 2 * 2 * 5
+    keys = get_task("lift").observation_keys
+    row = {key: np.full(size, 0.3, dtype=np.float32) for key, size in keys.items()}
+    turned = {**row, "robot0_eef_quat": -row["robot0_eef_quat"]}
+    for made, alike in ((matrix, True), (quaternion, False)):
+        policy = DiffusionPolicy(made)
+        actions = []
+        for observation in (row, turned):
+            policy.reset(0)
+            actions.append(policy.act(observation))
+        assert np.array_equal(*actions) == alike
+    with pytest.raises(CheckpointError, match="--rotations quaternion can be exported"):
+        to_robomimic(matrix)
+    with pytest.raises(ValueError, match="rotations must be one of 'matrix', 'quaternion'"):
+        train(store, tmp_path / "other", rotations="euler")

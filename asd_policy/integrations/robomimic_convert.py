@@ -95,9 +95,14 @@ def to_robomimic(made: Checkpoint) -> dict[str, Any]:
     """The dictionary that robomimic saves and loads.
 
     Raises:
-        CheckpointError: a chain that robomimic's configuration cannot say.
+        CheckpointError: a chain or an input that robomimic's configuration cannot say.
         IntegrationError: there is no robomimic, whose configuration is needed.
     """
+    if made.config.quaternions:
+        raise CheckpointError(
+            "robomimic's networks see quaternions as they are observed, and this policy's sees "
+            "rotation matrices; a policy trained with --rotations quaternion can be exported"
+        )
     weights = {NETWORK_PREFIX + k: v.cpu() for k, v in made.network.state_dict().items()}
     keys = made.config.observation_keys
     content: dict[str, Any] = {

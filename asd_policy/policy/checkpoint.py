@@ -132,7 +132,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         weights = load(blob)
         config = PolicyConfig.from_dict(card["policy"])
         schedule = Schedule.from_dict(card["schedule"])
-        observation = Normalizer.from_dict(card["normalizer"]["observation"])
+        observation = Normalizer.from_dict(card["normalizer"]["observation"], config.quaternions)
         action = Normalizer.from_dict(card["normalizer"]["action"])
         network = config.build_network()
     except SafetensorError as error:

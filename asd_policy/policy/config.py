@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from asd_policy.networks import ConditionalUnet1D
@@ -20,6 +21,8 @@ class PolicyConfig:
         action_horizon: Ta, actions executed of each chunk.
         pred_horizon: Tp, actions in a chunk.
         down_dims, step_embed_dim, kernel_size, n_groups: of the ``ConditionalUnet1D``.
+        quaternions: first columns, in the concatenated observation, of the quaternions (x, y, z,
+            w) that the network sees as rotation matrices.
     """
 
     observation_keys: Mapping[str, int]
@@ -31,6 +34,7 @@ class PolicyConfig:
     step_embed_dim: int = 256
     kernel_size: int = 5
     n_groups: int = 8
+    quaternions: tuple[int, ...] = ()
     architecture: str = field(default="ConditionalUnet1D", init=False)
 
     def __post_init__(self) -> None:
@@ -47,6 +51,12 @@ class PolicyConfig:
                 f"pred_horizon must be a multiple of {multiple} for {len(self.down_dims)} "
                 f"resolutions, got {self.pred_horizon}"
             )
+        starts = (*sorted(self.quaternions), self.observation_dim)
+        if any(later - earlier < 4 for earlier, later in pairwise(starts)) or starts[0] < 0:
+            raise ValueError(
+                f"expected the first columns of quaternions among {self.observation_dim} "
+                f"observed numbers, 4 for each, got {self.quaternions}"
+            )
 
     @property
     def horizons(self) -> tuple[int, int, int]:
@@ -58,6 +68,11 @@ class PolicyConfig:
         return sum(self.observation_keys.values())
 
     @property
+    def condition_dim(self) -> int:
+        """Numbers that the network is given of the To observations."""
+        return self.obs_horizon * (self.observation_dim + 5 * len(self.quaternions))
+
+    @property
     def chunk_shape(self) -> tuple[int, int]:
         return self.pred_horizon, self.action_dim
 
@@ -65,7 +80,7 @@ class PolicyConfig:
         """A network with fresh weights."""
         return ConditionalUnet1D(
             self.action_dim,
-            self.obs_horizon * self.observation_dim,
+            self.condition_dim,
             self.step_embed_dim,
             self.down_dims,
             self.kernel_size,
@@ -78,6 +93,7 @@ class PolicyConfig:
             {"name": name, "shape": [dim]} for name, dim in self.observation_keys.items()
         ]
         values["down_dims"] = list(self.down_dims)
+        values["quaternions"] = list(self.quaternions)
         return values
 
     @classmethod
@@ -88,4 +104,6 @@ class PolicyConfig:
         if architecture != "ConditionalUnet1D":
             raise ValueError(f"expected architecture 'ConditionalUnet1D', got {architecture!r}")
         keys = {item["name"]: int(item["shape"][0]) for item in rest.pop("observation_keys")}
-        return cls(keys, **{**rest, "down_dims": tuple(rest["down_dims"])})
+        rest["down_dims"] = tuple(rest["down_dims"])
+        rest["quaternions"] = tuple(rest.get("quaternions", ()))  # none, before there was a choice
+        return cls(keys, **rest)

@@ -1,4 +1,9 @@
-"""Min-max normalization of observations and actions to [−1, 1], column by column."""
+"""Min-max normalization of observations and actions to [−1, 1], column by column.
+
+Rotations may be handed to the network as matrices: a point of a turned object is then linear in
+what the network sees, and the two signs of a quaternion, between which an observed one may jump
+from one step to the next, become one (Geist et al., 2024, compare such inputs).
+"""
 
 from __future__ import annotations
 
@@ -15,12 +20,20 @@ class Normalizer:
     Args:
         low, high: (D,) bounds, ``low < high`` in every column.
         names: (D,) names of the columns, for messages.
+        quaternions: first columns of quaternions (x, y, z, w) to be normalized to the entries of
+            their rotation matrices instead, unscaled, after all other columns.
 
     Raises:
         ValueError: a column with zero range or non-finite bounds (it is named).
     """
 
-    def __init__(self, low: Tensor, high: Tensor, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        low: Tensor,
+        high: Tensor,
+        names: Sequence[str] | None = None,
+        quaternions: Sequence[int] = (),
+    ) -> None:
         low, high = (torch.as_tensor(v, dtype=torch.float32) for v in (low, high))
         if low.ndim != 1 or low.shape != high.shape:
             raise ValueError(
@@ -35,34 +48,56 @@ class Normalizer:
                 + ", ".join(columns)
             )
         self.low, self.high = low, high
+        self.quaternions = tuple(quaternions)
+        turned = {first + i for first in self.quaternions for i in range(4)}
+        self._others = [column for column in range(len(low)) if column not in turned]
         self._scale, self._centre = (high - low) / 2, (high + low) / 2
 
     @classmethod
-    def fit(cls, columns: Mapping[str, np.ndarray]) -> Normalizer:
+    def fit(cls, columns: Mapping[str, np.ndarray], quaternions: Sequence[int] = ()) -> Normalizer:
         """Bounds of the data. ``columns``: name → (rows, dim), concatenated in order."""
         table = np.concatenate([np.asarray(v, dtype=np.float32) for v in columns.values()], axis=1)
         names = [f"{key}[{i}]" for key, v in columns.items() for i in range(v.shape[1])]
         low, high = torch.from_numpy(table.min(0)), torch.from_numpy(table.max(0))
-        return cls(low, high, names)
+        return cls(low, high, names, quaternions)
 
     @property
     def dim(self) -> int:
         return len(self.low)
 
     def to(self, device: torch.device | str) -> Normalizer:
-        return Normalizer(self.low.to(device), self.high.to(device))
+        return Normalizer(self.low.to(device), self.high.to(device), quaternions=self.quaternions)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """(…, D) in data units → [−1, 1]."""
-        return (x - self._centre) / self._scale
+        """(…, D) in data units → [−1, 1]; (…, D + 5 Q) where Q quaternions become matrices."""
+        scaled = (x - self._centre) / self._scale
+        if not self.quaternions:
+            return scaled
+        matrices = [rotation_entries(x[..., first : first + 4]) for first in self.quaternions]
+        return torch.cat([scaled[..., self._others], *matrices], dim=-1)
 
     def unnormalize(self, x: Tensor) -> Tensor:
-        """(…, D) in [−1, 1] → data units."""
+        """(…, D) in [−1, 1] → data units. Not for columns that became matrices."""
         return x * self._scale + self._centre
 
     def to_dict(self) -> dict[str, list[float]]:
         return {"low": self.low.tolist(), "high": self.high.tolist()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> Normalizer:
-        return cls(torch.tensor(values["low"]), torch.tensor(values["high"]))
+    def from_dict(
+        cls, values: Mapping[str, Sequence[float]], quaternions: Sequence[int] = ()
+    ) -> Normalizer:
+        low, high = torch.tensor(values["low"]), torch.tensor(values["high"])
+        return cls(low, high, quaternions=quaternions)
+
+
+def rotation_entries(quaternion: Tensor) -> Tensor:
+    """(…, 4) quaternions (x, y, z, w), of any length but 0 → (…, 9) rotation matrices, by rows."""
+    length = torch.linalg.vector_norm(quaternion, dim=-1, keepdim=True)
+    x, y, z, w = (quaternion / length.clamp_min(1e-12)).unbind(-1)
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
+        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
+        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    return torch.stack(rows, dim=-1)

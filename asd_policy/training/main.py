@@ -24,7 +24,7 @@ from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
 from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
-from asd_policy.schedule import Schedule
+from asd_policy.schedule import Schedule, check_choice
 from asd_policy.training.trainer import Report, TrainConfig, Trainer
 
 STATE_FILE = "train_state.pt"
@@ -41,6 +41,7 @@ def main_train(
     down_dims: tuple[int, ...] = (48, 96, 192),
     step_embed_dim: int = 64,
     diffusion_steps: int = 100,
+    rotations: str = "matrix",
     seed: int = 0,
     precision: str = "fp32",
     device: str = "auto",
@@ -66,6 +67,8 @@ def main_train(
         down_dims: channels of the U-Net's resolutions.
         step_embed_dim: length of the timestep embedding.
         diffusion_steps: K, the training timesteps of the DDPM.
+        rotations: how the network sees them: "matrix", or "quaternion" as they are observed (for a
+            policy that is to be exported to robomimic).
         seed: seed of weights, batches and noise.
         precision: "fp32", or "bf16" (weights stay float32), faster where the processor knows it.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" …
@@ -79,6 +82,7 @@ def main_train(
     spec = get_task(task)
     stores = data or (Path("outputs/demos") / f"{task}.zarr",)
     out = out or Path("outputs/train") / task
+    check_choice("rotations", rotations, ("matrix", "quaternion"))
     replay = join([_load(store, list(spec.observation_keys), filter_key) for store in stores])
     if threads is not None:
         torch.set_num_threads(threads)
@@ -89,6 +93,7 @@ def main_train(
         action_dim=replay.actions.shape[1],
         down_dims=tuple(down_dims),
         step_embed_dim=step_embed_dim,
+        quaternions=spec.quaternions if rotations == "matrix" else (),
     )
     if not 0 <= keep <= 10:
         raise ValueError(f"--keep takes 0 to 10 models, got {keep}")

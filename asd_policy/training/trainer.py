@@ -99,7 +99,7 @@ class Trainer:
     ) -> None:
         self.policy, self.schedule, self.config = policy, schedule, config
         self.device = torch.device(device)
-        self.observation_normalizer = Normalizer.fit(replay.observations)
+        self.observation_normalizer = Normalizer.fit(replay.observations, policy.quaternions)
         self.action_normalizer = Normalizer.fit({"action": replay.actions})
         stacked = torch.from_numpy(replay.stacked_observations())
         self._observations = self.observation_normalizer.normalize(stacked).to(self.device)

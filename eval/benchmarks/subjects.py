@@ -175,8 +175,7 @@ def _conditions(
         windows = torch.tensor(stored["windows"])
         if stored["columns"] == keys and windows.shape[1] == config.obs_horizon:
             return normalizer.normalize(windows).flatten(1), "64 moments of Lift demonstrations"
-    size = config.obs_horizon * config.observation_dim
-    uniform = torch.rand(64, size, generator=torch.Generator().manual_seed(seed))
+    uniform = torch.rand(64, config.condition_dim, generator=torch.Generator().manual_seed(seed))
     return 2 * uniform - 1, "uniform in [-1, 1]"
 
 

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import zarr
 
+from asd_policy.checkpoints import shipped
 from asd_policy.envs import demos
 from asd_policy.envs.attempts import Recipe, attempt_path, open_folder, run_attempts
 from asd_policy.errors import DatasetError, OutputExistsError
+from asd_policy.policy.checkpoint import read_card
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -167,6 +169,22 @@ def test_a_store_of_pushed_episodes_says_so():
     assert attributes["command"].endswith("--noise 0.1 --seed 5 --pushed 0.5")
 
 
+def test_a_policy_may_drive_until_the_expert_takes_over(tmp_path):
+    """Its weights are part of the recipe: another policy's unfinished work is not gone on with."""
+    out = tmp_path / "led.zarr"
+    demos.collect("lift", 1, 0.05, out, 1, progress=False, learner=shipped("lift"))
+    root = zarr.open_group(str(out), mode="r")
+    assert root.attrs["learner"] == read_card(shipped("lift"))["sha256"]
+    assert root.attrs["command"].endswith("--learner CHECKPOINT")
+    plain = tmp_path / "plain.zarr"
+    demos.collect("lift", 1, 0.05, plain, 1, progress=False)
+    began = [zarr.open_group(str(path), mode="r")["data/state"][0, 0] for path in (out, plain)]
+    assert began[0] > began[1] + 0.05
+    open_folder(Recipe("lift", 1, 0.05, 0), tmp_path / "other.zarr.partial")
+    with pytest.raises(DatasetError, match="of another recipe"):
+        demos.collect("lift", 1, 0.05, tmp_path / "other.zarr", 1, learner=shipped("lift"))
+
+
 def test_an_expert_that_fails_too_often_is_not_waited_for(tmp_path):
     recipe = Recipe("lift", 2, 0.1, 0)
     done = dict.fromkeys(range(recipe.attempt_limit - 1), False)
@@ -210,7 +228,7 @@ def test_starting_anew_forgets_what_was_saved(tmp_path, monkeypatch):
     open_folder(Recipe("lift", 1, 0.1, 0), folder)
     write_attempt(folder, 0, True, length=9)
 
-    def attempt_anew(recipe, folder, done, workers, report):
+    def attempt_anew(recipe, folder, done, workers, report, learner):
         assert done == {}
         assert not attempt_path(folder, 0).exists()
         write_attempt(folder, 0, True, length=4)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from asd_policy.envs.episodes import (
+    BEGIN_BEFORE,
     NOISE_CORRELATION,
     PUSH_STEPS,
     STEPS_AFTER_SUCCESS,
@@ -73,6 +74,35 @@ def test_a_pushed_episode_begins_somewhere_on_the_way_and_succeeds(lift):
     for episode in pushed:
         assert 20 * (episode.state[0, 0] - began) > PUSH_STEPS[0] - 0.5
         assert np.abs(episode.action - episode.executed_action).std() < 0.1  # the push is not in it
+
+
+def test_where_a_learner_has_driven_the_expert_takes_over(lift):
+    """One that pulls the arm up: the record begins up there, and holds none of its actions."""
+
+    class Upwards:
+        def reset(self, seeds):
+            self.seed, self.steps = seeds, 0
+
+        def act(self, observation):
+            self.steps += 1
+            return np.array([0, 0, 0.5, 0, 0, 0, -1], dtype=np.float32)
+
+    learner = Upwards()
+    episodes, steps = [], []
+    for index in range(4):
+        episodes.append(run_episode(lift, 0.05, seed=7, index=index, learner=learner))
+        assert learner.seed == episode_streams(7, index).learner
+        steps.append(learner.steps)
+    assert len(set(steps)) > 1
+    assert max(steps) < BEGIN_BEFORE * lift.task.demonstration_limit
+    start, _ = lift.reset(seed=episode_streams(7, 0).world)
+    passed = [20 * (episode.state[0, 0] - lift.flat_state()[0]) for episode in episodes]
+    np.testing.assert_allclose(passed, steps, atol=0.5)
+    led = [e.observations["robot0_eef_pos"][0, 2] - start["robot0_eef_pos"][2] for e in episodes]
+    assert max(led) > 0.1
+    assert all(episode.success for episode in episodes)
+    again = run_episode(lift, 0.05, seed=7, index=3, learner=learner)
+    assert np.array_equal(again.state, episodes[3].state)
 
 
 def test_the_share_of_pushed_episodes(lift):
