@@ -167,7 +167,10 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
             "lets_go": _episodes.PUSH_LETS_GO,
         },
         "learner": recipe.learner,
-        "begin_before": _episodes.BEGIN_BEFORE,
+        "begins_before": {
+            "expert leads": _episodes.EXPERT_LEADS,
+            "learner leads": _episodes.LEARNER_LEADS,
+        },
         "steps_after_success": _episodes.STEPS_AFTER_SUCCESS,
         "max_steps": task.demonstration_limit,
         "action": "the expert's own at the visited states; what was executed is executed_action",

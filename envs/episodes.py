@@ -19,8 +19,9 @@ NOISE_CORRELATION = 0.8
 # without the standing still that policies learn to stall from.
 STEPS_AFTER_SUCCESS = 6
 # The last moment at which a record begins that does not begin with the episode, as a share of the
-# steps an attempt may have.
-BEGIN_BEFORE = 0.5
+# steps an attempt may have, where the expert led there and where a learner did: one that fails
+# spends the rest of its time in states that are worth showing the way out of.
+EXPERT_LEADS, LEARNER_LEADS = 0.5, 1.0
 # Of a push: how many steps it lasts; its largest component, small ones as likely as large ones;
 # and how often it also turns a gripper's command around.
 PUSH_STEPS = (2, 12)
@@ -184,9 +185,11 @@ def _lead(
 ) -> tuple[Observation, Expert]:
     """From the start of an episode to some moment before it is solved."""
     observation, expert = _start(env, streams)
+    share = EXPERT_LEADS
     if learner is not None:
         learner.reset(streams.learner)
-    for _ in range(int(rng.integers(int(BEGIN_BEFORE * env.task.demonstration_limit)))):
+        share = LEARNER_LEADS
+    for _ in range(int(rng.integers(int(share * env.task.demonstration_limit)))):
         action = expert.act() if learner is None else learner.act(observation)
         observation, _, solved, *_ = env.step(action)
         if solved:
