@@ -42,7 +42,7 @@ COMMANDS = {
         "Draw the chunks of a recorded evaluation again: are they bitwise the same?",
     ),
     "demos": (
-        "asd_policy.envs.demos:main_collect",
+        "asd_policy.training.collect:main_collect",
         "Make demonstrations with a scripted expert.",
     ),
     "train": (

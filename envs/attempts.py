@@ -13,18 +13,28 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 
-from asd_policy.envs.episodes import load_expert, run_episode
+from asd_policy.envs.episodes import Learner, load_expert, run_episode
 from asd_policy.envs.tasks import get_task
 from asd_policy.envs.workers import follow_parent
 from asd_policy.envs.world import RobosuiteEnv
 from asd_policy.errors import DatasetError
-from asd_policy.policy import DiffusionPolicy
-from asd_policy.samplers.calibration import DEFAULT_WINDOW
+
+
+class LearnerSource(Protocol):
+    """What can be sent to a process, and makes there what drives before the expert does."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all that decides what it does."""
+        ...
+
+    def load(self) -> Learner:
+        """Make it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,10 @@ class Recipe:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(recipe: Recipe, folder: Path, learner: Path | None) -> None:
+def _start_worker(recipe: Recipe, folder: Path, source: LearnerSource | None) -> None:
     follow_parent()
-    _worker.update(recipe=recipe, folder=folder, env=RobosuiteEnv(recipe.task), learner=None)
-    if learner is not None:
-        torch.set_num_threads(1)  # the workers share the cores, and rounding must not depend on it
-        _worker["learner"] = DiffusionPolicy.load(learner, window=DEFAULT_WINDOW)
+    learner = None if source is None else source.load()
+    _worker.update(recipe=recipe, folder=folder, env=RobosuiteEnv(recipe.task), learner=learner)
 
 
 def _run_attempt(number: int) -> bool:
@@ -146,7 +154,7 @@ def run_attempts(
     done: dict[int, bool],
     workers: int,
     report: Callable[[dict[int, bool]], None],
-    learner: Path | None = None,
+    learner: LearnerSource | None = None,
 ) -> None:
     """Run the attempts that are missing; `done` (number to success) is completed in place.
 

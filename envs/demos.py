@@ -8,7 +8,6 @@ store is the same, bitwise, whether or not that happened.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shlex
 import shutil
 import time
@@ -21,12 +20,16 @@ from typing import Any
 import numpy as np
 
 from asd_policy.envs import episodes as _episodes
-from asd_policy.envs.attempts import Recipe, attempt_path, open_folder, run_attempts
+from asd_policy.envs.attempts import (
+    LearnerSource,
+    Recipe,
+    attempt_path,
+    open_folder,
+    run_attempts,
+)
 from asd_policy.envs.simulator import environment_arguments
-from asd_policy.envs.stored import EpisodeModels, check_rendering, film
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
-from asd_policy.policy.checkpoint import read_card
 
 FORMAT = "asd-policy demonstrations 1"
 
@@ -60,7 +63,7 @@ def collect(
     resume: bool = True,
     progress: bool = True,
     pushed: float = 0.0,
-    learner: Path | None = None,
+    learner: LearnerSource | None = None,
 ) -> Summary:
     """Collect `episodes` successful demonstrations of `task` into the zarr store `out`.
 
@@ -80,7 +83,7 @@ def collect(
         resume: go on with what an earlier run left in `<out>.partial`; else start anew.
         progress: show a bar.
         pushed: probability that an episode begins after a push, see `run_episode`.
-        learner: checkpoint folder of a policy that drives until the record begins.
+        learner: where to get what drives until the record begins.
 
     Raises:
         ValueError: an argument out of range, an unknown task, or one without an expert.
@@ -88,8 +91,8 @@ def collect(
         DatasetError: `<out>.partial` is of another recipe, or the expert fails too often.
     """
     started = time.monotonic()
-    card = {} if learner is None else read_card(learner)
-    recipe = Recipe(task, episodes, noise, seed, pushed, card.get("sha256"))
+    drives = None if learner is None else learner.sha256
+    recipe = Recipe(task, episodes, noise, seed, pushed, drives)
     if workers < 1:
         raise ValueError(f"expected at least 1 worker, got {workers}")
     if out.exists():
@@ -184,107 +187,6 @@ def _command(recipe: Recipe) -> str:
     words += ["--noise", str(recipe.noise), "--seed", str(recipe.seed)]
     words += ["--pushed", str(recipe.pushed)] if recipe.pushed else []
     return shlex.join([*words, *(["--learner", "CHECKPOINT"] if recipe.learner else [])])
-
-
-# --- the command line ---------------------------------------------------------------------------
-
-
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def main_collect(
-    task: str = "lift",
-    episodes: int = 200,
-    noise: float = 0.1,
-    pushed: float = 0.0,
-    learner: Path | None = None,
-    seed: int = 0,
-    workers: int = available_cores(),
-    out: Path | None = None,
-    hdf5: Path | None = None,
-    figure: Path | None = None,
-    render: Path | None = None,
-) -> None:
-    """Collect demonstrations of a scripted expert into a zarr store.
-
-    A run that was stopped, however rudely, goes on where it was when the same command is given
-    again. Failed attempts are dropped, counted and replaced.
-
-    Args:
-        task: Name of the task.
-        episodes: How many successful episodes to store.
-        noise: Standard deviation of the noise on what is executed, in action units (0 to 1). The
-            recorded action is the expert's own, so the data shows how to recover.
-        pushed: Share of the episodes that begin at some moment of the task, just after the arm was
-            pushed off in a random direction: the data shows how to recover from more than noise.
-        learner: Checkpoint folder of a policy that drives, unrecorded, to some moment of the task,
-            where the expert takes over (DAgger): the data shows how to recover from its errors.
-        seed: Seed of the whole collection; the same seed gives the same store.
-        workers: Processes to run in parallel.
-        out: Path of the store; outputs/demos/<task>.zarr when not given.
-        hdf5: Also export to this path in robomimic's layout.
-        figure: Also draw the variety of the demonstrations to this path (png, pdf or svg).
-        render: Also film the first demonstration to this path (mp4); needs OpenGL.
-    """
-    out = Path("outputs/demos") / f"{task}.zarr" if out is None else out
-    extras = {"HDF5": hdf5, "figure": figure, "film": render}
-    _check_extras(extras)
-    try:
-        summary = collect(task, episodes, noise, out, workers, seed, pushed=pushed, learner=learner)
-    except KeyboardInterrupt:
-        print(f"Stopped. What was finished is kept in {out}.partial; the same command goes on.")
-        raise
-    if hdf5 is not None:
-        from asd_policy.data.robomimic_hdf5 import export_hdf5
-
-        export_hdf5(out, hdf5, EpisodeModels(out))
-    if figure is not None:
-        from asd_policy.envs.variety import draw_variety
-
-        draw_variety(out, figure)
-    if render is not None:
-        film(out, 0, render)
-    _print_summary(summary, extras)
-
-
-def _check_extras(extras: dict[str, Path | None]) -> None:
-    """Refuse before the collection what would fail after it."""
-    for path in extras.values():
-        if path is not None and path.exists():
-            raise OutputExistsError(f"{path} exists already; expected a path for a new file")
-    figure, film_path = extras["figure"], extras["film"]
-    if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"expected a figure ending in .png, .pdf or .svg, got {figure}")
-    if film_path is not None:
-        if film_path.suffix != ".mp4":
-            raise ValueError(f"expected a film ending in .mp4, got {film_path}")
-        check_rendering()
-
-
-def _print_summary(summary: Summary, extras: dict[str, Path | None]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    lengths = summary.lengths
-    attempts = summary.episodes + summary.dropped
-    rows = {
-        "episodes": summary.episodes,
-        "steps": lengths.sum(),
-        "success": f"{summary.episodes / attempts:.1%} of {attempts} attempts",
-        "dropped": summary.dropped,
-        "length": f"mean {lengths.mean():.1f}, min {lengths.min()}, max {lengths.max()}",
-        "seconds": f"{summary.seconds:.0f}",
-        "path": summary.path,
-        **{name: path for name, path in extras.items() if path is not None},
-    }
-    table = Table(show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, str(value))
-    Console().print(table)
 
 
 @contextmanager

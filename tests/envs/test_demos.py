@@ -18,6 +18,7 @@ from asd_policy.envs import demos
 from asd_policy.envs.attempts import Recipe, attempt_path, open_folder, run_attempts
 from asd_policy.errors import DatasetError, OutputExistsError
 from asd_policy.policy.checkpoint import read_card
+from asd_policy.training.collect import CheckpointLearner, main_collect
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -172,7 +173,9 @@ def test_a_store_of_pushed_episodes_says_so():
 def test_a_policy_may_drive_until_the_expert_takes_over(tmp_path):
     """Its weights are part of the recipe: another policy's unfinished work is not gone on with."""
     out = tmp_path / "led.zarr"
-    demos.collect("lift", 1, 0.05, out, 1, progress=False, learner=shipped("lift"))
+    demos.collect(
+        "lift", 1, 0.05, out, 1, progress=False, learner=CheckpointLearner.of(shipped("lift"))
+    )
     root = zarr.open_group(str(out), mode="r")
     assert root.attrs["learner"] == read_card(shipped("lift"))["sha256"]
     assert root.attrs["command"].endswith("--learner CHECKPOINT")
@@ -182,7 +185,14 @@ def test_a_policy_may_drive_until_the_expert_takes_over(tmp_path):
     assert began[0] > began[1] + 0.05
     open_folder(Recipe("lift", 1, 0.05, 0), tmp_path / "other.zarr.partial")
     with pytest.raises(DatasetError, match="of another recipe"):
-        demos.collect("lift", 1, 0.05, tmp_path / "other.zarr", 1, learner=shipped("lift"))
+        demos.collect(
+            "lift",
+            1,
+            0.05,
+            tmp_path / "other.zarr",
+            1,
+            learner=CheckpointLearner.of(shipped("lift")),
+        )
 
 
 def test_an_expert_that_fails_too_often_is_not_waited_for(tmp_path):
@@ -266,7 +276,7 @@ def test_the_summary(tmp_path, capsys):
     open_folder(Recipe("lift", 2, 0.1, 0), tmp_path / "lift.zarr.partial")
     for number, success in enumerate([True, False, True]):
         write_attempt(tmp_path / "lift.zarr.partial", number, success, length=10 + number)
-    demos.main_collect(episodes=2, out=tmp_path / "lift.zarr", workers=1)
+    main_collect(episodes=2, out=tmp_path / "lift.zarr", workers=1)
     said = capsys.readouterr().out
     assert re.search(r"success\s+│ 66\.7% of 3 attempts", said)
     assert re.search(r"length\s+│ mean 11\.0, min 10, max 12", said)
@@ -277,5 +287,5 @@ def test_the_summary(tmp_path, capsys):
 def test_an_existing_hdf5_is_refused_before_anything_is_made(tmp_path):
     (tmp_path / "lift.hdf5").touch()
     with pytest.raises(OutputExistsError, match=r"lift\.hdf5 exists already"):
-        demos.main_collect(out=tmp_path / "lift.zarr", hdf5=tmp_path / "lift.hdf5")
+        main_collect(out=tmp_path / "lift.zarr", hdf5=tmp_path / "lift.hdf5")
     assert [path.name for path in tmp_path.iterdir()] == ["lift.hdf5"]

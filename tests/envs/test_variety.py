@@ -7,9 +7,10 @@ import zarr
 from gymnasium.error import DependencyNotInstalled
 from scipy.spatial.transform import Rotation
 
-from asd_policy.envs import demos, rendering, stored
+from asd_policy.envs import rendering, stored
 from asd_policy.envs.variety import _headings, draw_variety, like_moments
 from asd_policy.errors import AsdPolicyError
+from asd_policy.training.collect import main_collect
 
 
 def test_the_figure_is_drawn(store, tmp_path):
@@ -79,7 +80,7 @@ def test_what_would_fail_later_is_refused_at_once(tmp_path, monkeypatch, extra, 
     monkeypatch.setattr(rendering, "choose_backend", refuse)
     options = {key: tmp_path / name for key, name in extra.items()}
     with pytest.raises(error, match=message):
-        demos.main_collect(out=tmp_path / "lift.zarr", **options)
+        main_collect(out=tmp_path / "lift.zarr", **options)
     assert not list(tmp_path.iterdir())
 
 
