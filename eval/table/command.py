@@ -86,13 +86,14 @@ def make_table(
     """
     from asd_policy.eval.evaluator import evaluate
     from asd_policy.eval.table.compute import compute_table
-    from asd_policy.eval.table.show import show_table
+    from asd_policy.eval.table.show import WIDTH, show_table
 
     runs = [] if options.merge else list(evaluations(options))
     for evaluation in runs:
         (run or evaluate)(evaluation)
     table = compute_table(options.merge or (options.out,))
-    show_table(table, options.out, console or Console())
+    console = console or Console(width=max(Console().width, WIDTH))
+    show_table(table, options.out, console)
 
 
 def evaluations(options: TableOptions) -> Iterator[EvalOptions]:

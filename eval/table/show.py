@@ -21,6 +21,9 @@ from asd_policy.eval.samplers import is_autospeculative
 
 Json = dict[str, Any]
 _MISSING = "–"
+# Columns of the printed table. Where there are fewer the terminal breaks the lines; rich would cut
+# the figures off.
+WIDTH = 104
 _NAMES = {
     "ddpm": "DDPM",
     "asd": "ASD",
@@ -32,7 +35,7 @@ _NAMES = {
 }
 _HEADERS = (
     "success\n95% interval", "minus DDPM\n95% interval", "calls\n/chunk", "evals\n/chunk",
-    "accepted", "chunk ms\np50, 1 robot", "chunk ms\np95, 1 robot",
+    "accepted", "chunk\np50 ms", "chunk\np95 ms",
 )  # fmt: skip
 
 
