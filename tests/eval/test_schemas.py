@@ -22,7 +22,10 @@ from asd_policy.eval.options import EvalOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 # Schema → the folder under eval/results whose files are of it.
-KEPT = {"bench": "cpu-2-cores", "rates": "rates", "throughput": "cluster", "verify": "verify"}
+KEPT = {
+    "bench": "cpu-2-cores", "rates": "rates", "tasks": ".", "throughput": "cluster",
+    "verify": "verify",
+}  # fmt: skip
 RESULTS = [
     pytest.param(name, path, id=f"{folder}/{path.stem}")
     for name, folder in KEPT.items()
