@@ -112,9 +112,9 @@ def test_more_models_than_tenths_are_refused(tmp_path: Path) -> None:
 
 
 def test_how_the_network_sees_rotations(tmp_path: Path) -> None:
-    """As matrices (9 numbers) for quaternions (4) unless told not to; the weights say which."""
+    """As quaternions (4 numbers) unless it is to be matrices (9); the card says which."""
     store = write_store(tmp_path / "lift.zarr")
-    for name, options in (("matrix", {}), ("quaternion", {"rotations": "quaternion"})):
+    for name, options in (("matrix", {"rotations": "matrix"}), ("quaternion", {})):
         train(store, tmp_path / name, **options)
     matrix, quaternion = (load_checkpoint(tmp_path / name) for name in ("matrix", "quaternion"))
     assert matrix.config.quaternions == (3, 13)
@@ -130,7 +130,9 @@ def test_how_the_network_sees_rotations(tmp_path: Path) -> None:
             policy.reset(0)
             actions.append(policy.act(observation))
         assert np.array_equal(*actions) == alike
-    with pytest.raises(CheckpointError, match="--rotations quaternion can be exported"):
+    with pytest.raises(
+        CheckpointError, match="--rotations quaternion, the default, can be exported"
+    ):
         to_robomimic(matrix)
     with pytest.raises(ValueError, match="rotations must be one of 'matrix', 'quaternion'"):
         train(store, tmp_path / "other", rotations="euler")

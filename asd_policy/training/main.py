@@ -41,7 +41,7 @@ def main_train(
     down_dims: tuple[int, ...] = (48, 96, 192),
     step_embed_dim: int = 64,
     diffusion_steps: int = 100,
-    rotations: str = "matrix",
+    rotations: str = "quaternion",
     seed: int = 0,
     precision: str = "fp32",
     device: str = "auto",
@@ -67,8 +67,8 @@ def main_train(
         down_dims: channels of the U-Net's resolutions.
         step_embed_dim: length of the timestep embedding.
         diffusion_steps: K, the training timesteps of the DDPM.
-        rotations: how the network sees them: "matrix", or "quaternion" as they are observed (for a
-            policy that is to be exported to robomimic).
+        rotations: how the network sees them: "quaternion", as they are observed, or "matrix" (a
+            policy that cannot be exported to robomimic).
         seed: seed of weights, batches and noise.
         precision: "fp32", or "bf16" (weights stay float32), faster where the processor knows it.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" …
