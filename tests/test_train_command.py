@@ -131,7 +131,7 @@ def test_how_the_network_sees_rotations(tmp_path: Path) -> None:
             actions.append(policy.act(observation))
         assert np.array_equal(*actions) == alike
     with pytest.raises(
-        CheckpointError, match="--rotations quaternion, the default, can be exported"
+        CheckpointError, match="--rotations quaternion, the default, can be written"
     ):
         to_robomimic(matrix)
     with pytest.raises(ValueError, match="rotations must be one of 'matrix', 'quaternion'"):

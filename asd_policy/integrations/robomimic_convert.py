@@ -101,7 +101,7 @@ def to_robomimic(made: Checkpoint) -> dict[str, Any]:
     if made.config.quaternions:
         raise CheckpointError(
             "robomimic's networks see quaternions as they are observed, and this policy's sees "
-            "rotation matrices; one trained with --rotations quaternion, the default, can be exported"
+            "matrices; one trained with --rotations quaternion, the default, can be written"
         )
     weights = {NETWORK_PREFIX + k: v.cpu() for k, v in made.network.state_dict().items()}
     keys = made.config.observation_keys
