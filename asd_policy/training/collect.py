@@ -10,9 +10,9 @@ import torch
 
 from asd_policy.envs.demos import Summary, collect
 from asd_policy.envs.stored import EpisodeModels, check_rendering, film
+from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
 from asd_policy.policy import DiffusionPolicy
-from asd_policy.policy.checkpoint import read_card
 from asd_policy.samplers.calibration import DEFAULT_WINDOW
 
 
@@ -29,9 +29,11 @@ class CheckpointLearner:
     sha256: str
 
     @classmethod
-    def of(cls, folder: Path) -> CheckpointLearner:
-        """Raises CheckpointError if there is none, or it is damaged."""
-        return cls(folder, str(read_card(folder)["sha256"]))
+    def of(cls, folder: Path, task: str) -> CheckpointLearner:
+        """Raises CheckpointError if there is none, it is damaged, or is not for this task."""
+        policy = DiffusionPolicy.load(folder)
+        policy.check_observation_space(get_task(task).observation_keys)
+        return cls(folder, str(policy.card["sha256"]))
 
     def load(self) -> DiffusionPolicy:
         """The policy, on one thread: the processes share the cores, and what is drawn must not
@@ -84,7 +86,7 @@ def main_collect(
     out = Path("outputs/demos") / f"{task}.zarr" if out is None else out
     extras = {"HDF5": hdf5, "figure": figure, "film": render}
     _check_extras(extras)
-    source = None if learner is None else CheckpointLearner.of(learner)
+    source = None if learner is None else CheckpointLearner.of(learner, task)
     try:
         summary = collect(task, episodes, noise, out, workers, seed, pushed=pushed, learner=source)
     except KeyboardInterrupt:

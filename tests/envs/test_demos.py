@@ -16,7 +16,7 @@ import zarr
 from asd_policy.checkpoints import shipped
 from asd_policy.envs import demos
 from asd_policy.envs.attempts import Recipe, attempt_path, open_folder, run_attempts
-from asd_policy.errors import DatasetError, OutputExistsError
+from asd_policy.errors import CheckpointError, DatasetError, OutputExistsError
 from asd_policy.policy.checkpoint import read_card
 from asd_policy.training.collect import CheckpointLearner, main_collect
 
@@ -174,7 +174,13 @@ def test_a_policy_may_drive_until_the_expert_takes_over(tmp_path):
     """Its weights are part of the recipe: another policy's unfinished work is not gone on with."""
     out = tmp_path / "led.zarr"
     demos.collect(
-        "lift", 1, 0.05, out, 1, progress=False, learner=CheckpointLearner.of(shipped("lift"))
+        "lift",
+        1,
+        0.05,
+        out,
+        1,
+        progress=False,
+        learner=CheckpointLearner.of(shipped("lift"), "lift"),
     )
     root = zarr.open_group(str(out), mode="r")
     assert root.attrs["learner"] == read_card(shipped("lift"))["sha256"]
@@ -191,8 +197,14 @@ def test_a_policy_may_drive_until_the_expert_takes_over(tmp_path):
             0.05,
             tmp_path / "other.zarr",
             1,
-            learner=CheckpointLearner.of(shipped("lift")),
+            learner=CheckpointLearner.of(shipped("lift"), "lift"),
         )
+
+
+def test_a_policy_of_another_task_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(CheckpointError, match="was made for other observations"):
+        main_collect("lift", learner=shipped("can"), out=tmp_path / "lift.zarr")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_expert_that_fails_too_often_is_not_waited_for(tmp_path):
