@@ -131,7 +131,8 @@ def test_robomimics_scripts_say_their_own_mistakes(capsys, monkeypatch) -> None:
 def test_a_policy_is_trained_and_rolled_out_by_robomimics_scripts(tmp_path, capsys) -> None:
     """train.py on demonstrations of ours, run_trained_agent.py with a sampler of ours, playback."""
     from asd_policy.data.robomimic_hdf5 import export_hdf5
-    from asd_policy.envs.demos import EpisodeModels, collect
+    from asd_policy.envs.demos import collect
+    from asd_policy.envs.stored import EpisodeModels
 
     store = tmp_path / "lift.zarr"
     collect("lift", 2, 0.1, store, workers=1, seed=5, progress=False)
