@@ -184,18 +184,21 @@ def _start(env: RobosuiteEnv, streams: Streams) -> tuple[Observation, Expert]:
 def _lead(
     env: RobosuiteEnv, streams: Streams, rng: np.random.Generator, learner: Learner | None
 ) -> tuple[Observation, Expert]:
-    """From the start of an episode to some moment before it is solved."""
-    observation, expert = _start(env, streams)
-    share = EXPERT_LEADS
-    if learner is not None:
-        learner.reset(streams.learner)
-        share = LEARNER_LEADS
-    for _ in range(int(rng.integers(int(share * env.task.demonstration_limit)))):
-        action = expert.act() if learner is None else learner.act(observation)
-        observation, _, solved, *_ = env.step(action)
-        if solved:
-            return _lead(env, streams, rng, learner)
-    return observation, expert
+    """From the start of an episode to some moment before it is solved, any as likely as another."""
+    share = EXPERT_LEADS if learner is None else LEARNER_LEADS
+    moment = int(rng.integers(int(share * env.task.demonstration_limit)))
+    while True:
+        observation, expert = _start(env, streams)
+        if learner is not None:
+            learner.reset(streams.learner)
+        for step in range(moment):
+            action = expert.act() if learner is None else learner.act(observation)
+            observation, _, solved, *_ = env.step(action)
+            if solved:
+                moment = int(rng.integers(step + 1))
+                break
+        else:
+            return observation, expert
 
 
 def _push(env: RobosuiteEnv, expert: Expert, rng: np.random.Generator) -> Observation:

@@ -25,6 +25,10 @@ _MOUTH = np.array([0.0, 0.045, 0.08])  # of the stand's tube
 _FRAME_WIDTH, _FRAME_GRIP_HALF = 0.0254, 0.032  # metres: thickness, half the length
 _TOOL_WIDTH, _TOOL_GRIP_HALF = 0.03, 0.04
 _DEPTH = 0.13  # metres below the mouth, of the tip of a frame that stands in the tube
+# Metres of the tip above the mouth, and metres below the hand of the goal that lowers it there. A
+# policy executes several actions of a chunk unseen: lowered fast around the mouth, the frame would
+# be beside the tube before it looks again.
+_LOWERING = np.array([[-0.03, -0.015, 0.012, 0.03], [0.015, 0.004, 0.004, 0.015]])
 _FREE = 0.06  # metres between fingers that touch neither grip
 
 # The ring's way onto the bar: metres outwards, sideways and up from the corner, and radians by
@@ -180,20 +184,22 @@ class ToolHangExpert:
         distance = float(np.linalg.norm(away))
         raised = self._above_table(hand.position)
         angle = float(np.linalg.norm(left))
+        speed, lowering = self.style.speed, float(np.interp(height, *_LOWERING))
         if threaded:  # upwards where it would jam
             off = max((distance - 0.003) / 0.003, (angle - 0.07) / 0.06)
-            across, rise = away, -0.015 + 0.02 * float(np.clip(off, 0, 1))
+            across, rise = away, -lowering + 0.02 * float(np.clip(off, 0, 1))
         elif rod[2] < 0.8:
             across, rise = np.zeros(2), self.style.lift - raised
         else:
             off = max((distance - 0.003) / 0.003, (angle - 0.05) / 0.05)
             misaligned = float(np.clip(off, 0, 1))
-            rise = misaligned * (0.012 - height) - 0.015 * (1 - misaligned)
+            rise = misaligned * (0.012 - height) - lowering * (1 - misaligned)
             clear = float(np.clip(height / 0.02 + 1, 0, 1))
             across = clear * bent(away, self.style.bends[0], near=0.1, far=0.4)
+            speed *= float(np.clip(distance / 0.06, 0.3, 1))
         turning = float(np.clip((raised - self.style.upright_from) / 0.08, 0, 1))
         turn = Rotation.from_rotvec(turning * left).as_matrix() @ hand.rotation
-        return Command(hand.position + [*across, rise], turn, CLOSE, self.style.speed)
+        return Command(hand.position + [*across, rise], turn, CLOSE, speed)
 
     # --- the tool -------------------------------------------------------------------------------
 

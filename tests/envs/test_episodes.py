@@ -12,6 +12,7 @@ from asd_policy.envs.episodes import (
     episode_streams,
     run_episode,
 )
+from asd_policy.envs.experts.lift import LiftExpert
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,28 @@ def test_where_a_learner_has_driven_the_expert_takes_over(lift):
     assert all(episode.success for episode in episodes)
     again = run_episode(lift, 0.05, seed=7, index=3, learner=learner)
     assert np.array_equal(again.state, episodes[3].state)
+
+
+def test_no_record_begins_after_the_task_is_solved(lift):
+    """A learner that solves it in a third of the time drawn from: the moment is drawn again."""
+
+    class Solver:
+        def reset(self, seeds):
+            self.expert = LiftExpert(lift.simulation, np.random.default_rng(0))
+
+        def act(self, observation):
+            return self.expert.act()
+
+    began = []
+    for index in range(8):
+        start, _ = lift.reset(seed=episode_streams(7, index).world)
+        start_time = lift.flat_state()[0]
+        episode = run_episode(lift, 0.05, seed=7, index=index, learner=Solver())
+        assert episode.success
+        lifted = episode.observations["object"][0, 2] - start["object"][2]
+        assert lifted < 0.04
+        began.append(20 * (episode.state[0, 0] - start_time))
+    assert max(began) - min(began) > 10
 
 
 def test_the_share_of_pushed_episodes(lift):
