@@ -75,6 +75,9 @@ class Pose:
 class Style:
     """What differs between episodes, so that demonstrations show more than one way.
 
+    The grasps differ by more than a policy errs: what is then held as no demonstration held it
+    would be brought to the stand as no demonstration did.
+
     Attributes:
         speed: largest component of a position command.
         hover: metres above a grasp at which the hand stays while misaligned.
@@ -107,8 +110,8 @@ class Style:
         return Style(
             speed=float(rng.uniform(0.75, 1.0)),
             hover=float(rng.uniform(0.05, 0.09)),
-            frame_along=float(rng.uniform(-0.008, 0.008)),
-            tool_along=float(rng.uniform(-0.01, 0.012)),
+            frame_along=float(rng.uniform(-0.024, 0.024)),
+            tool_along=float(rng.uniform(-0.024, 0.024)),
             lift=float(rng.uniform(0.35, 0.38)),
             upright_from=float(rng.uniform(0.06, 0.14)),
             heading=float(rng.uniform(-0.06, 0.06)),

@@ -64,6 +64,7 @@ class Style:
         speed: largest component of a position command, of each arm.
         hover: metres above a grasp at which a hand stays while misaligned.
         lid: metres from the usual place to lay the lid.
+        lid_along: metres from the middle of the lid's handle to the grasp, to the hand's left.
         trash_yaw: preferred heading of the fingers on the cube, from that of the resting hand;
             of its four grasps the nearest is taken.
         trash: metres from the middle of the trash bin to where the cube is dropped.
@@ -77,6 +78,7 @@ class Style:
     speed: tuple[float, float]
     hover: float
     lid: tuple[float, float]
+    lid_along: float
     trash_yaw: float
     trash: tuple[float, float]
     meeting: tuple[float, float, float]
@@ -96,6 +98,7 @@ class Style:
             speed=pair(0.75, 1.0),
             hover=float(rng.uniform(0.04, 0.07)),
             lid=pair(-0.02, 0.02),
+            lid_along=float(rng.uniform(-0.018, 0.018)),
             trash_yaw=float(rng.uniform(-0.7, 1.5)),
             trash=pair(-0.04, 0.04),
             meeting=(
@@ -103,7 +106,7 @@ class Style:
                 float(rng.uniform(-0.03, 0.0)),
                 float(rng.uniform(1.04, 1.1)),
             ),
-            ends=(float(rng.uniform(0.04, 0.05)), float(rng.uniform(0.07, 0.08))),
+            ends=(float(rng.uniform(0.03, 0.058)), float(rng.uniform(0.062, 0.088))),
             yaw=float(rng.uniform(-0.2, 0.2)),
             over=pair(0.01, 0.05),
             bends=pair(-0.4, 0.4),
@@ -205,7 +208,8 @@ class TransportExpert:
         position = self._simulation.transport.lid_handle_pos
         rotation = self._pose("lid")[1]
         yaw = nearest_turn(yaw_of(rotation), np.pi, self._yaw[0])
-        return Grasp(position + [0, 0, _UP], yaw, _LID, reach=0.025)
+        along = self.style.lid_along * np.array([-np.sin(yaw), np.cos(yaw), 0.0])
+        return Grasp(position + along + [0, 0, _UP], yaw, _LID, reach=0.025)
 
     # --- arm 0 ----------------------------------------------------------------------------------
 
