@@ -170,10 +170,7 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
             "lets_go": _episodes.PUSH_LETS_GO,
         },
         "learner": recipe.learner,
-        "begins_before": {
-            "expert leads": _episodes.EXPERT_LEADS,
-            "learner leads": _episodes.LEARNER_LEADS,
-        },
+        "begins_before": _episodes.LEADS,
         "steps_after_success": _episodes.STEPS_AFTER_SUCCESS,
         "max_steps": task.demonstration_limit,
         "action": "the expert's own at the visited states; what was executed is executed_action",

@@ -19,9 +19,9 @@ NOISE_CORRELATION = 0.8
 # without the standing still that policies learn to stall from.
 STEPS_AFTER_SUCCESS = 6
 # The last moment at which a record begins that does not begin with the episode, as a share of the
-# steps an attempt may have, where the expert led there and where a learner did: one that fails
-# spends the rest of its time in states that are worth showing the way out of.
-EXPERT_LEADS, LEARNER_LEADS = 0.5, 1.0
+# steps an attempt may have: about as long as an expert takes. A learner that has failed by then
+# has mostly been standing beside what it dropped.
+LEADS = 0.5
 # Of a push: how many steps it lasts; its largest component, small ones as likely as large ones;
 # and how often it also turns a gripper's command around.
 PUSH_STEPS = (2, 12)
@@ -185,8 +185,7 @@ def _lead(
     env: RobosuiteEnv, streams: Streams, rng: np.random.Generator, learner: Learner | None
 ) -> tuple[Observation, Expert]:
     """From the start of an episode to some moment before it is solved, any as likely as another."""
-    share = EXPERT_LEADS if learner is None else LEARNER_LEADS
-    moment = int(rng.integers(int(share * env.task.demonstration_limit)))
+    moment = int(rng.integers(int(LEADS * env.task.demonstration_limit)))
     while True:
         observation, expert = _start(env, streams)
         if learner is not None:

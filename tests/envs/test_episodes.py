@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from asd_policy.envs.episodes import (
-    LEARNER_LEADS,
+    LEADS,
     NOISE_CORRELATION,
     PUSH_STEPS,
     STEPS_AFTER_SUCCESS,
@@ -95,7 +95,7 @@ def test_where_a_learner_has_driven_the_expert_takes_over(lift):
         assert learner.seed == episode_streams(7, index).learner
         steps.append(learner.steps)
     assert len(set(steps)) > 1
-    assert max(steps) < LEARNER_LEADS * lift.task.demonstration_limit
+    assert max(steps) < LEADS * lift.task.demonstration_limit
     start, _ = lift.reset(seed=episode_streams(7, 0).world)
     passed = [20 * (episode.state[0, 0] - lift.flat_state()[0]) for episode in episodes]
     np.testing.assert_allclose(passed, steps, atol=0.5)
