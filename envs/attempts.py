@@ -25,7 +25,7 @@ from asd_policy.errors import DatasetError
 
 
 class LearnerSource(Protocol):
-    """What can be sent to a process, and makes there what drives before the expert does."""
+    """What can be sent to a process, and makes there what drives in interruptions."""
 
     @property
     def sha256(self) -> str:
@@ -46,15 +46,15 @@ class Recipe:
         episodes: successful episodes to store.
         noise: standard deviation of the noise on the executed actions, in action units.
         seed: of the whole collection.
-        pushed: probability that an episode begins after a push.
-        learner: SHA-256 of the policy that drives until the expert takes over, if one does.
+        interrupt_every: steps of the expert between two interruptions, in the mean; 0 for none.
+        learner: SHA-256 of the policy that drives in half of the interruptions, if one does.
     """
 
     task: str
     episodes: int
     noise: float
     seed: int
-    pushed: float = 0.0
+    interrupt_every: int = 0
     learner: str | None = None
 
     def __post_init__(self) -> None:
@@ -63,8 +63,12 @@ class Recipe:
             raise ValueError(f"expected at least 1 episode, got {self.episodes}")
         if not 0.0 <= self.noise <= 1.0:
             raise ValueError(f"expected noise between 0 and 1 (action units), got {self.noise}")
-        if not 0.0 <= self.pushed <= 1.0:
-            raise ValueError(f"expected a share of pushed episodes from 0 to 1, got {self.pushed}")
+        if self.interrupt_every < 0:
+            raise ValueError(
+                f"expected 0 or more steps between interruptions, got {self.interrupt_every}"
+            )
+        if self.learner is not None and self.interrupt_every == 0:
+            raise ValueError("a learner drives in interruptions: expected interrupt_every above 0")
         if self.seed < 0:
             raise ValueError(f"expected a seed of 0 or more, got {self.seed}")
 
@@ -89,7 +93,12 @@ def _run_attempt(number: int) -> bool:
     """Run one attempt, save it, and say whether it succeeded."""
     recipe: Recipe = _worker["recipe"]
     episode = run_episode(
-        _worker["env"], recipe.noise, recipe.seed, number, recipe.pushed, _worker["learner"]
+        _worker["env"],
+        recipe.noise,
+        recipe.seed,
+        number,
+        recipe.interrupt_every,
+        _worker["learner"],
     )
     path = attempt_path(_worker["folder"], number)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")

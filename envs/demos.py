@@ -62,16 +62,16 @@ def collect(
     seed: int = 0,
     resume: bool = True,
     progress: bool = True,
-    pushed: float = 0.0,
+    interrupt_every: int = 0,
     learner: LearnerSource | None = None,
 ) -> Summary:
     """Collect `episodes` successful demonstrations of `task` into the zarr store `out`.
 
     The store: `data/<observation key>` (T, dim) float32, `data/action` (T, action_dim) float32
-    (the expert's own), `data/executed_action` likewise (with noise), `data/reward` (T,) float32,
-    `data/state` (T, n) float64 (MuJoCo time, qpos, qvel), `meta/episode_ends` (episodes,) int64,
-    cumulative, `meta/attempt` (episodes,) int64, and attributes that say how it was made. Row t
-    is what held before action t.
+    (the expert's own), `data/executed_action` likewise (with noise), `data/interrupted` (T,) bool
+    (something else than the expert drove), `data/reward` (T,) float32, `data/state` (T, n) float64
+    (MuJoCo time, qpos, qvel), `meta/episode_ends` (episodes,) int64, cumulative, `meta/attempt`
+    (episodes,) int64, and attributes that say how it was made. Row t is what held before action t.
 
     Args:
         task: name of the task.
@@ -82,8 +82,8 @@ def collect(
         seed: of the whole collection.
         resume: go on with what an earlier run left in `<out>.partial`; else start anew.
         progress: show a bar.
-        pushed: probability that an episode begins after a push, see `run_episode`.
-        learner: where to get what drives until the record begins.
+        interrupt_every: steps of the expert between two interruptions, see `run_episode`.
+        learner: where to get what drives in half of them.
 
     Raises:
         ValueError: an argument out of range, an unknown task, or one without an expert.
@@ -92,7 +92,7 @@ def collect(
     """
     started = time.monotonic()
     drives = None if learner is None else learner.sha256
-    recipe = Recipe(task, episodes, noise, seed, pushed, drives)
+    recipe = Recipe(task, episodes, noise, seed, interrupt_every, drives)
     if workers < 1:
         raise ValueError(f"expected at least 1 worker, got {workers}")
     if out.exists():
@@ -162,15 +162,15 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
             "kind": "first-order autoregressive, on executed actions, not on the gripper",
             "correlation": _episodes.NOISE_CORRELATION,
         },
-        "pushed": {
-            "share": recipe.pushed,
-            "kind": "the record begins after a push of the arm in a random direction",
-            "steps": list(_episodes.PUSH_STEPS),
-            "strength": list(_episodes.PUSH_STRENGTH),
-            "lets_go": _episodes.PUSH_LETS_GO,
+        "interruptions": {
+            "every": recipe.interrupt_every,
+            "kind": "a push of the arm in a random direction, or the learner's turn, 1 to 1",
+            "push_steps": list(_episodes.PUSH_STEPS),
+            "push_strength": list(_episodes.PUSH_STRENGTH),
+            "push_lets_go": _episodes.PUSH_LETS_GO,
+            "learner_steps": list(_episodes.LEARNER_STEPS),
+            "learner": recipe.learner,
         },
-        "learner": recipe.learner,
-        "begins_before": _episodes.LEADS,
         "steps_after_success": _episodes.STEPS_AFTER_SUCCESS,
         "max_steps": task.demonstration_limit,
         "action": "the expert's own at the visited states; what was executed is executed_action",
@@ -182,7 +182,8 @@ def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
 def _command(recipe: Recipe) -> str:
     words = ["asd-policy", "demos", "--task", recipe.task, "--episodes", str(recipe.episodes)]
     words += ["--noise", str(recipe.noise), "--seed", str(recipe.seed)]
-    words += ["--pushed", str(recipe.pushed)] if recipe.pushed else []
+    every = recipe.interrupt_every
+    words += ["--interrupt-every", str(every)] if every else []
     return shlex.join([*words, *(["--learner", "CHECKPOINT"] if recipe.learner else [])])
 
 

@@ -1,4 +1,4 @@
-"""One scripted episode, as a pure function of (task, noise, pushed, learner, seed, index)."""
+"""One scripted episode, as a pure function of its task, recipe, seed and index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from asd_policy.envs.tasks import Task
-from asd_policy.envs.world import Observation, RobosuiteEnv
+from asd_policy.envs.world import Observation, RobosuiteEnv, WorldState
 
 # Correlation of the noise from one step to the next: pushes that last a few steps and must be
 # corrected, where white noise would average out within the arm's own inertia.
@@ -18,15 +18,16 @@ NOISE_CORRELATION = 0.8
 # Steps recorded after success, all of them upwards: the ends of the data are then well covered
 # without the standing still that policies learn to stall from.
 STEPS_AFTER_SUCCESS = 6
-# The last moment at which a record begins that does not begin with the episode, as a share of the
-# steps an attempt may have: about as long as an expert takes. A learner that has failed by then
-# has mostly been standing beside what it dropped.
-LEADS = 0.5
 # Of a push: how many steps it lasts; its largest component, small ones as likely as large ones;
 # and how often it also turns a gripper's command around.
 PUSH_STEPS = (2, 12)
 PUSH_STRENGTH = (0.2, 1.0)
-PUSH_LETS_GO = 0.2
+PUSH_LETS_GO = 0.05
+# How many steps a learner drives at a time: long enough for its errors to grow, short enough that
+# most of them can still be mended.
+LEARNER_STEPS = (8, 64)
+# Below the table's top (0.8 m): what lies there is lost to a robot on it.
+FLOOR_HEIGHT = 0.7
 
 
 class Expert(Protocol):
@@ -56,7 +57,9 @@ class Episode:
     Attributes:
         observations: key to (T, dim) float32.
         action: (T, action_dim) float32, the expert's own action for that observation.
-        executed_action: (T, action_dim) float32, the same with the noise that was added.
+        executed_action: (T, action_dim) float32, the same with the noise that was added, or what
+            interrupted the expert.
+        interrupted: (T,) bool, whether something else than the expert drove.
         reward: (T,) float32, of the step.
         state: (T, n) float64, MuJoCo time, qpos, qvel.
         success: whether the task was solved, and still was at the end.
@@ -65,6 +68,7 @@ class Episode:
     observations: dict[str, np.ndarray]
     action: np.ndarray
     executed_action: np.ndarray
+    interrupted: np.ndarray
     reward: np.ndarray
     state: np.ndarray
     success: bool
@@ -78,6 +82,7 @@ class Episode:
             **self.observations,
             "action": self.action,
             "executed_action": self.executed_action,
+            "interrupted": self.interrupted,
             "reward": self.reward,
             "state": self.state,
         }
@@ -104,15 +109,13 @@ class Streams(NamedTuple):
     world: int
     style: np.random.SeedSequence
     noise: np.random.SeedSequence
-    push: np.random.SeedSequence
-    learner: int
+    interruptions: np.random.SeedSequence
 
 
 def episode_streams(seed: int, index: int) -> Streams:
-    """Seeds of the world, the expert's style, the noise, the push, and of a learner's chunks."""
-    world, style, noise, push, learner = np.random.SeedSequence([seed, index]).spawn(5)
-    numbers = (int(sequence.generate_state(1)[0]) for sequence in (world, learner))
-    return Streams(next(numbers), style, noise, push, next(numbers))
+    """Seeds of the world, the expert's style, the noise and the interruptions of an episode."""
+    world, *others = np.random.SeedSequence([seed, index]).spawn(4)
+    return Streams(int(world.generate_state(1)[0]), *others)
 
 
 def run_episode(
@@ -120,22 +123,21 @@ def run_episode(
     noise: float,
     seed: int,
     index: int,
-    pushed: float = 0.0,
+    interrupt_every: int = 0,
     learner: Learner | None = None,
 ) -> Episode:
-    """Let the expert solve one episode while noise is added to what it commands.
+    """Let the expert solve one episode while it is disturbed.
 
-    The recorded action is the expert's own, at the states that the noisy one leads to (DART,
+    The recorded action is the expert's own, at the states that the disturbed one leads to (DART,
     Laskey et al. 2017): the data shows how to come back, and its labels carry no noise.
 
     Noise shows small errors only: larger, it would fill each chunk of actions with corrections of
-    pushes that are yet to come. A push shows large ones: unrecorded, the expert gets to some
-    moment of the task and the arm is then driven off in a random direction, by 4 cm in the median
-    and by 1 to 13 cm in eight of ten cases (measured on Lift). The record begins there, and its
-    actions depend on what the first frame shows.
-    A learner shows its own errors: unrecorded, it drives to some moment of the task, and the
-    expert takes over (DAgger, Ross et al. 2011; from there to the end, because a chunk of actions
-    is right only as a whole).
+    what is yet to come. Interruptions show large ones: for some steps the arm is pushed off in a
+    random direction, by 4 cm in the median and by 1 to 13 cm in eight of ten cases (measured on
+    Lift), or a learner drives, which shows its own errors (DAgger, Ross et al. 2011; the expert's
+    turns are whole chunks, as in HG-DAgger, Kelly et al. 2019). Those steps are marked: a chunk
+    that runs into one is no example of anything. An interruption after which something falls off
+    the table is undone, and the rows since then with it.
 
     Args:
         env: the task's environment.
@@ -144,29 +146,34 @@ def run_episode(
             the sign only.
         seed: of the collection.
         index: of the episode.
-        pushed: probability that the record begins after a push.
-        learner: drives, in place of the expert, until the record begins.
+        interrupt_every: steps that the expert drives between two interruptions, in the mean
+            (geometrically distributed); 0 for none. There are none after success.
+        learner: drives in every other interruption, in the mean; the rest are pushes.
     """
     streams = episode_streams(seed, index)
-    rng = np.random.default_rng(streams.push)
-    push = rng.random() < pushed
-    if push or learner is not None:
-        observation, expert = _lead(env, streams, rng, learner)
-    else:
-        observation, expert = _start(env, streams)
-    if push:
-        observation = _push(env, expert, rng)
+    observation, _ = env.reset(seed=streams.world)
+    expert = load_expert(env.task)(env.simulation, np.random.default_rng(streams.style))
+    rng = np.random.default_rng(streams.interruptions)
+    interruptions = Interruptions(env, interrupt_every, learner, rng)
     disturbance = Disturbance(noise, env.task.action_dim, np.random.default_rng(streams.noise))
     rows: list[dict[str, Any]] = []
     left = STEPS_AFTER_SUCCESS
-    while len(rows) < env.task.demonstration_limit and left > 0:
+    for _ in range(env.task.demonstration_limit):
         action = expert.act().astype(np.float32)
-        executed = disturbance.added_to(action)
+        other = None
+        if left == STEPS_AFTER_SUCCESS:
+            other = interruptions.action(observation, action, len(rows))
+        executed = disturbance.added_to(action) if other is None else other
         row = {**observation, "action": action, "executed_action": executed}
-        row["state"] = env.flat_state()
+        row |= {"interrupted": np.bool_(other is not None), "state": env.flat_state()}
         observation, reward, solved, _, info = env.step(executed)
         rows.append({**row, "reward": np.float32(reward)})
         left -= solved
+        if left == 0:
+            break
+        if interruptions.began_at is not None and _fallen(env.task, observation):
+            del rows[interruptions.began_at :]
+            observation = interruptions.undo()
     stacked = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     return Episode(
         observations={key: stacked.pop(key) for key in env.task.observation_keys},
@@ -175,44 +182,68 @@ def run_episode(
     )
 
 
-def _start(env: RobosuiteEnv, streams: Streams) -> tuple[Observation, Expert]:
-    observation, _ = env.reset(seed=streams.world)
-    style = np.random.default_rng(streams.style)
-    return observation, load_expert(env.task)(env.simulation, style)
+def _fallen(task: Task, observation: Observation) -> bool:
+    return bool((observation["object"][list(task.height_columns)] < FLOOR_HEIGHT).any())
 
 
-def _lead(
-    env: RobosuiteEnv, streams: Streams, rng: np.random.Generator, learner: Learner | None
-) -> tuple[Observation, Expert]:
-    """From the start of an episode to some moment before it is solved, any as likely as another."""
-    moment = int(rng.integers(int(LEADS * env.task.demonstration_limit)))
-    while True:
-        observation, expert = _start(env, streams)
-        if learner is not None:
-            learner.reset(streams.learner)
-        for step in range(moment):
-            action = expert.act() if learner is None else learner.act(observation)
-            observation, _, solved, *_ = env.step(action)
-            if solved:
-                moment = int(rng.integers(step + 1))
-                break
+class Interruptions:
+    """Says, step by step, whether something else than the expert drives, and what it does.
+
+    Attributes:
+        began_at: row at which the last interruption began that was not undone.
+    """
+
+    def __init__(
+        self, env: RobosuiteEnv, every: int, learner: Learner | None, rng: np.random.Generator
+    ) -> None:
+        self._env, self._learner, self._rng = env, learner, rng
+        self._chance = 1 / every if every else 0.0
+        self._left = 0
+        self._push: np.ndarray | None = None
+        self._before: WorldState | None = None
+        self.began_at: int | None = None
+
+    def action(
+        self, observation: Observation, expert_action: np.ndarray, row: int
+    ) -> np.ndarray | None:
+        """What is executed in place of the expert's action (and its noise); None: nothing is."""
+        if self._left == 0 and self._rng.random() < self._chance:
+            self._before, self.began_at = self._env.get_state(), row
+            self._begin(expert_action)
+        if self._left == 0:
+            return None
+        self._left -= 1
+        if self._push is not None:
+            return self._push
+        assert self._learner is not None
+        return self._learner.act(observation).astype(np.float32)
+
+    def undo(self) -> Observation:
+        """Return to the moment before the last interruption; what is observed then."""
+        assert self._before is not None
+        observation, _ = self._env.set_state(self._before)
+        self._left, self._before, self.began_at = 0, None, None
+        return observation
+
+    def _begin(self, expert_action: np.ndarray) -> None:
+        if self._learner is not None and self._rng.random() < 0.5:
+            self._learner.reset(int(self._rng.integers(2**32)))
+            self._push, steps = None, LEARNER_STEPS
         else:
-            return observation, expert
+            self._push, steps = _push(expert_action, self._rng), PUSH_STEPS
+        self._left = int(self._rng.integers(*steps, endpoint=True))
 
 
-def _push(env: RobosuiteEnv, expert: Expert, rng: np.random.Generator) -> Observation:
-    """Drive the arm off in a random direction; what is observed then."""
-    strength = np.exp(rng.uniform(*np.log(PUSH_STRENGTH)))
-    command = np.clip(0.4 * rng.standard_normal(env.task.action_dim), -1.0, 1.0)
+def _push(expert_action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A command that drives every arm off in a random direction; the grippers mostly obey on."""
+    command = np.clip(0.4 * rng.standard_normal(len(expert_action)), -1.0, 1.0)
     for arm in range(0, len(command), 7):
         way = rng.standard_normal(3)
         command[arm : arm + 3] = way / np.abs(way).max()
-    command *= strength
+    command *= np.exp(rng.uniform(*np.log(PUSH_STRENGTH)))
     lets_go = rng.random(len(command) // 7) < PUSH_LETS_GO
-    command[6::7] = expert.act()[6::7] * np.where(lets_go, -1, 1)
-    for _ in range(int(rng.integers(*PUSH_STEPS, endpoint=True))):
-        observation, *_ = env.step(command)
-    return observation
+    command[6::7] = expert_action[6::7] * np.where(lets_go, -1, 1)
+    return command.astype(np.float32)
 
 
 class Disturbance:

@@ -67,6 +67,16 @@ class Task:
         return MappingProxyType(keys)
 
     @property
+    def height_columns(self) -> tuple[int, ...]:
+        """Columns of `object` that hold the height of an object in the world."""
+        starts, column = [], 0
+        for field in self.object_fields:
+            if field.name.endswith("_pos") and "_to_" not in field.name:
+                starts.append(column + 2)
+            column += field.dim
+        return tuple(starts)
+
+    @property
     def quaternions(self) -> tuple[int, ...]:
         """First columns of the quaternions (x, y, z, w) in the concatenated observation."""
         starts, column = [], 0

@@ -32,8 +32,8 @@ def draw_variety(store: Path, out: Path) -> None:
         _draw_arm(root, arm, "the hand" if arms == 1 else f"hand {arm}", row)
     count = root["meta/episode_ends"].shape[0]
     title = f"{root.attrs['task']}: {count} demonstrations, noise {root.attrs['noise']['std']}"
-    if share := root.attrs.get("pushed", {}).get("share"):
-        title += f", {share:.0%} of them begun after a push"
+    if every := root.attrs.get("interruptions", {}).get("every"):
+        title += f", interrupted every {every} steps"
     figure.suptitle(title, fontsize=10)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)

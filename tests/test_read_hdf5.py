@@ -41,6 +41,14 @@ def test_all_episodes_in_the_order_of_their_numbers(path) -> None:
     assert replay.stacked_observations().shape == (replay.episode_ends[-1], 19)
 
 
+def test_interrupted_rows_are_read_where_they_are_marked(path) -> None:
+    assert not read_hdf5(path, list(KEYS)).interrupted.any()
+    with h5py.File(path, "a") as file:
+        marks = np.arange(len(file["data/demo_0/actions"])) < 2
+        file["data/demo_0/interrupted"] = marks
+    assert np.flatnonzero(read_hdf5(path, list(KEYS)).interrupted).tolist() == [0, 1]
+
+
 def test_a_filter_key_chooses(path) -> None:
     replay = read_hdf5(path, ["robot0_eef_pos"], "train")
     assert replay.episode_ends.tolist() == [5, 18]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asd_policy.data.replay import load_replay, window_indices
+from asd_policy.data.replay import join, load_npz, load_replay, save_npz, window_indices
 from asd_policy.errors import DatasetError
 from reference.tiny import KEYS, tiny_replay
 
@@ -35,9 +36,25 @@ def brute_force(lengths: list[int], to: int, ta: int, tp: int) -> list[list[int]
     tp=st.integers(1, 16),
 )
 def test_windows_are_those_of_a_loop(lengths: list[int], to: int, ta: int, tp: int) -> None:
-    windows = window_indices(np.cumsum(lengths), to, ta, tp)
+    replay = tiny_replay(tuple(lengths))
+    windows = window_indices(replay, to, ta, tp)
     assert windows.shape[1] == tp
     assert windows.tolist() == brute_force(lengths, to, ta, tp)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    interrupted=st.lists(st.booleans(), min_size=26, max_size=26),
+    to=st.integers(1, 3),
+    tp=st.integers(3, 16),
+)
+def test_only_the_history_of_a_window_may_be_interrupted(
+    interrupted: list[bool], to: int, tp: int
+) -> None:
+    replay = dataclasses.replace(tiny_replay(), interrupted=np.array(interrupted))
+    everything = brute_force([12, 5, 9], to, 2, tp)
+    allowed = [rows for rows in everything if not any(interrupted[row] for row in rows[to - 1 :])]
+    assert window_indices(replay, to, 2, tp).tolist() == allowed
 
 
 def write(path: Path, **changes: np.ndarray | None) -> Path:
@@ -72,6 +89,17 @@ def test_a_store_comes_back(tmp_path: Path) -> None:
     assert list(swapped.observations) == ["arm", "object"]
 
 
+def test_marks_of_interruptions_come_back(tmp_path: Path) -> None:
+    """From a store that has them, from one older than they are, joined, and as one file."""
+    marks = np.arange(26) % 5 == 0
+    marked = load_replay(write(tmp_path / "a.zarr", data__interrupted=marks), list(KEYS))
+    plain = load_replay(write(tmp_path / "b.zarr"), list(KEYS))
+    both = join([marked, plain])
+    save_npz(both, tmp_path / "both.npz")
+    for replay in (both, load_npz(tmp_path / "both.npz")):
+        assert replay.interrupted.tolist() == [*marks, *np.zeros(26, bool)]
+
+
 def test_a_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
     pytest.importorskip("zarr")
     with pytest.raises(DatasetError, match=r"no demonstration store at .*asd-policy demos"):
@@ -94,6 +122,10 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
         ({"data__action": np.zeros(26)}, r"data/action has shape \(26,\), expected \(26, dim\)"),
         ({"data__arm": np.full((26, 2), np.nan)}, r"data/arm holds NaN or infinite values"),
         ({"data__action": np.full((26, 2), 1.5)}, r"must lie in \[−1, 1\], found 1\.500"),
+        (
+            {"data__interrupted": np.zeros(25, bool)},
+            r"data/interrupted has shape \(25,\), expected",
+        ),
         ({"meta__episode_ends": np.array([12, 12, 26])}, r"must rise from above zero"),
         ({"meta__episode_ends": np.array([0, 26])}, r"must rise from above zero"),
         ({"meta__episode_ends": np.zeros(0, int)}, r"must rise from above zero"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from asd_policy.data.replay import Replay, join, load_replay
+from asd_policy.data.replay import join, load_replay
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import CheckpointError, DatasetError
 from asd_policy.integrations.robomimic_convert import to_robomimic
@@ -101,7 +102,7 @@ def test_two_stores_are_one(tmp_path: Path) -> None:
     train(stores[0], tmp_path / "out", data=tuple(stores), keep=0)
     data = load_checkpoint(tmp_path / "out").card["training_data"]
     assert (data["episodes"], data["rows"], len(data["store"]["stores"])) == (4, 60, 2)
-    wider = Replay(second.observations, second.actions[:, :6], second.episode_ends, {})
+    wider = dataclasses.replace(second, actions=second.actions[:, :6])
     with pytest.raises(DatasetError, match=r"do not go together: .*'action': 7.* and .*: 6"):
         join([first, wider])
 

@@ -22,12 +22,15 @@ class Replay:
         observations: key → (T, dim) float32, what was seen before the action of the same row.
         actions: (T, action_dim) float32.
         episode_ends: (E,) cumulative lengths; ``episode_ends[-1] == T``.
+        interrupted: (T,) bool, rows whose action was not the one executed, nor near it: something
+            else drove.
         attributes: how the data was made.
     """
 
     observations: dict[str, np.ndarray]
     actions: np.ndarray
     episode_ends: np.ndarray
+    interrupted: np.ndarray
     attributes: dict[str, Any]
 
     def stacked_observations(self) -> np.ndarray:
@@ -36,7 +39,8 @@ class Replay:
 
 
 def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
-    """Read the arrays ``data/<key>``, ``data/action`` and ``meta/episode_ends`` into memory.
+    """Read the arrays ``data/<key>``, ``data/action`` and ``meta/episode_ends`` into memory,
+    and ``data/interrupted`` where there is one.
 
     Raises:
         DatasetError: a store that is missing, lacks arrays, has rows that do not match
@@ -57,10 +61,12 @@ def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
         raise DatasetError(f"{path} lacks the arrays {', '.join(missing)}")
     arrays = [np.asarray(root[name]) for name in wanted]  # type: ignore[arg-type]
     *observations, actions, ends = arrays
+    marks = root["data/interrupted"] if "data/interrupted" in root else np.zeros(len(actions), bool)
     replay = Replay(
         {k: v.astype(np.float32) for k, v in zip(observation_keys, observations, strict=True)},
         actions.astype(np.float32),
         ends.astype(np.int64),
+        np.asarray(marks).astype(bool),
         dict(root.attrs),
     )
     check_replay(replay, path)
@@ -89,6 +95,7 @@ def join(replays: Sequence[Replay]) -> Replay:
         {k: np.concatenate([r.observations[k] for r in replays]) for k in first.observations},
         np.concatenate([r.actions for r in replays]),
         np.concatenate([r.episode_ends + s for r, s in zip(replays, starts, strict=True)]),
+        np.concatenate([r.interrupted for r in replays]),
         {"stores": [r.attributes for r in replays]},
     )
 
@@ -97,6 +104,7 @@ def save_npz(replay: Replay, path: str | Path) -> None:
     """The same demonstrations in one file that NumPy alone reads."""
     arrays = {f"observation/{key}": rows for key, rows in replay.observations.items()}
     arrays |= {"action": replay.actions, "episode_ends": replay.episode_ends}
+    arrays["interrupted"] = replay.interrupted
     np.savez_compressed(path, attributes=np.array(json.dumps(replay.attributes)), **arrays)
 
 
@@ -112,10 +120,11 @@ def load_npz(path: str | Path) -> Replay:
             prefix = "observation/"
             keys = [key for key in arrays.files if key.startswith(prefix)]
             observations = {key.removeprefix(prefix): arrays[key] for key in keys}
-            rest = arrays["action"], arrays["episode_ends"], json.loads(str(arrays["attributes"]))
+            rest = [arrays[key] for key in ("action", "episode_ends", "interrupted")]
+            attributes = json.loads(str(arrays["attributes"]))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path} holds no demonstrations as .npz: {error}") from error
-    replay = Replay(observations, *rest)
+    replay = Replay(observations, *rest, attributes)
     check_replay(replay, path)
     return replay
 
@@ -132,24 +141,31 @@ def check_replay(replay: Replay, path: Path) -> None:
             )
         if not np.isfinite(rows).all():
             raise DatasetError(f"{path}: data/{name} holds NaN or infinite values")
+    if replay.interrupted.shape != (ends[-1],):
+        raise DatasetError(
+            f"{path}: data/interrupted has shape {replay.interrupted.shape}, expected ({ends[-1]},)"
+        )
     worst = float(np.abs(replay.actions).max())
     if worst > 1 + 1e-6:
         raise DatasetError(f"{path}: actions must lie in [−1, 1], found {worst:.3f}")
 
 
 def window_indices(
-    episode_ends: np.ndarray, obs_horizon: int, action_horizon: int, pred_horizon: int
+    replay: Replay, obs_horizon: int, action_horizon: int, pred_horizon: int
 ) -> np.ndarray:
     """Rows of every training window, (N, pred_horizon), edges repeated.
 
     A window starts up to ``obs_horizon − 1`` rows before its episode and ends up to
     ``action_horizon − 1`` rows after it (Chi et al., 2023), so that a policy sees how it will be
     started and what to do at the end. Its first ``obs_horizon`` rows are what the policy observes.
+    From the last of these on no row is an interrupted one: what follows would not be what these
+    actions lead to.
     """
     windows = []
-    starts = np.concatenate([[0], episode_ends[:-1]])
-    for start, end in zip(starts, episode_ends, strict=True):
+    ends = replay.episode_ends
+    for start, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
         first = np.arange(start - (obs_horizon - 1), end - pred_horizon + action_horizon)
         rows = first[:, None] + np.arange(pred_horizon)
         windows.append(rows.clip(start, end - 1))
-    return np.concatenate(windows)
+    rows = np.concatenate(windows)
+    return rows[~replay.interrupted[rows[:, obs_horizon - 1 :]].any(axis=1)]

@@ -26,8 +26,9 @@ def export_hdf5(
     """Write the demonstrations in `zarr_path` to a new file `hdf5_path`.
 
     `data/demo_<i>/`: `obs/<key>` (T, dim), `actions` (T, action_dim), `rewards` (T,), `dones`
-    (T,), `states` (T, n), and `executed_actions` (T, action_dim), which robomimic does not know:
-    `actions` are the expert's own, `executed_actions` what moved the robot. Attributes
+    (T,), `states` (T, n), and two that robomimic does not know, `executed_actions` (T, action_dim)
+    and `interrupted` (T,): `actions` are the expert's own, `executed_actions` what moved the robot,
+    which in interrupted rows is something else altogether. Attributes
     `num_samples` and, if given, `model_file`. `data` has the attributes `total` and `env_args`;
     `mask/train` and `mask/valid` list episodes, one in ten held out.
 
@@ -92,6 +93,8 @@ def _write_episode(demo: Any, rows: dict[str, np.ndarray], keys: list[str]) -> N
         demo[f"obs/{key}"] = rows[key]
     demo["actions"] = rows["action"]
     demo["executed_actions"] = rows["executed_action"]
+    if "interrupted" in rows:  # in stores as old as Lift's there are no interruptions
+        demo["interrupted"] = rows["interrupted"]
     demo["rewards"] = rows["reward"]
     # robomimic's done mode 2: at success, and at the end.
     demo["dones"] = ((rows["reward"] > 0) | (np.arange(length) == length - 1)).astype(np.int64)
@@ -145,6 +148,7 @@ def read_hdf5(
         {key: np.concatenate([demo[key] for demo in demos]) for key in observation_keys},
         np.concatenate([demo["actions"] for demo in demos]),
         np.cumsum([len(demo["actions"]) for demo in demos]),
+        np.concatenate([demo["interrupted"] for demo in demos]),
         {"format": "robomimic HDF5", "filter_key": filter_key, "env_args": env_args},
     )
     check_replay(replay, path)
@@ -172,7 +176,10 @@ def _read_episode(demo: Any, keys: Sequence[str], path: Path) -> dict[str, np.nd
         raise DatasetError(
             f"{path}: {demo.name} lacks {', '.join(missing)}; its observations are: {there}"
         )
-    return {key: np.asarray(demo[name], np.float32) for key, name in wanted.items()}
+    arrays = {key: np.asarray(demo[name], np.float32) for key, name in wanted.items()}
+    length = len(arrays["actions"])
+    marks = demo["interrupted"] if "interrupted" in demo else np.zeros(length)
+    return {**arrays, "interrupted": np.asarray(marks, bool)}
 
 
 def has_published_layout(env_meta: Mapping[str, Any]) -> bool:

@@ -53,7 +53,7 @@ def main_collect(
     task: str = "lift",
     episodes: int = 200,
     noise: float = 0.1,
-    pushed: float = 0.0,
+    interrupt_every: int = 0,
     learner: Path | None = None,
     seed: int = 0,
     workers: int = available_cores(),
@@ -72,10 +72,11 @@ def main_collect(
         episodes: How many successful episodes to store.
         noise: Standard deviation of the noise on what is executed, in action units (0 to 1). The
             recorded action is the expert's own, so the data shows how to recover.
-        pushed: Share of the episodes that begin at some moment of the task, just after the arm was
-            pushed off in a random direction: the data shows how to recover from more than noise.
-        learner: Checkpoint folder of a policy that drives, unrecorded, to some moment of the task,
-            where the expert takes over (DAgger): the data shows how to recover from its errors.
+        interrupt_every: Interrupt the expert after this many steps, in the mean, again and again
+            (0: never): the arm is pushed off in a random direction, and the data shows how to
+            recover from more than noise.
+        learner: Checkpoint folder of a policy that drives in every other interruption, for 8 to 64
+            steps (DAgger): the data shows how to recover from its errors.
         seed: Seed of the whole collection; the same seed gives the same store.
         workers: Processes to run in parallel.
         out: Path of the store; outputs/demos/<task>.zarr when not given.
@@ -88,7 +89,16 @@ def main_collect(
     _check_extras(extras)
     source = None if learner is None else CheckpointLearner.of(learner, task)
     try:
-        summary = collect(task, episodes, noise, out, workers, seed, pushed=pushed, learner=source)
+        summary = collect(
+            task,
+            episodes,
+            noise,
+            out,
+            workers,
+            seed,
+            interrupt_every=interrupt_every,
+            learner=source,
+        )
     except KeyboardInterrupt:
         print(f"Stopped. What was finished is kept in {out}.partial; the same command goes on.")
         raise

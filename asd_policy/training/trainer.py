@@ -105,7 +105,7 @@ class Trainer:
         self._observations = self.observation_normalizer.normalize(stacked).to(self.device)
         actions = torch.from_numpy(replay.actions)
         self._actions = self.action_normalizer.normalize(actions).to(self.device)
-        self._windows = torch.from_numpy(window_indices(replay.episode_ends, *policy.horizons))
+        self._windows = torch.from_numpy(window_indices(replay, *policy.horizons))
         torch.manual_seed(config.seed)
         self.network = policy.build_network().to(self.device)
         self.started_from: str | None = None

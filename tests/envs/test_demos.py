@@ -45,6 +45,7 @@ def test_the_layout_of_the_store(store):
         "robot0_gripper_qpos": ((rows, 2), np.float32),
         "action": ((rows, 7), np.float32),
         "executed_action": ((rows, 7), np.float32),
+        "interrupted": ((rows,), np.bool_),
         "reward": ((rows,), np.float32),
         "state": ((rows, 32), np.float64),
     }
@@ -164,40 +165,27 @@ def test_saved_attempts_are_used_as_they_are_and_failures_are_dropped(tmp_path):
     assert (root.attrs["dropped"], root.attrs["success_rate"]) == (2, 0.6)
 
 
-def test_a_store_of_pushed_episodes_says_so():
-    attributes = demos._attributes(Recipe("lift", 3, 0.1, 5, pushed=0.5), 4)
-    assert attributes["pushed"]["share"] == 0.5
-    assert attributes["command"].endswith("--noise 0.1 --seed 5 --pushed 0.5")
+def test_a_store_of_interrupted_episodes_says_so():
+    attributes = demos._attributes(Recipe("lift", 3, 0.1, 5, interrupt_every=40), 4)
+    assert attributes["interruptions"]["every"] == 40
+    assert attributes["command"].endswith("--noise 0.1 --seed 5 --interrupt-every 40")
 
 
-def test_a_policy_may_drive_until_the_expert_takes_over(tmp_path):
+def test_a_policy_may_drive_in_interruptions(tmp_path):
     """Its weights are part of the recipe: another policy's unfinished work is not gone on with."""
-    out = tmp_path / "led.zarr"
-    demos.collect(
-        "lift",
-        1,
-        0.05,
-        out,
-        1,
-        progress=False,
-        learner=CheckpointLearner.of(shipped("lift"), "lift"),
-    )
-    root = zarr.open_group(str(out), mode="r")
-    assert root.attrs["learner"] == read_card(shipped("lift"))["sha256"]
-    assert root.attrs["command"].endswith("--learner CHECKPOINT")
-    plain = tmp_path / "plain.zarr"
-    demos.collect("lift", 1, 0.05, plain, 1, progress=False)
-    began = [zarr.open_group(str(path), mode="r")["data/state"][0, 0] for path in (out, plain)]
-    assert began[0] > began[1] + 0.05
-    open_folder(Recipe("lift", 1, 0.05, 0), tmp_path / "other.zarr.partial")
+    learner = CheckpointLearner.of(shipped("lift"), "lift")
+    stores = [tmp_path / "led.zarr", tmp_path / "again.zarr"]
+    for out in stores:
+        demos.collect("lift", 1, 0.05, out, 1, 0, True, False, interrupt_every=8, learner=learner)
+    root = zarr.open_group(str(stores[0]), mode="r")
+    assert root.attrs["interruptions"]["learner"] == read_card(shipped("lift"))["sha256"]
+    assert root.attrs["command"].endswith("--interrupt-every 8 --learner CHECKPOINT")
+    assert root["data/interrupted"][:].any()
+    assert files_of(stores[0]) == files_of(stores[1])
+    open_folder(Recipe("lift", 1, 0.05, 0, 8), tmp_path / "other.zarr.partial")
     with pytest.raises(DatasetError, match="of another recipe"):
         demos.collect(
-            "lift",
-            1,
-            0.05,
-            tmp_path / "other.zarr",
-            1,
-            learner=CheckpointLearner.of(shipped("lift"), "lift"),
+            "lift", 1, 0.05, tmp_path / "other.zarr", 1, interrupt_every=8, learner=learner
         )
 
 
@@ -205,6 +193,11 @@ def test_a_policy_of_another_task_is_refused_before_anything_is_made(tmp_path):
     with pytest.raises(CheckpointError, match="was made for other observations"):
         main_collect("lift", learner=shipped("can"), out=tmp_path / "lift.zarr")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_learner_without_interruptions_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a learner drives in interruptions: expected"):
+        main_collect("lift", learner=shipped("lift"), out=tmp_path / "lift.zarr")
 
 
 def test_an_expert_that_fails_too_often_is_not_waited_for(tmp_path):
@@ -269,7 +262,7 @@ def test_starting_anew_forgets_what_was_saved(tmp_path, monkeypatch):
         ({"episodes": 0}, "expected at least 1 episode, got 0"),
         ({"noise": -0.1}, r"expected noise between 0 and 1 \(action units\), got -0.1"),
         ({"noise": float("nan")}, "expected noise between 0 and 1 .* got nan"),
-        ({"pushed": 1.5}, "expected a share of pushed episodes from 0 to 1, got 1.5"),
+        ({"interrupt_every": -1}, "expected 0 or more steps between interruptions, got -1"),
         ({"seed": -1}, "expected a seed of 0 or more, got -1"),
         ({"workers": 0}, "expected at least 1 worker, got 0"),
     ],

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from asd_policy.envs.episodes import (
-    LEADS,
     NOISE_CORRELATION,
     PUSH_STEPS,
     STEPS_AFTER_SUCCESS,
@@ -12,7 +11,6 @@ from asd_policy.envs.episodes import (
     episode_streams,
     run_episode,
 )
-from asd_policy.envs.experts.lift import LiftExpert
 
 
 @pytest.fixture(scope="module")
@@ -63,78 +61,107 @@ def test_with_noise_the_recorded_action_is_the_clean_one(episode):
     assert set(np.unique(episode.action[:, 6])) == {-1.0, 1.0}
 
 
-def test_a_pushed_episode_begins_somewhere_on_the_way_and_succeeds(lift):
-    pushed = [run_episode(lift, 0.05, seed=7, index=index, pushed=1.0) for index in range(6)]
-    again = run_episode(lift, 0.05, seed=7, index=0, pushed=1.0)
-    assert np.array_equal(pushed[0].state, again.state)
-    assert all(episode.success for episode in pushed)
-    start, _ = lift.reset(seed=episode_streams(7, 0).world)
-    usual, began = start["robot0_eef_pos"], lift.flat_state()[0]
-    away = [np.abs(episode.observations["robot0_eef_pos"][0] - usual).max() for episode in pushed]
-    assert max(away) > 0.05
+def spans(marks: np.ndarray) -> list[tuple[int, int]]:
+    """First and last row of each run of marked ones."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], marks.astype(int), [0]])))
+    return [(int(first), int(end) - 1) for first, end in edges.reshape(-1, 2)]
+
+
+@pytest.fixture(scope="module")
+def pushed(lift):
+    return [run_episode(lift, 0.05, 7, index, interrupt_every=20) for index in range(8)]
+
+
+def test_pushes_are_marked_and_recovered_from(lift, pushed):
+    lengths, moved = [], []
     for episode in pushed:
-        assert 20 * (episode.state[0, 0] - began) > PUSH_STEPS[0] - 0.5
-        assert np.abs(episode.action - episode.executed_action).std() < 0.1  # the push is not in it
+        assert episode.success
+        hand = episode.observations["robot0_eef_pos"]
+        for first, last in spans(episode.interrupted):
+            if last + 1 == len(episode):
+                continue
+            lengths.append(last + 1 - first)
+            moved.append(np.abs(hand[last + 1] - hand[first]).max())
+            commands = episode.executed_action[first : last + 1]
+            if lengths[-1] <= PUSH_STEPS[1]:  # else two in a row
+                assert (commands == commands[0]).all()
+    assert len(lengths) > 6
+    assert min(lengths) >= PUSH_STEPS[0]
+    assert max(moved) > 0.05
+    between = np.concatenate(
+        [(e.executed_action - e.action)[~e.interrupted][:, :6].ravel() for e in pushed]
+    )
+    assert between.std() < 0.1  # a push is nowhere else
 
 
-def test_where_a_learner_has_driven_the_expert_takes_over(lift):
-    """One that pulls the arm up: the record begins up there, and holds none of its actions."""
+def test_interruptions_come_as_often_as_said_and_not_after_success(pushed):
+    """Geometric gaps of 20 steps: over these some 250 steps a rate of 0.05 +- 0.014."""
+    began = sum(len(spans(episode.interrupted)) for episode in pushed)
+    driven = sum(int((~episode.interrupted).sum()) - STEPS_AFTER_SUCCESS for episode in pushed)
+    assert driven > 100
+    assert 0.01 < began / driven < 0.1
+    for episode in pushed:
+        assert not episode.interrupted[-STEPS_AFTER_SUCCESS + 1 :].any()
+
+
+def test_interrupted_episodes_are_functions_of_their_numbers(lift, pushed):
+    again = run_episode(lift, 0.05, seed=7, index=0, interrupt_every=20)
+    assert np.array_equal(pushed[0].state, again.state)
+    plain = run_episode(lift, 0.05, seed=7, index=0)
+    first = int(np.argmax(pushed[0].interrupted))
+    assert not plain.interrupted.any()
+    assert np.array_equal(pushed[0].state[: first + 1], plain.state[: first + 1])
+
+
+def test_a_learner_drives_in_half_of_the_interruptions(lift):
+    """One that pulls the arm up, and stands for every learner; no label is its own."""
 
     class Upwards:
+        seeds, steps = (), 0
+
         def reset(self, seeds):
-            self.seed, self.steps = seeds, 0
+            self.seeds = (*self.seeds, seeds)
 
         def act(self, observation):
             self.steps += 1
-            return np.array([0, 0, 0.5, 0, 0, 0, -1], dtype=np.float32)
+            return np.array([0, 0, 0.5, 0, 0, 0, -1])
 
     learner = Upwards()
-    episodes, steps = [], []
-    for index in range(4):
-        episodes.append(run_episode(lift, 0.05, seed=7, index=index, learner=learner))
-        assert learner.seed == episode_streams(7, index).learner
-        steps.append(learner.steps)
-    assert len(set(steps)) > 1
-    assert max(steps) < LEADS * lift.task.demonstration_limit
-    start, _ = lift.reset(seed=episode_streams(7, 0).world)
-    passed = [20 * (episode.state[0, 0] - lift.flat_state()[0]) for episode in episodes]
-    np.testing.assert_allclose(passed, steps, atol=0.5)
-    led = [e.observations["robot0_eef_pos"][0, 2] - start["robot0_eef_pos"][2] for e in episodes]
-    assert max(led) > 0.1
-    assert all(episode.success for episode in episodes)
-    again = run_episode(lift, 0.05, seed=7, index=3, learner=learner)
-    assert np.array_equal(again.state, episodes[3].state)
+    episodes = [run_episode(lift, 0.05, 7, index, 20, learner) for index in range(8)]
+    assert sum(episode.success for episode in episodes) > 4
+    its = [(e.executed_action == np.float32([0, 0, 0.5, 0, 0, 0, -1])).all(1) for e in episodes]
+    assert sum(rows.sum() for rows in its) == learner.steps
+    assert len(set(learner.seeds)) == len(learner.seeds) > 2
+    for episode, rows in zip(episodes, its, strict=True):
+        assert episode.interrupted[rows].all()
+        assert (episode.action[rows, 2] < 0.5).any() or not rows.any()
+    pushes = sum(int((e.interrupted & ~rows).any()) for e, rows in zip(episodes, its, strict=True))
+    assert pushes > 1
 
 
-def test_no_record_begins_after_the_task_is_solved(lift):
-    """A learner that solves it in a third of the time drawn from: the moment is drawn again."""
+def test_an_interruption_that_loses_the_cube_is_undone(lift):
+    """A learner that throws it off the table: no row of that is kept, and what is kept hangs
+    together."""
 
-    class Solver:
+    class Thrower:
+        thrown = 0
+
         def reset(self, seeds):
-            self.expert = LiftExpert(lift.simulation, np.random.default_rng(0))
+            self.thrown += 1
 
         def act(self, observation):
-            return self.expert.act()
+            q = lift.simulation.sim.data
+            q.set_joint_qpos("cube_joint0", np.array([0.8, 0.8, 0.6, 1, 0, 0, 0]))
+            return np.zeros(7)
 
-    began = []
-    for index in range(8):
-        start, _ = lift.reset(seed=episode_streams(7, index).world)
-        start_time = lift.flat_state()[0]
-        episode = run_episode(lift, 0.05, seed=7, index=index, learner=Solver())
-        assert episode.success
-        lifted = episode.observations["object"][0, 2] - start["object"][2]
-        assert lifted < 0.04
-        began.append(20 * (episode.state[0, 0] - start_time))
-    assert max(began) - min(began) > 10
-
-
-def test_the_share_of_pushed_episodes(lift):
-    """Which are pushed is drawn per episode; the others are those of a collection without."""
-    alike = []
-    for index in range(10):
-        plain, maybe = (run_episode(lift, 0.1, 7, index, pushed) for pushed in (0.0, 0.5))
-        alike.append(np.array_equal(plain.state[0], maybe.state[0]))
-    assert 1 <= sum(alike) <= 9
+    learner = Thrower()
+    for index in range(4):
+        episode = run_episode(lift, 0.05, 7, index, 12, learner)
+        assert (episode.observations["object"][:, 2] > 0.7).all()
+        assert np.diff(episode.state[:, 0]).max() == pytest.approx(0.05, abs=1e-6)
+        hand = episode.observations["robot0_eef_pos"]
+        assert np.abs(np.diff(hand, axis=0)).max() < 0.06
+    assert learner.thrown > 1
 
 
 def test_the_noise_has_the_stated_scale_and_correlation():

@@ -38,6 +38,7 @@ def test_the_layout_is_robomimics(exported, store):
         for name, source in [
             ("actions", "action"),
             ("executed_actions", "executed_action"),
+            ("interrupted", "interrupted"),
             ("rewards", "reward"),
             ("states", "state"),
             *[(f"obs/{key}", key) for key in demo["obs"]],

@@ -53,4 +53,4 @@ def tiny_replay(lengths: tuple[int, ...] = (12, 5, 9)) -> Replay:
         for key, dim in KEYS.items()
     }
     actions = np.tanh(observations["object"][:, :ACTION_DIM]).astype(np.float32)
-    return Replay(observations, actions, np.cumsum(lengths), {"task": "toy"})
+    return Replay(observations, actions, np.cumsum(lengths), np.zeros(rows, bool), {"task": "toy"})

@@ -27,6 +27,7 @@ class Page:
         self._send, self._receive = send, receive
         self._buffer, self._count, self._session = b"", 0, None
         self.events: list[dict[str, Any]] = []
+        self._earlier: set[str] = set()  # loaders of pages before the present one
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         answer = self.ask("Target.attachToTarget", targetId=target, flatten=True)
         self._session = answer["sessionId"]
@@ -55,6 +56,7 @@ class Page:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.ask("Emulation.setEmulatedMedia", features=[feature])
         seen = len(self.events)
+        self._earlier |= {event["params"]["loaderId"] for event in self._requested()}
         self.ask("Page.navigate", url=path.resolve().as_uri())
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events[seen:]):
             self.events.append(self._next())
@@ -66,11 +68,16 @@ class Page:
         return answer["result"].get("value")
 
     def requests(self) -> list[str]:
+        """What the page opened last has asked for. A page before it may still have asked for the
+        icons of its video after this one was on its way."""
         return [
             event["params"]["request"]["url"]
-            for event in self.events
-            if event.get("method") == "Network.requestWillBeSent"
+            for event in self._requested()
+            if event["params"]["loaderId"] not in self._earlier
         ]
+
+    def _requested(self) -> list[dict[str, Any]]:
+        return [e for e in self.events if e.get("method") == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[dict[str, Any]]:
         """What the console would show: messages, errors, refusals."""
