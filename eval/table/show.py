@@ -166,7 +166,7 @@ def _success_panel(axes: Axes, row: Json) -> None:
         if success["n"]:
             axes.hlines(height, *success["ci95"], color=colour(name), linewidth=2)
             axes.plot(success["rate"], height, "o", color=colour(name), markersize=6, clip_on=False)
-    axes.set_xlim(right=1.01)
+    axes.set_xlim(right=1.0)
 
 
 def _calls_panel(axes: Axes, row: Json) -> None:
