@@ -164,7 +164,7 @@ def run_episode(
         if left == STEPS_AFTER_SUCCESS:
             other = interruptions.action(observation, action, len(rows))
         executed = disturbance.added_to(action) if other is None else other
-        row = {**observation, "action": action, "executed_action": executed}
+        row: dict[str, Any] = {**observation, "action": action, "executed_action": executed}
         row |= {"interrupted": np.bool_(other is not None), "state": env.flat_state()}
         observation, reward, solved, _, info = env.step(executed)
         rows.append({**row, "reward": np.float32(reward)})

@@ -120,7 +120,7 @@ def load_npz(path: str | Path) -> Replay:
             prefix = "observation/"
             keys = [key for key in arrays.files if key.startswith(prefix)]
             observations = {key.removeprefix(prefix): arrays[key] for key in keys}
-            rest = [arrays[key] for key in ("action", "episode_ends", "interrupted")]
+            rest = arrays["action"], arrays["episode_ends"], arrays["interrupted"]
             attributes = json.loads(str(arrays["attributes"]))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path} holds no demonstrations as .npz: {error}") from error
