@@ -134,10 +134,9 @@ def run_episode(
     Noise shows small errors only: larger, it would fill each chunk of actions with corrections of
     what is yet to come. Interruptions show large ones: for some steps the arm is pushed off in a
     random direction, by 4 cm in the median and by 1 to 13 cm in eight of ten cases (measured on
-    Lift), or a learner drives, which shows its own errors (DAgger, Ross et al. 2011; the expert's
-    turns are whole chunks, as in HG-DAgger, Kelly et al. 2019). Those steps are marked: a chunk
-    that runs into one is no example of anything. An interruption after which something falls off
-    the table is undone, and the rows since then with it.
+    Lift), or a learner drives, which shows its own errors (DAgger, Ross et al. 2011; by turns, as
+    in HG-DAgger, Kelly et al. 2019). Those steps are marked: a chunk that runs into one is no
+    example of anything. If something falls off the table, the last of them is undone.
 
     Args:
         env: the task's environment.
@@ -160,9 +159,8 @@ def run_episode(
     left = STEPS_AFTER_SUCCESS
     for _ in range(env.task.demonstration_limit):
         action = expert.act().astype(np.float32)
-        other = None
-        if left == STEPS_AFTER_SUCCESS:
-            other = interruptions.action(observation, action, len(rows))
+        unsolved = left == STEPS_AFTER_SUCCESS
+        other = interruptions.action(observation, action, len(rows)) if unsolved else None
         executed = disturbance.added_to(action) if other is None else other
         row: dict[str, Any] = {**observation, "action": action, "executed_action": executed}
         row |= {"interrupted": np.bool_(other is not None), "state": env.flat_state()}

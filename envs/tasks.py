@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from types import MappingProxyType
 
 CONTROL_FREQUENCY_HZ = 20
@@ -69,23 +70,24 @@ class Task:
     @property
     def height_columns(self) -> tuple[int, ...]:
         """Columns of `object` that hold the height of an object in the world."""
-        starts, column = [], 0
-        for field in self.object_fields:
-            if field.name.endswith("_pos") and "_to_" not in field.name:
-                starts.append(column + 2)
-            column += field.dim
-        return tuple(starts)
+        return tuple(
+            column + 2
+            for field, column in self._fields_and_columns()
+            if field.name.endswith("_pos") and "_to_" not in field.name
+        )
 
     @property
     def quaternions(self) -> tuple[int, ...]:
         """First columns of the quaternions (x, y, z, w) in the concatenated observation."""
-        starts, column = [], 0
-        for field in self.object_fields:
-            if field.name.endswith("_quat"):
-                starts.append(column)
-            column += field.dim
-        arms = range(len(self.robots))
-        return (*starts, *(column + 9 * arm + 3 for arm in arms))
+        fields = self._fields_and_columns()
+        starts = [column for field, column in fields if field.name.endswith("_quat")]
+        arms, after = range(len(self.robots)), self.observation_keys["object"]
+        return (*starts, *(after + 9 * arm + 3 for arm in arms))
+
+    def _fields_and_columns(self) -> list[tuple[ObjectField, int]]:
+        """Pieces of `object`, each with its first column."""
+        ends = accumulate(field.dim for field in self.object_fields)
+        return [(f, end - f.dim) for f, end in zip(self.object_fields, ends, strict=True)]
 
     @property
     def action_dim(self) -> int:

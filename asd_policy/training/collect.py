@@ -102,16 +102,7 @@ def main_collect(
     except KeyboardInterrupt:
         print(f"Stopped. What was finished is kept in {out}.partial; the same command goes on.")
         raise
-    if hdf5 is not None:
-        from asd_policy.data.robomimic_hdf5 import export_hdf5
-
-        export_hdf5(out, hdf5, EpisodeModels(out))
-    if figure is not None:
-        from asd_policy.envs.variety import draw_variety
-
-        draw_variety(out, figure)
-    if render is not None:
-        film(out, 0, render)
+    _write_extras(out, hdf5, figure, render)
     _print_summary(summary, extras)
 
 
@@ -127,6 +118,19 @@ def _check_extras(extras: dict[str, Path | None]) -> None:
         if film_path.suffix != ".mp4":
             raise ValueError(f"expected a film ending in .mp4, got {film_path}")
         check_rendering()
+
+
+def _write_extras(store: Path, hdf5: Path | None, figure: Path | None, render: Path | None) -> None:
+    if hdf5 is not None:
+        from asd_policy.data.robomimic_hdf5 import export_hdf5
+
+        export_hdf5(store, hdf5, EpisodeModels(store))
+    if figure is not None:
+        from asd_policy.envs.variety import draw_variety
+
+        draw_variety(store, figure)
+    if render is not None:
+        film(store, 0, render)
 
 
 def _print_summary(summary: Summary, extras: dict[str, Path | None]) -> None:

@@ -8,7 +8,7 @@ from gymnasium.utils.env_checker import check_env
 from scipy.spatial.transform import Rotation
 
 import asd_policy  # noqa: F401 - registers the environments
-from asd_policy.envs.episodes import load_expert
+from asd_policy.envs.episodes import FLOOR_HEIGHT, load_expert
 from asd_policy.envs.experts.lift import LiftExpert
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.simulator import read_observables
@@ -115,6 +115,16 @@ def test_lift_observes_in_the_published_order(lift):
     np.testing.assert_allclose(observation["robot0_eef_pos"], hand, atol=1e-6)
     np.testing.assert_allclose(observation["robot0_eef_quat"], hand_quaternion, atol=1e-6)
     np.testing.assert_allclose(observation["robot0_gripper_qpos"], fingers, atol=1e-6)
+
+
+def test_height_columns_are_heights(world):
+    """Of every object that is observed; at first all stand above what counts as the floor."""
+    observation, _ = world.reset(seed=1)
+    heights = observation["object"][list(world.task.height_columns)]
+    objects = {"lift": 1, "can": 1, "square": 1, "tool_hang": 3, "transport": 5}
+    assert len(heights) == objects[world.task.name]
+    assert (heights > FLOOR_HEIGHT).all()
+    assert (heights < 1.1).all()
 
 
 @pytest.mark.parametrize(
