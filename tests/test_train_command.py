@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from asd_policy.data.replay import join, load_replay
+from asd_policy.data.replay import join, load_replay, save_npz
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import CheckpointError, DatasetError
 from asd_policy.integrations.robomimic_convert import to_robomimic
@@ -49,6 +49,15 @@ def test_the_last_models_are_kept(tmp_path: Path) -> None:
     )
     assert nine.card["recipe"]["steps_done"] == 9
     assert nine.card["sha256"] != ten.card["sha256"] == final.card["sha256"]
+
+
+def test_one_file_holds_what_a_store_does(tmp_path: Path) -> None:
+    store, packed = write_store(tmp_path / "lift.zarr"), tmp_path / "lift.npz"
+    save_npz(load_replay(store, list(get_task("lift").observation_keys)), packed)
+    for name, data in (("store", store), ("packed", packed)):
+        train(data, tmp_path / name)
+    one, other = (load_checkpoint(tmp_path / name).card["sha256"] for name in ("store", "packed"))
+    assert one == other
 
 
 def test_a_killed_run_keeps_the_same_models(

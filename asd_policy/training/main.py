@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from asd_policy.data.replay import Replay, join, load_replay
+from asd_policy.data.replay import Replay, join, load_npz, load_replay
 from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
@@ -57,8 +57,9 @@ def main_train(
 
     Args:
         task: the task whose observation keys and action size the policy has.
-        data: zarr stores made by `asd-policy demos` (default: outputs/demos/<task>.zarr), or
-            robomimic datasets, low-dimensional (.hdf5); several are taken together.
+        data: zarr stores made by `asd-policy demos` (default: outputs/demos/<task>.zarr), the same
+            as one file (.npz, `python eval/gpu.py --export`), or robomimic datasets,
+            low-dimensional (.hdf5); several are taken together.
         filter_key: of a robomimic dataset: the mask whose episodes are read ("train").
         out: checkpoint folder to write (default: outputs/train/<task>).
         steps: optimizer steps.
@@ -125,6 +126,8 @@ def _load(data: Path, keys: list[str], filter_key: str | None) -> Replay:
         return read_hdf5(data, keys, filter_key)
     if filter_key is not None:
         raise ValueError(f"--filter-key is for robomimic's HDF5 files; {data} is none")
+    if data.suffix == ".npz":
+        return load_npz(data)
     return load_replay(data, keys)
 
 

@@ -12,6 +12,7 @@ from eval_standin import prepare
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from asd_policy import checkpoints
 from asd_policy.errors import OutputExistsError
 from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.folder import read_run
@@ -197,12 +198,13 @@ def test_a_shard_that_is_none_is_refused(options, shard):
         list(evaluations(dataclasses.replace(options, shard=shard)))
 
 
-def test_bad_options_are_named(refused, tmp_path):
+def test_bad_options_are_named(refused, tmp_path, monkeypatch):
     out = ["--out", tmp_path / "out"]
     refused("error: --num-envs must be 1 or more, got 0", "tasks", "--num-envs", 0, *out)
     refused("error: unknown task 'juggle'", "tasks", "--tasks", "juggle", *out)
-    refused("error: no checkpoint named 'transport' ships", "tasks", "--tasks", "transport", *out)
     refused("error: expected runs of `asd-policy tasks`", "tasks", "--merge", tmp_path, *out)
+    monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "__init__.py"))  # none ships
+    refused("error: no checkpoint named 'transport' ships", "tasks", "--tasks", "transport", *out)
     assert not (tmp_path / "out").exists()
 
 
