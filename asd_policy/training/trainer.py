@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,7 @@ class Trainer:
             fused=True,
         )
         self.network.train()
-        if self.device.type == "cuda":
-            self._capture()
+        self._compute: Callable[..., Tensor] | None = None  # gradients of a batch
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
 
     def _start_from(self, start: Checkpoint) -> None:
@@ -137,22 +136,37 @@ class Trainer:
         self.network.load_state_dict(start.network.state_dict())
         self.started_from = start.card["sha256"]
 
-    def _capture(self) -> None:
-        """Record the network's forward and backward passes as CUDA graphs: a small network's step
-        is mostly launches."""
-        size = self.config.batch_size
-        chunks = torch.zeros((size, *self.policy.chunk_shape), device=self.device)
-        timesteps = torch.zeros(size, dtype=torch.long, device=self.device)
-        cond = torch.zeros((size, self.policy.condition_dim), device=self.device)
-        with self._autocast():
-            torch.cuda.make_graphed_callables(self.network, (chunks, timesteps, cond))
+    def _gradients(self, noisy: Tensor, target: Tensor, timesteps: Tensor, cond: Tensor) -> Tensor:
+        """The loss of a batch, its gradients in the parameters."""
+        self.optimizer.zero_grad(set_to_none=True)
+        # A graph must cast the weights anew each time: casts are not kept on a GPU.
+        half, keep = self.config.precision == "bf16", self.device.type != "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=keep):
+            predicted = self.network(noisy, timesteps, cond)
+        loss = (predicted.float() - target).square().mean()
+        loss.backward()
+        return loss.detach()
 
-    def _autocast(self) -> torch.autocast:
-        """The products' precision. Casts of weights are not kept: a graph must make its own."""
-        half = self.config.precision == "bf16"
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=half, cache_enabled=self.device.type != "cuda"
-        )
+    def _captured(self, first: Sequence[Tensor]) -> Callable[..., Tensor]:
+        """:meth:`_gradients` as a CUDA graph: a small network's step is mostly launches."""
+        inputs = [tensor.clone() for tensor in first]
+        aside = torch.cuda.Stream(self.device)
+        aside.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(aside):
+            for _ in range(3):  # libraries choose algorithms and allocate workspaces
+                self._gradients(*inputs)
+        torch.cuda.current_stream(self.device).wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self._gradients(*inputs)
+
+        def replay(*batch: Tensor) -> Tensor:
+            for static, tensor in zip(inputs, batch, strict=True):
+                static.copy_(tensor)
+            graph.replay()
+            return loss
+
+        return replay
 
     @property
     def num_windows(self) -> int:
@@ -179,18 +193,17 @@ class Trainer:
     def train_step(self) -> float:
         """One optimizer step; returns its loss. Raises NonFiniteError if the loss is not finite."""
         clean, cond, noise, timesteps = self._batch()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_at(self.step)
         noisy = self.schedule.add_noise(clean, noise, timesteps)
         target = self.schedule.training_target(clean, noise, timesteps)
-        with self._autocast():
-            predicted = self.network(noisy, timesteps, cond)
-        loss = (predicted.float() - target).square().mean()
-        value = loss.item()
+        batch = noisy, target, timesteps, cond
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr_at(self.step)
+        if self._compute is None:
+            on_gpu = self.device.type == "cuda"
+            self._compute = self._captured(batch) if on_gpu else self._gradients
+        value = self._compute(*batch).item()
         if not math.isfinite(value):
             raise NonFiniteError(f"the training loss became {value} at step {self.step}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self.step += 1
