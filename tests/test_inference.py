@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from asd_policy.networks import ConditionalUnet1D, InferenceUnet1D, products
-from asd_policy.networks.inference import Convolutions, Trunk
+from asd_policy.networks.fused import LEAST_KERNEL
 from asd_policy.networks.prepare import PreparedUnet1D, prepare
 from asd_policy.networks.products import mish
 
@@ -78,30 +78,29 @@ def both(
     return expected, prepared(x, prepared.timestep_film[steps] + part[chains])
 
 
-def check_equal(architecture: Architecture, convolutions: bool, dtype: torch.dtype) -> None:
+def check_equal(architecture: Architecture, layers: str, dtype: torch.dtype) -> None:
+    assume(layers == "products" or architecture.kernel_size >= LEAST_KERNEL)
     network = architecture.network(dtype)
-    prepared = InferenceUnet1D(network, TIMESTEPS)
-    if convolutions:  # what CUDA uses
-        prepared.trunk = Trunk(network, Convolutions())
+    prepared = InferenceUnet1D(network, TIMESTEPS, layers=layers)
     expected, found = both(network, prepared, problem(architecture, dtype))
     assert found.dtype == dtype
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}[dtype]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("convolutions", [False, True], ids=["products", "convolutions"])
+@pytest.mark.parametrize("layers", ["products", "fused"])
 @settings(max_examples=40, deadline=None)
 @given(architecture=architectures(narrowest=1))
-def test_equals_the_network(architecture: Architecture, convolutions: bool) -> None:
-    check_equal(architecture, convolutions, torch.float64)
+def test_equals_the_network(architecture: Architecture, layers: str) -> None:
+    check_equal(architecture, layers, torch.float64)
 
 
-@pytest.mark.parametrize("convolutions", [False, True], ids=["products", "convolutions"])
+@pytest.mark.parametrize("layers", ["products", "fused"])
 @settings(max_examples=20, deadline=None)
 @given(architecture=architectures(narrowest=8))
-def test_equals_the_network_in_float32(architecture: Architecture, convolutions: bool) -> None:
+def test_equals_the_network_in_float32(architecture: Architecture, layers: str) -> None:
     """Group norm divides by the spread of a group; that of two numbers may be a rounding error."""
-    check_equal(architecture, convolutions, torch.float32)
+    check_equal(architecture, layers, torch.float32)
 
 
 @settings(max_examples=20, deadline=None)
@@ -174,17 +173,15 @@ def test_mish(size: int, dtype: torch.dtype) -> None:
     assert mish(torch.full((size,), 1e4, dtype=dtype)).eq(1e4).all()
 
 
-@pytest.mark.parametrize("convolutions", [False, True], ids=["products", "convolutions"])
-def test_bf16_is_close(convolutions: bool) -> None:
+@pytest.mark.parametrize("layers", ["products", "fused"])
+def test_bf16_is_close(layers: str) -> None:
     """Within 5% of the output's size: 8 significant bits, rounded in some 15 layers."""
     network = Architecture((16, 32), n_groups=4).network()
-    prepared = InferenceUnet1D(network, TIMESTEPS, "bf16")
-    if convolutions:
-        prepared.trunk = Trunk(network, Convolutions()).bfloat16()
+    prepared = InferenceUnet1D(network, TIMESTEPS, "bf16", layers)
     x, steps, chains, cond = problem(SMALL, torch.float32)
     film = prepared.timestep_film[steps] + prepared.condition(cond, BATCH)[chains]
     expected = network(x, TIMESTEPS[steps], cond[chains])
-    found = prepared(x, film.bfloat16() if convolutions else film)
+    found = prepared(x, film)
     assert found.dtype == torch.float32
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()
     assert not torch.equal(found, expected)
@@ -225,14 +222,12 @@ def test_strided_input() -> None:
     torch.testing.assert_close(prepared(strided, repeated), prepared(x, film))
 
 
-@pytest.mark.parametrize("convolutions", [False, True], ids=["products", "convolutions"])
-@pytest.mark.parametrize("kernel_size", [1, 5])
-def test_training_the_network_changes_nothing(convolutions: bool, kernel_size: int) -> None:
+@pytest.mark.parametrize("layers", ["products", "fused"])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_training_the_network_changes_nothing(layers: str, kernel_size: int) -> None:
     architecture = Architecture((8, 16), kernel_size)
     network = architecture.network()
-    prepared = InferenceUnet1D(network, TIMESTEPS)
-    if convolutions:
-        prepared.trunk = Trunk(network, Convolutions())
+    prepared = InferenceUnet1D(network, TIMESTEPS, layers=layers)
     given = problem(architecture, torch.float32)
     before = both(network, prepared, given)[1]
     for parameter in network.parameters():
@@ -269,7 +264,6 @@ def test_the_trunk_is_one_graph() -> None:
     """No break and no dependence on data where it is traced: what compiling for CUDA needs."""
     network = SMALL.network()
     prepared = InferenceUnet1D(network, TIMESTEPS)
-    prepared.trunk = Trunk(network, Convolutions())
     x, steps, _, _ = problem(SMALL, torch.float32)
     film = prepared.timestep_film[steps]
     expected = prepared(x, film)

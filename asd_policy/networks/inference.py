@@ -8,64 +8,21 @@ the whole network, computed once, where F = Σ 2·out_channels over the residual
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asd_policy.networks.fused import LEAST_KERNEL, Fused
 from asd_policy.networks.products import Products
 from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-LAYERS = ("auto", "products", "convolutions")
-
-
-class _ConvolutionResidual(nn.Module):
-    def __init__(self, block: ConditionalResidualBlock1D) -> None:
-        super().__init__()
-        self.blocks, self.residual_conv = deepcopy(block.blocks), deepcopy(block.residual_conv)
-
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """(N, in, T), (N, out, 1) twice → (N, out, T)."""
-        h = torch.addcmul(shift, self.blocks[0](x), scale)
-        return self.blocks[1](h) + self.residual_conv(x)
-
-
-class _ConvolutionFinal(nn.Module):
-    def __init__(self, final: nn.Sequential) -> None:
-        super().__init__()
-        self.final = deepcopy(final)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.final(x).transpose(1, 2)
-
-
-class Convolutions:
-    """The network's own layers, for CUDA: activations (N, C, T). Compare ``Products``."""
-
-    channel_axis = 1
-
-    def enter(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2)
-
-    def modulation(self, film: Tensor) -> Tensor:
-        return film.unsqueeze(-1)
-
-    def residual(self, block: ConditionalResidualBlock1D) -> nn.Module:
-        return _ConvolutionResidual(block)
-
-    def down(self, conv: nn.Conv1d) -> nn.Module:
-        return deepcopy(conv)
-
-    def up(self, conv: nn.ConvTranspose1d) -> nn.Module:
-        return deepcopy(conv)
-
-    def final(self, final: nn.Sequential) -> nn.Module:
-        return _ConvolutionFinal(final)
+LAYERS = ("auto", "products", "fused")
 
 
 def _levels(modules: nn.ModuleList) -> list[list[nn.Module]]:
@@ -93,7 +50,7 @@ def _kernel_size(network: ConditionalUnet1D) -> int:
 class Trunk(nn.Module):
     """The course of the U-Net over layers of one kind, the modulation given."""
 
-    def __init__(self, network: ConditionalUnet1D, layers: Products | Convolutions) -> None:
+    def __init__(self, network: ConditionalUnet1D, layers: Products | Fused) -> None:
         super().__init__()
         self.layers = layers
         blocks = _residual_blocks(network)
@@ -132,21 +89,21 @@ class InferenceUnet1D(nn.Module):
     ``prepared(x, prepared.timestep_film[steps] + prepared.condition(cond, B)[chains])``.
 
     The weights are copied: training ``network`` afterwards changes nothing here. They are laid out
-    for the device that ``network`` is on (matrix products on the CPU, convolutions elsewhere), so
-    prepare again rather than move. No gradients. On CUDA there is no synchronisation, and shapes
-    depend on those of the arguments alone, so that the call can be captured in a CUDA graph. To
-    compile there, compile ``trunk``, which is one graph: ``prepared.trunk.compile(fullgraph=True)``
-    (the choice of TF32 is made around it, at compilation and in every call). The products write
-    into strided views, which is not compiled.
+    for the device that ``network`` is on, so prepare again rather than move. No gradients. On CUDA
+    there is no synchronisation, and shapes depend on those of the arguments alone, so that the call
+    can be captured in a CUDA graph. To compile, compile ``trunk`` of "products", which is one
+    graph: ``prepared.trunk.compile(fullgraph=True)`` (the choice of TF32 is made around it, at
+    compilation and in every call).
 
     Args:
         network: on its device, float32 (or float64, with ``precision="fp32"``).
         timesteps: (K,) int64, one per step.
-        precision: "fp32": the network's own dtype. "tf32" (CUDA only): convolutions round their
+        precision: "fp32": the network's own dtype. "tf32" (CUDA only): products round their
             inputs to TF32. "bf16": weights and activations in bfloat16, with group norm's
             statistics and the modulation's two factors in float32.
-
-        layers: convolutions as such, or as matrix "products"; "auto": products on a CPU.
+        layers: convolutions as matrix "products", in PyTorch's operations; or "fused", with a
+            Triton kernel between two products on CUDA, and convolutions of 3 points or more;
+            "auto": fused on CUDA where Triton is there, else products.
 
     Attributes:
         timestep_film: (K, F) the timesteps' part of the modulation, biases included.
@@ -178,9 +135,10 @@ class InferenceUnet1D(nn.Module):
         self._prepare_film(network, timesteps.to(like))
         if layers not in LAYERS:
             raise ValueError(f"layers must be one of {LAYERS}, got {layers!r}")
+        kernel_size = _kernel_size(network)
         if layers == "auto":
-            layers = "products" if like.device.type == "cpu" else "convolutions"
-        made = Products(_kernel_size(network)) if layers == "products" else Convolutions()
+            layers = "fused" if _fuses(like.device, kernel_size) else "products"
+        made = (Fused if layers == "fused" else Products)(kernel_size)
         self.trunk = Trunk(network, made).requires_grad_(False)
         if precision == "bf16":
             self.trunk.bfloat16()
@@ -236,8 +194,6 @@ class InferenceUnet1D(nn.Module):
             expected = f"(N, multiple of {self.length_multiple}, {self.input_dim})"
             raise ValueError(f"x must be of shape {expected}, got {tuple(x.shape)}")
         h = x.bfloat16() if self.precision == "bf16" else x
-        if isinstance(self.trunk.layers, Convolutions) and x.is_cuda:
-            film = film.to(h.dtype)
         if not x.is_cuda:
             return self.trunk(h, film).to(x.dtype)
         with _tensor_cores(self.precision == "tf32"):
@@ -254,6 +210,11 @@ def _tensor_cores(allowed: bool) -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def _fuses(device: torch.device, kernel_size: int) -> bool:
+    has_triton = importlib.util.find_spec("triton") is not None
+    return device.type == "cuda" and has_triton and kernel_size >= LEAST_KERNEL
 
 
 def _check_precision(precision: str, device: torch.device) -> None:

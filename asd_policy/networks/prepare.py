@@ -44,7 +44,6 @@ def prepare(
     timesteps: Tensor,
     precision: str = "fp32",
     compile: bool = False,
-    layers: str = "auto",
 ) -> PreparedUnet1D | nn.Module:
     """A network ready to be sampled at the timesteps of one schedule.
 
@@ -54,7 +53,6 @@ def prepare(
         timesteps: (K,) int64. precision: "fp32", "tf32" (CUDA) or "bf16".
         compile: compile it with ``torch.compile`` at its first calls: up to a minute on a GPU,
             some minutes on a CPU.
-        layers: "convolutions", matrix "products", or "auto", which is products on a CPU.
 
     Raises:
         ValueError: a precision that is unknown or not to be had there, or options for another
@@ -66,5 +64,6 @@ def prepare(
             raise ValueError(f"precision and compile are for a ConditionalUnet1D, got a {name}")
         return network
     timesteps = timesteps.to(next(network.parameters()).device)
+    layers = "products" if compile else "auto"
     unet = InferenceUnet1D(network, timesteps, precision, layers)
     return PreparedUnet1D(unet.eval(), compile)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from asd_policy.engine import triton_kernels
-from reference import triton_cases
+from reference import follow_cases, triton_cases
 
 TESTS = Path(__file__).resolve().parents[1]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
@@ -55,6 +55,20 @@ def test_the_cases_reach_every_branch(report: dict[str, Any]) -> None:
     assert sum(count["rejections"] for count in counts) > 100
     assert max(count["pairs"] for count in counts) > 7
     assert sum(count["rounds"] for count in counts) > 100
+
+
+@pytest.fixture(scope="module")
+def follow_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    cache = tmp_path_factory.mktemp("triton")
+    return run_module("reference.follow_cases", cache, TRITON_INTERPRET="1")
+
+
+@needs_triton
+@pytest.mark.parametrize("name", follow_cases.CASES)
+def test_what_follows_a_product_is_its_pytorch_form(
+    name: str, follow_report: dict[str, str]
+) -> None:
+    assert not follow_report[name], follow_report[name]
 
 
 @needs_triton

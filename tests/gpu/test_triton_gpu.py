@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from asd_policy.checkpoints import shipped
 from asd_policy.engine import triton_kernels
-from reference import triton_cases
+from asd_policy.networks.inference import InferenceUnet1D
+from asd_policy.policy import load_checkpoint
+from reference import follow_cases, triton_cases
 
 CHECKS = triton_cases.checks()
 REASON = "needs a CUDA device" if not torch.cuda.is_available() else triton_kernels.available()
@@ -17,6 +20,31 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 def test_kernels_are_their_pytorch_form(name: str) -> None:
     check, case = CHECKS[name]
     check(case, "cuda")
+
+
+@pytest.mark.parametrize("name", follow_cases.CASES)
+def test_what_follows_a_product_is_its_pytorch_form(name: str) -> None:
+    follow_cases.check(follow_cases.CASES[name], "cuda")
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-3), ("tf32", 0.01), ("bf16", 0.05)]
+)
+def test_a_trained_network_in_either_layers_is_itself(precision: str, tolerance: float) -> None:
+    """As it was trained, fused and as products, for one row and for many."""
+    checkpoint = load_checkpoint(shipped("lift"))
+    network, timesteps = checkpoint.network.cuda(), checkpoint.schedule.timesteps.cuda()
+    for rows in (1, 33):
+        x = torch.randn(rows, *checkpoint.config.chunk_shape, device="cuda")
+        cond = torch.randn(rows, checkpoint.config.condition_dim, device="cuda")
+        steps = torch.arange(rows, device="cuda") * 3
+        with torch.no_grad():
+            expected = network(x, timesteps[steps], cond)
+        for layers in ("fused", "products"):
+            prepared = InferenceUnet1D(network, timesteps, precision, layers)
+            film = prepared.timestep_film[steps] + prepared.condition(cond, rows)
+            error = (prepared(x, film) - expected).norm() / expected.norm()
+            assert error < tolerance, (layers, rows, float(error))
 
 
 @pytest.mark.parametrize("calls", [1, 2])

@@ -15,10 +15,13 @@ import torch
 from asd_policy.chains import PAIRS, RIDGE
 from asd_policy.coupling import EQUAL
 from asd_policy.engine import triton_kernels
+from asd_policy.networks.fused import _power_of_two
 
 COUNTS = ("n_ptr", "last_ptr", "bad_ptr", "pushed_ptr", "calls_ptr", "evaluations_ptr",
           "accepted_ptr", "decided_ptr")  # fmt: skip
 TYPES = {"fresh_ptr": "*u8", "learned_ptr": "*fp64", **dict.fromkeys(COUNTS, "*i64")}
+TYPES["eps"] = "fp32"
+BF16 = dict.fromkeys(("h_ptr", "out_ptr", "weight_ptr", "bias_ptr", "residual_ptr"), "*bf16")
 CAPABILITY = 80
 WINDOW = 32
 
@@ -45,7 +48,21 @@ def forms(dim: int) -> dict[str, tuple[str, dict[str, Any], int]]:
     return found
 
 
-def compile_form(kernel: Any, constants: dict[str, Any], warps: int) -> None:
+def follow_forms() -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
+    """name → constants and types of the kernel between two products of a network."""
+    found: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
+    for length, channels in ((16, 48), (10, 256), (4, 1024)):
+        group = channels // 8
+        sizes = {"T": length, "C": channels, "G": group, "TAPS": 5, "NORM": True}
+        sizes |= {"BLOCK_T": _power_of_two(length), "BLOCK_G": _power_of_two(group)}
+        for name, types in (("fp32", {}), ("bf16", BF16)):
+            for film in (True, False):
+                constants = {**sizes, "FILM": film, "RESIDUAL": not film}
+                found[f"follow {length} {channels} {film} {name}"] = constants, types
+    return found
+
+
+def compile_form(kernel: Any, constants: dict[str, Any], warps: int, types: dict[str, str]) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -53,7 +70,7 @@ def compile_form(kernel: Any, constants: dict[str, Any], warps: int) -> None:
     signature = {}
     for parameter in kernel.params:
         name, is_tensor = parameter.name, parameter.name.endswith("_ptr")
-        kind = TYPES.get(name, "*fp32") if is_tensor else "i32"
+        kind = types.get(name, "*fp32" if is_tensor else "i32")
         signature[name] = "constexpr" if parameter.is_constexpr else kind
     source = ASTSource(kernel, signature, constexprs=constants)
     target = GPUTarget("cuda", CAPABILITY, 32)
@@ -66,11 +83,21 @@ def main() -> None:
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):
         print(json.dumps({"skipped": f"triton {triton.__version__} describes sources otherwise"}))
         return
+    from asd_policy.networks.follow_kernel import follow_kernel
+
     source, report = triton_kernels._source(), {}
-    chosen = forms(112) | {k: v for k, v in forms(1024).items() if "secant" in k}
-    for name, (kernel, constants, warps) in chosen.items():
+    small, large = forms(112), forms(1024)
+    chosen = {
+        name: (getattr(source, kernel), constants, warps, TYPES)
+        for name, (kernel, constants, warps) in (small | large).items()
+        if name in small or "secant" in name
+    } | {
+        name: (follow_kernel, constants, 4, TYPES | types)
+        for name, (constants, types) in follow_forms().items()
+    }
+    for name, form in chosen.items():
         try:
-            compile_form(getattr(source, kernel), constants, warps)
+            compile_form(*form)
             report[name] = "compiled"
         except Exception:
             report[name] = traceback.format_exc()
