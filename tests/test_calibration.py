@@ -265,3 +265,14 @@ def test_calibrate_takes_every_option_of_sample() -> None:
     )  # fmt: skip
     assert len(calibration.slopes(10)) == 10
     assert calibration.has_costs(2)
+
+
+def test_the_chance_of_the_end_is_that_of_accepting_every_step_that_is_left() -> None:
+    rates = np.linspace(0.5, 0.95, STEPS)
+    chance = known(rates).chance_of_the_end(STEPS, window=6)
+    assert chance[STEPS] == chance[STEPS - 1] == 1, "the last step is never rejected"
+    assert chance[STEPS - 4] == pytest.approx(rates[STEPS - 4 : STEPS - 1].prod(), rel=1e-3)
+    assert chance[STEPS - 6] > 0
+    assert not chance[: STEPS - 6].any(), "beyond the window"
+    nothing_known = Calibration().chance_of_the_end(STEPS, window=6)
+    assert nothing_known[STEPS - 4] == pytest.approx(0.9**3)

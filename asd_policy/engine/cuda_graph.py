@@ -2,11 +2,12 @@
 
 A small network's time is launches, and a round has hundreds. Here each is recorded once for a
 number of chains and a window, and replayed. The host launches a round before it has read whether
-the one before was the last; a finished chain's round changes nothing.
+the one before was the last, unless it probably is; a finished chain's round changes nothing.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -21,11 +22,14 @@ from asd_policy.engine.eager import Engine, raise_if_bad
 from asd_policy.engine.kernels import make_kernels
 from asd_policy.errors import EngineError
 from asd_policy.samplers.asd import AutospeculativeDecoding
+from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.ddpm import sample_ddpm
 from asd_policy.samplers.result import Noise, Stats, sequential_stats
 from asd_policy.samplers.sequential import SequentialSteps
 
 Replay = Callable[[], None]
+# A round that nobody needed costs about ten times the pause in which the host reads the one before.
+PROBABLY_LAST = 0.1
 
 
 class Recorder(Protocol):
@@ -131,26 +135,28 @@ class CudaGraphEngine(Engine):
         self.bytes_by_bucket: dict[str, int] = {}
 
     def _decode(
-        self, run: AutospeculativeDecoding, noise: Noise, slopes: Tensor
+        self, run: AutospeculativeDecoding, noise: Noise, calibration: Calibration
     ) -> tuple[Tensor, Stats]:
         start, chains = time.perf_counter(), run.chains
         if not self._ready(run, self._capture_round):
-            return super()._decode(run, noise, slopes)
+            return super()._decode(run, noise, calibration)
         reset, turn = self._graphs[run]
+        ends = calibration.chance_of_the_end(chains.num_steps, chains.window)
         with self._recorder.working():
+            slopes = calibration.slopes(chains.num_steps)
             chains.load(noise.initial, noise.steps, noise.log_uniform, slopes)
             reset()
-            rounds, waiting = 0, []
+            rounds, waiting, n = 0, [], [0] * chains.batch
             while True:
-                turn()
-                waiting.append(self._recorder.read_later(chains.counts, chains.x))
-                if len(waiting) < 2:
-                    continue  # one round is always ahead of what has been read
+                likely = math.prod(float(ends[i]) for i in n) > PROBABLY_LAST
+                while len(waiting) < (1 if likely else 2):
+                    turn()
+                    waiting.append(self._recorder.read_later(chains.counts, chains.x))
                 rounds += 1
                 counts, x = waiting.pop(0)()
                 marks = counts[: 6 * chains.batch].view(6, chains.batch)
                 raise_if_bad(run.denoiser, marks[1].tolist())
-                if int(marks[2].min()) >= chains.num_steps:
+                if min(n := marks[2].tolist()) >= chains.num_steps:
                     break
                 assert rounds <= chains.num_steps, "every round must advance every chain"
         seconds = time.perf_counter() - start
@@ -189,12 +195,23 @@ class CudaGraphEngine(Engine):
         chains, parts = run.chains, {}
         uses = run.draft == "secant", run.learn
         points, drafts = run.kernels.propose(chains, run.denoiser, run.draft, chains.window)
-        later = points[:, run.ahead : run.ahead + chains.window]
-        given = points, drafts, run.predict(later, run.ahead, False), run.ahead
+        here, later = points[:, :1], points[:, run.ahead : run.ahead + chains.window]
+        said = run.predict(here, 0, False), run.predict(later, run.ahead, False)
+
+        def network() -> None:
+            if run.ahead:
+                run.predict(here, 0, False)
+            run.predict(later, run.ahead, False)
+
+        def verify() -> None:
+            if run.ahead:
+                run.kernels.observe(chains, run.denoiser, here, said[0], 0, *uses)
+            run.kernels.verify(chains, run.denoiser, points, drafts, said[1], run.ahead, *uses)
+
         stages: dict[str, Callable[[], object]] = {
             "draft": lambda: run.kernels.propose(chains, run.denoiser, run.draft, chains.window),
-            "network": lambda: run.predict(later, run.ahead, False),
-            "verify": lambda: run.kernels.verify(chains, run.denoiser, *given, *uses),
+            "network": network,
+            "verify": verify,
         }
         for name, work in stages.items():
             replay, _ = self._recorder.record(work, f"the {name} of a round")

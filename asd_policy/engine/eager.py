@@ -98,16 +98,16 @@ class Engine:
         with self._lock:
             learn = not calibration.frozen
             run = self._run(noise, cond, (draft, calls_per_round, learn), window)
-            slopes = calibration.slopes(self.schedule.num_steps)
-            x, stats = self._decode(run, noise, slopes)
+            x, stats = self._decode(run, noise, calibration)
             learned = run.chains.learned[:, : self.schedule.num_steps]
             calibration.update(learned.cpu().numpy() if learn else None, stats)
             return x, stats
 
     def _decode(
-        self, run: AutospeculativeDecoding, noise: Noise, slopes: Tensor
+        self, run: AutospeculativeDecoding, noise: Noise, calibration: Calibration
     ) -> tuple[Tensor, Stats]:
         clock, chains = Clock(self.like.device), run.chains
+        slopes = calibration.slopes(chains.num_steps)
         chains.load(noise.initial, noise.steps, noise.log_uniform, slopes)
         chains.reset()
         clock.lap("other")

@@ -139,9 +139,7 @@ class Calibration:
         Works back from the end: from step n, the round's window ends at the first rejection.
         ``cost``: (window+1,) seconds of a round that evaluates that many steps.
         """
-        seen = self._decided + 2.0
-        accept = (self._accepted + 2.0 * self._prior()) / seen
-        accept = np.append(accept[: num_steps - 1], 1.0)
+        accept = self._acceptance(num_steps)
         rounds, seconds = np.zeros(num_steps + 1), np.zeros(num_steps + 1)
         for n in range(num_steps - 1, -1, -1):
             width = min(window, num_steps - n)
@@ -151,6 +149,18 @@ class Calibration:
             rounds[n] = 1 + stop @ rounds[after] + reach[-1] * rounds[n + width]
             seconds[n] = cost[width] + stop @ seconds[after] + reach[-1] * seconds[n + width]
         return float(rounds[0]), float(seconds[0])
+
+    def chance_of_the_end(self, num_steps: int, window: int) -> np.ndarray:
+        """(K+1,) how probably a round from each step is the chunk's last, by past acceptance."""
+        self._check_steps(num_steps)
+        to_the_end = np.cumprod(self._acceptance(num_steps)[::-1])[::-1]
+        within = np.arange(num_steps) + window >= num_steps
+        return np.append(np.where(within, to_the_end, 0.0), 1.0)
+
+    def _acceptance(self, num_steps: int) -> np.ndarray:
+        """(K,) by step; of the last, which is never rejected, 1."""
+        accept = (self._accepted + 2.0 * self._prior()) / (self._decided + 2.0)
+        return np.append(accept[: num_steps - 1], 1.0)
 
     def _prior(self) -> float:
         total = self._decided.sum()
