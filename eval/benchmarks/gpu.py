@@ -93,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
         subject.name, subject.schedule.num_steps, device, options.kernels, options.quick
     )
     subjects = {subject.name: subject}
+    if not options.quick:
+        subjects["shipped"] = load_subject("shipped", device, None)
     complete = measure(store, subjects, groups, settings, device, _say, deadline)
     if complete and time.monotonic() < deadline:
         scale(store, options.quick, _say)
@@ -116,6 +118,7 @@ def stages(
     def make(
         samplers: Sequence[str], batch: int = 1, k: int = steps, precision: str = best,
         engine: str = engine, kernels: str = kernels, window: str = "auto", compile: bool = False,
+        network: str = network,
     ) -> Group:  # fmt: skip
         return tuple(
             cell(network, batch, k, precision, engine, kernels, window, sampler, compile)
@@ -128,18 +131,18 @@ def stages(
         return _once(plan)
     if cuda:
         plan += [make(HEADLINE, precision=p) for p in ("bf16", "fp32")]
+    plan += [make((*HEADLINE, EAGER_LOOP), network="shipped")]
     plan += [make((*HEADLINE, EAGER_LOOP), batch) for batch in (8, 32, 128)]
     plan.append(tuple(one for w in WINDOWS for one in make(("asd", "asd-paper"), window=w)))
-    plan += [make(("asd", "ddpm", "asd-paper", EAGER_LOOP), k=k) for k in STEPS]
+    plan += [make(("asd", "ddpm", "asd-paper"), k=k) for k in STEPS]
     if cuda:
         forms = [name for name in ("triton", "torch") if name in KERNELS]
         plan.append(tuple(one for form in forms for one in make(HEADLINE[:2], kernels=form)))
         plan.append(make(HEADLINE, engine="eager"))
-        plan += [
-            make(("asd", "ddpm"), window="32", precision=p, compile=True) for p in (best, "bf16")
-        ]
-        plan += [make(HEADLINE, batch, precision="bf16") for batch in (8, 32, 128)]
     plan.append(make(("asd-memory", "asd-slope", "asd-frozen", "paradigms")))
+    if cuda:
+        plan += [make(HEADLINE[:3], precision=p, compile=True) for p in (best, "bf16")]
+        plan += [make(HEADLINE, batch, precision="bf16") for batch in (8, 32, 128)]
     return _once(plan)
 
 
