@@ -7,12 +7,14 @@ the one before was the last, unless it probably is; a finished chain's round cha
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +30,8 @@ from asd_policy.samplers.result import Noise, Stats, sequential_stats
 from asd_policy.samplers.sequential import SequentialSteps
 
 Replay = Callable[[], None]
+K, Graphs = TypeVar("K"), TypeVar("Graphs")
+NARROWEST = 8  # a window of fewer steps is not worth a graph of its own
 # A round that nobody needed costs about ten times the pause in which the host reads the one before.
 PROBABLY_LAST = 0.1
 
@@ -106,6 +110,24 @@ class CudaRecorder:
         self._stream.synchronize()
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """Graphs of one form of autospeculative decoding.
+
+    Attributes:
+        reset: the start of a chunk. turns: a round, by the width of its window: θ, its half, a
+            quarter … parts: seconds of its draft, network and verification, by width.
+    """
+
+    reset: Replay
+    turns: dict[int, Replay]
+    parts: dict[int, dict[str, float]]
+
+    def width(self, left: int) -> int:
+        """The narrowest window for as many steps as are left, or θ."""
+        return min((w for w in self.turns if w >= left), default=max(self.turns))
+
+
 class CudaGraphEngine(Engine):
     """An :class:`Engine` whose rounds and steps are CUDA graphs.
 
@@ -129,8 +151,7 @@ class CudaGraphEngine(Engine):
             raise EngineError(f"CUDA graphs need a CUDA device, got {str(device)!r}")
         self._recorder: Recorder = recorder or CudaRecorder(device)
         self._fallback = fallback
-        self._graphs: WeakKeyDictionary[object, tuple[Replay, ...]] = WeakKeyDictionary()
-        self._parts: WeakKeyDictionary[object, dict[str, float]] = WeakKeyDictionary()
+        self._graphs: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
         self._steps: dict[int, SequentialSteps] = {}
         self.bytes_by_bucket: dict[str, int] = {}
 
@@ -138,34 +159,41 @@ class CudaGraphEngine(Engine):
         self, run: AutospeculativeDecoding, noise: Noise, calibration: Calibration
     ) -> tuple[Tensor, Stats]:
         start, chains = time.perf_counter(), run.chains
-        if not self._ready(run, self._capture_round):
+        graphs = self._captured(run, self._capture_rounds)
+        if graphs is None:
             return super()._decode(run, noise, calibration)
-        reset, turn = self._graphs[run]
-        ends = calibration.chance_of_the_end(chains.num_steps, chains.window)
+        size = chains.num_steps
+        ends = calibration.chance_of_the_end(size, chains.window)
         with self._recorder.working():
-            slopes = calibration.slopes(chains.num_steps)
+            slopes = calibration.slopes(size)
             chains.load(noise.initial, noise.steps, noise.log_uniform, slopes)
-            reset()
-            rounds, waiting, n = 0, [], [0] * chains.batch
-            while True:
+            graphs.reset()
+            waiting: list[Callable[[], list[Tensor]]] = []
+            launched: list[int] = []
+            n = [0] * chains.batch
+            while min(n) < size:
                 likely = math.prod(float(ends[i]) for i in n) > PROBABLY_LAST
                 while len(waiting) < (1 if likely else 2):
-                    turn()
+                    # No wider than what is left, of which the host knows a little late.
+                    width = graphs.width(size - min(n))
+                    graphs.turns[width]()
+                    launched.append(width)
                     waiting.append(self._recorder.read_later(chains.counts, chains.x))
-                rounds += 1
                 counts, x = waiting.pop(0)()
                 marks = counts[: 6 * chains.batch].view(6, chains.batch)
                 raise_if_bad(run.denoiser, marks[1].tolist())
-                if min(n := marks[2].tolist()) >= chains.num_steps:
-                    break
-                assert rounds <= chains.num_steps, "every round must advance every chain"
+                n = marks[2].tolist()
+                assert len(launched) <= size + 1, "every round must advance every chain"
+        needed = launched[: len(launched) - len(waiting)]
         seconds = time.perf_counter() - start
-        return x.to(self.like.device), run.stats(counts, self._split(run, rounds, seconds))
+        return x.to(self.like.device), run.stats(
+            counts, _split([graphs.parts[w] for w in needed], seconds)
+        )
 
-    def _ready(self, key: object, capture: Callable[[Any], tuple[Replay, ...]]) -> bool:
-        """Whether replays of ``key`` are at hand; False once capture has failed under "auto"."""
+    def _captured(self, key: K, capture: Callable[[K], Graphs]) -> Graphs | None:
+        """The graphs of ``key``, captured at first; None once that has failed under "auto"."""
         if self.name == "eager":
-            return False
+            return None
         if key not in self._graphs:
             try:
                 self._graphs[key] = capture(key)
@@ -174,28 +202,33 @@ class CudaGraphEngine(Engine):
                     raise
                 self.name = "eager"
                 warnings.warn(f"using the eager engine: {error}", stacklevel=2)
-                return False
-        return True
+                return None
+        return cast(Graphs, self._graphs[key])
 
-    def _capture_round(self, run: AutospeculativeDecoding) -> tuple[Replay, ...]:
+    def _capture_rounds(self, run: AutospeculativeDecoding) -> Rounds:
         chains = run.chains
-        what = f"a round of {chains.batch} chains with window {chains.window}"
         reset, _ = self._recorder.record(chains.reset, "the start of a chunk")
-        turn, self.bytes_by_bucket[what] = self._recorder.record(lambda: run.round(None), what)
-        self._parts[run] = self._time_parts(run)
-        return reset, turn
+        rounds, width = Rounds(reset, {}, {}), chains.window
+        while width == chains.window or width >= NARROWEST:
+            what = f"a round of {chains.batch} chains with window {width}"
+            work = functools.partial(run.round, None, width=width)
+            rounds.turns[width], self.bytes_by_bucket[what] = self._recorder.record(work, what)
+            rounds.parts[width] = self._time_parts(run, width)
+            width //= 2
+        return rounds
 
-    def _capture_step(self, steps: SequentialSteps) -> tuple[Replay, ...]:
+    def _capture_step(self, steps: SequentialSteps) -> Replay:
         what = f"a sequential step of {len(steps.x)} chains"
         replay, self.bytes_by_bucket[what] = self._recorder.record(steps.step, what)
-        return (replay,)
+        return replay
 
-    def _time_parts(self, run: AutospeculativeDecoding) -> dict[str, float]:
+    def _time_parts(self, run: AutospeculativeDecoding, width: int) -> dict[str, float]:
         """Seconds that draft, network and verification take in a round, each replayed alone."""
         chains, parts = run.chains, {}
         uses = run.draft == "secant", run.learn
-        points, drafts = run.kernels.propose(chains, run.denoiser, run.draft, chains.window)
-        here, later = points[:, :1], points[:, run.ahead : run.ahead + chains.window]
+        propose = functools.partial(run.kernels.propose, chains, run.denoiser, run.draft, width)
+        points, drafts = propose()
+        here, later = points[:, :1], points[:, run.ahead : run.ahead + width]
         said = run.predict(here, 0, False), run.predict(later, run.ahead, False)
 
         def network() -> None:
@@ -209,10 +242,8 @@ class CudaGraphEngine(Engine):
             run.kernels.verify(chains, run.denoiser, points, drafts, said[1], run.ahead, *uses)
 
         stages: dict[str, Callable[[], object]] = {
-            "draft": lambda: run.kernels.propose(chains, run.denoiser, run.draft, chains.window),
-            "network": network,
-            "verify": verify,
-        }
+            "draft": propose, "network": network, "verify": verify,
+        }  # fmt: skip
         for name, work in stages.items():
             replay, _ = self._recorder.record(work, f"the {name} of a round")
             chains.reset()
@@ -224,13 +255,6 @@ class CudaGraphEngine(Engine):
                 self._recorder.synchronize()
             parts[name] = (time.perf_counter() - start) / 20
         return parts
-
-    def _split(self, run: AutospeculativeDecoding, rounds: int, seconds: float) -> dict[str, float]:
-        """A chunk's time by phase; "other" is what was neither: launches, copies, gaps."""
-        parts = {name: part * rounds for name, part in self._parts[run].items()}
-        scale = min(1.0, seconds / max(sum(parts.values()), 1e-12))
-        split = {name: part * scale for name, part in parts.items()}
-        return {**split, "other": seconds - sum(split.values())}
 
     @torch.inference_mode()
     def sequential(
@@ -244,9 +268,9 @@ class CudaGraphEngine(Engine):
                 kernels = make_kernels(self.kernels)
                 steps = SequentialSteps(denoiser, self.schedule, noise.initial, kernels)
                 self._steps[batch] = steps
-            if not self._ready(steps, self._capture_step):
+            replay = self._captured(steps, self._capture_step)
+            if replay is None:
                 return sample_ddpm(denoiser, self.schedule, noise, name)
-            (replay,) = self._graphs[steps]
             with self._recorder.working():
                 steps.load(noise)
                 for _ in range(size):
@@ -276,5 +300,16 @@ class CudaGraphEngine(Engine):
             self._recorder.synchronize()
             self._steps.clear()
             self._graphs.clear()
-            self._parts.clear()
             self.bytes_by_bucket.clear()
+
+
+def _split(rounds: list[dict[str, float]], seconds: float) -> dict[str, float]:
+    """A chunk's time by phase; "other" is what was in none: launches, copies, gaps.
+
+    Args:
+        rounds: seconds of each round's phases, measured alone. seconds: of the whole chunk.
+    """
+    parts = {name: sum(one[name] for one in rounds) for name in rounds[0]}
+    scale = min(1.0, seconds / max(sum(parts.values()), 1e-12))
+    split = {name: part * scale for name, part in parts.items()}
+    return {**split, "other": seconds - sum(split.values())}

@@ -214,15 +214,22 @@ class AutospeculativeDecoding:
         self._uses = draft == "secant", learn
         self._chain = torch.arange(chains.batch, device=chains.x.device).unsqueeze(1)
 
-    def round(self, n: list[int] | None = None, lap: Lap = lambda phase: None) -> None:
+    def round(
+        self,
+        n: list[int] | None = None,
+        lap: Lap = lambda phase: None,
+        width: int | None = None,
+    ) -> None:
         """Draft, one network call on the whole window, couple, advance.
 
         Args:
             n: where the chains are, if the host knows; then rows that nobody needs are left out.
             lap: told each phase that has ended.
+            width: of this round's window; by default θ, or what is left where the host knows.
         """
         chains, compact = self.chains, n is not None
-        width = chains.window if n is None else min(chains.window, chains.num_steps - min(n))
+        left = chains.window if n is None else chains.num_steps - min(n)
+        width = min(chains.window, left) if width is None else width
         if self.ahead:
             here = chains.x.unsqueeze(1)
             lap("verify")

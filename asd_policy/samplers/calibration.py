@@ -79,7 +79,7 @@ class Calibration:
                 there made drafts worse than none.)
         """
         rounds = max(1, int(stats.calls.max()))
-        overhead = (stats.seconds["draft"] + stats.seconds["verify"]) / rounds
+        overhead = (sum(stats.seconds.values()) - stats.seconds["network"]) / rounds
         # The least seen: the first chunks also pay for warming up.
         self._overhead = overhead if self._overhead is None else min(overhead, self._overhead)
         key = _bucket(len(stats.calls)), stats.window

@@ -64,6 +64,29 @@ def test_static_rounds_are_the_eager_ones(
     torch.testing.assert_close(learned[0].slopes(STEPS), learned[1].slopes(STEPS))
 
 
+@pytest.mark.parametrize("calls", [1, 2])
+def test_rounds_are_no_wider_than_what_is_left(calls: int) -> None:
+    """Near the end narrower graphs serve, and change nothing."""
+    static = graph_engine()
+    eager = make_engine("eager", NETWORK, SCHEDULE, (DIM,), dtype=torch.float64, kernels="torch")
+    config = SamplerConfig("asd", calls_per_round=calls, window=20)
+    for seed in range(3):
+        noise = bulk_noise(2, STEPS, DIM, seed)
+        (x, stats), (expected, costs) = (
+            draw(config, engine, noise, None, slopes(True)) for engine in (static, eager)
+        )
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-9)
+        assert torch.equal(stats.calls, costs.calls)
+        assert torch.equal(stats.evaluations, costs.evaluations)
+    recorder = static._recorder
+    assert isinstance(recorder, HostRecorder)
+    of = "a round of 2 chains with window "
+    used = {int(what.removeprefix(of)): n for what, n in recorder.replays.items() if of in what}
+    assert set(used) == {20, 10}
+    assert min(used.values()) > 3
+    assert list(static.bytes_by_bucket) == [f"{of}20", f"{of}10"]
+
+
 @pytest.mark.parametrize("eta", [None, 0.0])
 def test_captured_steps_are_the_eager_ones(eta: float | None) -> None:
     schedule = SCHEDULE if eta is None else SCHEDULE.ddim(10, eta)
