@@ -21,15 +21,16 @@ from asd_policy.eval.folder import SCHEMA_VERSION
 from asd_policy.eval.options import EvalOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-# Schema → the folder under eval/results whose files are of it.
+# Schema → the files under eval/results that are of it.
 KEPT = {
-    "bench": "cpu-2-cores", "rates": "rates", "tasks": ".", "throughput": "cluster",
-    "verify": "verify",
+    "bench": ("cpu-2-cores/*.json", "h200/bench.json"), "rates": ("rates/*.json",),
+    "tasks": ("*.json",), "throughput": ("cluster/*.json",), "verify": ("verify/*.json",),
 }  # fmt: skip
 RESULTS = [
-    pytest.param(name, path, id=f"{folder}/{path.stem}")
-    for name, folder in KEPT.items()
-    for path in sorted((ROOT / "eval" / "results" / folder).glob("*.json"))
+    pytest.param(name, path, id=f"{path.parent.name}/{path.stem}")
+    for name, patterns in KEPT.items()
+    for pattern in patterns
+    for path in sorted((ROOT / "eval" / "results").glob(pattern))
 ]
 # Schema → the module of asd_policy.eval whose SCHEMA_VERSION it is of.
 WRITERS = {
