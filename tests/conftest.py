@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from asd_policy import cli
-
 Outcome = tuple[int, str, str]
 
 
 @pytest.fixture
 def run(capsys) -> Callable[..., Outcome]:
     """run(*words) → (exit status, stdout, stderr) of a command, in this process."""
+    from asd_policy import cli  # needs tyro, which tests of the core and of a GPU do without
 
     def command(*words: Any) -> Outcome:
         try:

@@ -30,7 +30,8 @@ from asd_policy.samplers.result import Noise, Stats, sequential_stats
 from asd_policy.samplers.sequential import SequentialSteps
 
 Replay = Callable[[], None]
-K, Graphs = TypeVar("K"), TypeVar("Graphs")
+Key = TypeVar("Key")
+Graphs = TypeVar("Graphs")
 NARROWEST = 8  # a window of fewer steps is not worth a graph of its own
 # A round that nobody needed costs about ten times the pause in which the host reads the one before.
 PROBABLY_LAST = 0.1
@@ -190,7 +191,7 @@ class CudaGraphEngine(Engine):
             counts, _split([graphs.parts[w] for w in needed], seconds)
         )
 
-    def _captured(self, key: K, capture: Callable[[K], Graphs]) -> Graphs | None:
+    def _captured(self, key: Key, capture: Callable[[Key], Graphs]) -> Graphs | None:
         """The graphs of ``key``, captured at first; None once that has failed under "auto"."""
         if self.name == "eager":
             return None
