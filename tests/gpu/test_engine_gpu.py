@@ -62,12 +62,16 @@ def assert_same(one: tuple[Tensor, Stats], other: tuple[Tensor, Stats]) -> None:
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("window", [7, 20])
 @pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_captured_rounds_are_the_eager_ones(draft: str, calls: int, kernels: str) -> None:
-    """The same samples, calls and decisions for chunks in a row, in two sizes of batch."""
+def test_captured_rounds_are_the_eager_ones(
+    draft: str, calls: int, window: int, kernels: str
+) -> None:
+    """The same samples, calls and decisions for chunks in a row, in two sizes of batch; of the
+    larger window in rounds of two widths."""
     captured, eager = engines(kernels, mixture())
-    config = SamplerConfig("asd", draft, calls, 7)
+    config = SamplerConfig("asd", draft, calls, window)
     learned = Calibration(), Calibration()
     for seed, batch in ((0, 3), (1, 1), (2, 3)):
         noise = noise_of(batch, seed)
