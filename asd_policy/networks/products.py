@@ -1,10 +1,11 @@
 """The layers of ConditionalUnet1D as matrix products, for the CPU and for torch.compile.
 
 The library's convolution lays its weights out anew in every call (on a GPU, its activations), which
-for the few rows of a chunk costs more than the convolution. Here a convolution is one product of the input's windows
-with a matrix laid out once. Activations have the channels last, (N, T, C), because a window is then
-contiguous in memory; between the layers they carry ``edge`` zeros on either side of the time axis,
-(N, edge + T + edge, C), because a layer then writes its result where the next one reads it.
+for the few rows of a chunk costs more than the convolution. Here a convolution is one product of
+the input's windows with a matrix laid out once. Activations have the channels last, (N, T, C),
+because a window is then contiguous in memory; between the layers they carry ``edge`` zeros on
+either side of the time axis, (N, edge + T + edge, C), because a layer then writes its result where
+the next one reads it.
 """
 
 from __future__ import annotations
