@@ -52,7 +52,10 @@ MAY_IMPORT = {
 EXTRAS = {"envs", "eval", "cli", "data", "training", "integrations"}  # may need an extra
 CORE_IMPORTS = {"torch", "numpy", "safetensors", "asd_policy"}
 # Kernels, imported by name only where they are asked for.
-OPTIONAL_IMPORTS = {"asd_policy.engine.triton_source": {"triton"}}
+OPTIONAL_IMPORTS = {
+    "asd_policy.engine.triton_source": {"triton"},
+    "asd_policy.networks.follow_kernel": {"triton"},
+}
 
 
 def sources() -> Iterator[tuple[str, Path]]:
