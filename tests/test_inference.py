@@ -279,6 +279,11 @@ def test_errors() -> None:
         InferenceUnet1D(network, TIMESTEPS, "tf32")
     with pytest.raises(ValueError, match=r"int64 of shape \(K,\), got torch.float32"):
         InferenceUnet1D(network, TIMESTEPS.float())
+    with pytest.raises(ValueError, match=r"layers must be one of .*got 'convolutions'"):
+        InferenceUnet1D(network, TIMESTEPS, layers="convolutions")
+    pointwise = Architecture((8, 16), kernel_size=1).network()
+    with pytest.raises(ValueError, match="fused layers need convolutions of 3 points, got 1"):
+        InferenceUnet1D(pointwise, TIMESTEPS, layers="fused")
     prepared = InferenceUnet1D(network, TIMESTEPS)
     with pytest.raises(ValueError, match=r"condition must be \(3, 5\), got None"):
         prepared.condition(None, 3)

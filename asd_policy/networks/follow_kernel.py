@@ -45,6 +45,6 @@ def follow_kernel(
         # end, the window that it comes round to is one that wants a zero there.
         window = point + TAPS // 2 - tap
         real = (window >= 0) & (window < T)
-        window = (window + T) % T
+        window = (window + T * TAPS) % T  # of a number that is not negative
         at = ((sample * T + window) * TAPS + tap) * C + channel
         tl.store(out_ptr + at, tl.where(real, y, 0.0), mask=inside)

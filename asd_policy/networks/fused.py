@@ -77,7 +77,8 @@ def launch(
     residual: Tensor | None,
 ) -> Tensor:
     """The kernel: one program for each sample and group of channels."""
-    kernel = importlib.import_module("asd_policy.networks.follow_kernel").follow_kernel
+    source = importlib.import_module("asd_policy.networks.follow_kernel")  # imports triton
+    power_of_two = source.triton.next_power_of_2
     (batch, length, channels), unused = h.shape, h
     assert h.is_contiguous(), h.stride()
     out = h.new_empty(batch, length, taps, channels)
@@ -86,9 +87,9 @@ def launch(
     added = unused if residual is None else residual
     assert scale.stride() == shift.stride()
     assert added.stride(0) == length * added.stride(1), added.stride()
-    blocks = _power_of_two(length), _power_of_two(channels // groups)
+    blocks = power_of_two(length), power_of_two(channels // groups)
     with torch.cuda.device_of(h):
-        kernel[(batch, groups)](
+        source.follow_kernel[(batch, groups)](
             h, out, *((norm.weight, norm.bias) if norm is not None else (unused, unused)),
             scale, shift, scale.stride(0), added, added.stride(1),
             eps=0.0 if norm is None else norm.eps, T=length, C=channels, G=channels // groups,
@@ -97,10 +98,6 @@ def launch(
             num_warps=max(1, min(8, blocks[0] * blocks[1] // 256)),
         )  # fmt: skip
     return out
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 class _Matrix(nn.Module):

@@ -109,8 +109,8 @@ class InferenceUnet1D(nn.Module):
         timestep_film: (K, F) the timesteps' part of the modulation, biases included.
 
     Raises:
-        ValueError: unknown precision or layers, "tf32" without CUDA, timesteps of another shape or
-            dtype.
+        ValueError: unknown precision or layers, "tf32" without CUDA, "fused" for convolutions of
+            one point, timesteps of another shape or dtype.
     """
 
     timestep_film: Tensor
@@ -138,6 +138,10 @@ class InferenceUnet1D(nn.Module):
         kernel_size = _kernel_size(network)
         if layers == "auto":
             layers = "fused" if _fuses(like.device, kernel_size) else "products"
+        if layers == "fused" and kernel_size < LEAST_KERNEL:
+            raise ValueError(
+                f"fused layers need convolutions of {LEAST_KERNEL} points, got {kernel_size}"
+            )
         made = (Fused if layers == "fused" else Products)(kernel_size)
         self.trunk = Trunk(network, made).requires_grad_(False)
         if precision == "bf16":

@@ -43,6 +43,8 @@ CASES = {
             Case(10, 24, 4, 7, film=True, residual="rows"),  # no powers of two
             Case(3, 10, 1, 3, residual="middle"),
             Case(4, 64, 8, 1),
+            Case(2, 16, 2, 7),  # windows that reach past both ends
+            Case(1, 16, 2, 5, norm=False),
             Case(16, 7, 1, 5, norm=False),
             Case(8, 48, 8, 5, norm=False),
             Case(16, 48, 8, 5, film=True, dtype=torch.float64),

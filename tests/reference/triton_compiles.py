@@ -15,7 +15,6 @@ import torch
 from asd_policy.chains import PAIRS, RIDGE
 from asd_policy.coupling import EQUAL
 from asd_policy.engine import triton_kernels
-from asd_policy.networks.fused import _power_of_two
 
 COUNTS = ("n_ptr", "last_ptr", "bad_ptr", "pushed_ptr", "calls_ptr", "evaluations_ptr",
           "accepted_ptr", "decided_ptr")  # fmt: skip
@@ -51,10 +50,11 @@ def forms(dim: int) -> dict[str, tuple[str, dict[str, Any], int]]:
 def follow_forms() -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
     """name → constants and types of the kernel between two products of a network."""
     found: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
+    power_of_two = triton_kernels._power_of_two
     for length, channels in ((16, 48), (10, 256), (4, 1024)):
         group = channels // 8
         sizes = {"T": length, "C": channels, "G": group, "TAPS": 5, "NORM": True}
-        sizes |= {"BLOCK_T": _power_of_two(length), "BLOCK_G": _power_of_two(group)}
+        sizes |= {"BLOCK_T": power_of_two(length), "BLOCK_G": power_of_two(group)}
         for name, types in (("fp32", {}), ("bf16", BF16)):
             for film in (True, False):
                 constants = {**sizes, "FILM": film, "RESIDUAL": not film}
