@@ -244,11 +244,11 @@ def test_numbers_of_either_numpy_are_read(path, tmp_path, core) -> None:
 
 def test_exported_files_are_robomimics(tmp_path, run) -> None:
     pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
-    import robomimic.utils.file_utils as file_utils
-
-    import asd_policy.integrations.robomimic as asd
+    import asd_policy.integrations.robomimic as asd  # first: it mends what robomimic imports
 
     made = tiny_checkpoint(observation_keys=KEYS, action_dim=7)
+    import robomimic.utils.file_utils as file_utils
+
     made.card["task"] = "lift"
     save_checkpoint(tmp_path / "mine", made)
     assert run("export", tmp_path / "mine", tmp_path / "model.pth")[0] == 0
