@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from asd_policy.errors import AsdPolicyError
+from asd_policy.threads import wait_passively
 
 # name -> (module:function, one line)
 COMMANDS = {
@@ -97,6 +98,7 @@ _TRACEBACK = "ASD_POLICY_TRACEBACK"  # set it to see where a user error was rais
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    wait_passively()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from asd_policy.denoiser import Network
 from asd_policy.engine import Engine, make_engine
+from asd_policy.engine.timing import network_costs
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
+from asd_policy.samplers.costs import candidates
 from asd_policy.samplers.result import Noise, Stats, Streams, draw_noise, streams
 from asd_policy.schedule import Schedule
 
@@ -124,22 +128,30 @@ def draw(
     noise: Noise,
     cond: Tensor | None,
     calibration: Calibration,
+    together: int | None = None,
 ) -> tuple[Tensor, Stats]:
-    """Run a sampler on noise that is given; the engine's chain is ``config.schedule(trained)``."""
+    """Run a sampler on noise that is given; the engine's chain is ``config.schedule(trained)``.
+
+    ``together``: chains that "auto" chooses the window for, if not the number of these.
+    """
     if config.name in ("ddpm", "ddim"):
         return engine.sequential(noise, cond, config.name)
     batch, num_steps = noise.log_uniform.shape
+    window = window_of(config, calibration, together or batch, num_steps)
     if config.name == "paradigms":
-        wide = PARADIGMS_WINDOW if config.window == "auto" else int(config.window)
-        return engine.paradigms(noise, cond, min(wide, num_steps), config.tolerance)
-    if config.window == "auto":
-        width = calibration.window(batch, num_steps)
-        if width == 1:
-            return engine.sequential(noise, cond, "asd")
-    else:
-        width = int(config.window)
-    form = config.draft, config.calls_per_round, min(width, num_steps)
-    return engine.asd(noise, cond, *form, calibration)
+        return engine.paradigms(noise, cond, window, config.tolerance)
+    if window == 1:  # the same chain: no draft is ever taken for granted
+        return engine.sequential(noise, cond, "asd")
+    return engine.asd(noise, cond, config.draft, config.calls_per_round, window, calibration)
+
+
+def window_of(config: SamplerConfig, calibration: Calibration, batch: int, num_steps: int) -> int:
+    """The window of a chunk for ``batch`` chains, "auto" chosen (1: sequentially)."""
+    if config.window != "auto":
+        return min(int(config.window), num_steps)
+    if config.name == "paradigms":
+        return min(PARADIGMS_WINDOW, num_steps)
+    return calibration.window(batch, num_steps)
 
 
 def calibrate(
@@ -155,37 +167,31 @@ def calibrate(
     generator: Streams = None,
     **options: object,
 ) -> Calibration:
-    """Learn slopes and acceptance from ``chunks`` throw-away calls, and time the network.
+    """Learn slopes and acceptance from throw-away chunks, and time the network.
 
     Args:
         denoiser, schedule, shape, cond, generator: as for :func:`sample`; conditions should be
-            typical. chunks: calls of :func:`sample` with window ``window``.
-        measure_costs: time the network at the batch sizes of the windows, for ``window="auto"``.
+            typical. chunks: calls of :func:`sample` with window ``window``, from which slopes are
+            learned, and as many with every other window that "auto" may choose.
+        measure_costs: time the network, for ``window="auto"``.
         progress: called with the number of chunks done.
         options: further arguments of :func:`sample`.
 
     Returns:
         A calibration for the sampler, the number of steps and the network it was made with.
     """
-    calibration, engine = Calibration(), options.pop("engine", "eager")
-    for done in range(chunks):
-        engine = sample(
-            denoiser,
-            schedule,
-            shape=shape,
-            cond=cond,
-            window=window,
-            generator=generator,
-            calibration=calibration,
-            engine=engine,  # type: ignore[arg-type]
-            **options,  # type: ignore[arg-type]
-        ).engine
-        if done == 0 and chunks > 1:
-            calibration.forget_acceptance()
-        progress(done + 1)
-    if measure_costs and isinstance(engine, Engine):
-        condition = None if cond is None else cond[:1]
-        calibration.measure_costs(
-            shape[0], engine.schedule.num_steps, lambda rows: engine.seconds(rows, condition)
-        )
+    given: dict[str, Any] = {"shape": shape, "cond": cond, "generator": generator, **options}
+    calibration = given["calibration"] = Calibration()
+    done = itertools.count(1)
+
+    def chunk(width: int) -> Stats:
+        result = sample(denoiser, schedule, window=width, **given)
+        given["engine"] = result.engine
+        progress(next(done))
+        return result.stats
+
+    steps = given.get("steps") or schedule.num_steps
+    calibration.learn(chunk, min(window, steps), chunks, candidates(steps))
+    if measure_costs:
+        calibration.use_costs(network_costs(given["engine"], None if cond is None else cond[:1]))
     return calibration

@@ -38,7 +38,7 @@ from asd_policy.eval.slots import Slot
 from asd_policy.eval.video import Recorder, check_rendering
 
 # What names the run's place rather than its content.
-_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime", "ray")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime", "ray", "measure")
 _SEEDS_OF_A_TURN = 4  # for each environment, where there are several
 
 Film = Callable[[Path, str, int], Recorder | None]

@@ -26,6 +26,8 @@ _PACKAGES = (
 
 def describe_machine(resolved: dict[str, Any]) -> dict[str, Any]:
     """The content of env.json, for a policy with these resolved settings."""
+    from asd_policy.engine.timing import cpu_model  # late: this module is also for the command line
+
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -58,16 +60,6 @@ def resolve_device(device: str) -> str:
             f"got {device!r}"
         )
     return device
-
-
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_commit(folder: Path) -> str | None:

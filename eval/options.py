@@ -39,7 +39,12 @@ _SEED_HELP = (
     "the default is held out. A seed fixes scene and random stream, the same for every sampler."
 )
 _WINDOW_HELP = (
-    "Steps that asd and paradigms put into one network call; auto chooses from the measured cost."
+    "Steps that asd and paradigms put into one network call; auto chooses for asd from what calls "
+    "cost on this machine and from the acceptance that is stored with the policy."
+)
+_MEASURE_HELP = (
+    "Time the network anew for --window auto. Otherwise the times count that it took when it was "
+    "first used on this machine, which are kept in the user's cache folder."
 )
 _COMPILE_HELP = (
     "Compile the network at the first chunks: seconds on a GPU, up to some minutes on a CPU."
@@ -111,7 +116,9 @@ class EvalOptions:
     """Of the network (tf32 on a GPU only)."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _COMPILE_HELP)] = False
     threads: Annotated[int | None, _arg("INT")] = None
-    """CPU threads of the policy; None is torch's own choice."""
+    """CPU threads of the policy; None is one for a network that more make hardly faster, and as
+    many as torch takes for a large one."""
+    measure: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _MEASURE_HELP)] = False
     delay: Annotated[Literal["measured"] | float | None, _arg("measured|MS", _DELAY_HELP)] = None
     control_rate: Annotated[float, _arg("HZ", _RATE_HELP)] = 20.0
     realtime: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

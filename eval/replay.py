@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1  # of replay.json
 _SAMPLE = 10  # chunks, where nothing says which
 _SHOWN = 10  # of those that differ
-_PLACE = ("device", "engine", "precision", "compile")
+_PLACE = ("device", "engine", "precision", "compile", "threads")
 
 Json = dict[str, Any]
 Place = tuple[str, int, int]  # sampler, seed, number of the chunk

@@ -120,6 +120,19 @@ def is_busy(results: dict[str, Any]) -> bool:
     return waiting is not None and waiting > _BUSY
 
 
+def busy_note(results: dict[str, Any]) -> str:
+    """What a busy machine means for the figures, and what to do."""
+    threads = results["resolved"]["threads"]
+    fewer = "" if threads == 1 else ", or with --threads 1, which loses least to other work"
+    return (
+        "The machine was busy with other work: this run waited for a processor "
+        f"{results['processor_wait_share']:.2f} s in each second (all threads together), so "
+        "latencies and the speedup by the clock are not those of a free machine; calls, "
+        "acceptance and success are. For latencies, run the command again when the other work is "
+        f"done{fewer}."
+    )
+
+
 def _windows(results: dict[str, Any]) -> list[str]:
     samplers_of: dict[str, list[str]] = {}
     for name, summary in results["samplers"].items():
@@ -167,11 +180,7 @@ def _remarks(results: dict[str, Any]) -> list[str]:
     if firsts:
         lines.append(f"First chunk, apart from all other figures: {', '.join(firsts)}")
     if is_busy(results):
-        lines.append(
-            "The machine was busy with other work: this run waited for a processor "
-            f"{results['processor_wait_share']:.2f} s in each second (all threads together), so "
-            "latencies and the speedup by the clock are not those of a free machine."
-        )
+        lines.append(busy_note(results))
     if results["restarts"]:
         lines.append(
             f"Worker processes died {results['restarts']} times; their episodes were run again."

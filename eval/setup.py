@@ -42,14 +42,13 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
     """
     task = get_task(options.task)
     device = resolve_device(options.device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     checkpoint = options.checkpoint or shipped(task.name)
     place: dict[str, Any] = {
         "device": device,
         "engine": options.engine,
         "precision": options.precision,
         "compile": options.compile,
+        "threads": options.threads,
     }
     policies: dict[str, Any] = {
         name: load_policy(checkpoint, place, sampler_settings(name, options))
@@ -63,11 +62,17 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
             f"{checkpoint} makes actions of {policy.action_dim}"
         )
     cameras = _cameras(policy, checkpoint)
+    robots = min(options.num_envs, options.episodes * len(options.samplers))
+    for each in policies.values():
+        if options.measure:
+            each.measure()
+        each.reset([0] * robots)  # "auto" chooses the window for so many
+    torch.set_num_threads(policy.threads)
     return Setup(
         policies=policies,
         slots=open_slots(
             functools.partial(make_env, task.env_id, options.horizon, bool(options.video), cameras),
-            min(options.num_envs, options.episodes * len(options.samplers)),
+            robots,
         ),
         render_fps=CONTROL_FREQUENCY_HZ,
         checkpoint_sha256=policy.card["sha256"],
@@ -75,7 +80,7 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
             "checkpoint": str(checkpoint),
             "device": device,
             "gpu": torch.cuda.get_device_name(device) if device != "cpu" else None,
-            "threads": torch.get_num_threads(),
+            "threads": policy.threads,
             "engine": policy.engine.name,
             "kernels": policy.engine.kernels,
             "precision": options.precision,
@@ -84,6 +89,7 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
             "horizons": list(policy.horizons),
             "control_hz": CONTROL_FREQUENCY_HZ,
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
+            "windows": {name: p.window for name, p in policies.items() if p.window is not None},
         },
         held_components=task.gripper_components,
     )

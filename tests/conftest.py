@@ -1,12 +1,27 @@
 """Fixtures for the tests of commands."""
 
+import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 Outcome = tuple[int, str, str]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_the_tests() -> Iterator[None]:
+    """What networks cost is kept in a folder of the tests' own, by child processes too."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = os.environ.get("ASD_POLICY_CACHE")
+        os.environ["ASD_POLICY_CACHE"] = folder
+        yield
+        if before is None:
+            del os.environ["ASD_POLICY_CACHE"]
+        else:
+            os.environ["ASD_POLICY_CACHE"] = before
 
 
 @pytest.fixture

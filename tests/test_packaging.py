@@ -25,8 +25,9 @@ pytestmark = pytest.mark.skipif(
 
 # A module may import those of a lower rank, and its own package.
 RANK = {
-    "errors": 0, "networks": 1, "schedule": 1, "denoiser": 2, "coupling": 3, "chains": 4,
-    "drafts": 5, "samplers": 6, "engine": 7, "sampling": 8, "policy": 9, "integrations": 10,
+    "errors": 0, "threads": 0, "networks": 1, "schedule": 1, "denoiser": 2, "coupling": 3,
+    "chains": 4, "drafts": 5, "samplers": 6, "engine": 7, "sampling": 8, "policy": 9,
+    "integrations": 10,
 }  # fmt: skip
 MAY_IMPORT = {
     **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
@@ -45,7 +46,7 @@ MAY_IMPORT = {
     },
     "integrations": {*RANK, "checkpoints", "envs", "data", "training"},
     "eval": {*RANK, "checkpoints", "envs", "data", "training", ""},
-    "cli": {"errors", "data", "envs", "training", "eval", ""},
+    "cli": {"errors", "threads", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},
     "": {"errors", "schedule", "samplers", "sampling", "policy", "envs"},  # the public names
 }  # fmt: skip

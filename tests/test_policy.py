@@ -10,6 +10,7 @@ import torch
 
 from asd_policy import CheckpointError, DiffusionPolicy, NonFiniteError
 from asd_policy.policy import Checkpoint, PolicyConfig, SamplerConfig, save_checkpoint
+from asd_policy.samplers.costs import Costs
 from reference.recording_policy import TA, TO, TP, observation, recording
 from reference.tiny import ACTION_DIM, KEYS, tiny_checkpoint, tiny_config
 
@@ -210,21 +211,19 @@ def test_another_sampler_starts_without_calibration(options: dict) -> None:
     assert made.calibration.chunks == 1
 
 
-def test_the_automatic_window_is_measured_once_for_a_batch_size() -> None:
-    made, rows = DiffusionPolicy(calibrated()), []
-    unet = made.engine.network.unet
-    unet.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
-    made.reset([0, 1, 2])
-    made.act_batch(observations([0, 1, 2], 0))
-    measured = len(rows)
-    windows = set()
-    for t in range(1, 2 * TA + 1):
-        made.act_batch(observations([0, 1, 2], t))
-        windows |= {chunk.window for chunk in made.last_chunks if chunk is not None}
-    assert measured > 20
-    assert len(rows) - measured <= 2 * 10
-    assert len(windows) == 1
-    assert 1 <= windows.pop() <= 10
+def test_the_automatic_window_is_that_of_all_robots_together() -> None:
+    """Not of those that need a chunk now: a robot's actions would depend on the others'."""
+    made = DiffusionPolicy(calibrated())
+    made.calibration.use_costs(Costs((1, 64), (1.0, 1.5)))  # each robot's rows cost a little
+    windows = {}
+    for robots in (1, 64):
+        made.reset(list(range(robots)))
+        windows[robots] = made.window
+    assert windows[64] < windows[1]
+    for t in range(2 * TA + 1):
+        made.act_batch(observations([5], t), [5])
+        used = {chunk.window for chunk in made.last_chunks if chunk is not None}
+        assert used <= {windows[64]}
 
 
 # ---- what is refused ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ noise and decisions exist on rank 0 alone, so that ranks cannot disagree on them
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asd_policy.denoiser import Network, PreparedNetwork
-from asd_policy.engine.eager import Engine
+from asd_policy.engine.eager import Engine, Result
 from asd_policy.errors import EngineError
 from asd_policy.schedule import Schedule
 
@@ -143,6 +144,17 @@ class DistributedEngine(Engine):
         super().__init__(network, schedule, shape, *options)
         self._split = SplitNetwork(network, schedule, self.shape, self.like)
         self.network = self._split
+        self.ranks = dist.get_world_size()
+
+    def lead(self, work: Callable[[], Result]) -> Result | None:
+        """On rank 0, do it; meanwhile the others serve. Every rank calls this."""
+        if dist.get_rank():
+            self.serve()
+            return None
+        try:
+            return work()
+        finally:
+            self.close()
 
     @torch.inference_mode()
     def serve(self) -> None:

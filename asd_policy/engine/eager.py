@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from asd_policy.samplers.paradigms import sample_paradigms
 from asd_policy.samplers.result import Clock, Noise, Stats
 from asd_policy.schedule import Schedule
 
+Result = TypeVar("Result")
 KEPT = 8  # states of chains, one for each batch size, window and form
 
 
@@ -36,6 +38,7 @@ class Engine:
     """
 
     name = "eager"
+    ranks = 1  # processes that share a network call
 
     def __init__(
         self,
@@ -122,17 +125,33 @@ class Engine:
         return x, run.stats(counts, clock.seconds())
 
     @torch.inference_mode()
-    def seconds(self, rows: int, cond: Tensor | None, repeats: int = 4) -> float:
-        """What one network call on a number of rows takes; cond is (1, …) or None.
-
-        The least of a few: whatever else the machine does only ever adds.
-        """
+    def timer(self, rows: int, cond: Tensor | None) -> Callable[[], float]:
+        """A function that makes one network call on ``rows`` rows and returns what it took, in
+        seconds; cond is (1, …) or None. It is valid until the engine's next chunk."""
         with self._lock:
             x = self.like.new_zeros(rows, self.like.shape[1])
             zeros = torch.zeros(rows, dtype=torch.int64, device=x.device)
             denoiser = self._denoiser(1, cond)
             call = self._repeatable(lambda: denoiser.predict(x, zeros, zeros), rows)
-            return min(_timed(call, x.device) for _ in range(1 + repeats))
+
+        @torch.inference_mode()
+        def timed() -> float:
+            with self._lock:
+                return _timed(call, x.device)
+
+        return timed
+
+    def seconds(self, rows: int, cond: Tensor | None, repeats: int = 4) -> float:
+        """What one network call on a number of rows takes; cond is (1, …) or None.
+
+        The least of a few: whatever else the machine does only ever adds.
+        """
+        timed = self.timer(rows, cond)
+        return min(timed() for _ in range(1 + repeats))
+
+    def lead(self, work: Callable[[], Result]) -> Result | None:
+        """Do work that calls the network, before any chunk; None where another process leads."""
+        return work()
 
     def _repeatable(self, work: Callable[[], object], rows: int) -> Callable[[], object]:
         return work
@@ -168,11 +187,15 @@ class Engine:
 
 
 def _timed(call: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
+    """Seconds of a call. With one thread on a CPU, of its processor's time: other work on the
+    machine, which interrupts nearly every call of some milliseconds, does not count there."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
+    start = clock()
     call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def raise_if_bad(denoiser: Denoiser, bad: list[int]) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from asd_policy.engine import make_engine
+from asd_policy.engine.timing import network_costs
 from asd_policy.networks.prepare import prepare
-from asd_policy.samplers.calibration import DEFAULT_WINDOW, Calibration
+from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
+from asd_policy.samplers.costs import Costs
 from asd_policy.samplers.result import Stats, draw_noise
-from asd_policy.sampling import draw
+from asd_policy.sampling import draw, window_of
 from asd_policy.schedule import Schedule
+from asd_policy.threads import choose_threads, limited_to
 
 
 class ChunkSampler:
@@ -24,11 +26,12 @@ class ChunkSampler:
         network: predicts what ``schedule`` says, of chunks; on ``device``.
         schedule: that the network was trained for. shape: (Tp, action_dim) of a chunk.
         sampler: how chunks are drawn.
-        device, engine, precision, compile: as for ``DiffusionPolicy``.
-        calibration: slopes, acceptance and costs known before.
+        device, engine, precision, compile, threads: as for ``DiffusionPolicy``.
+        calibration: slopes and acceptance known before.
 
     Attributes:
         last_slopes: (K,) that ASD drafted the last chunks with.
+        threads: CPU threads that chunks are drawn with.
 
     Raises:
         ValueError: a sampler that this chain does not allow, or an unknown option.
@@ -45,13 +48,48 @@ class ChunkSampler:
         precision: str = "fp32",
         compile: bool = False,
         calibration: Calibration | None = None,
+        threads: int | None = None,
     ) -> None:
         self.sampler, self.shape = sampler, shape
         self.schedule = sampler.schedule(schedule)
+        self.threads = threads or choose_threads(sum(p.numel() for p in network.parameters()))
+        self._network, self._compile = network, compile
         prepared = prepare(network, self.schedule.timesteps, precision, compile)
         self.engine = make_engine(engine, prepared, self.schedule, shape, device)
         self.calibration = calibration or Calibration()
         self.last_slopes: Tensor | None = None
+        self._together = 1
+        self.measure(again=False)
+
+    def expect(self, batch: int) -> None:
+        """Choose the window for so many chunks at once, from here on: not for those of the moment,
+        so that a chunk does not depend on which others are drawn beside it."""
+        self._together = max(1, batch)
+
+    def measure(self, again: bool = True) -> None:
+        """Time the network on this machine, if the window is to be chosen, and keep what it took;
+        unless ``again``, only if nothing is kept."""
+        if self.sampler.name != "asd" or self.sampler.window != "auto":
+            return
+        like = next(self._network.parameters())
+        width = int(getattr(self._network, "global_cond_dim", 0))
+        cond = like.new_zeros(1, width) if width else None
+
+        def costs() -> Costs:
+            return network_costs(self.engine, cond, self._compile, again)
+
+        with limited_to(self.threads):  # ``again``: other ranks, if there are, serve already
+            found = costs() if again else self.engine.lead(costs)
+        if found is not None:
+            self.calibration.use_costs(found)
+
+    @property
+    def window(self) -> int | None:
+        """θ of the next chunks (1: sequentially); None of samplers without a window."""
+        if self.sampler.name not in ("asd", "paradigms"):
+            return None
+        steps = self.schedule.num_steps
+        return window_of(self.sampler, self.calibration, self._together, steps)
 
     def draw(
         self,
@@ -61,37 +99,12 @@ class ChunkSampler:
     ) -> tuple[Tensor, Stats]:
         """(B, …) conditions and B streams → (B, Tp, action_dim) chunks, and what they cost.
 
-        ``calibration``: in place of the sampler's own, which then neither measures nor learns.
+        ``calibration``: in place of the sampler's own, which then does not learn.
         """
-        if calibration is None:
-            self._measure_costs(cond)
-            calibration = self.calibration
+        known = calibration or self.calibration
         if self.sampler.name == "asd":
-            self.last_slopes = calibration.slopes(self.schedule.num_steps)
-        x, stats = self._sample(self.sampler, cond, generators, calibration)
+            self.last_slopes = known.slopes(self.schedule.num_steps)
+        with limited_to(self.threads):
+            noise = draw_noise(generators, self.schedule.num_steps, self.engine.like)
+            x, stats = draw(self.sampler, self.engine, noise, cond, known, self._together)
         return x.view(-1, *self.shape), stats
-
-    def _sample(
-        self,
-        config: SamplerConfig,
-        cond: Tensor,
-        generators: Sequence[torch.Generator],
-        calibration: Calibration,
-    ) -> tuple[Tensor, Stats]:
-        noise = draw_noise(generators, self.schedule.num_steps, self.engine.like)
-        return draw(config, self.engine, noise, cond, calibration)
-
-    def _measure_costs(self, cond: Tensor) -> None:
-        """Time the network once for this batch size, if the window is to be chosen from it."""
-        if self.sampler.name != "asd" or self.sampler.window != "auto":
-            return
-        if not self.calibration.has_costs(len(cond)):
-            self.calibration.measure_costs(
-                len(cond), self.schedule.num_steps, lambda rows: self.engine.seconds(rows, cond[:1])
-            )
-            # Two throw-away chunks, for the cost of a round apart from the network.
-            probe = replace(self.sampler, window=DEFAULT_WINDOW)
-            device = self.engine.like.device
-            for _ in range(2):
-                generators = [torch.Generator(device).manual_seed(0) for _ in cond]
-                self._sample(probe, cond, generators, self.calibration)

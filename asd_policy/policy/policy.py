@@ -46,6 +46,12 @@ class DiffusionPolicy:
         engine: what draws them, one of ``asd_policy.engine.ENGINES``.
         precision: of the network: "fp32", "tf32" (on CUDA) or "bf16".
         compile: run the network through ``torch.compile``, which takes its time at first.
+        threads: CPU threads that chunks are drawn with; None chooses by the network's size: one
+            for those that a second thread makes hardly faster, torch's own number for large ones.
+
+    With ``window="auto"`` the network is timed when the first policy of its kind is made on a
+    machine, and what was found is kept in the user's cache folder. Nothing is timed later on: the
+    window depends on that, and on the acceptance stored with the checkpoint.
 
     Attributes:
         last_chunks: what the chunks of the last call cost, None where none was drawn.
@@ -63,6 +69,7 @@ class DiffusionPolicy:
         engine: str = "auto",
         precision: str = "fp32",
         compile: bool = False,
+        threads: int | None = None,
     ) -> None:
         self.sampler = sampler or SamplerConfig()
         self.config, self.card = checkpoint.config, checkpoint.card
@@ -80,6 +87,7 @@ class DiffusionPolicy:
             precision,
             compile,
             self._initial_calibration(),
+            threads,
         )
         self.schedule, self.engine = self._sampler.schedule, self._sampler.engine
         self.calibration = self._sampler.calibration
@@ -98,6 +106,7 @@ class DiffusionPolicy:
         engine: str = "auto",
         precision: str = "fp32",
         compile: bool = False,
+        threads: int | None = None,
         **options: Any,
     ) -> DiffusionPolicy:
         """Load a checkpoint folder.
@@ -105,7 +114,7 @@ class DiffusionPolicy:
         Args:
             folder: with ``model.safetensors`` and ``card.json``.
             device: "cpu", "cuda", …
-            engine, precision, compile: as for the class.
+            engine, precision, compile, threads: as for the class.
             sampler: a name with ``options`` of ``SamplerConfig``, or a ``SamplerConfig``.
 
         Raises:
@@ -115,7 +124,7 @@ class DiffusionPolicy:
         config = (
             sampler if isinstance(sampler, SamplerConfig) else SamplerConfig(sampler, **options)
         )
-        return cls(load_checkpoint(folder), config, device, engine, precision, compile)
+        return cls(load_checkpoint(folder), config, device, engine, precision, compile, threads)
 
     @property
     def observation_keys(self) -> dict[str, int]:
@@ -131,6 +140,20 @@ class DiffusionPolicy:
     def parameters(self) -> int:
         """Numbers in the network."""
         return sum(p.numel() for p in self.network.parameters())
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that chunks are drawn with."""
+        return self._sampler.threads
+
+    @property
+    def window(self) -> int | None:
+        """θ of the next chunks (1: sequentially); None of a sampler without a window."""
+        return self._sampler.window
+
+    def measure(self) -> None:
+        """Time the network on this machine again, for ``window="auto"``, and keep the result."""
+        self._sampler.measure()
 
     @property
     def horizons(self) -> tuple[int, int, int]:
@@ -154,6 +177,7 @@ class DiffusionPolicy:
         if seeds is None or isinstance(seeds, (int, np.integer)):
             seeds = [seeds]
         self._environments = [_Environment(seed, self.stream(seed)) for seed in seeds]
+        self._sampler.expect(len(self._environments))
         self.last_chunks = [None] * len(self._environments)
 
     def reset_env(self, index: int, seed: int | None = None) -> None:

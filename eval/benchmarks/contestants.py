@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -10,14 +12,16 @@ import torch
 from torch import Tensor
 
 from asd_policy.engine import Engine, make_engine
+from asd_policy.engine.timing import network_costs
 from asd_policy.eval.benchmarks.ceilings import synchronize
 from asd_policy.eval.benchmarks.cells import Cell, sampler_config
 from asd_policy.eval.benchmarks.eager_loop import sample_eager_loop
 from asd_policy.eval.benchmarks.options import EAGER_LOOP
 from asd_policy.eval.benchmarks.subjects import Subject
 from asd_policy.networks.prepare import PreparedUnet1D, prepare
-from asd_policy.samplers.calibration import DEFAULT_WINDOW, TRIAL, Calibration
+from asd_policy.samplers.calibration import DEFAULT_WINDOW, Calibration
 from asd_policy.samplers.config import SamplerConfig
+from asd_policy.samplers.costs import candidates
 from asd_policy.samplers.result import Noise, Stats, draw_noise
 from asd_policy.sampling import draw
 from asd_policy.schedule import Schedule
@@ -143,9 +147,7 @@ class EngineContestant:
         if self.config.name == "asd":
             self._calibrate()
         calibrated = time.perf_counter()
-        # A window that was chosen may be given up in its first chunks: not within measurement.
-        trial = TRIAL if self.config.name == "asd" and self.config.window == "auto" else 1
-        seconds = [self.draw(-1).seconds for _ in range(1 + trial)]
+        seconds = [self.draw(-1).seconds for _ in range(2)]
         return {
             "prepare_s": self._prepare_s,
             "calibrate_s": calibrated - start,
@@ -177,25 +179,30 @@ class EngineContestant:
 
         From here on the calibration is frozen, as a policy's is: a chunk depends on its seed.
         """
-        config, batch, auto = self.config, self.cell.batch, self.config.window == "auto"
-        steps = self.engine.schedule.num_steps
-        probe = replace(config, window=min(DEFAULT_WINDOW, steps)) if auto else config
+        auto, steps = self.config.window == "auto", self.engine.schedule.num_steps
         if self._has_stored():
             self.calibration = Calibration.from_dict(self._subject.calibration)
         else:
-            for i in range(max(2, CALIBRATION_CHAINS // batch)):
-                self._timed(probe, -2 - i, self._subject.take(7 * i, batch))
-                if i == 0:
-                    self.calibration.forget_acceptance()
+            window = min(DEFAULT_WINDOW, steps) if auto else int(self.config.window)
+            chunks = max(2, CALIBRATION_CHAINS // self.cell.batch)
+            others = candidates(steps) if auto else ()
+            self.calibration.learn(self._throw_away(), window, chunks, others)
         self.calibration.frozen = True
         if auto:
             cond = self._subject.take(0, 1)
-            self.calibration.measure_costs(
-                batch, steps, lambda rows: self.engine.seconds(rows, cond)
-            )
-            for _ in range(2):  # for the cost of a round apart from the network
-                self._timed(probe, -1, self._subject.take(0, batch))
+            self.calibration.use_costs(network_costs(self.engine, cond, self.cell.compile))
         self.engine.close()  # what only the calibration needed
+
+    def _throw_away(self) -> Callable[[int], Stats]:
+        """Draws chunks at other observations and with other noise than those that are measured."""
+        number = itertools.count()
+
+        def chunk(window: int) -> Stats:
+            i = next(number)
+            config = replace(self.config, window=window)
+            return self._timed(config, -2 - i, self._subject.take(7 * i, self.cell.batch)).stats
+
+        return chunk
 
     def _has_stored(self) -> bool:
         default = (self.config.draft, self.config.calls_per_round) == ("secant", 1)

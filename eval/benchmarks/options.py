@@ -46,7 +46,8 @@ class BenchOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
     threads: int | None = None
-    """CPU threads; None is torch's own choice."""
+    """CPU threads; None is one for networks that more make hardly faster, and as many as torch
+    takes where one of them is large."""
     data: Path | None = None
     """Demonstrations (.npz, or a zarr store) whose observations condition the chunks."""
     seed: int = 0

@@ -17,6 +17,8 @@ from asd_policy.eval.benchmarks.scaling import calls_against_steps
 from asd_policy.eval.benchmarks.store import Store, read_bench
 from asd_policy.eval.benchmarks.subjects import Subject, load_demonstrations, load_subject
 from asd_policy.eval.machine import describe_machine, package_version, resolve_device
+from asd_policy.eval.stages import UNSEEN, Stages, stages_on
+from asd_policy.threads import choose_threads
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
@@ -34,16 +36,20 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
     check_options(options)
     name = resolve_device(options.device)
     check_device(options, name)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     device = torch.device(name)
-    subjects = {} if options.calls_against_steps else load_subjects(options, device)
+    from rich.console import Console  # late: on a GPU machine this module runs without it
+
+    stages = stages_on(Console(stderr=True))
+    with stages.stage(f"Loading {', '.join(options.networks)}"):
+        subjects = {} if options.calls_against_steps else load_subjects(options, device)
+    largest = max((subject.parameters for subject in subjects.values()), default=0)
+    torch.set_num_threads(options.threads or choose_threads(largest))
     store = open_store(options, name, {})
     if options.calls_against_steps:
         scale(store, options.quick, say)
     else:
         groups = plan(options, {n: s.schedule.num_steps for n, s in subjects.items()})
-        measure(store, subjects, groups, options, device, say)
+        measure(store, subjects, groups, options, device, say, stages=stages)
     return finish(store, say)
 
 
@@ -89,10 +95,12 @@ def measure(
     device: torch.device,
     say: Say,
     deadline: float = float("inf"),
+    stages: Stages = UNSEEN,
 ) -> bool:
     """Measure the cells that are not in the store. False if the deadline came first."""
     chunks = min(options.chunks, 5) if options.quick else options.chunks
-    runner = Runner(store, subjects, device, chunks, options.seed, options.quick, say, deadline)
+    quick = options.quick
+    runner = Runner(store, subjects, device, chunks, options.seed, quick, say, deadline, stages)
     complete = runner.run(groups)
     store.write(complete=complete)
     return complete

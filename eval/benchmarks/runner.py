@@ -29,6 +29,7 @@ from asd_policy.eval.benchmarks.options import EAGER_LOOP
 from asd_policy.eval.benchmarks.store import Store
 from asd_policy.eval.benchmarks.subjects import Subject
 from asd_policy.eval.machine import processor_wait_s
+from asd_policy.eval.stages import UNSEEN, Stages
 
 Json = dict[str, Any]
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -42,7 +43,7 @@ class Runner:
     Args:
         store: where. subjects: by name. chunks: rounds of a group. quick: fewer batch sizes.
         deadline: ``time.monotonic()`` after which to stop, with what has been measured.
-        say: told what is going on.
+        say: told what is going on. stages: shows it while it goes on.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Runner:
         quick: bool,
         say: Callable[[str], None],
         deadline: float = float("inf"),
+        stages: Stages = UNSEEN,
     ) -> None:
+        self.stages = stages
         self.store, self.subjects, self.device, self.seed = store, subjects, device, seed
         self.chunks, self.quick, self.say, self.deadline = chunks, quick, say, deadline
         self.forms = Forms()
@@ -88,7 +91,8 @@ class Runner:
         ceilings = self.store.content["ceilings"]
         known = set(ceilings["matmul_flop_per_s"]) if ceilings else set()
         if not asked - {"-"} <= known:
-            ceilings = measure_ceilings(self.device, tuple(sorted(asked - {"-"})), self.quick)
+            with self.stages.stage("Measuring the ceilings of this machine: copies and products"):
+                ceilings = measure_ceilings(self.device, tuple(sorted(asked - {"-"})), self.quick)
         networks = {name: subject.describe() for name, subject in self.subjects.items()}
         self.store.write(ceilings=ceilings, networks=self.store.content["networks"] | networks)
 
@@ -97,17 +101,19 @@ class Runner:
         ready: list[tuple[Contestant, Json]] = []
         for cell in cells:
             try:
-                contestant = make_contestant(
-                    cell, self.subjects[cell.network], self.forms, self.device, self.seed
-                )
-                ready.append((contestant, contestant.warm_up()))
+                with self.stages.stage(f"  {_label(cell, cells)}: preparing, calibrating"):
+                    contestant = make_contestant(
+                        cell, self.subjects[cell.network], self.forms, self.device, self.seed
+                    )
+                    ready.append((contestant, contestant.warm_up()))
             except Exception as error:
                 self._failed(cell, error)
             if self._late():
                 break
         try:
-            for contestant, _ in ready:
-                self._measure_costs(contestant)
+            with self.stages.stage("  timing one network call by its rows"):
+                for contestant, _ in ready:
+                    self._measure_costs(contestant)
             return self._take_turns(ready) and not self._late()
         finally:
             for contestant, _ in ready:
@@ -120,19 +126,21 @@ class Runner:
         if not self.quick:
             repeats = _repeats([contestant.draw(-1).seconds for contestant, _ in ready])
         waited, started = processor_wait_s(), time.perf_counter()
-        for turn in range(self.chunks):
-            for (contestant, _), times in zip(ready, repeats, strict=True):
-                chunks = drawn[contestant.cell.key]
-                try:
-                    for _ in range(0 if contestant.cell.key in failed else times):
-                        chunks.append(contestant.draw(len(chunks)))
-                except Exception as error:
-                    failed.add(contestant.cell.key)
-                    self._failed(contestant.cell, error)
-            if self._late():
-                if turn + 1 < LEAST_ROUNDS:
-                    return False
-                break
+        with self.stages.turns("  measuring, round", self.chunks) as done:
+            for turn in range(self.chunks):
+                for (contestant, _), times in zip(ready, repeats, strict=True):
+                    chunks = drawn[contestant.cell.key]
+                    try:
+                        for _ in range(0 if contestant.cell.key in failed else times):
+                            chunks.append(contestant.draw(len(chunks)))
+                    except Exception as error:
+                        failed.add(contestant.cell.key)
+                        self._failed(contestant.cell, error)
+                done()
+                if self._late():
+                    if turn + 1 < LEAST_ROUNDS:
+                        return False
+                    break
         now = processor_wait_s()
         wait = None if now is None or waited is None else now - waited
         share = None if wait is None else wait / (time.perf_counter() - started)

@@ -43,6 +43,11 @@ class Subject:
     calibration: dict[str, Any]
     size: NetworkSize
 
+    @property
+    def parameters(self) -> int:
+        """Numbers in the network."""
+        return sum(p.numel() for p in self.network.parameters())
+
     def at(self, steps: int) -> tuple[ConditionalUnet1D, Schedule]:
         """Network and schedule of a chain of ``steps`` steps.
 
@@ -73,7 +78,7 @@ class Subject:
     def describe(self) -> dict[str, Any]:
         """For bench.json."""
         return {
-            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "parameters": self.parameters,
             "trained": self.trained,
             "trained_steps": self.schedule.num_steps,
             "chunk_shape": list(self.shape),

@@ -57,7 +57,8 @@ class TableOptions:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Of the networks (tf32 on a GPU only)."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """CPU threads of the policy; None is torch's own choice."""
+    """CPU threads of the policy; None is one for a network that more make hardly faster, and as
+    many as torch takes for a large one."""
 
 
 def main_tasks(options: Annotated[TableOptions, tyro.conf.arg(name="")]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from asd_policy.engine.timing import cpu_model
 from asd_policy.eval import machine
 
 
@@ -65,4 +66,4 @@ def test_the_commit_is_that_of_this_packages_checkout_only(tmp_path):
 
 
 def test_the_processor_has_a_name():
-    assert machine.cpu_model()
+    assert cpu_model()

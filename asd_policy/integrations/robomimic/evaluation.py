@@ -30,7 +30,7 @@ class ImagePolicy:
 
     Args:
         file: the checkpoint. sampler: how chunks are drawn. place: device, engine, precision and
-            compile, as for ``accelerate``.
+            compile, as for ``accelerate``, and CPU threads, as for ``DiffusionPolicy``.
 
     Raises:
         CheckpointError: observations other than low-dimensional ones and pictures in colour.
@@ -40,9 +40,11 @@ class ImagePolicy:
         self, file: RobomimicCheckpoint, sampler: SamplerConfig, place: Mapping[str, Any]
     ) -> None:
         options = dict(place)
+        threads = options.pop("threads", None)
         self.device = torch.device(options.pop("device"))
         self.pictures = _pictures(file)
         self.policy = _load(file, sampler, self.device, options)
+        self.policy.chunks.threads = threads or self.policy.chunks.threads
         self.action_dim = self.policy.chunks.shape[1]
         self.card: dict[str, Any] = {}
 
@@ -58,6 +60,18 @@ class ImagePolicy:
     @property
     def schedule(self) -> Any:
         return self.policy.chunks.schedule
+
+    @property
+    def threads(self) -> int:
+        return self.policy.chunks.threads
+
+    @property
+    def window(self) -> int | None:
+        return self.policy.chunks.window
+
+    def measure(self) -> None:
+        """Time the network on this machine again, for ``window="auto"``."""
+        self.policy.chunks.measure()
 
     @property
     def horizons(self) -> tuple[int, ...]:
@@ -82,6 +96,7 @@ class ImagePolicy:
     def reset(self, seeds: Sequence[int]) -> None:
         """Start len(seeds) episodes, each with its own random stream."""
         self.policy.start_episode(seeds=list(seeds))
+        self.policy.chunks.expect(len(seeds))
 
     def reset_env(self, index: int, seed: int) -> None:
         """Start an episode in one of them."""
