@@ -1,4 +1,4 @@
-"""Runs numbered demonstration attempts in parallel processes; survives being killed.
+"""One numbered attempt at a demonstration, and the folder in which attempts wait to be a store.
 
 Every attempt is a pure function of (recipe, number), and is saved to a file of its own the moment
 it ends. What is on disk is therefore always whole, and worth keeping.
@@ -7,18 +7,18 @@ it ends. What is on disk is therefore always whole, and worth keeping.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from asd_policy.envs.episodes import Learner, load_expert, run_episode
-from asd_policy.envs.tasks import get_task
+from asd_policy.envs.episodes import Learner, run_episode
+from asd_policy.envs.files import LOCK_FILE, writing
+from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings, settings
 from asd_policy.envs.workers import follow_parent
 from asd_policy.envs.world import RobosuiteEnv
 from asd_policy.errors import DatasetError
@@ -37,60 +37,41 @@ class LearnerSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides what a store holds.
+# --- worker processes ---------------------------------------------------------------------------
+
+
+class Board(NamedTuple):
+    """What the processes of a collection tell each other: shared memory, without locks, which a
+    killed process could leave locked.
 
     Attributes:
-        task: name of the task; it must have an expert.
-        episodes: successful episodes to store.
-        noise: standard deviation of the noise on the executed actions, in action units.
-        seed: of the whole collection.
-        interrupt_every: steps of the expert between two interruptions, in the mean; 0 for none.
-        learner: SHA-256 of the policy that drives in half of the interruptions, if one does.
+        stopping: not 0 when no attempt is to begin any more.
+        began: one number for each process, when its attempt began (`time.time`); 0 for none.
     """
 
-    task: str
-    episodes: int
-    noise: float
-    seed: int
-    interrupt_every: int = 0
-    learner: str | None = None
+    stopping: Any
+    began: Any
 
-    def __post_init__(self) -> None:
-        load_expert(get_task(self.task))
-        if self.episodes < 1:
-            raise ValueError(f"expected at least 1 episode, got {self.episodes}")
-        if not 0.0 <= self.noise <= 1.0:
-            raise ValueError(f"expected noise between 0 and 1 (action units), got {self.noise}")
-        if self.interrupt_every < 0:
-            raise ValueError(
-                f"expected 0 or more steps between interruptions, got {self.interrupt_every}"
-            )
-        if self.learner is not None and self.interrupt_every == 0:
-            raise ValueError("a learner drives in interruptions: expected interrupt_every above 0")
-        if self.seed < 0:
-            raise ValueError(f"expected a seed of 0 or more, got {self.seed}")
-
-    @property
-    def attempt_limit(self) -> int:
-        """Attempts after which the expert is considered broken."""
-        return 20 + 3 * self.episodes
-
-
-# --- worker processes ---------------------------------------------------------------------------
 
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(recipe: Recipe, folder: Path, source: LearnerSource | None) -> None:
+def start_worker(recipe: Recipe, folder: Path, source: LearnerSource | None, board: Board) -> None:
+    """What a process does before its first attempt."""
     follow_parent()
     learner = None if source is None else source.load()
-    _worker.update(recipe=recipe, folder=folder, env=RobosuiteEnv(recipe.task), learner=learner)
+    env = RobosuiteEnv(recipe.task)
+    _worker.update(recipe=recipe, folder=folder, env=env, learner=learner, board=board)
 
 
-def _run_attempt(number: int) -> bool:
-    """Run one attempt, save it, and say whether it succeeded."""
+def run_attempt(number: int, place: int) -> tuple[bool, float] | None:
+    """Run one attempt, save it, and say whether it succeeded and how many seconds it took. None,
+    and nothing is done, when the collection is being stopped."""
+    board: Board = _worker["board"]
+    board.began[place] = began = time.time()  # before the look: one of two sees the other's word
+    if board.stopping.value:
+        board.began[place] = 0.0
+        return None
     recipe: Recipe = _worker["recipe"]
     episode = run_episode(
         _worker["env"],
@@ -102,17 +83,35 @@ def _run_attempt(number: int) -> bool:
     )
     path = attempt_path(_worker["folder"], number)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, success=episode.success, **(episode.arrays() if episode.success else {}))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)  # atomic: a file that is there is whole
-    return episode.success
+    with writing(path):
+        with temporary.open("wb") as file:
+            np.savez(file, success=episode.success, **(episode.arrays() if episode.success else {}))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)  # atomic: a file that is there is whole
+    return episode.success, time.time() - began
 
 
 # --- the folder of work in progress -------------------------------------------------------------
 
-_NOTE_IN_WRITING = "recipe.json.tmp"
+_NOTE, _NOTE_IN_WRITING = "recipe.json", "recipe.json.tmp"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A collection that was stopped.
+
+    Attributes:
+        recipe: of its attempts.
+        settings: what else decided them.
+        episodes: how many the store was to have.
+        attempts: numbers of those that ended.
+    """
+
+    recipe: Recipe
+    settings: dict[str, Any]
+    episodes: int
+    attempts: Sequence[int]
 
 
 def attempt_path(folder: Path, number: int) -> Path:
@@ -120,93 +119,74 @@ def attempt_path(folder: Path, number: int) -> Path:
     return folder / f"attempt-{number:06d}.npz"
 
 
-def open_folder(recipe: Recipe, folder: Path) -> dict[int, bool]:
+def saved_numbers(folder: Path) -> list[int]:
+    """Numbers of the attempts in the folder, in order."""
+    return sorted(int(path.stem.split("-")[1]) for path in folder.glob("attempt-*.npz"))
+
+
+def read_folder(folder: Path) -> Unfinished | None:
+    """What was left in the folder, None if nothing was. Writes nothing.
+
+    Raises:
+        DatasetError: it holds something else.
+    """
+    if not os.path.lexists(folder):
+        return None
+    try:
+        note = json.loads((folder / _NOTE).read_text())
+        recipe = Recipe.of(note["settings"])
+        return Unfinished(recipe, note["settings"], int(note["episodes"]), saved_numbers(folder))
+    except FileNotFoundError as error:
+        if any(path.name not in (_NOTE_IN_WRITING, LOCK_FILE) for path in folder.iterdir()):
+            raise DatasetError(
+                f"{folder} holds no {_NOTE}; expected unfinished demonstrations"
+            ) from error
+        return None
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{folder} is there, and holds no unfinished demonstrations that this version of "
+            f"asd-policy knows ({error}); move it away, or choose another --out"
+        ) from error
+
+
+def check_folder(folder: Path, recipe: Recipe) -> None:
+    """Raise DatasetError if the folder holds something else than attempts of this recipe."""
+    there = read_folder(folder)
+    if there is not None and there.attempts:
+        check_same_recipe(f"what is unfinished in {folder}", there.recipe, recipe)
+        check_same_settings(f"what is unfinished in {folder}", there.settings, recipe)
+
+
+def open_folder(recipe: Recipe, episodes: int, folder: Path) -> dict[int, bool]:
     """Make the folder, or take up that of a stopped run; number to success of what it holds.
 
     Raises:
         DatasetError: it holds something else, or the attempts of another recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    note, wanted = folder / "recipe.json", asdict(recipe)
-    if note.exists():
-        found = json.loads(note.read_text())
-        if found != wanted:
-            raise DatasetError(
-                f"{folder} holds unfinished demonstrations of another recipe: expected {wanted}, "
-                f"found {found}; finish those first, delete the folder, or choose another path"
-            )
-        for leftover in folder.glob("attempt-*.tmp"):  # of a process killed while writing
-            leftover.unlink()
-        return _saved_attempts(folder)
-    if any(path.name != _NOTE_IN_WRITING for path in folder.iterdir()):
-        raise DatasetError(f"{folder} holds no recipe.json; expected unfinished demonstrations")
+    check_folder(folder, recipe)
     temporary = folder / _NOTE_IN_WRITING
-    temporary.write_text(json.dumps(wanted))
-    temporary.replace(note)
-    return {}
-
-
-def _saved_attempts(folder: Path) -> dict[int, bool]:
+    temporary.write_text(json.dumps({"episodes": episodes, "settings": settings(recipe)}))
+    temporary.replace(folder / _NOTE)
+    _clear_torn(folder)
     done = {}
-    for path in sorted(folder.glob("attempt-*.npz")):
-        with np.load(path) as file:
-            done[int(path.stem.split("-")[1])] = bool(file["success"])
+    for number in saved_numbers(folder):
+        with np.load(attempt_path(folder, number)) as file:
+            done[number] = bool(file["success"])
     return done
 
 
-# --- the run ------------------------------------------------------------------------------------
+def close_folder(folder: Path, used: Sequence[int]) -> None:
+    """Remove the attempts that a store has now, and the folder with the last of them."""
+    for number in used:
+        attempt_path(folder, number).unlink(missing_ok=True)
+    _clear_torn(folder)
+    if not saved_numbers(folder):
+        for name in (_NOTE, _NOTE_IN_WRITING, LOCK_FILE):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
-def run_attempts(
-    recipe: Recipe,
-    folder: Path,
-    done: dict[int, bool],
-    workers: int,
-    report: Callable[[dict[int, bool]], None],
-    learner: LearnerSource | None = None,
-) -> None:
-    """Run the attempts that are missing; `done` (number to success) is completed in place.
-
-    Attempts 0, 1, 2, ... are made until enough have succeeded. One starts only if those before
-    it cannot be enough, so that which ones are made does not depend on timing, on the number of
-    workers, or on having been stopped.
-
-    Raises:
-        DatasetError: the expert fails too often.
-    """
-    report(done)
-    if not _missing(recipe, done):
-        return
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(recipe, folder, learner),
-    )
-    under_way: dict[Future[bool], int] = {}
-    try:
-        while missing := _missing(recipe, done):
-            for number in missing.difference(under_way.values()):
-                under_way[pool.submit(_run_attempt, number)] = number
-            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                done[under_way.pop(future)] = future.result()
-            report(done)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _missing(recipe: Recipe, done: dict[int, bool]) -> set[int]:
-    """The attempts yet to be made, if all of them were to succeed."""
-    missing: set[int] = set()
-    number = hoped_for = 0
-    while hoped_for < recipe.episodes:
-        if number >= recipe.attempt_limit:
-            raise DatasetError(
-                f"expected {recipe.episodes} successes within {recipe.attempt_limit} attempts, "
-                f"got {sum(done.values())} at noise {recipe.noise}: the expert fails too often"
-            )
-        if number not in done:
-            missing.add(number)
-        hoped_for += done.get(number, True)
-        number += 1
-    return missing
+def _clear_torn(folder: Path) -> None:
+    for leftover in folder.glob("attempt-*.tmp"):  # of a process killed while writing
+        leftover.unlink()

@@ -1,37 +1,33 @@
-"""Collects demonstrations of a scripted expert into a zarr store.
+"""Collects demonstrations of a scripted expert into a zarr store, and lets a store grow.
 
 Work in progress lives in `<out>.partial/`, one file per attempt; the store is put together from
-those when all are there. So a run that was stopped, however rudely, goes on where it was, and the
-store is the same, bitwise, whether or not that happened.
+those, and from what an earlier store holds, when all are there. So a run that was stopped, however
+rudely, goes on where it was, and the store is the same, bitwise, whether or not that happened, and
+whether it was made at once or has grown.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import shlex
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from asd_policy.envs import episodes as _episodes
 from asd_policy.envs.attempts import (
     LearnerSource,
-    Recipe,
-    attempt_path,
+    check_folder,
+    close_folder,
     open_folder,
-    run_attempts,
+    read_folder,
 )
-from asd_policy.envs.simulator import environment_arguments
-from asd_policy.envs.tasks import get_task
-from asd_policy.errors import OutputExistsError
-
-FORMAT = "asd-policy demonstrations 1"
+from asd_policy.envs.crew import run_attempts
+from asd_policy.envs.files import check_writable, claimed, writing
+from asd_policy.envs.progress import Stage
+from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings
+from asd_policy.envs.store import KeptStore, put_back, read_store, replace_store, write_store
+from asd_policy.errors import DatasetError, OutputExistsError
 
 
 @dataclass(frozen=True)
@@ -60,12 +56,13 @@ def collect(
     out: Path,
     workers: int,
     seed: int = 0,
-    resume: bool = True,
     progress: bool = True,
     interrupt_every: int = 0,
     learner: LearnerSource | None = None,
 ) -> Summary:
     """Collect `episodes` successful demonstrations of `task` into the zarr store `out`.
+
+    A store that is there is left as it is if it has that many, and grows if it has fewer.
 
     The store: `data/<observation key>` (T, dim) float32, `data/action` (T, action_dim) float32
     (the expert's own), `data/executed_action` likewise (with noise), `data/interrupted` (T,) bool
@@ -80,131 +77,184 @@ def collect(
         out: path of the store; work in progress is kept in `<out>.partial`.
         workers: processes.
         seed: of the whole collection.
-        resume: go on with what an earlier run left in `<out>.partial`; else start anew.
-        progress: show a bar.
+        progress: say what is done, and how far it is.
         interrupt_every: steps of the expert between two interruptions, see `run_episode`.
         learner: where to get what drives in half of them.
 
+    Raises: see `make_store`.
+    """
+    drives = None if learner is None else learner.sha256
+    recipe = Recipe(task, noise, seed, interrupt_every, drives)
+    return make_store(recipe, episodes, out, workers, learner, progress)
+
+
+def make_store(
+    recipe: Recipe,
+    episodes: int,
+    out: Path,
+    workers: int,
+    learner: LearnerSource | None = None,
+    progress: bool = True,
+) -> Summary:
+    """`collect`, of a recipe.
+
     Raises:
         ValueError: an argument out of range, an unknown task, or one without an expert.
-        OutputExistsError: `out` is there already.
-        DatasetError: `<out>.partial` is of another recipe, or the expert fails too often.
+        OutputExistsError: `out` is something else than a store, or another process makes it.
+        OutputError: it cannot be written.
+        DatasetError: `out` or `<out>.partial` is of another recipe, `out` has more episodes, or the
+            expert fails too often.
+        KeyboardInterrupt: it was stopped; the same call goes on.
     """
     started = time.monotonic()
-    drives = None if learner is None else learner.sha256
-    recipe = Recipe(task, episodes, noise, seed, interrupt_every, drives)
+    if episodes < 1:
+        raise ValueError(f"expected at least 1 episode, got {episodes}")
     if workers < 1:
         raise ValueError(f"expected at least 1 worker, got {workers}")
-    if out.exists():
-        raise OutputExistsError(f"{out} exists already; expected a path for a new store")
-    folder = out.with_name(out.name + ".partial")
-    if not resume and (folder / "recipe.json").exists():
-        shutil.rmtree(folder)
-    done = open_folder(recipe, folder)
-    with _progress_bar(episodes, progress) as report:
-        run_attempts(recipe, folder, done, workers, report, learner)
-    lengths = _assemble(recipe, folder, done, out)
-    shutil.rmtree(folder)
-    return Summary(out, episodes, len(done) - episodes, lengths, time.monotonic() - started)
+    folder = _folder(out)
+    kept = _check(recipe, episodes, out, learner)
+    if progress:
+        print(_intention(recipe, episodes, out, workers, kept), flush=True)
+    if kept is None or len(kept.numbers) < episodes:
+        check_writable(out)
+        with claimed(folder):
+            with writing(out):
+                put_back(out, folder)
+            kept = _check(recipe, episodes, out, learner)  # nobody else writes to it from here on
+            _grow(recipe, episodes, out, workers, learner, progress, kept)
+            kept = read_store(out)
+    else:
+        _clear_away(out, kept)
+    assert kept is not None
+    dropped = kept.attempts - len(kept.numbers)
+    return Summary(out, len(kept.numbers), dropped, kept.lengths, time.monotonic() - started)
 
 
-# --- the store ----------------------------------------------------------------------------------
+def standing(out: Path) -> tuple[Recipe, int] | None:
+    """Recipe and number of the episodes that `out` has, or is to have once a stopped run is gone on
+    with. None: nothing is there.
+
+    Raises:
+        OutputExistsError, DatasetError: something else is there.
+    """
+    kept, unfinished = read_store(out), read_folder(_folder(out))
+    have = 0 if kept is None else len(kept.numbers)
+    if unfinished is not None and unfinished.attempts and unfinished.episodes > have:
+        return unfinished.recipe, unfinished.episodes
+    return None if kept is None else (kept.recipe, have)
 
 
-def _assemble(recipe: Recipe, folder: Path, done: dict[int, bool], out: Path) -> np.ndarray:
-    """Write the store inside `folder`, then move it to its place whole; episode lengths."""
-    kept = sorted(number for number, success in done.items() if success)
-    columns: dict[str, list[np.ndarray]] = {}
-    for number in kept:
-        with np.load(attempt_path(folder, number)) as file:
-            for key in file.files:
-                if key != "success":
-                    columns.setdefault(key, []).append(file[key])
-    lengths = np.array([len(part) for part in columns["action"]], dtype=np.int64)
-    unfinished = folder / "store"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    root = _new_group(unfinished)
-    for key, parts in columns.items():
-        root[f"data/{key}"] = np.concatenate(parts)
-    root["meta/episode_ends"] = np.cumsum(lengths)
-    root["meta/attempt"] = np.array(kept, dtype=np.int64)
-    root.attrs.update(_attributes(recipe, len(done)))
-    unfinished.rename(out)
-    return lengths
+def what_is_kept(out: Path) -> str:
+    """What a run that was stopped leaves, in a sentence or two."""
+    kept, waiting = read_store(out), _waiting(out)
+    said = "Stopped." if kept is None else f"Stopped. {out} has {len(kept.numbers)} demonstrations."
+    if not waiting:
+        return f"{said} No new attempt was finished; the same command begins again."
+    said += f" {waiting} finished {'attempt is' if waiting == 1 else 'attempts are'} kept in "
+    return f"{said}{_folder(out)}; the same command goes on."
 
 
-def _new_group(path: Path) -> Any:
-    """A new zarr group, of format 2: every version of zarr reads that."""
-    import zarr
-
-    version = int(zarr.__version__.split(".")[0])
-    return zarr.open_group(str(path), mode="w", **({"zarr_format": 2} if version >= 3 else {}))
-
-
-def _attributes(recipe: Recipe, attempts: int) -> dict[str, Any]:
-    """How the store was made. Nothing that differs between two runs of the same recipe."""
-    task = get_task(recipe.task)
-    packages = ("asd-policy", "robosuite", "mujoco", "numpy", "gymnasium")
-    return {
-        "format": FORMAT,
-        "task": task.name,
-        "env_id": task.env_id,
-        "env_args": environment_arguments(task),
-        "observation_keys": dict(task.observation_keys),
-        "expert": task.expert,
-        "episodes": recipe.episodes,
-        "attempts": attempts,
-        "dropped": attempts - recipe.episodes,
-        "success_rate": recipe.episodes / attempts,
-        "seed": recipe.seed,
-        "noise": {
-            "std": recipe.noise,
-            "kind": "first-order autoregressive, on executed actions, not on the gripper",
-            "correlation": _episodes.NOISE_CORRELATION,
-        },
-        "interruptions": {
-            "every": recipe.interrupt_every,
-            "kind": "a push of the arm in a random direction, or the learner's turn, 1 to 1",
-            "push_steps": list(_episodes.PUSH_STEPS),
-            "push_strength": list(_episodes.PUSH_STRENGTH),
-            "push_lets_go": _episodes.PUSH_LETS_GO,
-            "learner_steps": list(_episodes.LEARNER_STEPS),
-            "learner": recipe.learner,
-        },
-        "steps_after_success": _episodes.STEPS_AFTER_SUCCESS,
-        "max_steps": task.demonstration_limit,
-        "action": "the expert's own at the visited states; what was executed is executed_action",
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "command": _command(recipe),
-    }
+def _waiting(out: Path) -> int:
+    """How many attempts wait to be part of the store."""
+    kept, unfinished = read_store(out), read_folder(_folder(out))
+    made = 0 if kept is None else kept.attempts
+    return 0 if unfinished is None else sum(n >= made for n in unfinished.attempts)
 
 
-def _command(recipe: Recipe) -> str:
-    words = ["asd-policy", "demos", "--task", recipe.task, "--episodes", str(recipe.episodes)]
-    words += ["--noise", str(recipe.noise), "--seed", str(recipe.seed)]
-    every = recipe.interrupt_every
-    words += ["--interrupt-every", str(every)] if every else []
-    return shlex.join([*words, *(["--learner", "CHECKPOINT"] if recipe.learner else [])])
+def _folder(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
 
 
-@contextmanager
-def _progress_bar(total: int, show: bool) -> Iterator[Callable[[dict[int, bool]], None]]:
-    """Yields a function that redraws the bar from the attempts done."""
-    from rich import progress
+def _check(
+    recipe: Recipe, episodes: int, out: Path, learner: LearnerSource | None
+) -> KeptStore | None:
+    """What is there already, if it can be gone on with."""
+    kept = read_store(out)
+    if kept is not None:
+        check_same_recipe(str(out), kept.recipe, recipe)
+        have = len(kept.numbers)
+        if episodes < have:
+            raise DatasetError(
+                f"{out} has {have} episodes already, and a store never shrinks: expected "
+                f"--episodes {have} or more, got {episodes} (without the option it is used as it "
+                "is); or choose another --out"
+            )
+        if episodes == have:
+            return kept
+        check_same_settings(str(out), kept.attributes, recipe)
+    check_folder(_folder(out), recipe)
+    if recipe.learner is not None and learner is None:
+        raise DatasetError(
+            f"a policy drove when {out} was begun (SHA-256 {recipe.learner[:12]}...): expected its "
+            "folder, --learner DIR, for the attempts that are missing"
+        )
+    return kept
 
-    columns = (
-        progress.TextColumn("demonstrations"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("dropped {task.fields[dropped]}"),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, disable=not show) as bar:
-        line = bar.add_task("", total=total, dropped=0)
 
-        def report(done: dict[int, bool]) -> None:
-            kept = sum(done.values())
-            bar.update(line, completed=kept, dropped=len(done) - kept)
+def _intention(
+    recipe: Recipe, episodes: int, out: Path, workers: int, kept: KeptStore | None
+) -> str:
+    """What `make_store` will do, in a sentence."""
+    have, waiting = 0 if kept is None else len(kept.numbers), _waiting(out)
+    if have == episodes:
+        return f"{out} is there, with {have} demonstrations of {recipe.task}."
+    how = f"noise {recipe.noise}, seed {recipe.seed}"
+    if recipe.interrupt_every:
+        how += f", interrupted every {recipe.interrupt_every} steps"
+    how += f"; {workers} worker {'process' if workers == 1 else 'processes'}"
+    if waiting:
+        how += f"; {waiting} attempts of an earlier run are kept"
+    demonstrations = f"demonstrations of {recipe.task}"
+    if have:
+        return f"{out} has {have} {demonstrations}: collecting up to {episodes} ({how})."
+    return f"Collecting {episodes} {demonstrations} into {out} ({how})."
 
-        yield report
+
+def _grow(
+    recipe: Recipe,
+    episodes: int,
+    out: Path,
+    workers: int,
+    learner: LearnerSource | None,
+    progress: bool,
+    kept: KeptStore | None,
+) -> None:
+    """Make the attempts that are missing, and then the store."""
+    folder = _folder(out)
+    with writing(folder):
+        done = open_folder(recipe, episodes, folder)
+    if kept is not None:
+        done |= kept.outcomes()
+    try:
+        run_attempts(recipe, episodes, folder, done, workers, learner, progress)
+    except BaseException:
+        with suppress(OSError):  # what has no attempts is nothing to go on with
+            close_folder(folder, ())
+        raise
+    numbers = _needed(episodes, done)
+    with Stage("writing the store", show=progress), writing(out):
+        write_store(folder / "store", recipe, {n: done[n] for n in numbers}, folder, kept)
+        replace_store(folder / "store", out, folder)
+        close_folder(folder, numbers)
+
+
+def _clear_away(out: Path, kept: KeptStore) -> None:
+    """Remove what was left by a run that was killed after it had put the store in its place."""
+    folder = _folder(out)
+    unfinished = read_folder(folder)
+    numbers = () if unfinished is None else unfinished.attempts
+    if not folder.exists() or (numbers and min(numbers) >= kept.attempts):
+        return
+    with suppress(OutputExistsError), claimed(folder), writing(folder):  # another run does it
+        put_back(out, folder)
+        close_folder(folder, range(kept.attempts))
+
+
+def _needed(episodes: int, done: dict[int, bool]) -> list[int]:
+    """Numbers of the first attempts that came to so many episodes: a stopped run may have made
+    more, for a larger number."""
+    numbers, successes = [], 0
+    while successes < episodes:
+        numbers.append(len(numbers))
+        successes += done[numbers[-1]]
+    return numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,16 @@ class EpisodeModels:
         return str(self._episodes.env.simulation.sim.model.get_xml())
 
 
-def film(store: Path, episode: int, out: Path, size: tuple[int, int] = (480, 480)) -> None:
+def film(
+    store: Path,
+    episode: int,
+    out: Path,
+    size: tuple[int, int] = (480, 480),
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Play stored episode `episode` again, and film it to `out` (mp4), `size` pixels, 20 a second.
+
+    `report` is told after each picture how many there are, and how many there will be.
 
     Raises:
         DatasetError: see `StoredEpisodes.begin`.
@@ -91,9 +100,11 @@ def film(store: Path, episode: int, out: Path, size: tuple[int, int] = (480, 480
         with imageio.get_writer(unfinished, fps=fps, macro_block_size=2) as opened:
             writer: Any = opened
             writer.append_data(env.render())
-            for action in actions:
+            for done, action in enumerate(actions, 1):
+                report(done, len(actions) + 1)
                 env.step(action)
                 writer.append_data(env.render())
+        report(len(actions) + 1, len(actions) + 1)
         os.replace(unfinished, out)
     finally:
         env.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ def draw_variety(store: Path, out: Path) -> None:
         title += f", interrupted every {every} steps"
     figure.suptitle(title, fontsize=10)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    unfinished = out.with_name(f".{out.stem}.part{out.suffix}")  # the name's end says the format
+    try:
+        figure.savefig(unfinished, dpi=150)
+        os.replace(unfinished, out)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _draw_arm(root: Any, arm: int, hand: str, row: np.ndarray) -> None:

@@ -49,9 +49,35 @@ def export_hdf5(
         raise OutputExistsError(f"{hdf5_path} exists already; expected a path for a new file")
     hdf5_path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = hdf5_path.with_name(hdf5_path.name + ".tmp")
-    with h5py.File(unfinished, "w") as file:
-        _write(root, file, model_file)
-    unfinished.rename(hdf5_path)
+    try:
+        with h5py.File(unfinished, "w") as file:
+            _write(root, file, model_file)
+        unfinished.rename(hdf5_path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def is_export_of(hdf5_path: Path, zarr_path: Path) -> bool:
+    """Whether `hdf5_path` holds the episodes of the store `zarr_path`, and no others: the same
+    actions at the same states. What else somebody added to the file does not matter."""
+    import h5py
+
+    root = _open_store(zarr_path)
+    ends = np.asarray(root["meta/episode_ends"][:])
+    try:
+        with h5py.File(hdf5_path, "r") as file:
+            if len(file["data"]) != len(ends):
+                return False
+            demos = [file[f"data/demo_{episode}"] for episode in range(len(ends))]
+            return all(
+                np.array_equal(
+                    np.concatenate([np.asarray(demo[theirs]) for demo in demos]),
+                    np.asarray(root[f"data/{ours}"][:]),
+                )
+                for theirs, ours in (("actions", "action"), ("states", "state"))
+            )
+    except (OSError, KeyError, ValueError):  # no HDF5, or of another kind
+        return False
 
 
 def _open_store(path: Path) -> Any:

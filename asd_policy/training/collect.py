@@ -1,19 +1,28 @@
-"""``asd-policy demos``: demonstrations of an expert, on its own or where a policy has driven."""
+"""``asd-policy demos``: demonstrations of an expert, on its own or where a policy has driven.
+
+The simulator and PyTorch take seconds to load: they are loaded where they are needed, and that is
+said.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from asd_policy.envs.demos import Summary, collect
-from asd_policy.envs.stored import EpisodeModels, check_rendering, film
+from asd_policy.envs.files import check_writable, writing
+from asd_policy.envs.progress import Stage
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
-from asd_policy.policy import DiffusionPolicy
-from asd_policy.samplers.calibration import DEFAULT_WINDOW
+
+if TYPE_CHECKING:
+    from asd_policy.envs.demos import Summary
+    from asd_policy.envs.recipe import Recipe
+    from asd_policy.policy import DiffusionPolicy
+
+EPISODES = 200  # where neither the user nor what is there says another number
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class CheckpointLearner:
     @classmethod
     def of(cls, folder: Path, task: str) -> CheckpointLearner:
         """Raises CheckpointError if there is none, it is damaged, or is not for this task."""
+        from asd_policy.policy import DiffusionPolicy
+
         policy = DiffusionPolicy.load(folder)
         policy.check_observation_space(get_task(task).observation_keys)
         return cls(folder, str(policy.card["sha256"]))
@@ -38,6 +49,11 @@ class CheckpointLearner:
     def load(self) -> DiffusionPolicy:
         """The policy, on one thread: the processes share the cores, and what is drawn must not
         depend on how many there are."""
+        import torch
+
+        from asd_policy.policy import DiffusionPolicy
+        from asd_policy.samplers.calibration import DEFAULT_WINDOW
+
         torch.set_num_threads(1)
         return DiffusionPolicy.load(self.folder, window=DEFAULT_WINDOW)
 
@@ -50,92 +66,151 @@ def available_cores() -> int:
 
 
 def main_collect(
-    task: str = "lift",
-    episodes: int = 200,
-    noise: float = 0.1,
-    interrupt_every: int = 0,
+    task: str | None = None,
+    episodes: int | None = None,
+    noise: float | None = None,
+    interrupt_every: int | None = None,
     learner: Path | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     workers: int = available_cores(),
     out: Path | None = None,
     hdf5: Path | None = None,
     figure: Path | None = None,
     render: Path | None = None,
 ) -> None:
-    """Collect demonstrations of a scripted expert into a zarr store.
+    """Collect demonstrations of a scripted expert into a zarr store, or let a store grow.
 
-    A run that was stopped, however rudely, goes on where it was when the same command is given
-    again. Failed attempts are dropped, counted and replaced.
+    A store that is there is plotted, filmed or exported without being made again, and grows where
+    --episodes is larger. What is not given is taken from it. A run that was stopped, however
+    rudely, goes on where it was when the same command is given again. Failed attempts are dropped,
+    counted and replaced.
 
     Args:
-        task: Name of the task.
-        episodes: How many successful episodes to store.
-        noise: Standard deviation of the noise on what is executed, in action units (0 to 1). The
-            recorded action is the expert's own, so the data shows how to recover.
+        task: Name of the task (lift, unless the store says another).
+        episodes: How many successful episodes the store is to have (200).
+        noise: Standard deviation of the noise on what is executed, in action units, 0 to 1 (0.1).
+            The recorded action is the expert's own, so the data shows how to recover.
         interrupt_every: Interrupt the expert after this many steps, in the mean, again and again
-            (0: never): the arm is pushed off in a random direction, and the data shows how to
-            recover from more than noise.
+            (0: never, the default): the arm is pushed off in a random direction, and the data shows
+            how to recover from more than noise.
         learner: Checkpoint folder of a policy that drives in every other interruption, for 8 to 64
             steps (DAgger): the data shows how to recover from its errors.
-        seed: Seed of the whole collection; the same seed gives the same store.
+        seed: Seed of the whole collection; the same seed gives the same store (0).
         workers: Processes to run in parallel.
         out: Path of the store; outputs/demos/<task>.zarr when not given.
         hdf5: Also export to this path in robomimic's layout.
-        figure: Also draw the variety of the demonstrations to this path (png, pdf or svg).
+        figure: Also plot the variety of the demonstrations to this path (png, pdf or svg).
         render: Also film the first demonstration to this path (mp4); needs OpenGL.
     """
-    out = Path("outputs/demos") / f"{task}.zarr" if out is None else out
+    if task is not None:
+        get_task(task)
+    out = Path("outputs/demos") / f"{task or 'lift'}.zarr" if out is None else out
     extras = {"HDF5": hdf5, "figure": figure, "film": render}
-    _check_extras(extras)
-    source = None if learner is None else CheckpointLearner.of(learner, task)
+    _check_extras(figure, render, hdf5)
+    with Stage("loading the simulator"):
+        from asd_policy.envs import demos
+    there = demos.standing(out)
+    source = None
+    if learner is not None:
+        with Stage("loading the policy"):
+            source = CheckpointLearner.of(learner, task or (there[0].task if there else "lift"))
+    given = {"task": task, "noise": noise, "seed": seed, "interrupt_every": interrupt_every}
+    given["learner"] = None if source is None else source.sha256
+    recipe = _completed(given, None if there is None else there[0])
+    if episodes is None:
+        episodes = EPISODES if there is None else there[1]
+    _check_hdf5(hdf5, out, episodes)
     try:
-        summary = collect(
-            task,
-            episodes,
-            noise,
-            out,
-            workers,
-            seed,
-            interrupt_every=interrupt_every,
-            learner=source,
-        )
+        summary = demos.make_store(recipe, episodes, out, workers, source)
     except KeyboardInterrupt:
-        print(f"Stopped. What was finished is kept in {out}.partial; the same command goes on.")
+        print(demos.what_is_kept(out))
         raise
-    _write_extras(out, hdf5, figure, render)
+    try:
+        _write_extras(summary, hdf5, figure, render)
+    except KeyboardInterrupt:
+        print(f"Stopped. {out} is whole; the same command makes what is missing.")
+        raise
     _print_summary(summary, extras)
 
 
-def _check_extras(extras: dict[str, Path | None]) -> None:
+def _completed(given: dict[str, Any], there: Recipe | None) -> Recipe:
+    """The recipe, of what the user gave, and else of what is there."""
+    from asd_policy.envs.recipe import Recipe
+
+    base = Recipe() if there is None else there
+    if given["interrupt_every"] == 0:  # then nobody drives in interruptions either
+        base = replace(base, interrupt_every=0, learner=None)
+    return replace(base, **{key: value for key, value in given.items() if value is not None})
+
+
+def _check_extras(figure: Path | None, render: Path | None, hdf5: Path | None) -> None:
     """Refuse before the collection what would fail after it."""
-    for path in extras.values():
-        if path is not None and path.exists():
-            raise OutputExistsError(f"{path} exists already; expected a path for a new file")
-    figure, film_path = extras["figure"], extras["film"]
+    for path in (figure, render, hdf5):
+        if path is not None:
+            check_writable(path)
+            if path.is_dir():
+                raise OutputExistsError(f"{path} is a folder; expected a path for a file")
     if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"expected a figure ending in .png, .pdf or .svg, got {figure}")
-    if film_path is not None:
-        if film_path.suffix != ".mp4":
-            raise ValueError(f"expected a film ending in .mp4, got {film_path}")
-        check_rendering()
-
-
-def _write_extras(store: Path, hdf5: Path | None, figure: Path | None, render: Path | None) -> None:
-    if hdf5 is not None:
-        from asd_policy.data.robomimic_hdf5 import export_hdf5
-
-        export_hdf5(store, hdf5, EpisodeModels(store))
-    if figure is not None:
-        from asd_policy.envs.variety import draw_variety
-
-        draw_variety(store, figure)
     if render is not None:
-        film(store, 0, render)
+        if render.suffix != ".mp4":
+            raise ValueError(f"expected a film ending in .mp4, got {render}")
+        with Stage("looking for OpenGL"):
+            from asd_policy.envs.stored import check_rendering
+
+            check_rendering()
+
+
+def _check_hdf5(path: Path | None, store: Path, episodes: int) -> None:
+    """People add to such files: one that is there is kept if it is of this store, else refused."""
+    if path is None or not path.exists():
+        return
+    from asd_policy.data.robomimic_hdf5 import is_export_of
+    from asd_policy.envs.store import read_store
+
+    kept = read_store(store)
+    if kept is None or len(kept.numbers) != episodes or not is_export_of(path, store):
+        raise OutputExistsError(
+            f"{path} exists already, and does not hold the {episodes} episodes of {store}; "
+            "expected a path for a new file"
+        )
+    print(f"{path} holds these episodes already, and is left as it is.")
+
+
+def _write_extras(
+    summary: Summary, hdf5: Path | None, figure: Path | None, render: Path | None
+) -> None:
+    store = summary.path
+    if hdf5 is not None and not hdf5.exists():
+        from asd_policy.data.robomimic_hdf5 import export_hdf5
+        from asd_policy.envs.stored import EpisodeModels
+
+        with Stage(f"exporting to {hdf5}", summary.episodes) as stage, writing(hdf5):
+            models = EpisodeModels(store)
+            export_hdf5(store, hdf5, lambda episode: _told(stage, episode, models))
+            stage.update(summary.episodes)
+    if figure is not None:
+        with Stage(f"plotting {figure}"), writing(figure):
+            from asd_policy.envs.variety import draw_variety
+
+            draw_variety(store, figure)
+    if render is not None:
+        from asd_policy.envs.stored import film
+
+        pictures = int(summary.lengths[0]) + 1
+        with Stage(f"filming {render}", pictures) as stage, writing(render):
+            film(store, 0, render, report=lambda done, total: stage.update(done))
+
+
+def _told(stage: Stage, episode: int, models: Callable[[int], str]) -> str:
+    stage.update(episode)
+    return models(episode)
 
 
 def _print_summary(summary: Summary, extras: dict[str, Path | None]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     lengths = summary.lengths
     attempts = summary.episodes + summary.dropped
@@ -150,6 +225,8 @@ def _print_summary(summary: Summary, extras: dict[str, Path | None]) -> None:
         **{name: path for name, path in extras.items() if path is not None},
     }
     table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, Text(str(value)))  # a path may look like markup
     Console().print(table)

@@ -1,12 +1,7 @@
 """Collections: whole, in order, refused where they would do harm, and the same after a kill."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +10,11 @@ import zarr
 
 from asd_policy.checkpoints import shipped
 from asd_policy.envs import demos
-from asd_policy.envs.attempts import Recipe, attempt_path, open_folder, run_attempts
+from asd_policy.envs.attempts import attempt_path, open_folder
+from asd_policy.envs.crew import missing_attempts, run_attempts
+from asd_policy.envs.files import claimed
+from asd_policy.envs.recipe import Recipe
+from asd_policy.envs.store import _attributes
 from asd_policy.errors import CheckpointError, DatasetError, OutputExistsError
 from asd_policy.policy.checkpoint import read_card
 from asd_policy.training.collect import CheckpointLearner, main_collect
@@ -68,80 +67,7 @@ def test_the_store_says_how_it_was_made(store):
     assert str(Path.home()) not in json.dumps(attributes)
 
 
-# --- interrupted collections --------------------------------------------------------------------
-
-PROGRAM = """
-import sys
-from asd_policy.cli import main
-if __name__ == "__main__":  # the workers import this file
-    sys.exit(main(["demos", "--episodes", "3", "--noise", "0.1", "--seed", "5",
-                   "--workers", "2", "--out", sys.argv[1]]))
-"""
-
-
-def saved(out: Path) -> list[str]:
-    return sorted(path.name for path in Path(f"{out}.partial").glob("attempt-*.npz"))
-
-
-def start_until(program: Path, out: Path, attempts: int) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, program, out],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while len(saved(out)) < attempts:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process
-
-
-def group_is_gone(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX process groups")
-def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path):
-    """Ctrl-C, then kill -9, then the rest; with two workers, where `store` was made by one."""
-    out, program = tmp_path / "lift.zarr", tmp_path / "program.py"
-    program.write_text(PROGRAM)
-
-    process = start_until(program, out, attempts=1)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 130
-    assert re.search(r"What was finished is kept in .*lift\.zarr\.partial", said.replace("\n", ""))
-    after_interrupt = {name: _bytes(out, name) for name in saved(out)}
-    assert after_interrupt
-    if len(after_interrupt) == 3:  # both workers had one more under way: take the last away
-        attempt_path(Path(f"{out}.partial"), 2).unlink()
-        del after_interrupt["attempt-000002.npz"]
-
-    process = start_until(program, out, attempts=len(after_interrupt))
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 30
-    while not group_is_gone(process.pid):  # the workers of a killed parent must not linger
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert {name: _bytes(out, name) for name in after_interrupt} == after_interrupt
-    assert not out.exists()
-
-    summary = demos.collect("lift", 3, 0.1, out, workers=2, seed=5, progress=False)
-    assert summary.episodes == 3
-    assert files_of(out) == files_of(store)
-    assert not Path(f"{out}.partial").exists()
-
-
-def _bytes(out: Path, name: str) -> bytes:
-    return (Path(f"{out}.partial") / name).read_bytes()
+# --- attempts that are there already ------------------------------------------------------------
 
 
 def write_attempt(folder: Path, number: int, success: bool, length: int = 2) -> None:
@@ -153,7 +79,7 @@ def write_attempt(folder: Path, number: int, success: bool, length: int = 2) -> 
 def test_saved_attempts_are_used_as_they_are_and_failures_are_dropped(tmp_path):
     out = tmp_path / "lift.zarr"
     folder = tmp_path / "lift.zarr.partial"
-    open_folder(Recipe("lift", 3, 0.1, 0), folder)
+    open_folder(Recipe("lift", 0.1), 3, folder)
     for number, success in enumerate([True, False, True, False, True]):
         write_attempt(folder, number, success, length=number + 1)
     summary = demos.collect("lift", 3, 0.1, out, workers=1, progress=False)
@@ -166,7 +92,7 @@ def test_saved_attempts_are_used_as_they_are_and_failures_are_dropped(tmp_path):
 
 
 def test_a_store_of_interrupted_episodes_says_so():
-    attributes = demos._attributes(Recipe("lift", 3, 0.1, 5, interrupt_every=40), 4)
+    attributes = _attributes(Recipe("lift", 0.1, 5, interrupt_every=40), 3, 4)
     assert attributes["interruptions"]["every"] == 40
     assert attributes["command"].endswith("--noise 0.1 --seed 5 --interrupt-every 40")
 
@@ -176,14 +102,15 @@ def test_a_policy_may_drive_in_interruptions(tmp_path):
     learner = CheckpointLearner.of(shipped("lift"), "lift")
     stores = [tmp_path / "led.zarr", tmp_path / "again.zarr"]
     for out in stores:
-        demos.collect("lift", 1, 0.05, out, 1, 0, True, False, interrupt_every=8, learner=learner)
+        demos.collect("lift", 1, 0.05, out, 1, 0, False, interrupt_every=8, learner=learner)
     root = zarr.open_group(str(stores[0]), mode="r")
     assert root.attrs["interruptions"]["learner"] == read_card(shipped("lift"))["sha256"]
     assert root.attrs["command"].endswith("--interrupt-every 8 --learner CHECKPOINT")
     assert root["data/interrupted"][:].any()
     assert files_of(stores[0]) == files_of(stores[1])
-    open_folder(Recipe("lift", 1, 0.05, 0, 8), tmp_path / "other.zarr.partial")
-    with pytest.raises(DatasetError, match="of another recipe"):
+    open_folder(Recipe("lift", 0.05, 0, 8), 1, tmp_path / "other.zarr.partial")
+    write_attempt(tmp_path / "other.zarr.partial", 0, True)
+    with pytest.raises(DatasetError, match="with another recipe: --learner is none there"):
         demos.collect(
             "lift", 1, 0.05, tmp_path / "other.zarr", 1, interrupt_every=8, learner=learner
         )
@@ -201,58 +128,68 @@ def test_a_learner_without_interruptions_is_refused(tmp_path):
 
 
 def test_an_expert_that_fails_too_often_is_not_waited_for(tmp_path):
-    recipe = Recipe("lift", 2, 0.1, 0)
-    done = dict.fromkeys(range(recipe.attempt_limit - 1), False)
+    done = dict.fromkeys(range(25), False)  # of 20 + 3 · 2 attempts, 2 must succeed
     with pytest.raises(DatasetError, match=r"expected 2 successes within 26 attempts, got 0"):
-        run_attempts(recipe, tmp_path, done, 1, lambda done: None)
+        run_attempts(Recipe(), 2, tmp_path, done, 1)
+
+
+@pytest.mark.parametrize(
+    ("done", "at_most", "missing"),
+    [
+        ({}, 9, [0, 1, 2]),
+        ({}, 2, [0, 1]),
+        ({0: False, 2: True}, 9, [1, 3]),
+        ({0: True, 1: True, 2: True}, 9, []),
+        ({0: True, 1: False, 2: True, 3: False}, 9, [4]),
+    ],
+)
+def test_attempts_begin_only_where_those_before_cannot_be_enough(done, at_most, missing):
+    assert missing_attempts(3, done, at_most) == missing
+
+
+def test_a_number_of_episodes_without_end_is_no_list_without_end():
+    assert missing_attempts(10**15, {}, 2) == [0, 1]
 
 
 # --- refusals -----------------------------------------------------------------------------------
 
 
-def test_an_existing_store_is_left_alone(store):
-    before = files_of(store)
-    with pytest.raises(OutputExistsError, match=r"lift\.zarr exists already; expected a path"):
-        demos.collect("lift", 3, 0.1, store, workers=1, seed=5)
-    assert files_of(store) == before
-
-
 def test_work_of_another_recipe_is_left_alone(tmp_path):
     out, folder = tmp_path / "lift.zarr", tmp_path / "lift.zarr.partial"
-    open_folder(Recipe("lift", 3, 0.1, 0), folder)
+    open_folder(Recipe("lift", 0.1), 3, folder)
     write_attempt(folder, 0, True)
     with pytest.raises(
-        DatasetError, match=r"another recipe: expected \{.*'noise': 0\.2.*\}, found \{.*0\.1"
+        DatasetError,
+        match=r"with another recipe: --noise is 0\.1 there, 0\.2 here; --seed is 0 there, 4 here\.",
     ):
-        demos.collect("lift", 3, 0.2, out, workers=1)
+        demos.collect("lift", 3, 0.2, out, workers=1, seed=4)
     assert attempt_path(folder, 0).exists()
+
+
+def test_a_recipe_of_which_nothing_was_made_does_not_matter(tmp_path):
+    open_folder(Recipe("lift", 0.1), 3, tmp_path / "lift.zarr.partial")
+    assert demos.standing(tmp_path / "lift.zarr") is None
+    open_folder(Recipe("lift", 0.2), 5, tmp_path / "lift.zarr.partial")
 
 
 def test_somebody_elses_folder_is_left_alone(tmp_path):
     folder = tmp_path / "lift.zarr.partial"
     folder.mkdir()
     (folder / "notes.tmp").write_text("mine")
-    for resume in (True, False):
-        with pytest.raises(DatasetError, match=r"holds no recipe\.json"):
-            demos.collect("lift", 3, 0.1, tmp_path / "lift.zarr", 1, resume=resume)
-    assert (folder / "notes.tmp").read_text() == "mine"
+    with pytest.raises(DatasetError, match=r"holds no recipe\.json"):
+        demos.collect("lift", 3, 0.1, tmp_path / "lift.zarr", 1)
+    assert [path.name for path in folder.iterdir()] == ["notes.tmp"]
+    (folder / "recipe.json").write_text('{"noise": 0.1}')
+    with pytest.raises(DatasetError, match=r"holds no unfinished demonstrations that this version"):
+        demos.collect("lift", 3, 0.1, tmp_path / "lift.zarr", 1)
 
 
-def test_starting_anew_forgets_what_was_saved(tmp_path, monkeypatch):
-    folder = tmp_path / "lift.zarr.partial"
-    open_folder(Recipe("lift", 1, 0.1, 0), folder)
-    write_attempt(folder, 0, True, length=9)
-
-    def attempt_anew(recipe, folder, done, workers, report, learner):
-        assert done == {}
-        assert not attempt_path(folder, 0).exists()
-        write_attempt(folder, 0, True, length=4)
-        done[0] = True
-
-    monkeypatch.setattr(demos, "run_attempts", attempt_anew)
-    out = tmp_path / "lift.zarr"
-    summary = demos.collect("lift", 1, 0.2, out, workers=1, resume=False, progress=False)
-    assert list(summary.lengths) == [4]
+def test_two_runs_do_not_work_on_one_store(tmp_path):
+    with (
+        claimed(tmp_path / "lift.zarr.partial"),
+        pytest.raises(OutputExistsError, match=r"another process is at work in .*partial"),
+    ):
+        demos.collect("lift", 3, 0.1, tmp_path / "lift.zarr", 1)
 
 
 @pytest.mark.parametrize(
@@ -278,19 +215,60 @@ def test_arguments_out_of_range(tmp_path, change, message):
 
 
 def test_the_summary(tmp_path, capsys):
-    open_folder(Recipe("lift", 2, 0.1, 0), tmp_path / "lift.zarr.partial")
+    out = tmp_path / "runs[" / "b]" / "lift.zarr"  # a path that rich would read as markup
+    folder = out.with_name("lift.zarr.partial")
+    open_folder(Recipe("lift", 0.1), 2, make(folder))
     for number, success in enumerate([True, False, True]):
-        write_attempt(tmp_path / "lift.zarr.partial", number, success, length=10 + number)
-    main_collect(episodes=2, out=tmp_path / "lift.zarr", workers=1)
+        write_attempt(folder, number, success, length=10 + number)
+    main_collect(episodes=2, out=out, workers=1)
     said = capsys.readouterr().out
     assert re.search(r"success\s+│ 66\.7% of 3 attempts", said)
     assert re.search(r"length\s+│ mean 11\.0, min 10, max 12", said)
     assert re.search(r"dropped\s+│ 1 ", said)
-    assert "lift.zarr" in said
+    assert str(out) in re.sub(r"[\s│]", "", said.partition("│ path")[2])
+    assert f"Collecting 2 demonstrations of lift into {out} (noise 0.1, seed 0; 1 worker" in said
+    assert "3 attempts of an earlier run are kept" in said
 
 
-def test_an_existing_hdf5_is_refused_before_anything_is_made(tmp_path):
+def make(folder: Path) -> Path:
+    folder.parent.mkdir(parents=True)
+    return folder
+
+
+def test_an_hdf5_of_something_else_is_refused_before_anything_is_made(tmp_path):
     (tmp_path / "lift.hdf5").touch()
-    with pytest.raises(OutputExistsError, match=r"lift\.hdf5 exists already"):
+    with pytest.raises(OutputExistsError, match=r"lift\.hdf5 exists already, and does not hold"):
         main_collect(out=tmp_path / "lift.zarr", hdf5=tmp_path / "lift.hdf5")
     assert [path.name for path in tmp_path.iterdir()] == ["lift.hdf5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--episodes", 0], "error: expected at least 1 episode, got 0"),
+        (["--workers", 0], "error: expected at least 1 worker, got 0"),
+        (["--seed", -1], "error: expected a seed of 0 or more, got -1"),
+        (["--noise", "nan"], "error: expected noise between 0 and 1 .*, got nan"),
+        (["--noise", 2], "error: expected noise between 0 and 1 .*, got 2"),
+        (["--interrupt-every", -3], "error: expected 0 or more steps between interruptions"),
+        (["--learner", "nowhere"], "error: .*nowhere"),
+        (["--out", "/proc/x.zarr"], "error: /proc/x.zarr could not be written: No such file"),
+        (["--out", "file/x.zarr"], "error: .*file/x.zarr could not be written: Not a directory"),
+        (["--out", "file"], "error: file is there, and is no store of demonstrations"),
+        (["--out", "folder"], "error: folder is there, and is no store of demonstrations"),
+        (["--out", "other"], "error: .*other.partial holds no recipe.json"),
+        (["--figure", "/proc/x.png"], "error: /proc/x.png could not be written: No such file"),
+        (["--figure", "file/x.png"], "error: .*file/x.png could not be written: Not a directory"),
+        (["--figure", "folder.png"], "error: folder.png is a folder; expected a path for a file"),
+        (["--hdf5", "file/x.hdf5"], "error: .*file/x.hdf5 could not be written: Not a directory"),
+    ],
+)
+def test_mistakes_are_one_message(refused, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    for name in ("folder", "folder.png", "other.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    refused(message, "demos", *words)
+    assert sorted(tmp_path.rglob("*")) == before

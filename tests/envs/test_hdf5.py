@@ -11,8 +11,8 @@ import robosuite
 import zarr
 
 from asd_policy.data.robomimic_hdf5 import export_hdf5
-from asd_policy.envs.demos import _new_group
 from asd_policy.envs.simulator import quiet_robosuite
+from asd_policy.envs.store import _new_group
 from asd_policy.envs.stored import EpisodeModels
 from asd_policy.errors import DatasetError, OutputExistsError
 

@@ -1,0 +1,150 @@
+"""Collections that are stopped: by one Ctrl-C, by two, by kill -9; real signals to real groups."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from asd_policy.envs import demos
+from asd_policy.envs.attempts import saved_numbers
+from asd_policy.envs.workers import interrupts_held
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX process groups")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+class Run:
+    """`asd-policy demos --episodes 300` with two workers, in a process group of its own."""
+
+    def __init__(self, out: Path, log: Path) -> None:
+        self._log, self._out = log, out
+        words = ["--episodes", "300", "--noise", "0.1", "--seed", "5", "--workers", "2"]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "asd_policy", "demos", *words, "--out", str(out)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, condition) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.02)
+
+    def wait_for_words(self, words: str) -> None:
+        self.wait_for(lambda: words in self.said())
+
+    def wait_for_attempts(self, number: int) -> None:
+        folder = self._out.with_name(self._out.name + ".partial")
+        self.wait_for(lambda: len(saved_numbers(folder)) >= number)
+
+    def press_ctrl_c(self) -> None:
+        """As a terminal does: every process of the group gets the signal."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def ends_within(self, seconds: float) -> None:
+        """Stopped, with nothing left of it and no traceback of any of its processes."""
+        assert self.process.wait(timeout=seconds) == 130
+        self.leaves_no_process()
+        said = self.said()
+        assert "Traceback" not in said
+        assert said.endswith("\ninterrupted\n")
+
+    def leaves_no_process(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                os.killpg(self.process.pid, 0)
+            except ProcessLookupError:
+                return
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path):
+    """Ctrl-C while processes start; Ctrl-C once; twice; kill -9; then the rest, of which only three
+    episodes are asked for in the end. With two workers, where `store` was made by one."""
+    out, folder = tmp_path / "lift.zarr", tmp_path / "lift.zarr.partial"
+
+    run = Run(out, tmp_path / "starting")
+    run.wait_for_words("starting worker processes")
+    run.press_ctrl_c()
+    run.ends_within(10)
+    assert "No new attempt was finished; the same command begins again." in run.said()
+    assert not folder.exists()
+
+    run = Run(out, tmp_path / "once")
+    run.wait_for_attempts(1)
+    run.wait_for_words("demonstrations")
+    time.sleep(0.3)  # the next ones have begun
+    before = len(saved_numbers(folder))
+    run.press_ctrl_c()
+    run.wait_for_words("to end (about ")
+    run.ends_within(60)
+    assert len(saved_numbers(folder)) > before  # what was running was waited for
+    assert not list(folder.glob("*.tmp"))
+    assert f"attempts are kept in {folder}; the same command goes on." in run.said()
+    kept = files_of(folder)
+
+    run = Run(out, tmp_path / "twice")
+    run.wait_for_attempts(len(saved_numbers(folder)) + 1)
+    assert "attempts of an earlier run are kept" in run.said()
+    run.press_ctrl_c()
+    run.wait_for_words("Stopping: waiting for")
+    run.press_ctrl_c()
+    run.ends_within(3)
+
+    run = Run(out, tmp_path / "killed")
+    run.wait_for_attempts(len(saved_numbers(folder)) + 1)
+    run.process.kill()
+    run.process.wait()
+    run.leaves_no_process()
+    assert not out.exists()
+    found = files_of(folder)
+    assert {name: found[name] for name in kept if name.startswith("attempt")} == {
+        name: content for name, content in kept.items() if name.startswith("attempt")
+    }
+
+    summary = demos.collect("lift", 3, 0.1, out, workers=2, seed=5, progress=False)
+    assert summary.episodes == 3
+    assert files_of(out) == files_of(store)
+    assert min(saved_numbers(folder)) == 3  # more than three were made: they are for a larger store
+
+
+def test_a_held_interrupt_comes_when_the_block_is_left():
+    passed = []
+
+    def hold():
+        with interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+            passed.append("the end of the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        hold()
+    assert passed
+
+
+def test_a_process_that_is_started_while_interrupts_are_held_gets_none():
+    with interrupts_held():
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    finally:
+        process.kill()
+        process.wait()
