@@ -134,8 +134,9 @@ def _write_extras(store: Path, hdf5: Path | None, figure: Path | None, render: P
 
 
 def _print_summary(summary: Summary, extras: dict[str, Path | None]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from asd_policy.console import plain_console
 
     lengths = summary.lengths
     attempts = summary.episodes + summary.dropped
@@ -152,4 +153,4 @@ def _print_summary(summary: Summary, extras: dict[str, Path | None]) -> None:
     table = Table(show_header=False)
     for name, value in rows.items():
         table.add_row(name, str(value))
-    Console().print(table)
+    plain_console().print(table)
