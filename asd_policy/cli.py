@@ -2,22 +2,24 @@
 
 Thin and lazy: a command is a function, imported when it is asked for, and its options are the
 function's parameters. Exit status 0 done, 2 a mistake of the user's (said in one message on
-stderr, after "error:"), 130 interrupted; a fault of this package keeps its traceback. replay,
-verify and compare answer by their status: 0 yes, 1 no, 2 could not tell.
+stderr, after "error:"), 130 interrupted, 143 terminated; a fault of this package keeps its
+traceback. replay, verify and compare answer by their status: 0 yes, 1 no, 2 could not tell.
 """
 
 from __future__ import annotations
 
+import codecs
 import dis
 import importlib
 import importlib.metadata
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from asd_policy.errors import AsdPolicyError
+from asd_policy.errors import AsdPolicyError, Terminated
 from asd_policy.threads import wait_passively
 
 # name -> (module:function, one line)
@@ -75,7 +77,9 @@ COMMANDS = {
         "Say what works here, what does not, and the command that mends it.",
     ),
 }
-_PARSE_THEMSELVES = {"doctor"}  # must run where tyro is missing
+# Functions of the words: doctor must run where tyro is missing, and the others take from the folder
+# of a run that is continued what the words leave out.
+_PARSE_THEMSELVES = {"doctor", "eval", "tasks", "rates"}
 _EXTRAS = {
     "sim": {
         "gymnasium",
@@ -93,12 +97,16 @@ _EXTRAS = {
     },
     "ray": {"ray"},
 }
+# Of what is printed, where the encoding of the output has no such character (and no NFKD form of
+# it either, as "..." is of "…").
+_PLAIN = {"–": "-", "—": "-", "−": "-", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "·": "-"}
 _TRACEBACK = "ASD_POLICY_TRACEBACK"  # set it to see where a user error was raised
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     wait_passively()
+    _print_in_any_encoding()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -110,9 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"expected a command, one of {', '.join(COMMANDS)}; got {words[0]!r}")
     try:
         return _run(words[0], words[1:])
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as end:
+        by_term = isinstance(end, Terminated)
+        print("terminated" if by_term else "interrupted", file=sys.stderr)
+        return 143 if by_term else 130
     except ModuleNotFoundError as error:
         top = (error.name or "").partition(".")[0]
         extra = next((name for name, modules in _EXTRAS.items() if top in modules), None)
@@ -134,10 +143,26 @@ def _run(command: str, words: Sequence[str]) -> int:
     module, _, name = COMMANDS[command][0].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     if command in _PARSE_THEMSELVES:
-        return int(function(words))
+        return int(function(words) or 0)
     # tyro parses, then calls; its own complaints leave by SystemExit(2), with the usage.
     status = tyro.cli(function, args=words, prog=f"asd-policy {command}")
     return status if isinstance(status, int) else 0
+
+
+def _print_in_any_encoding() -> None:
+    """What the terminal's or the file's encoding cannot hold (cp1252, ISO-8859-1, ASCII) is printed
+    as something near it: no output ends a run."""
+    codecs.register_error("asd_policy.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a caller has put something else there
+            stream.reconfigure(errors="asd_policy.plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    near = (_PLAIN.get(c) or unicodedata.normalize("NFKD", c) for c in text)
+    return "".join(n if n.isascii() else "?" for n in near), error.end
 
 
 def _usage() -> str:

@@ -31,3 +31,7 @@ class EngineError(AsdPolicyError, RuntimeError):
 
 class IntegrationError(AsdPolicyError, ImportError):
     """Another library, of a version that this package does not know."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what was finished is kept."""

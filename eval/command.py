@@ -5,27 +5,32 @@ Importing this is quick: torch and the simulator come when the run starts.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from asd_policy.eval.options import EvalOptions, RatesOptions, ReplayOptions
+from asd_policy.eval.resume import ended_by_sigterm, find_evaluation, find_options, parse
 
 
-def main_eval(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
+def main_eval(words: Sequence[str]) -> None:
     """Roll a policy out, one episode for each seed and sampler, and compare the samplers.
 
     With no options: the shipped Lift policy, sampled by ASD and by sequential DDPM on the same 20
     seeds. Prints one table, and keeps every episode under outputs/eval/.
     """
-    from asd_policy.eval.evaluator import evaluate
+    options = parse("eval", words, EvalOptions, main_eval.__doc__, find_evaluation)
+    with ended_by_sigterm():
+        from asd_policy.eval.evaluator import evaluate
 
-    if options.checkpoint is not None and options.checkpoint.suffix == ".pth":
-        from asd_policy.eval.setup import with_its_task
+        if options.checkpoint is not None and options.checkpoint.suffix == ".pth":
+            from asd_policy.eval.setup import with_its_task
 
-        options = with_its_task(options)
-    evaluate(options)
+            options = with_its_task(options)
+        evaluate(options)
 
 
 def main_report(run_folder: tyro.conf.Positional[Path]) -> None:
@@ -42,16 +47,21 @@ def main_report(run_folder: tyro.conf.Positional[Path]) -> None:
     print(write_page(run_folder))
 
 
-def main_rates(options: Annotated[RatesOptions, tyro.conf.arg(name="")]) -> None:
+def main_rates(words: Sequence[str]) -> None:
     """Success against control rate, the world going on while the policy thinks.
 
     An evaluation for each rate, in a folder of its own, with the delays of this machine. Keeps
     rates.json and a figure beside them. The faster the control steps, the later a slow sampler's
     chunks come: this shows what its speed is worth.
     """
-    from asd_policy.eval.rates import run_rates
+    find = functools.partial(
+        find_options, RatesOptions, root=Path("outputs/rates"), command="rates"
+    )
+    options = parse("rates", words, RatesOptions, main_rates.__doc__, find)
+    with ended_by_sigterm():
+        from asd_policy.eval.rates import run_rates
 
-    run_rates(options)
+        run_rates(options)
 
 
 def main_replay(options: Annotated[ReplayOptions, tyro.conf.arg(name="")]) -> int:

@@ -8,13 +8,13 @@ import datetime
 import functools
 import importlib.metadata
 import json
-import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from asd_policy.console import plain_console, say
 from asd_policy.errors import OutputError
 from asd_policy.eval.delay import delayed
 from asd_policy.eval.flight import FlightRecorder
@@ -23,7 +23,9 @@ from asd_policy.eval.folder import (
     RunFolder,
     check_folder,
     default_folder,
-    writing,
+    read_config,
+    read_run,
+    reserved,
 )
 from asd_policy.eval.html_report import write_page
 from asd_policy.eval.machine import describe_machine
@@ -89,6 +91,7 @@ def evaluate(
     *,
     prepare: Callable[[EvalOptions], Setup] | None = None,
     console: Console | None = None,
+    part: bool = False,
 ) -> dict[str, Any]:
     """Run, or continue, an evaluation; print its table and return its results.
 
@@ -96,6 +99,7 @@ def evaluate(
         options: what to do; see `EvalOptions`.
         prepare: makes policies and environments (default: `asd_policy.eval.setup.prepare`).
         console: where the table goes (default: stdout). Progress goes to stderr.
+        part: of a larger run, which says by which command it is continued.
 
     Raises:
         ValueError: an option that is out of range, or an unknown task.
@@ -107,26 +111,34 @@ def evaluate(
     """
     options = with_realtime(options)
     check_options(options)
-    console = console or _console(stderr=False)
+    console = console or plain_console()
     prepare = prepare or _real(options)
-    if options.out is not None:  # refuse now, rather than after seconds of loading
-        check_folder(options.out, _settings(options), options.resume)
-    _say(
-        f"{options.task}: {', '.join(options.samplers)}; {_count(options.episodes)} each, "
-        "on the same seeds. Loading the policy and the simulator …"
-    )
-    with contextlib.closing(prepare(options)) as setup:
-        if options.video:
-            setup.check_rendering()
-        with contextlib.closing(_claim(options, setup)) as folder:
-            try:
-                _run(options, setup, folder)
-            except BaseException:
-                _say_kept(folder, options)
-                raise
-            results = _write_results(folder)
-            print_report(console, results, folder.path)
+    path = options.out or default_folder(options.name or options.task)
+    # Refuse now, rather than after seconds of loading.
+    there = check_folder(path, _settings(options), options.resume)
+    with reserved(path):
+        say(f"Output folder: {path}" + (_continued(path, options) if there else ""))
+        say(
+            f"{options.task}: {', '.join(options.samplers)}; {_count(options.episodes)} each, "
+            "on the same seeds. Loading the policy and the simulator …"
+        )
+        with contextlib.closing(prepare(options)) as setup:
+            if options.video:
+                setup.check_rendering()
+            with contextlib.closing(_claim(options, path, setup)) as folder:
+                try:
+                    _run(options, setup, folder)
+                except BaseException:
+                    _say_kept(folder, options, part)
+                    raise
+                results = _write_results(folder)
+                print_report(console, results, folder.path)
     return results
+
+
+def _continued(path: Path, options: EvalOptions) -> str:
+    total = options.episodes * len(options.samplers)
+    return f", continued: {len(read_run(path)[1])} of {total} episodes are finished"
 
 
 def _real(options: EvalOptions) -> Callable[[EvalOptions], Setup]:
@@ -139,14 +151,8 @@ def _real(options: EvalOptions) -> Callable[[EvalOptions], Setup]:
     return prepare
 
 
-def _console(stderr: bool) -> Console:
-    """A console; where the output is no terminal, wide enough that no table is squeezed."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 110)
-
-
-def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
-    path = options.out or default_folder(options.name or options.task)
+def _claim(options: EvalOptions, path: Path, setup: Setup) -> RunFolder:
+    before = read_config(path)
     config = {
         "schema_version": SCHEMA_VERSION,
         "asd_policy": importlib.metadata.version("asd-policy"),
@@ -157,7 +163,22 @@ def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
         "resolved": setup.resolved,
     }
     env = {"schema_version": SCHEMA_VERSION} | setup.describe_machine()
-    return RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
+    folder = RunFolder.claim(path, json.loads(json.dumps(config)), env, options.resume)
+    if before is not None:
+        _say_moved(before["resolved"], setup.resolved)
+    return folder
+
+
+def _say_moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """A run that goes on elsewhere is allowed, for the episodes are what counts, and is not silent:
+    its latencies are of both."""
+    keys = ("device", "gpu", "threads", "engine", "kernels")
+    moved = [f"{k} {then.get(k)} then, {now.get(k)} now" for k in keys if then.get(k) != now.get(k)]
+    if moved:
+        say(
+            f"The run was begun on another machine setting ({'; '.join(moved)}): its latencies "
+            "will be of both. env.json has them."
+        )
 
 
 def _settings(options: EvalOptions) -> dict[str, Any]:
@@ -191,10 +212,11 @@ def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
     if options.delay is not None:
         late = delayed(setup.policies, options.delay, options.control_rate, setup.held_components)
         setup = dataclasses.replace(setup, policies=late)
-    console = _console(stderr=True)
-    with RunProgress(console, options.samplers, options.episodes, setup.places) as progress:
-        for episode in folder.episodes:
-            progress.kept(episode)
+    console = plain_console(stderr=True)
+    bar = RunProgress(console, options.samplers, options.episodes, setup.places)
+    for episode in folder.episodes:
+        bar.kept(episode)
+    with bar as progress:
         episodes = setup.roll_out(
             (job for job in schedule(options) if job not in done),
             functools.partial(_recorder, options, setup.render_fps),
@@ -229,29 +251,22 @@ def _recorder(
 def _write_results(folder: RunFolder) -> dict[str, Any]:
     results = summarize(*folder.kept())
     folder.write_results(results)
-    with writing(folder.path / "report.html"):
-        write_page(folder.path)
+    write_page(folder.path)
     return results
 
 
-def _say_kept(folder: RunFolder, options: EvalOptions) -> None:
+def _say_kept(folder: RunFolder, options: EvalOptions, part: bool) -> None:
     """After a run that was cut short: what is kept, and how to go on."""
     results = summarize(*folder.kept())
     with contextlib.suppress(OutputError):  # a full disk: that is being said already
         _write_results(folder)
     finished = sum(summary["success"]["n"] for summary in results["samplers"].values())
     if finished:
-        print_report(_console(stderr=True), results, folder.path)
+        print_report(plain_console(stderr=True), results, folder.path)
     again = command_line(dataclasses.replace(options, out=folder.path, resume=True))
     total = options.episodes * len(options.samplers)
-    _say(
-        f"{finished} of {total} episodes were finished and are kept in {folder.path}; "
-        f"continue with\n  {again}"
-    )
-
-
-def _say(message: str) -> None:
-    _console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+    said = f"{finished} of {total} episodes were finished and are kept in {folder.path}"
+    say(said if part else f"{said}; continue with\n  {again}")
 
 
 def _count(episodes: int) -> str:

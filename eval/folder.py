@@ -17,11 +17,12 @@ import contextlib
 import datetime
 import json
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from asd_policy.errors import OutputError, OutputExistsError
+from asd_policy.errors import AsdPolicyError, OutputError, OutputExistsError
 from asd_policy.eval.records import Episode
 
 try:
@@ -33,7 +34,10 @@ Json = dict[str, Any]
 # Of config.json, env.json, results.json and episodes.jsonl together; a line of the last has none of
 # its own. The form of each is in schemas/. Raise it when a reader of the old form would be misled.
 SCHEMA_VERSION = 2
-_FREE_TO_CHANGE = ("episodes", "video", "name")  # on resuming; `episodes` only upwards
+_FREE_TO_CHANGE = ("video", "name")  # on resuming
+_MAY_GROW = ("episodes",)
+_NO_OPTIONS = ("checkpoint_sha256", "schema_version")
+_OF_A_MACHINE = ("device", "engine", "precision", "compile", "threads")
 
 
 def default_folder(name: str, root: Path = Path("outputs/eval")) -> Path:
@@ -110,29 +114,53 @@ class RunFolder:
         self._lines.close()
 
 
+@contextlib.contextmanager
+def reserved(path: Path) -> Iterator[None]:
+    """An output folder that is there and can be written to, before anything is loaded. What was
+    made for it and is still empty at the end is removed.
+
+    Raises:
+        OutputError: it cannot be made, or nothing can be written in it.
+        OutputExistsError: a file has its name.
+    """
+    with writing(path):
+        if path.exists() and not path.is_dir():
+            raise OutputExistsError(f"the output must be a folder, but {path} is a file")
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        with writing(path), tempfile.TemporaryFile(dir=path):
+            pass
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty: so are those above it
+            for folder in made:
+                folder.rmdir()
+
+
+def check_writable(path: Path) -> None:
+    """Raise what `reserved` raises, and leave everything as it is."""
+    with reserved(path):
+        pass
+
+
 def check_folder(path: Path, settings: Json, resume: bool) -> Json | None:
     """Raise OutputExistsError unless a run with these `settings` (or with some of them that are
     known so far) may start or continue in `path`. Writes nothing. Returns the config.json that is
     there, if any."""
-    if path.exists() and not path.is_dir():
-        raise OutputExistsError(f"the output must be a folder, but {path} is a file")
-    if not path.exists() or _nothing_kept(path):
-        return None
-    config = _read_config(path)
+    with writing(path):
+        if path.exists() and not path.is_dir():
+            raise OutputExistsError(f"the output must be a folder, but {path} is a file")
+        if not path.exists() or _nothing_kept(path):
+            return None
+    config = read_config(path)
     if config is None:
         raise OutputExistsError(
             f"the output folder must be new, empty, or hold an evaluation; {path} holds other files"
         )
-    differences = _differences(config["settings"], settings)
-    if config.get("schema_version") != SCHEMA_VERSION:
-        differences.append(
-            f"schema_version: {config.get('schema_version')} there, {SCHEMA_VERSION} now"
-        )
-    if differences:
-        raise OutputExistsError(
-            f"{path} holds a run with other settings ({'; '.join(differences)}); "
-            "choose another --out"
-        )
+    version = {"schema_version": config.get("schema_version")}
+    there, now = config["settings"] | version, settings | {"schema_version": SCHEMA_VERSION}
+    check_same(path, there, now, _FREE_TO_CHANGE, _MAY_GROW)
     if not resume:
         raise OutputExistsError(
             f"{path} already holds a run with these settings; add --resume to continue it, "
@@ -141,27 +169,71 @@ def check_folder(path: Path, settings: Json, resume: bool) -> Json | None:
     return config
 
 
+def check_same(
+    path: Path, there: Json, now: Json, free: Sequence[str] = (), may_grow: Sequence[str] = ()
+) -> None:
+    """Raise OutputExistsError, naming each option, the value that is kept and the one that came,
+    where the options `now` are not those of the run in `path`. `free` ones may be others; those
+    that `may_grow` may be larger numbers, or lists with more in them."""
+    found = [
+        f"{_option(key)}: {_said(there.get(key))} there, {'only ' * grows}{_said(now[key])} now"
+        for key in sorted(now.keys() - set(free))
+        for grows in [key in may_grow and there.get(key) is not None]
+        if not (_reaches(now[key], there[key]) if grows else now[key] == there.get(key))
+    ]
+    if not found:
+        return
+    keys = {key for key in now if there.get(key) != now[key]}
+    why = "; a run has one machine setting, so that its latencies are of one" * bool(
+        keys.intersection(_OF_A_MACHINE)
+    )
+    or_else = "" if keys.intersection(_NO_OPTIONS) else "leave these out to --resume it, or "
+    raise OutputExistsError(
+        f"{path} holds a run with other settings ({'; '.join(found)}){why}; "
+        f"{or_else}choose another --out"
+    )
+
+
+def _reaches(now: Any, there: Any) -> bool:
+    return set(there) <= set(now) if isinstance(there, list) else bool(now >= there)
+
+
+def _option(key: str) -> str:
+    return key if key in _NO_OPTIONS else "--" + key.replace("_", "-")
+
+
+def _said(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def read_run(path: Path) -> tuple[Json, list[Episode]]:
     """The config and the whole episodes of a run; a torn last line is passed over.
 
     Raises:
         ValueError: `path` holds no run, or a line before the last is damaged.
     """
-    config = _read_config(path)
+    config = read_config(path)
     if config is None:
         raise ValueError(f"expected an evaluation's folder with a config.json, got {path}")
-    with open(path / "episodes.jsonl", "rb") as lines:
-        return config, _parse(lines.read(), path)[0]
+    try:
+        lines = (path / "episodes.jsonl").read_bytes()
+    except OSError as error:
+        raise ValueError(f"expected a run's episodes.jsonl in {path}: {error.strerror}") from error
+    return config, _parse(lines, path)[0]
 
 
 def write_json(path: Path, value: Json) -> None:
+    """Write a value as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Replace a file in one step, so that a kill leaves the old one or the new one.
 
     Raises:
         OutputError: the disk is full, or the like; the old one is left.
     """
     partial = path.with_name(path.name + ".part")
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with writing(path):
         try:
             partial.write_text(text, encoding="utf-8")
@@ -176,10 +248,11 @@ def writing(path: Path) -> Iterator[None]:
     """Raise what the system refuses as an OutputError that names the file and the reason."""
     try:
         yield
+    except AsdPolicyError:  # says already what is wrong
+        raise
     except OSError as error:
-        if isinstance(error, OutputExistsError):
-            raise
-        raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
+        reason = error.strerror or str(error).partition("\n")[0]
+        raise OutputError(f"{path} could not be written: {reason}") from error
 
 
 def _append(lines: IO[bytes], line: bytes) -> None:
@@ -204,24 +277,13 @@ def _nothing_kept(path: Path) -> bool:
     )
 
 
-def _read_config(path: Path) -> Json | None:
+def read_config(path: Path) -> Json | None:
+    """The config.json of a run; None where there is none."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return config if isinstance(config, dict) and isinstance(config.get("settings"), dict) else None
-
-
-def _differences(there: Json, now: Json) -> list[str]:
-    fixed = sorted(now.keys() - set(_FREE_TO_CHANGE))
-    found = [
-        f"{key}: {there.get(key)} there, {now.get(key)} now"
-        for key in fixed
-        if there.get(key) != now.get(key)
-    ]
-    if now.get("episodes", 0) < there.get("episodes", 0):
-        found.append(f"episodes: {there['episodes']} there, only {now['episodes']} now")
-    return found
 
 
 def _merged(there: Json | None, config: Json) -> Json:
@@ -249,6 +311,18 @@ def _lock(lines: IO[bytes], path: Path) -> None:
         fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise OutputExistsError(f"{path} is being written to by another process") from error
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process is writing to the run in `path`."""
+    try:
+        with open(path / "episodes.jsonl", "rb") as lines:
+            _lock(lines, path)
+    except OutputExistsError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def _repair(lines: IO[bytes], path: Path) -> list[Episode]:

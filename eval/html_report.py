@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from asd_policy.eval.folder import SCHEMA_VERSION, read_run
+from asd_policy.eval.folder import SCHEMA_VERSION, read_run, write_text
 from asd_policy.eval.html_figures import draw_figures
 from asd_policy.eval.records import Episode
 from asd_policy.eval.report import MISSING, is_busy, number, times
@@ -47,6 +46,7 @@ def write_page(folder: Path) -> Path:
 
     Raises:
         ValueError: the folder holds no run, one of another schema version, or a damaged line.
+        OutputError: the page cannot be written.
     """
     config, episodes = read_run(folder)
     version = config.get("schema_version")
@@ -56,9 +56,7 @@ def write_page(folder: Path) -> Path:
             "report it with the asd-policy that made it"
         )
     page = render_page(config, _read_env(folder), episodes, folder / "videos")
-    partial = folder / (PAGE + ".part")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, folder / PAGE)
+    write_text(folder / PAGE, page)
     return folder / PAGE
 
 

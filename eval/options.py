@@ -63,8 +63,9 @@ _RECORD_HELP = (
     "`asd-policy replay`."
 )
 _RESUME_HELP = (
-    "Continue the run in --out; nothing is lost or counted twice. Repeat the run's options; only "
-    "--episodes may grow."
+    "Continue the run in --out, or without --out the newest unfinished one; nothing is lost or "
+    "counted twice. Options that are left out are the run's own (but --ray, which says where it "
+    "goes on); --episodes may grow, --video and --name may change."
 )
 
 
@@ -226,16 +227,17 @@ def _at_least(name: str, value: object, least: int, or_else: str = "") -> None:
         raise ValueError(f"{option} must be {or_else}a whole number, {least} or more; got {value}")
 
 
-def command_line(options: EvalOptions) -> str:
-    """The command that asks for these options (only those that differ from the defaults)."""
-    words = ["asd-policy", "eval"]
+def command_line(options: Any, command: str = "eval") -> str:
+    """The command that asks for these options, of a dataclass (only those that differ from the
+    defaults)."""
+    words = ["asd-policy", command]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if value == field.default:
             continue
         words.append("--" + field.name.replace("_", "-"))
         if isinstance(value, tuple):
-            words.extend(value)
+            words.extend(map(str, value))
         elif value is not True:
             words.append(str(value))
     return shlex.join(words)

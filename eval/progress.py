@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from asd_policy.eval.records import Episode
 
@@ -30,6 +31,7 @@ class RunProgress:
         self._places = places  # each with environments of its own
         self._outcomes: dict[str, list[bool]] = {name: [] for name in samplers}
         self._seconds: dict[str, list[float]] = {name: [] for name in samplers}
+        self._earlier: dict[str, list[float]] = {name: [] for name in samplers}
         self._start = self._shown = time.perf_counter()
         self._now = ""
         self._bar = _bar(console) if console.is_terminal else None
@@ -41,6 +43,8 @@ class RunProgress:
             total = self._per_sampler * len(self._samplers)
             self._task = self._bar.add_task("", total=total, tally="", left="")
             self._redraw()
+        elif self._done():
+            self._print()
         return self
 
     def __exit__(
@@ -55,8 +59,10 @@ class RunProgress:
             self._bar.stop()
 
     def kept(self, episode: Episode) -> None:
-        """Count an episode of an earlier process: it says nothing about this one's speed."""
+        """Count an episode of an earlier process, before this one's first. What it took tells the
+        time that is left until one of its sampler has ended here."""
         self._outcomes[episode.sampler].append(episode.success)
+        self._earlier[episode.sampler].append(self._takes(episode))
 
     def begin(self, sampler: str, seed: int) -> None:
         """An episode that starts now."""
@@ -65,12 +71,11 @@ class RunProgress:
     def episode(self, episode: Episode) -> None:
         """Count an episode that has just ended."""
         self._outcomes[episode.sampler].append(episode.success)
-        self._seconds[episode.sampler].append(episode.wall_s / (episode.num_envs * self._places))
+        self._seconds[episode.sampler].append(self._takes(episode))
         if self._bar is not None:
             self._redraw()
         elif time.perf_counter() - self._shown >= _PLAIN_LINE_S or self._left_s() == 0:
-            self._shown = time.perf_counter()
-            self._console.print(self._line(), highlight=False, soft_wrap=True)
+            self._print()
 
     def tick(self) -> None:
         """Between control steps: redraw the bar, a few times a second at most."""
@@ -88,6 +93,14 @@ class RunProgress:
             left=self._times(),
         )
         self._bar.refresh()
+
+    def _print(self) -> None:
+        self._shown = time.perf_counter()
+        self._console.print(Text(self._line()), soft_wrap=True)
+
+    def _takes(self, episode: Episode) -> float:
+        """Seconds of the run, where so many episodes run at once."""
+        return episode.wall_s / (episode.num_envs * self._places)
 
     def _line(self) -> str:
         total = self._per_sampler * len(self._samplers)
@@ -109,9 +122,11 @@ class RunProgress:
         )
 
     def _left_s(self) -> float | None:
-        """Seconds to go, from each sampler's own mean; None until each has run."""
+        """Seconds to go, from each sampler's own mean, here or else in earlier processes; None
+        until each has run."""
         total = 0.0
-        for name, seconds in self._seconds.items():
+        for name, here in self._seconds.items():
+            seconds = here or self._earlier[name]
             to_do = self._per_sampler - len(self._outcomes[name])
             if to_do and not seconds:
                 return None
@@ -124,8 +139,8 @@ def _bar(console: Console) -> Progress:
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[tally]}", markup=False),
-        TextColumn("[dim]{task.fields[left]}"),
-        TextColumn("[cyan]{task.description}"),
+        TextColumn("{task.fields[left]}", style="dim", markup=False),
+        TextColumn("{task.description}", style="cyan", markup=False),
         console=console,
         auto_refresh=False,
     )

@@ -10,11 +10,14 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from asd_policy.console import plain_console, say
 from asd_policy.eval.evaluator import Setup, evaluate
-from asd_policy.eval.folder import default_folder, read_run, write_json
-from asd_policy.eval.options import EvalOptions, RatesOptions
+from asd_policy.eval.folder import default_folder, read_run, reserved, write_json, writing
+from asd_policy.eval.options import EvalOptions, RatesOptions, command_line
 from asd_policy.eval.results import summarize
+from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1  # of rates.json
@@ -33,6 +36,7 @@ def run_rates(
 
     Raises:
         ValueError: an option that is out of range. Others: as `evaluate`.
+        KeyboardInterrupt: passed on, when the command that continues has been said.
     """
     if not options.rates or len(set(options.rates)) < len(options.rates):
         raise ValueError(f"--rates takes different rates, one or more; got {options.rates}")
@@ -41,19 +45,36 @@ def run_rates(
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the rates to continue; got none")
     root = options.out or default_folder(options.name or options.task, Path("outputs/rates"))
+    options = dataclasses.replace(options, out=root)
+    with reserved(root):
+        say(f"Output folder: {root}")
+        keep_options(root / OPTIONS_FILE, "rates", options, ("episodes", "rates"))
+        again = command_line(dataclasses.replace(options, resume=True), "rates")
+        with continued_with(again, root / OPTIONS_FILE):
+            result = _evaluate(options, root, prepare, console)
+    console = console or plain_console()
+    _print(console, result)
+    kept = f"Kept: {root}/ (rates.json, rates.svg, a folder for each rate)"
+    console.print(Text(kept), soft_wrap=True)
+    return result
+
+
+def _evaluate(
+    options: RatesOptions,
+    root: Path,
+    prepare: Callable[[EvalOptions], Setup] | None,
+    console: Console | None,
+) -> Json:
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvalOptions)}
     done: list[Path] = []
     for rate in sorted(options.rates):
         out = root / f"{rate:g}hz"
         here = {"out": out, "control_rate": rate}
-        evaluate(EvalOptions(**{**shared, **here}), prepare=prepare, console=console)
+        evaluate(EvalOptions(**{**shared, **here}), prepare=prepare, console=console, part=True)
         done.append(out)
         result = gather(done)
         write_json(root / "rates.json", result)
         draw(result, root / "rates.svg")
-    console = console or Console(highlight=False)
-    _print(console, result)
-    console.print(f"Kept: {root}/ (rates.json, rates.svg, a folder for each rate)", soft_wrap=True)
     return result
 
 
@@ -119,7 +140,8 @@ def draw(result: Json, path: Path) -> None:
         top.legend()
         delay = result["delay"] if result["delay"] == "measured" else f"{result['delay']:g} ms"
         top.set_title(f"{result['task']}: chunks come late ({delay})", loc="left")
-        figure.savefig(path, bbox_inches="tight")
+        with writing(path):
+            figure.savefig(path, bbox_inches="tight")
         plt.close(figure)
 
 
@@ -133,7 +155,7 @@ def _print(console: Console, result: Json) -> None:
             low, high = success["ci95"]
             table.add_row(
                 f"{entry['control_rate_hz']:g}",
-                name,
+                Text(name),
                 f"{success['count']}/{success['n']}",
                 f"{100 * low:.0f}–{100 * high:.0f}%",
                 f"{late['delay_ms']['p50']:.0f} ms",

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.text import Text
 
+from asd_policy.console import plain_console
 from asd_policy.eval.flight import FOLDER, Flight, FlightDamagedError, flight_path, read_flight
-from asd_policy.eval.folder import read_run, write_json
+from asd_policy.eval.folder import check_writable, read_run, write_json
 from asd_policy.eval.machine import describe_machine, resolve_device
 from asd_policy.eval.options import ReplayOptions
 from asd_policy.eval.setup import load_policy
@@ -55,10 +57,12 @@ def replay(options: ReplayOptions, console: Console | None = None) -> Json:
     Raises:
         ValueError: no run, one without a flight recorder, or no such chunk.
         CheckpointError: the policy cannot be loaded.
+        OutputError: nothing can be written into the run's folder.
     """
     config, episodes = read_run(options.run)
     if not config["settings"].get("record"):
         raise ValueError(f"{options.run} was not recorded; expected a run of `eval --record`")
+    check_writable(options.run)
     places = _select(options, {(e.sampler, e.seed): len(e.chunks) for e in episodes})
     replayer = _Replayer(options, config)
     verdicts = [found for episode in _by_episode(places) for found in replayer.episode(*episode)]
@@ -74,7 +78,7 @@ def replay(options: ReplayOptions, console: Console | None = None) -> Json:
         "verdicts": verdicts,
     }
     write_json(options.run / "replay.json", result)
-    _print(console or Console(width=110, highlight=False), result)
+    _print(console or plain_console(least=110), result)
     return result
 
 
@@ -226,19 +230,24 @@ def _print(console: Console, result: Json) -> None:
     console.print(f"{same} of {count} chunks are bitwise the same, drawn again as recorded.")
     differing = [verdict for verdict in result["verdicts"] if not verdict["same"]]
     for verdict in differing[:_SHOWN]:
-        console.print(_line(verdict), soft_wrap=True, markup=False)
+        console.print(Text(_line(verdict)), soft_wrap=True)
     if len(differing) > _SHOWN:
         console.print(f"… and {len(differing) - _SHOWN} more, in replay.json")
     changed = result["changed_since"]
     if differing:
         found = "; ".join(f"{key}: {then} then, {now} now" for key, (then, now) in changed.items())
-        console.print(
-            "Changed since the recording: " + (found or "nothing that is recorded, so the record "
-            "itself, the card or the code is not what it was") + ". Batches, windows and slopes "
-            "were those of the recording.",
-            soft_wrap=True, markup=False,
-        )  # fmt: skip
-    console.print(f"Kept: {Path(result['run']) / 'replay.json'}", soft_wrap=True, markup=False)
+        text = (
+            "Changed since the recording: "
+            + (
+                found
+                or "nothing that is recorded, so the record "
+                "itself, the card or the code is not what it was"
+            )
+            + ". Batches, windows and slopes "
+            "were those of the recording."
+        )
+        console.print(Text(text), soft_wrap=True)
+    console.print(Text(f"Kept: {Path(result['run']) / 'replay.json'}"), soft_wrap=True)
 
 
 def _line(verdict: Json) -> str:

@@ -54,7 +54,7 @@ def _table(results: dict[str, Any], columns: Sequence[Column]) -> Table:
     for header, _ in columns:
         table.add_column(header, justify="right", no_wrap=True)
     for name, summary in results["samplers"].items():
-        table.add_row(name, *(cell(summary) for _, cell in columns))
+        table.add_row(Text(name), *(cell(summary) for _, cell in columns))
     return table
 
 

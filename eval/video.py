@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from asd_policy.errors import AsdPolicyError
+from asd_policy.eval.folder import writing
 
 if TYPE_CHECKING:
     from asd_policy.eval.slots import Slot
@@ -22,27 +23,31 @@ class Recorder:
     def __init__(self, folder: Path, stem: str, fps: float, title: str):
         import imageio.v2 as imageio
 
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._stem, self._title = folder, stem, title
         self._frames = 0
         # imageio knows the format by the name's end, so the end stays .mp4
         self._partial = folder / f".{stem}.part.mp4"
         # libx264 takes even sizes only: round up to 2, not to imageio's 16
-        self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=2)
+        with writing(self._partial):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=2)
 
     def add(self, frame: np.ndarray, chunk: ChunkStats | None) -> None:
         """Append one (height, width, 3) uint8 frame: the first is of step 0. `chunk` is the last
         that was drawn for this episode, None before the first."""
         from asd_policy.eval.annotate import annotated  # Pillow, where a film is made only
 
-        self._writer.append_data(annotated(frame, self._title, self._frames, chunk))
+        seen = annotated(frame, self._title, self._frames, chunk)
+        with writing(self._partial):
+            self._writer.append_data(seen)
         self._frames += 1
 
     def finish(self, success: bool) -> Path:
         """Close the film and name it <stem>_<outcome>.mp4."""
-        self._writer.close()
         path = self._folder / f"{self._stem}_{'success' if success else 'failure'}.mp4"
-        os.replace(self._partial, path)
+        with writing(path):
+            self._writer.close()
+            os.replace(self._partial, path)
         return path
 
     def discard(self) -> None:

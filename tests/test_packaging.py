@@ -32,10 +32,12 @@ RANK = {
 MAY_IMPORT = {
     **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
     "checkpoints": {"errors"},
-    "envs": {"errors", "data"},
+    "console": set(),
+    "envs": {"errors", "data", "console"},
     "data": {"errors"},
     "training": {
         "errors",
+        "console",
         "schedule",
         "networks",
         "samplers",
@@ -45,12 +47,12 @@ MAY_IMPORT = {
         "envs",
     },
     "integrations": {*RANK, "checkpoints", "envs", "data", "training"},
-    "eval": {*RANK, "checkpoints", "envs", "data", "training", ""},
+    "eval": {*RANK, "checkpoints", "console", "envs", "data", "training", ""},
     "cli": {"errors", "threads", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},
     "": {"errors", "schedule", "samplers", "sampling", "policy", "envs"},  # the public names
 }  # fmt: skip
-EXTRAS = {"envs", "eval", "cli", "data", "training", "integrations"}  # may need an extra
+EXTRAS = {"envs", "eval", "cli", "console", "data", "training", "integrations"}  # may need an extra
 CORE_IMPORTS = {"torch", "numpy", "safetensors", "asd_policy"}
 # Kernels, imported by name only where they are asked for.
 OPTIONAL_IMPORTS = {

@@ -208,9 +208,10 @@ def _told(stage: Stage, episode: int, models: Callable[[int], str]) -> str:
 
 
 def _print_summary(summary: Summary, extras: dict[str, Path | None]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from asd_policy.console import plain_console
 
     lengths = summary.lengths
     attempts = summary.episodes + summary.dropped
@@ -229,4 +230,4 @@ def _print_summary(summary: Summary, extras: dict[str, Path | None]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, Text(str(value)))  # a path may look like markup
-    Console().print(table)
+    plain_console().print(table)

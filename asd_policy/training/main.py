@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from asd_policy.console import plain_console
 from asd_policy.data.replay import Replay, join, load_npz, load_replay
 from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.envs.tasks import get_task
@@ -103,7 +104,7 @@ def main_train(
     start = None if start_from is None else load_checkpoint(start_from)
     trainer = Trainer(replay, policy, schedule, config, device, start)
     state_file = _prepare(out, trainer, resume)
-    console = Console()
+    console = plain_console()
     parameters = sum(p.numel() for p in trainer.network.parameters())
     console.print(
         f"Training {task}: {parameters / 1e6:.1f} M parameters on {len(replay.episode_ends)} "

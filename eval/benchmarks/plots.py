@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from asd_policy.eval.benchmarks.options import ASD_FORMS
 from asd_policy.eval.benchmarks.scaling import exponent
+from asd_policy.eval.folder import writing
 
 Json = dict[str, Any]
 # One colour a sampler in every figure (Okabe and Ito's, safe for colour-blind readers).
@@ -63,7 +64,8 @@ def draw_figures(content: Json, folder: Path) -> list[Path]:
                 continue
             for suffix in ("svg", "png"):
                 path = folder / f"{name}.{suffix}"
-                figure.savefig(path, dpi=160, bbox_inches="tight")
+                with writing(path):
+                    figure.savefig(path, dpi=160, bbox_inches="tight")
             drawn.append(path)
     return drawn
 

@@ -16,6 +16,7 @@ from asd_policy.eval.benchmarks.runner import Runner
 from asd_policy.eval.benchmarks.scaling import calls_against_steps
 from asd_policy.eval.benchmarks.store import Store, read_bench
 from asd_policy.eval.benchmarks.subjects import Subject, load_demonstrations, load_subject
+from asd_policy.eval.folder import check_writable
 from asd_policy.eval.machine import describe_machine, package_version, resolve_device
 from asd_policy.eval.stages import UNSEEN, Stages, stages_on
 from asd_policy.threads import choose_threads
@@ -28,12 +29,14 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
     """Do what is asked. Returns the exit status: 1 where a cell failed.
 
     Raises:
-        ValueError, OutputExistsError, CheckpointError, DatasetError: what the user can mend.
+        ValueError, OutputExistsError, OutputError, CheckpointError, DatasetError: what the user can
+            mend.
     """
     if options.figures is not None:
         say_figures(options.figures, say)
         return 0
     check_options(options)
+    check_writable(options.out or Path("outputs/bench"))
     name = resolve_device(options.device)
     check_device(options, name)
     device = torch.device(name)

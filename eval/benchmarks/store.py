@@ -14,7 +14,7 @@ from typing import Any
 
 from asd_policy.errors import OutputExistsError
 from asd_policy.eval.benchmarks.figures_of import add_speedups
-from asd_policy.eval.folder import default_folder, write_json
+from asd_policy.eval.folder import default_folder, write_json, writing
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1
@@ -43,7 +43,8 @@ class Store:
         folder = out or default_folder("bench", Path("outputs/bench"))
         there = check_folder(folder, settings, resume)
         if there is None:
-            folder.mkdir(parents=True, exist_ok=True)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             there = {
                 "schema_version": SCHEMA_VERSION,
                 "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -12,7 +12,7 @@ import torch
 
 from asd_policy.data.replay import Replay
 from asd_policy.eval.benchmarks.ceilings import matmul_precision
-from asd_policy.eval.folder import write_json
+from asd_policy.eval.folder import write_json, writing
 from asd_policy.policy import PolicyConfig, save_checkpoint
 from asd_policy.policy.checkpoint import CARD_FILE
 from asd_policy.schedule import Schedule
@@ -52,7 +52,8 @@ def train_for(
     if (finished / CARD_FILE).exists():
         say(f"The network in {finished} is trained.")
         return finished
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     policy = PolicyConfig(
         {k: v.shape[1] for k, v in replay.observations.items()},
         replay.actions.shape[1],

@@ -27,6 +27,7 @@ from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.cluster import connect
 from asd_policy.eval.cluster.host import Finished, Job, Parcel, PolicyHost, Prepared, Started, Told
 from asd_policy.eval.evaluator import Film, Setup
+from asd_policy.eval.folder import writing
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.records import Episode
 from asd_policy.eval.rollout import MAX_RESTARTS, Listener
@@ -268,7 +269,8 @@ def _free() -> str:
 
 
 def _write_film(path: Path, film: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(film)
-    os.replace(partial, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(film)
+        os.replace(partial, path)

@@ -31,7 +31,7 @@ from asd_policy.eval.cluster import connect
 from asd_policy.eval.cluster.driver import prepare_on_ray
 from asd_policy.eval.cluster.idle import ACTIONS, IdleEnv, IdlePolicy, prepare_idle
 from asd_policy.eval.cluster.slots import RaySlot
-from asd_policy.eval.folder import write_json
+from asd_policy.eval.folder import check_writable, write_json, writing
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.rollout import Listener, roll_out
@@ -91,6 +91,7 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
             "--episodes must be 2 or more, since the first of each environment is not counted; "
             f"got {options.episodes}"
         )
+    check_writable(options.out)
     most = EvalOptions(task=options.task, num_envs=max(options.envs), ray=options.ray)
     with connect.connected(most) as ours:
         costs = measure_costs(options.task)
@@ -109,7 +110,8 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         }
         if ours:
             ray.shutdown()
-    options.out.mkdir(parents=True, exist_ok=True)
+    with writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "throughput.json", content)
     draw(content, options.out / "throughput.svg")
     _say(content, options.out)
@@ -279,7 +281,8 @@ def draw(content: Json, path: Path) -> None:
     right.axvline((_CORES - _GPUS) // _GPUS, color="0.85", zorder=0)
     right.set(xlabel="environments of one policy", ylabel="steps / s", title="On paper, Lift")
     right.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    with writing(path):
+        figure.savefig(path)
 
 
 def _say(content: Json, folder: Path) -> None:

@@ -32,7 +32,7 @@ def _success(found: Json) -> Table:
         rate = found["success"][side]
         low, high = (100 * bound for bound in rate["ci95"])
         table.add_row(
-            _label(found, side),
+            Text(_label(found, side)),
             f"{rate['count']}/{rate['n']}",
             f"{100 * rate['rate']:.1f}%",
             f"{low:.1f} to {high:.1f}%",

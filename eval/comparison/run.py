@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 from rich.console import Console
+from rich.text import Text
 
+from asd_policy.console import plain_console
 from asd_policy.eval.comparison.options import CompareOptions, check_compare_options
 from asd_policy.eval.comparison.outcome import SCHEMA_VERSION, WORSE, compare_sides
 from asd_policy.eval.comparison.pairing import pairs_of
 from asd_policy.eval.comparison.report import print_comparison
-from asd_policy.eval.folder import write_json
+from asd_policy.eval.folder import check_writable, write_json, writing
 
 
 def run_compare(options: CompareOptions, console: Console | None = None) -> int:
@@ -19,17 +19,21 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
 
     Raises:
         ValueError: what the user can mend.
+        OutputError: --json cannot be written.
     """
     check_compare_options(options)
-    console = console or Console(width=None if sys.stdout.isatty() else 110)
+    if options.json is not None:
+        check_writable(options.json.parent)
+    console = console or plain_console()
     found = [compare_sides(a, b, options.margin, options.seed) for a, b in pairs_of(options)]
     for comparison in found:
         print_comparison(console, comparison)
     statuses = [comparison["verdict"]["status"] for comparison in found]
     status = WORSE if WORSE in statuses else max(statuses)
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
+        with writing(options.json):
+            options.json.parent.mkdir(parents=True, exist_ok=True)
         content = {"schema_version": SCHEMA_VERSION, "status": status, "comparisons": found}
         write_json(options.json, content)
-        console.print(f"Kept: {options.json}", highlight=False, soft_wrap=True)
+        console.print(Text(f"Kept: {options.json}"), soft_wrap=True)
     return status

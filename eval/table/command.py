@@ -4,22 +4,36 @@ A table is a set of evaluation runs under one folder, each resumable and held by
 
     <out>/<task>/success-<i>of<n>/   every sampler on the seeds of this shard, many robots at once
     <out>/<task>/latency/            every sampler on the first few seeds, one robot (shard 0 only)
-    <out>/tasks.json, tasks.png      computed from those, whatever there is of them
+    <out>/options-<i>of<n>.json      what was asked of a shard
+    <out>/tasks.json, tasks.png      computed from the runs, whatever there is of them
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from asd_policy.checkpoints import shipped, shipped_names
+from asd_policy.console import plain_console, say
 from asd_policy.envs.tasks import TASKS, get_task
-from asd_policy.eval.options import HELD_OUT_SEED, EvalOptions
+from asd_policy.errors import OutputExistsError
+from asd_policy.eval.folder import check_same, reserved
+from asd_policy.eval.options import HELD_OUT_SEED, EvalOptions, command_line
+from asd_policy.eval.resume import (
+    continued_with,
+    ended_by_sigterm,
+    keep_options,
+    kept_form,
+    parse,
+    read_options,
+    restored,
+)
 
 CONTESTANTS = ("ddpm", "asd", "asd-paper", "asd-frozen", "paradigms", "ddim-10", "ddim-16")
 
@@ -29,6 +43,11 @@ _SHARD_HELP = (
     "same time as others or not. Put together with --merge, or in one --out."
 )
 _MERGE_HELP = "Run nothing; make the table of the runs in these folders, into --out."
+_RESUME_HELP = (
+    "Refuse where --out holds no table. (One that is there goes on without this too; options that "
+    "are left out are its own, --episodes, --latency-episodes and --tasks may grow.)"
+)
+_OF_THE_TABLE = ("episodes", "window", "precision")  # the same in all of its shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +78,67 @@ class TableOptions:
     threads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """CPU threads of the policy; None is one for a network that more make hardly faster, and as
     many as torch takes for a large one."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=_RESUME_HELP)] = False
 
 
-def main_tasks(options: Annotated[TableOptions, tyro.conf.arg(name="")]) -> None:
+def main_tasks(words: Sequence[str]) -> None:
     """Compare the samplers on every task that has a shipped policy, and make the table.
 
     Success is counted on the same held-out seeds for every sampler, with many robots in one batch;
     latency is measured apart, with one. The table (tasks.json, tasks.png) is computed from the
     episodes that were kept, and made again whenever a shard ends.
     """
-    make_table(options)
+    options = parse("tasks", words, TableOptions, main_tasks.__doc__, find_table)
+    with ended_by_sigterm():
+        make_table(options)
+
+
+def find_table(options: TableOptions) -> TableOptions | None:
+    """The options of the shard in --out that is continued, or of the other shards in it, as far as
+    all are alike; None where there is none.
+
+    Raises:
+        ValueError: --resume and no table, or several shards and none named.
+    """
+    there = _shards(options.out)
+    if options.resume and not there:
+        raise ValueError(
+            f"--resume: expected a table of `asd-policy tasks` in {options.out}; found none"
+        )
+    if options.merge or not there:
+        return None
+    if options.shard not in there and options.shard != TableOptions.shard:
+        one = next(iter(there.values()))
+        alike = {name: one[name] for name in _OF_THE_TABLE}
+        return restored(TableOptions, alike | {"shard": options.shard}, options.out)
+    if options.shard not in there and len(there) > 1:
+        raise ValueError(f"--shard: {options.out} holds {', '.join(there)}; name one of them")
+    shard = options.shard if options.shard in there else next(iter(there))
+    return restored(TableOptions, there[shard] | {"shard": shard}, options.out)
+
+
+def _shards(out: Path) -> dict[str, dict[str, Any]]:
+    """Shard → its options."""
+    found = {}
+    for file in sorted(out.glob("options-*of*.json")):
+        content = read_options(file, "tasks")
+        if content is not None:
+            found[file.stem.removeprefix("options-").replace("of", "/")] = content["options"]
+    return found
+
+
+def _check_shards(options: TableOptions) -> None:
+    """Raise OutputExistsError where other shards in --out are of another table."""
+    now = kept_form(options)
+    _, parts = _shard(options)
+    for shard, there in _shards(options.out).items():
+        if int(shard.split("/")[1]) != parts:
+            raise OutputExistsError(
+                f"{options.out} holds shard {shard} of a table, and {options.shard} is of another "
+                "number of parts; choose another --out"
+            )
+        if shard != options.shard:
+            check_same(options.out, there, {name: now[name] for name in _OF_THE_TABLE})
 
 
 def make_table(
@@ -83,6 +153,8 @@ def make_table(
 
     Raises:
         ValueError: an option out of range, or folders that do not belong together.
+        OutputExistsError: the folder holds another table.
+        KeyboardInterrupt: passed on, when the command that continues has been said.
         Others: as `evaluate`.
     """
     from asd_policy.eval.evaluator import evaluate
@@ -90,11 +162,26 @@ def make_table(
     from asd_policy.eval.table.show import WIDTH, show_table
 
     runs = [] if options.merge else list(evaluations(options))
-    for evaluation in runs:
-        (run or evaluate)(evaluation)
-    table = compute_table(options.merge or (options.out,))
-    console = console or Console(width=max(Console().width, WIDTH))
-    show_table(table, options.out, console)
+    with reserved(options.out):
+        say(f"Output folder: {options.out}")
+        if runs:
+            _run(options, runs, run or functools.partial(evaluate, part=True))
+        table = compute_table(options.merge or (options.out,))
+        show_table(table, options.out, console or plain_console(least=WIDTH))
+
+
+def _run(
+    options: TableOptions, runs: Sequence[EvalOptions], run: Callable[[EvalOptions], object]
+) -> None:
+    part, parts = _shard(options)
+    _check_shards(options)
+    file = options.out / f"options-{part}of{parts}.json"
+    options = dataclasses.replace(options, tasks=_tasks(options), resume=True)
+    may_grow = ("tasks", "latency_episodes", *(("episodes",) if parts == 1 else ()))
+    keep_options(file, "tasks", options, may_grow)
+    with continued_with(command_line(options, "tasks"), file):
+        for evaluation in runs:
+            run(evaluation)
 
 
 def evaluations(options: TableOptions) -> Iterator[EvalOptions]:

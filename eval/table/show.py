@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asd_policy.eval.benchmarks.plots import STYLE, colour
-from asd_policy.eval.folder import write_json
+from asd_policy.eval.folder import write_json, writing
 from asd_policy.eval.samplers import is_autospeculative
 
 Json = dict[str, Any]
@@ -40,10 +40,9 @@ _HEADERS = (
 
 
 def show_table(content: Json, folder: Path, console: Console) -> None:
-    """Print the table, and write tasks.json, tasks.png and tasks.svg into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Print the table, and write tasks.json, tasks.png and tasks.svg into a folder that exists."""
     write_json(folder / "tasks.json", content)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), writing(folder / "tasks.png"):
         figure = tasks_figure(content)
         for suffix in ("svg", "png"):
             figure.savefig(folder / f"tasks.{suffix}", dpi=160, bbox_inches="tight")
@@ -56,11 +55,11 @@ def show_table(content: Json, folder: Path, console: Console) -> None:
 
 def _printed(task: str, row: Json) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    table.add_column(f"\n{task}", no_wrap=True)
+    table.add_column(Text(f"\n{task}"), no_wrap=True)
     for header in _HEADERS:
         table.add_column(header, justify="right", no_wrap=True)
     for name, summary in row["samplers"].items():
-        table.add_row(_NAMES.get(name, name), *_cells(summary))
+        table.add_row(Text(_NAMES.get(name, name)), *_cells(summary))
     return table
 
 

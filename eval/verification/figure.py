@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from asd_policy.eval.benchmarks.plots import STYLE
+from asd_policy.eval.folder import writing
 from asd_policy.eval.verification.equality import (
     Array,
     critical_distance,
@@ -51,12 +52,9 @@ def draw_figure(result: Json, sample: Array, reference: Array, folder: Path) -> 
             x=0.01, ha="left", fontweight="bold",
         )  # fmt: skip
         for suffix in ("png", "svg"):
-            figure.savefig(
-                folder / f"verify.{suffix}",
-                dpi=160,
-                metadata=_metadata(suffix),
-                bbox_inches="tight",  # no label is cut off, whatever it says
-            )
+            path = folder / f"verify.{suffix}"
+            with writing(path):  # "tight": no label is cut off, whatever it says
+                figure.savefig(path, dpi=160, metadata=_metadata(suffix), bbox_inches="tight")
 
 
 def _metadata(suffix: str) -> dict[str, Any]:

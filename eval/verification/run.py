@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import asd_policy
-from asd_policy.eval.folder import default_folder, write_json
+from asd_policy.console import plain_console
+from asd_policy.console import say as _say
+from asd_policy.eval.folder import check_writable, default_folder, write_json
 from asd_policy.eval.machine import describe_machine, git_commit, resolve_device
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.verification.controls import control_roles
@@ -52,6 +53,7 @@ from asd_policy.schedule import Schedule
 Json = dict[str, Any]
 SAMPLE, REFERENCE = "sample", "reference"
 _PLAIN_LINE_S = 10.0
+_ROOT = Path("outputs/verify")
 _NOT_SETTINGS = ("out", "resume", "checkpoint", "device", "threads")
 
 
@@ -62,10 +64,12 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
         options: what to do. console: where the tables go (default: stdout).
 
     Raises:
-        ValueError, CheckpointError, DatasetError, OutputExistsError: what the user can mend.
+        ValueError, CheckpointError, DatasetError, OutputExistsError, OutputError: what the user can
+            mend.
         KeyboardInterrupt: passed on; batches that were drawn are kept.
     """
     check_verify_options(options)
+    check_writable(options.out or _ROOT)
     options = dataclasses.replace(options, device=resolve_device(options.device))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -81,8 +85,7 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
     result = _judge(options, subject, roles, drawn)
     write_json(options.out / "verify.json", result)
     draw_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
-    wide = None if sys.stdout.isatty() else 110
-    print_report(console or Console(width=wide), result, options.out)
+    print_report(console or plain_console(), result, options.out)
     return int(result["verdict"]["status"])
 
 
@@ -114,7 +117,7 @@ def _check_samplers(options: VerifyOptions, schedule: Schedule) -> None:
 
 
 def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptions:
-    out = options.out or default_folder(name, Path("outputs/verify"))
+    out = options.out or default_folder(name, _ROOT)
     options = dataclasses.replace(options, out=out)
     config = {
         "schema_version": SCHEMA_VERSION,
@@ -220,11 +223,11 @@ class DrawProgress:
     """Chunks drawn: a bar on a terminal, a plain line now and then anywhere else (on stderr)."""
 
     def __init__(self, total: int) -> None:
-        self._console = Console(stderr=True)
+        self._console = plain_console(stderr=True)
         self._total, self._done, self._shown = total, 0, time.monotonic()
         self._bar = Progress(
             BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("chunks"),
-            TimeRemainingColumn(), TextColumn("[cyan]{task.description}"),
+            TimeRemainingColumn(), TextColumn("{task.description}", style="cyan", markup=False),
             console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=total)
@@ -248,7 +251,3 @@ class DrawProgress:
         if not self._console.is_terminal and (late or self._done == self._total):
             self._shown = time.monotonic()
             _say(f"{self._done:>6}/{self._total} chunks  {name}")
-
-
-def _say(message: str) -> None:
-    Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)

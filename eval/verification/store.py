@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from asd_policy.errors import OutputExistsError
-from asd_policy.eval.folder import write_json
+from asd_policy.eval.folder import write_json, writing
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1
@@ -55,7 +55,8 @@ def claim(folder: Path, config: Json, resume: bool) -> None:
                 f"{folder} already holds this verification; add --resume to go on with it, or "
                 "choose another --out"
             )
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
 
 
@@ -74,13 +75,14 @@ def _read_config(folder: Path) -> Json:
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write an .npz in one step: a kill leaves the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -60,7 +60,7 @@ def test_a_folder_with_a_run_is_refused(options, run):
     ("change", "said"),
     [
         ({"seed": 5}, "seed: 100000 there, 5 now"),
-        ({"samplers": ("asd",)}, r"samplers: \['asd', 'ddpm'\] there, \['asd'\] now"),
+        ({"samplers": ("asd",)}, "--samplers: asd ddpm there, asd now"),
         ({"episodes": 2}, "episodes: 3 there, only 2 now"),
         ({"window": 7}, "window: auto there, 7 now"),
     ],

@@ -1,5 +1,6 @@
 """Progress: readable anywhere, and no thread that would disturb what is being timed."""
 
+import dataclasses
 import io
 import threading
 
@@ -84,11 +85,31 @@ def test_a_pipe_gets_plain_lines_now_and_then(pipe, monkeypatch):
     assert " ".join(lines[-1].split()) == "20/20 episodes asd 20/20 1:00 gone, 0:00 left"
 
 
-def test_episodes_of_an_earlier_process_count_but_say_nothing_of_speed(pipe):
-    with RunProgress(pipe, ["asd"], 3) as progress:
-        progress.kept(episode("asd", 0))
-        assert progress._left_s() is None
-        progress.episode(episode("asd", 1))
-        assert progress._left_s() == 3.0
-        progress.episode(episode("asd", 2, success=False))
-    assert "3/3 episodes  asd 2/3" in pipe.file.getvalue()
+@pytest.mark.parametrize("where", ["terminal", "pipe"])
+def test_episodes_of_an_earlier_process_count_from_the_first_moment(where, request):
+    console = request.getfixturevalue(where)
+    progress = RunProgress(console, ["asd", "ddpm"], 3)
+    for name in ("asd", "ddpm"):
+        progress.kept(episode(name, 0))
+    progress.kept(episode("asd", 1, success=False))
+    with progress:
+        shown = console.file.getvalue()
+        assert "3/6" in shown
+        assert "asd 1/2  ddpm 1/1" in shown
+        assert "0:09 left" in shown, "as long as they took then: 1 of asd and 2 of ddpm, 3 s each"
+        progress.begin("ddpm", 1)
+
+
+def test_the_time_left_is_of_this_process_as_soon_as_it_has_one(pipe):
+    progress = RunProgress(pipe, ["asd", "ddpm"], 3)
+    assert progress._left_s() is None
+    progress.kept(episode("asd", 0))
+    assert progress._left_s() is None, "nothing is known of ddpm"
+    progress.kept(dataclasses.replace(episode("ddpm", 0), wall_s=30.0))
+    assert progress._left_s() == 2 * 3.0 + 2 * 30.0
+    with progress:
+        progress.episode(dataclasses.replace(episode("ddpm", 1), wall_s=5.0))
+        assert progress._left_s() == 2 * 3.0 + 5.0
+        for name, seed in (("ddpm", 2), ("asd", 1), ("asd", 2)):
+            progress.episode(episode(name, seed))
+    assert "6/6 episodes  asd 3/3  ddpm 3/3" in pipe.file.getvalue()

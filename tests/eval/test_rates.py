@@ -29,6 +29,18 @@ WRONG = [
 ]
 
 
+# What options.json may not hold.
+WRONG_OPTIONS = [
+    ("command", "eval"),
+    ("started", KeyError),
+    ("options/rates", []),
+    ("options/samplers", ["asd", "asd"]),
+    ("options/delay", None),
+    ("options/episodes", 0),
+    ("options/checkpoint", 1),
+]
+
+
 @pytest.fixture
 def options(tmp_path):
     return RatesOptions(rates=(200.0, 20.0), episodes=3, out=tmp_path / "rates")
@@ -42,11 +54,12 @@ def run(quiet):
 def test_a_rate_is_an_evaluation_and_the_file_is_computed_from_them(options, run, quiet):
     result = run(options)
     assert {path.name for path in options.out.iterdir()} == {
-        "20hz", "200hz", "rates.json", "rates.svg",
+        "20hz", "200hz", "options.json", "rates.json", "rates.svg",
     }  # fmt: skip
     kept = json.loads((options.out / "rates.json").read_text())
     assert kept == json.loads(json.dumps(result))
     check("rates", kept, WRONG)
+    check("options", json.loads((options.out / "options.json").read_text()), WRONG_OPTIONS)
     assert result == gather([options.out / "20hz", options.out / "200hz"])
     assert [entry["control_rate_hz"] for entry in result["rates"]] == [20.0, 200.0]
     for entry in result["rates"]:

@@ -38,7 +38,7 @@ WRITERS = {
     "rates": "rates", "replay": "replay", "tasks": "table.compute",
     "compare": "comparison.outcome", "verify": "verification.store",
     "verify_config": "verification.store", "bench": "benchmarks.store",
-    "plan": "benchmarks.training", "throughput": "cluster.throughput",
+    "plan": "benchmarks.training", "options": "resume", "throughput": "cluster.throughput",
 }  # fmt: skip
 
 

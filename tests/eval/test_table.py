@@ -43,6 +43,16 @@ WRONG = [
 ]
 
 
+# What options-0of1.json may not hold.
+WRONG_OPTIONS = [
+    ("command", "rates"),
+    ("options/tasks", []),
+    ("options/threads", 0),
+    ("options/window", "auto"),
+    ("options/more", 1),
+]
+
+
 @pytest.fixture
 def options(tmp_path):
     return TableOptions(
@@ -77,6 +87,7 @@ def test_a_table_is_the_runs_of_every_sampler(options, make, wide):
         "lift/success-0of1", "lift/latency",
     }  # fmt: skip
     check("tasks", table, WRONG)
+    check("options", json.loads((options.out / "options-0of1.json").read_text()), WRONG_OPTIONS)
     lift = table["tasks"]["lift"]
     assert lift["complete"]
     assert lift["num_envs"] == [2]

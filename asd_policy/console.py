@@ -1,0 +1,35 @@
+"""Consoles that print text as it is: a folder named `runs[/b]x` or `:smile:` stays that."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+_WIDE = 110  # columns where the output is no terminal: no table is squeezed
+
+
+def plain_console(stderr: bool = False, least: int = 0) -> Console:
+    """A console without rich's markup, emoji codes and highlighting, which would read a user's text
+    as commands.
+
+    Args:
+        stderr: print there, and not on stdout.
+        least: columns that it has at least, where the terminal then breaks the lines.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    console = Console(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        width=None if stream.isatty() else _WIDE,
+    )
+    if console.width < least:
+        console.width = least
+    return console
+
+
+def say(message: str) -> None:
+    """One message on stderr, as it is."""
+    plain_console(stderr=True).print(message, soft_wrap=True)

@@ -1,0 +1,243 @@
+"""Going on with a run: which one, and with the options that it was begun with.
+
+The options of an evaluation are in its config.json. `rates` and `tasks`, which are made of
+evaluations, keep theirs in a file of their own (schemas/options.json). What the words of a command
+leave out comes from there; what they say otherwise is refused, by name (`folder.check_same`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import inspect
+import itertools
+import json
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import tyro
+
+from asd_policy.console import say
+from asd_policy.errors import OutputExistsError, Terminated
+from asd_policy.eval.folder import SCHEMA_VERSION as FOLDER_VERSION
+from asd_policy.eval.folder import check_same, is_held, read_config, write_json
+from asd_policy.eval.options import EvalOptions
+
+Json = dict[str, Any]
+Options = TypeVar("Options", bound=EvalOptions)
+AnyOptions = TypeVar("AnyOptions")
+SCHEMA_VERSION = 1  # of options.json
+OPTIONS_FILE = "options.json"
+# What names the run's place, or is spelled in another way.
+_NOT_KEPT = ("out", "resume", "ray", "realtime", "control_rate", "merge", "shard")
+
+
+# --- from words to options ----------------------------------------------------------------------
+
+
+def parse(
+    command: str,
+    words: Sequence[str],
+    kind: type[AnyOptions],
+    text: str | None,
+    find: Callable[[AnyOptions], AnyOptions | None],
+) -> AnyOptions:
+    """The options that a command's words ask for.
+
+    Args:
+        text: what the command's help says of it.
+        find: of the options as they would be in a new run: those of the run that is continued, or
+            None. What the words leave out is as in them.
+    """
+    read: Callable[..., AnyOptions] = functools.partial(
+        tyro.cli,
+        kind,
+        args=words,
+        prog=f"asd-policy {command}",
+        description=inspect.cleandoc(text or ""),
+    )
+    asked = read()
+    kept = find(asked)
+    if kept is None:
+        return asked
+    # A flag can be given, and cannot be taken back: as a default, "yes" would change its spelling.
+    fields = dataclasses.fields(kept)  # type: ignore[arg-type]
+    flags = [field.name for field in fields if isinstance(getattr(kept, field.name), bool)]
+    given = read(default=dataclasses.replace(kept, **dict.fromkeys(flags, False)))  # type: ignore[type-var]
+    both = {name: getattr(kept, name) or getattr(given, name) for name in flags}
+    return dataclasses.replace(given, **both)  # type: ignore[type-var]
+
+
+def find_evaluation(options: EvalOptions) -> EvalOptions | None:
+    """The options of the evaluation that --resume continues. None without --resume, and where
+    --out holds none.
+
+    Raises:
+        ValueError: no --out, and no evaluation that is unfinished.
+    """
+    if not options.resume:
+        return None
+    out = options.out or _newest(Path("outputs/eval"), _evaluation, "evaluation")
+    config = read_config(out)
+    if config is None:
+        return None
+    settings = dict(config["settings"])
+    if options.realtime and options.delay is None:
+        settings["delay"] = None  # says --delay itself
+    return restored(EvalOptions, settings | _checkpoint(config), out)
+
+
+def find_options(kind: type[Options], options: Options, root: Path, command: str) -> Options | None:
+    """The same of a command that keeps its options in a file, with its runs in `root`."""
+    if not options.resume:
+        return None
+    out = options.out or _newest(root, functools.partial(_of_parts, command), f"`{command}`")
+    kept = read_options(out / OPTIONS_FILE, command)
+    return None if kept is None else restored(kind, kept["options"], out)
+
+
+def restored(kind: type[AnyOptions], kept: Json, out: Path) -> AnyOptions:
+    """Options as they were kept, to continue the run in `out`."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items() if k in names}
+    if values.get("checkpoint") is not None:
+        values["checkpoint"] = Path(values["checkpoint"])
+    return kind(**values, out=out, resume=True)
+
+
+def _checkpoint(config: Json) -> Json:
+    """As it was given: config.json has its hash among the settings, and its place in the command
+    only, for it may have moved."""
+    words = shlex.split(config["command"])
+    return {"checkpoint": dict(itertools.pairwise(words)).get("--checkpoint")}
+
+
+# --- which run ----------------------------------------------------------------------------------
+
+
+class _Begun(NamedTuple):
+    """A run that is there."""
+
+    started: datetime.datetime
+    finished: bool
+    held: bool  # by a process that is at it
+
+
+def _newest(root: Path, look: Callable[[Path], _Begun | None], what: str) -> Path:
+    """The newest run in `root` that is unfinished, and that no process is at; says which."""
+    there = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    found = [(run, path) for path in there for run in [look(path)] if run is not None]
+    left = [(run, path) for run, path in found if not run.finished]
+    free = [(run.started, path) for run, path in left if not run.held]
+    if not free:
+        others = f"{len(found) - len(left)} finished, {len(left)} that other processes are at"
+        raise ValueError(
+            f"--resume without --out continues the newest unfinished {what} in {root}, and there "
+            f"is none ({others if found else 'nothing was run there'}); name a folder with --out"
+        )
+    newest = max(free)[1]
+    say(f"The newest unfinished {what} in {root} is {newest.name}")
+    return newest
+
+
+def _evaluation(path: Path) -> _Begun | None:
+    config = read_config(path)
+    if config is None or config.get("schema_version") != FOLDER_VERSION:
+        return None
+    results = _read(path / "results.json") or {"complete": False}
+    finished = results["complete"] and results["seeds"]["count"] == config["settings"]["episodes"]
+    return _Begun(datetime.datetime.fromisoformat(config["started"]), finished, is_held(path))
+
+
+def _of_parts(command: str, path: Path) -> _Begun | None:
+    kept = read_options(path / OPTIONS_FILE, command)
+    if kept is None:
+        return None
+    result = _read(path / "rates.json") or {"rates": []}
+    done = [entry["control_rate_hz"] for entry in result["rates"] if entry["complete"]]
+    wanted = kept["options"]
+    finished = set(wanted["rates"]) <= set(done) and (
+        result["seeds"]["count"] == wanted["episodes"]
+    )
+    held = any(is_held(run.parent) for run in path.glob("*/episodes.jsonl"))
+    return _Begun(datetime.datetime.fromisoformat(kept["started"]), finished, held)
+
+
+def _read(path: Path) -> Json | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+# --- the options of a command that is made of evaluations ---------------------------------------
+
+
+def read_options(file: Path, command: str) -> Json | None:
+    """What `keep_options` wrote; None where there is nothing of this command."""
+    content = _read(file)
+    return content if content is not None and content.get("command") == command else None
+
+
+def kept_form(options: Any) -> Json:
+    """The options that make a run what it is, as they will be read back."""
+    kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_KEPT}
+    return json.loads(json.dumps(kept, default=str))
+
+
+def keep_options(file: Path, command: str, options: Any, may_grow: Sequence[str]) -> None:
+    """Write the options, or raise OutputExistsError where others are kept."""
+    now = kept_form(options)
+    there = read_options(file, command)
+    started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    if there is not None:
+        version = {"schema_version": there["schema_version"]}
+        check_same(
+            file.parent,
+            there["options"] | version,
+            now | {"schema_version": SCHEMA_VERSION},
+            ("video", "name", "checkpoint"),  # of a checkpoint the hash counts: see config.json
+            may_grow,
+        )
+        if not options.resume:
+            raise OutputExistsError(
+                f"{file.parent} already holds this run of `{command}`; add --resume to continue "
+                "it, or choose another --out"
+            )
+        started = there["started"]
+    content = {"schema_version": SCHEMA_VERSION, "command": command, "started": started}
+    write_json(file, content | {"options": now})
+
+
+@contextlib.contextmanager
+def continued_with(again: str, file: Path) -> Iterator[None]:
+    """While evaluations run one after the other: when they are cut short, say the command `again`,
+    which goes on, or remove the options in `file` where nothing has begun."""
+    try:
+        yield
+    except BaseException as error:
+        if not any(file.parent.rglob("config.json")):
+            file.unlink(missing_ok=True)
+        elif not isinstance(error, (ValueError, OutputExistsError)):  # refused: nothing to continue
+            say(f"What was finished is kept in {file.parent}; continue with\n  {again}")
+        raise
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM raises `Terminated`, so that it ends a command as Ctrl-C does."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
