@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 
 from asd_policy.envs.attempts import Board, LearnerSource, run_attempt, start_worker
-from asd_policy.envs.progress import Stage
 from asd_policy.envs.recipe import Recipe
 from asd_policy.envs.workers import interrupts_held
 from asd_policy.errors import AsdPolicyError, DatasetError
+from asd_policy.progress import Stage
 
 _LOOK_S = 0.2  # how often the parent looks after its processes
 

@@ -33,11 +33,13 @@ MAY_IMPORT = {
     **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
     "checkpoints": {"errors"},
     "console": set(),
-    "envs": {"errors", "data", "console"},
+    "progress": {"console"},
+    "envs": {"errors", "data", "console", "progress"},
     "data": {"errors"},
     "training": {
         "errors",
         "console",
+        "progress",
         "schedule",
         "networks",
         "samplers",
@@ -47,12 +49,13 @@ MAY_IMPORT = {
         "envs",
     },
     "integrations": {*RANK, "checkpoints", "envs", "data", "training"},
-    "eval": {*RANK, "checkpoints", "console", "envs", "data", "training", ""},
+    "eval": {*RANK, "checkpoints", "console", "progress", "envs", "data", "training", ""},
     "cli": {"errors", "threads", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},
     "": {"errors", "schedule", "samplers", "sampling", "policy", "envs"},  # the public names
 }  # fmt: skip
-EXTRAS = {"envs", "eval", "cli", "console", "data", "training", "integrations"}  # may need an extra
+# These may need an extra.
+EXTRAS = {"envs", "eval", "cli", "console", "progress", "data", "training", "integrations"}
 CORE_IMPORTS = {"torch", "numpy", "safetensors", "asd_policy"}
 # Kernels, imported by name only where they are asked for.
 OPTIONAL_IMPORTS = {

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asd_policy.envs.files import check_writable, writing
-from asd_policy.envs.progress import Stage
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
+from asd_policy.progress import Stage
 
 if TYPE_CHECKING:
     from asd_policy.envs.demos import Summary

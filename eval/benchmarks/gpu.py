@@ -19,7 +19,6 @@ from asd_policy.eval.benchmarks.run import finish, measure, open_store, scale
 from asd_policy.eval.benchmarks.subjects import load_demonstrations, load_subject, store_keys
 from asd_policy.eval.benchmarks.training import OutOfTime, train_for
 from asd_policy.eval.machine import resolve_device
-from asd_policy.eval.stages import PlainStages
 
 HEADLINE = ("asd", "ddpm", "ddim-10", "asd-paper")
 WINDOWS = ("8", "16", "32", "64", "100")
@@ -96,8 +95,7 @@ def run(options: argparse.Namespace) -> int:
     subjects = {subject.name: subject}
     if not options.quick:
         subjects["shipped"] = load_subject("shipped", device, None)
-    told = PlainStages(_say)
-    complete = measure(store, subjects, groups, settings, device, _say, deadline, told)
+    complete = measure(store, subjects, groups, settings, device, _say, deadline, True)
     if complete and time.monotonic() < deadline:
         scale(store, options.quick, _say)
     status = finish(store, _say)

@@ -18,7 +18,7 @@ from asd_policy.eval.benchmarks.store import Store, read_bench
 from asd_policy.eval.benchmarks.subjects import Subject, load_demonstrations, load_subject
 from asd_policy.eval.folder import check_writable
 from asd_policy.eval.machine import describe_machine, package_version, resolve_device
-from asd_policy.eval.stages import UNSEEN, Stages, stages_on
+from asd_policy.progress import Stage
 from asd_policy.threads import choose_threads
 
 Json = dict[str, Any]
@@ -40,10 +40,7 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
     name = resolve_device(options.device)
     check_device(options, name)
     device = torch.device(name)
-    from rich.console import Console  # late: on a GPU machine this module runs without it
-
-    stages = stages_on(Console(stderr=True))
-    with stages.stage(f"Loading {', '.join(options.networks)}"):
+    with Stage(f"loading {', '.join(options.networks)}"):
         subjects = {} if options.calls_against_steps else load_subjects(options, device)
     largest = max((subject.parameters for subject in subjects.values()), default=0)
     torch.set_num_threads(options.threads or choose_threads(largest))
@@ -52,7 +49,7 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
         scale(store, options.quick, say)
     else:
         groups = plan(options, {n: s.schedule.num_steps for n, s in subjects.items()})
-        measure(store, subjects, groups, options, device, say, stages=stages)
+        measure(store, subjects, groups, options, device, say, show=True)
     return finish(store, say)
 
 
@@ -98,12 +95,12 @@ def measure(
     device: torch.device,
     say: Say,
     deadline: float = float("inf"),
-    stages: Stages = UNSEEN,
+    show: bool = False,
 ) -> bool:
     """Measure the cells that are not in the store. False if the deadline came first."""
     chunks = min(options.chunks, 5) if options.quick else options.chunks
     quick = options.quick
-    runner = Runner(store, subjects, device, chunks, options.seed, quick, say, deadline, stages)
+    runner = Runner(store, subjects, device, chunks, options.seed, quick, say, deadline, show)
     complete = runner.run(groups)
     store.write(complete=complete)
     return complete

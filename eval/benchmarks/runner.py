@@ -29,7 +29,7 @@ from asd_policy.eval.benchmarks.options import EAGER_LOOP
 from asd_policy.eval.benchmarks.store import Store
 from asd_policy.eval.benchmarks.subjects import Subject
 from asd_policy.eval.machine import processor_wait_s
-from asd_policy.eval.stages import UNSEEN, Stages
+from asd_policy.progress import Stage
 
 Json = dict[str, Any]
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -43,7 +43,7 @@ class Runner:
     Args:
         store: where. subjects: by name. chunks: rounds of a group. quick: fewer batch sizes.
         deadline: ``time.monotonic()`` after which to stop, with what has been measured.
-        say: told what is going on. stages: shows it while it goes on.
+        say: told what is going on. show: show what is prepared and measured meanwhile.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Runner:
         quick: bool,
         say: Callable[[str], None],
         deadline: float = float("inf"),
-        stages: Stages = UNSEEN,
+        show: bool = False,
     ) -> None:
-        self.stages = stages
+        self.show = show
         self.store, self.subjects, self.device, self.seed = store, subjects, device, seed
         self.chunks, self.quick, self.say, self.deadline = chunks, quick, say, deadline
         self.forms = Forms()
@@ -91,7 +91,7 @@ class Runner:
         ceilings = self.store.content["ceilings"]
         known = set(ceilings["matmul_flop_per_s"]) if ceilings else set()
         if not asked - {"-"} <= known:
-            with self.stages.stage("Measuring the ceilings of this machine: copies and products"):
+            with Stage("measuring what this machine can do: copies, products", show=self.show):
                 ceilings = measure_ceilings(self.device, tuple(sorted(asked - {"-"})), self.quick)
         networks = {name: subject.describe() for name, subject in self.subjects.items()}
         self.store.write(ceilings=ceilings, networks=self.store.content["networks"] | networks)
@@ -101,7 +101,7 @@ class Runner:
         ready: list[tuple[Contestant, Json]] = []
         for cell in cells:
             try:
-                with self.stages.stage(f"  {_label(cell, cells)}: preparing, calibrating"):
+                with Stage(f"  {_label(cell, cells)}: preparing, calibrating", show=self.show):
                     contestant = make_contestant(
                         cell, self.subjects[cell.network], self.forms, self.device, self.seed
                     )
@@ -111,7 +111,7 @@ class Runner:
             if self._late():
                 break
         try:
-            with self.stages.stage("  timing one network call by its rows"):
+            with Stage("  timing one network call by its rows", show=self.show):
                 for contestant, _ in ready:
                     self._measure_costs(contestant)
             return self._take_turns(ready) and not self._late()
@@ -126,7 +126,7 @@ class Runner:
         if not self.quick:
             repeats = _repeats([contestant.draw(-1).seconds for contestant, _ in ready])
         waited, started = processor_wait_s(), time.perf_counter()
-        with self.stages.turns("  measuring, round", self.chunks) as done:
+        with Stage("  measuring, round", self.chunks, show=self.show, measuring=True) as stage:
             for turn in range(self.chunks):
                 for (contestant, _), times in zip(ready, repeats, strict=True):
                     chunks = drawn[contestant.cell.key]
@@ -136,7 +136,7 @@ class Runner:
                     except Exception as error:
                         failed.add(contestant.cell.key)
                         self._failed(contestant.cell, error)
-                done()
+                stage.update(turn + 1)
                 if self._late():
                     if turn + 1 < LEAST_ROUNDS:
                         return False

@@ -1,28 +1,22 @@
 """What is being done, and how far it is: a live line with a clock on a terminal, plain lines
-anywhere else.
+anywhere else, and where rich is not installed.
 
-The line redraws itself from a thread. What is shown here is done by other processes, or is no
-measurement: nothing is distorted by that.
+It is said on stderr: stdout is for results.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-)
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _PLAIN_LINE_S = 10.0
+_REDRAW_S = 0.25
 
 
 class Stage:
@@ -34,6 +28,8 @@ class Stage:
         done: pieces that were there before: they say nothing about speed.
         note: what else there is to say at the beginning.
         show: False shows nothing at all.
+        measuring: the line is redrawn by `update` alone. Otherwise a thread redraws it, which
+            would take the processor from what is being measured.
     """
 
     def __init__(
@@ -43,18 +39,18 @@ class Stage:
         done: int = 0,
         note: str = "",
         show: bool = True,
+        measuring: bool = False,
     ) -> None:
-        self._console = Console()
         self._text, self._note = text, note
         self._total, self._first, self._done = total, done, done
-        self._began = self._said = time.monotonic()
-        self._show = show
-        live = show and self._console.is_terminal and not self._console.is_dumb_terminal
-        self._bar = self._live_line() if live else None
+        self._began = self._said = self._drawn = time.monotonic()
+        self._show, self._measuring = show, measuring
+        self._bar = self._live_line() if show else None
 
     def __enter__(self) -> Stage:
         if self._bar is not None:
             self._bar.start()
+            self._bar.refresh()
         else:
             self._say_line()
         return self
@@ -66,6 +62,7 @@ class Stage:
         trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
+            self._bar.refresh()
             self._bar.stop()
         elif kind is None and self._total is not None:
             self._say_line()
@@ -75,16 +72,24 @@ class Stage:
         changed = text is not None and text != self._text
         self._done = self._done if done is None else done
         self._text, self._note = self._text if text is None else text, note
+        now = time.monotonic()
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(task, completed=self._done, description=self._text, note=note)
-        elif changed or time.monotonic() - self._said >= _PLAIN_LINE_S:
+            if self._measuring and now - self._drawn >= _REDRAW_S:
+                self._drawn = now
+                self._bar.refresh()
+        elif changed or now - self._said >= _PLAIN_LINE_S:
             self._say_line()
 
     def say(self, message: str) -> None:
         """Print a line, above the live one."""
-        if self._show:
-            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+        if not self._show:
+            return
+        if self._bar is not None:
+            self._bar.console.print(message, soft_wrap=True)
+        else:
+            print(message, file=sys.stderr, flush=True)
 
     def times(self) -> str:
         """For example "0:31 gone, 8:12 left"."""
@@ -102,31 +107,43 @@ class Stage:
         fresh = self._total is None or self._done == self._first
         self.say(", ".join(words if fresh else [*words, self.times()]) + (" ..." if fresh else ""))
 
-    def _live_line(self) -> Progress:
-        width: list[ProgressColumn] = [SpinnerColumn()]
+    def _live_line(self) -> Progress | None:
+        """On a terminal that can be redrawn, where there is rich."""
+        if importlib.util.find_spec("rich") is None:
+            return None
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+        from asd_policy.console import plain_console
+
+        console = plain_console(stderr=True)
+        if not console.is_terminal or console.is_dumb_terminal:
+            return None
+        pieces: list[Any] = [SpinnerColumn()]
         if self._total is not None:
-            width = [BarColumn(bar_width=16), MofNCompleteColumn()]
+            pieces = [BarColumn(bar_width=16), MofNCompleteColumn()]
         bar = Progress(
             TextColumn("{task.description}", markup=False),
-            *width,
+            *pieces,
             TextColumn("{task.fields[note]}", markup=False),
-            _Times(self),
-            console=self._console,
+            _times_column(self),
+            console=console,
             transient=self._total is None,
+            auto_refresh=not self._measuring,
         )
         bar.add_task(self._text, total=self._total, completed=self._done, note=self._note)
         return bar
 
 
-class _Times(ProgressColumn):
+def _times_column(stage: Stage) -> Any:
     """The clock of a stage, as it is when the line is drawn."""
+    from rich.progress import ProgressColumn
+    from rich.text import Text
 
-    def __init__(self, stage: Stage) -> None:
-        super().__init__()
-        self._stage = stage
+    class Times(ProgressColumn):
+        def render(self, task: object) -> Text:
+            return Text(stage.times(), style="dim")
 
-    def render(self, task: Task) -> Text:
-        return Text(self._stage.times(), style="dim")
+    return Times()
 
 
 def _clock(seconds: float) -> str:
