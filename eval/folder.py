@@ -187,7 +187,7 @@ def check_same(
     why = "; a run has one machine setting, so that its latencies are of one" * bool(
         keys.intersection(_OF_A_MACHINE)
     )
-    or_else = "" if keys.intersection(_NO_OPTIONS) else "leave these out to --resume it, or "
+    or_else = "" if keys.intersection(_NO_OPTIONS) else "leave them out to go on with --resume, or "
     raise OutputExistsError(
         f"{path} holds a run with other settings ({'; '.join(found)}){why}; "
         f"{or_else}choose another --out"

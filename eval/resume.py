@@ -135,10 +135,11 @@ def _newest(root: Path, look: Callable[[Path], _Begun | None], what: str) -> Pat
     left = [(run, path) for run, path in found if not run.finished]
     free = [(run.started, path) for run, path in left if not run.held]
     if not free:
-        others = f"{len(found) - len(left)} finished, {len(left)} that other processes are at"
+        counts = {"finished": len(found) - len(left), "at work in another process": len(left)}
+        others = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
         raise ValueError(
             f"--resume without --out continues the newest unfinished {what} in {root}, and there "
-            f"is none ({others if found else 'nothing was run there'}); name a folder with --out"
+            f"is none ({others or 'nothing was run there'}); name a folder with --out"
         )
     newest = max(free)[1]
     say(f"The newest unfinished {what} in {root} is {newest.name}")
