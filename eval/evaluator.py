@@ -38,6 +38,7 @@ from asd_policy.eval.rollout import Listener, Policy, roll_out
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.slots import Slot
 from asd_policy.eval.video import Recorder, check_rendering
+from asd_policy.progress import Stage
 
 # What names the run's place rather than its content.
 _NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime", "ray", "measure")
@@ -112,7 +113,6 @@ def evaluate(
     options = with_realtime(options)
     check_options(options)
     console = console or plain_console()
-    prepare = prepare or _real(options)
     path = options.out or default_folder(options.name or options.task)
     # Refuse now, rather than after seconds of loading.
     there = check_folder(path, _settings(options), options.resume)
@@ -120,9 +120,9 @@ def evaluate(
         say(f"Output folder: {path}" + (_continued(path, options) if there else ""))
         say(
             f"{options.task}: {', '.join(options.samplers)}; {_count(options.episodes)} each, "
-            "on the same seeds. Loading the policy and the simulator …"
+            "on the same seeds"
         )
-        with contextlib.closing(prepare(options)) as setup:
+        with contextlib.closing((prepare or _really_prepare)(options)) as setup:
             if options.video:
                 setup.check_rendering()
             with contextlib.closing(_claim(options, path, setup)) as folder:
@@ -141,14 +141,15 @@ def _continued(path: Path, options: EvalOptions) -> str:
     return f", continued: {len(read_run(path)[1])} of {total} episodes are finished"
 
 
-def _real(options: EvalOptions) -> Callable[[EvalOptions], Setup]:
+def _really_prepare(options: EvalOptions) -> Setup:
+    """Imported here: what must be loaded takes seconds, and that is said first."""
     if options.ray is not None:
         from asd_policy.eval.cluster.driver import prepare_on_ray
 
-        return prepare_on_ray
-    from asd_policy.eval.setup import prepare
-
-    return prepare
+        return prepare_on_ray(options)
+    with Stage("loading PyTorch and the simulator"):
+        from asd_policy.eval.setup import prepare
+    return prepare(options)
 
 
 def _claim(options: EvalOptions, path: Path, setup: Setup) -> RunFolder:

@@ -26,6 +26,7 @@ from asd_policy.integrations.robomimic_checkpoint import (
 )
 from asd_policy.integrations.robomimic_convert import task_name
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
+from asd_policy.progress import Stage
 
 ROBOMIMIC_SUFFIX = ".pth"
 
@@ -50,10 +51,7 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
         "compile": options.compile,
         "threads": options.threads,
     }
-    policies: dict[str, Any] = {
-        name: load_policy(checkpoint, place, sampler_settings(name, options))
-        for name in options.samplers
-    }
+    policies = _load_policies(checkpoint, place, options)
     policy = policies[options.samplers[0]]
     policy.check_observation_space(task.observation_keys)
     if policy.action_dim != task.action_dim:
@@ -64,16 +62,14 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
     cameras = _cameras(policy, checkpoint)
     robots = min(options.num_envs, options.episodes * len(options.samplers))
     for each in policies.values():
-        if options.measure:
-            each.measure()
         each.reset([0] * robots)  # "auto" chooses the window for so many
     torch.set_num_threads(policy.threads)
+    made = functools.partial(make_env, task.env_id, options.horizon, bool(options.video), cameras)
+    with Stage(f"building {robots} simulated robot" + "s" * (robots > 1)):
+        slots = open_slots(made, robots)
     return Setup(
         policies=policies,
-        slots=open_slots(
-            functools.partial(make_env, task.env_id, options.horizon, bool(options.video), cameras),
-            robots,
-        ),
+        slots=slots,
         render_fps=CONTROL_FREQUENCY_HZ,
         checkpoint_sha256=policy.card["sha256"],
         resolved={
@@ -93,6 +89,17 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
         },
         held_components=task.gripper_components,
     )
+
+
+def _load_policies(checkpoint: Path, place: dict[str, Any], options: EvalOptions) -> dict[str, Any]:
+    """One for each sampler."""
+    policies: dict[str, Any] = {}
+    for name in options.samplers:
+        with Stage(f"loading the policy, {name} (a network that is new here is timed)"):
+            policies[name] = load_policy(checkpoint, place, sampler_settings(name, options))
+            if options.measure:
+                policies[name].measure()
+    return policies
 
 
 def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
