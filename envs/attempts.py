@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from asd_policy.envs.episodes import Learner, run_episode
-from asd_policy.envs.files import LOCK_FILE, writing
 from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings, settings
 from asd_policy.envs.workers import follow_parent
 from asd_policy.envs.world import RobosuiteEnv
 from asd_policy.errors import DatasetError
+from asd_policy.files import LOCK_FILE, writing
 
 
 class LearnerSource(Protocol):

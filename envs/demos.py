@@ -23,10 +23,10 @@ from asd_policy.envs.attempts import (
     read_folder,
 )
 from asd_policy.envs.crew import run_attempts
-from asd_policy.envs.files import check_writable, claimed, writing
 from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings
 from asd_policy.envs.store import KeptStore, put_back, read_store, replace_store, write_store
 from asd_policy.errors import DatasetError, OutputExistsError
+from asd_policy.files import check_writable, claimed, writing
 from asd_policy.progress import Stage
 
 

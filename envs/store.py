@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from asd_policy.envs.attempts import attempt_path
-from asd_policy.envs.files import sync_tree
 from asd_policy.envs.recipe import FORMAT, Recipe, settings
 from asd_policy.envs.workers import interrupts_held
 from asd_policy.errors import OutputExistsError
+from asd_policy.files import sync_tree
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asd_policy.errors import AsdPolicyError
-from asd_policy.eval.folder import writing
 from asd_policy.eval.records import Episode
 from asd_policy.eval.zarr_zip import pack, unpack
+from asd_policy.files import writing
 
 if TYPE_CHECKING:
     from asd_policy.policy import Draw

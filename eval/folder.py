@@ -22,8 +22,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from asd_policy.errors import AsdPolicyError, OutputError, OutputExistsError
+from asd_policy.errors import OutputExistsError
 from asd_policy.eval.records import Episode
+from asd_policy.files import writing
 
 try:
     import fcntl
@@ -241,18 +242,6 @@ def write_text(path: Path, text: str) -> None:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise what the system refuses as an OutputError that names the file and the reason."""
-    try:
-        yield
-    except AsdPolicyError:  # says already what is wrong
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error).partition("\n")[0]
-        raise OutputError(f"{path} could not be written: {reason}") from error
 
 
 def _append(lines: IO[bytes], line: bytes) -> None:

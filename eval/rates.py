@@ -14,10 +14,11 @@ from rich.text import Text
 
 from asd_policy.console import plain_console, say
 from asd_policy.eval.evaluator import Setup, evaluate
-from asd_policy.eval.folder import default_folder, read_run, reserved, write_json, writing
+from asd_policy.eval.folder import default_folder, read_run, reserved, write_json
 from asd_policy.eval.options import EvalOptions, RatesOptions, command_line
 from asd_policy.eval.results import summarize
 from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options
+from asd_policy.files import writing
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1  # of rates.json

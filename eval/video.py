@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from asd_policy.errors import AsdPolicyError
-from asd_policy.eval.folder import writing
+from asd_policy.files import writing
 
 if TYPE_CHECKING:
     from asd_policy.eval.slots import Slot

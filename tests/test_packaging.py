@@ -34,11 +34,13 @@ MAY_IMPORT = {
     "checkpoints": {"errors"},
     "console": set(),
     "progress": {"console"},
-    "envs": {"errors", "data", "console", "progress"},
+    "files": {"errors"},
+    "envs": {"errors", "data", "console", "files", "progress"},
     "data": {"errors"},
     "training": {
         "errors",
         "console",
+        "files",
         "progress",
         "schedule",
         "networks",
@@ -49,7 +51,7 @@ MAY_IMPORT = {
         "envs",
     },
     "integrations": {*RANK, "checkpoints", "envs", "data", "training"},
-    "eval": {*RANK, "checkpoints", "console", "progress", "envs", "data", "training", ""},
+    "eval": {*RANK, "checkpoints", "console", "files", "progress", "envs", "data", "training", ""},
     "cli": {"errors", "threads", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},
     "": {"errors", "schedule", "samplers", "sampling", "policy", "envs"},  # the public names

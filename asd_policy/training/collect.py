@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asd_policy.envs.files import check_writable, writing
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
+from asd_policy.files import check_writable, writing
 from asd_policy.progress import Stage
 
 if TYPE_CHECKING:

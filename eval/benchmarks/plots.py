@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from asd_policy.eval.benchmarks.options import ASD_FORMS
 from asd_policy.eval.benchmarks.scaling import exponent
-from asd_policy.eval.folder import writing
+from asd_policy.files import writing
 
 Json = dict[str, Any]
 # One colour a sampler in every figure (Okabe and Ito's, safe for colour-blind readers).

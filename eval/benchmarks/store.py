@@ -14,7 +14,8 @@ from typing import Any
 
 from asd_policy.errors import OutputExistsError
 from asd_policy.eval.benchmarks.figures_of import add_speedups
-from asd_policy.eval.folder import default_folder, write_json, writing
+from asd_policy.eval.folder import default_folder, write_json
+from asd_policy.files import writing
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1

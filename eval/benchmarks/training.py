@@ -12,7 +12,8 @@ import torch
 
 from asd_policy.data.replay import Replay
 from asd_policy.eval.benchmarks.ceilings import matmul_precision
-from asd_policy.eval.folder import write_json, writing
+from asd_policy.eval.folder import write_json
+from asd_policy.files import writing
 from asd_policy.policy import PolicyConfig, save_checkpoint
 from asd_policy.policy.checkpoint import CARD_FILE
 from asd_policy.schedule import Schedule

@@ -27,11 +27,11 @@ from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.cluster import connect
 from asd_policy.eval.cluster.host import Finished, Job, Parcel, PolicyHost, Prepared, Started, Told
 from asd_policy.eval.evaluator import Film, Setup
-from asd_policy.eval.folder import writing
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.records import Episode
 from asd_policy.eval.rollout import MAX_RESTARTS, Listener
 from asd_policy.eval.slots import Failure
+from asd_policy.files import writing
 
 PATIENCE_S = 300.0  # for an actor to have its place; a cluster may have to grow first
 _LOOK_S = 0.25

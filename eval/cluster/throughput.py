@@ -31,11 +31,12 @@ from asd_policy.eval.cluster import connect
 from asd_policy.eval.cluster.driver import prepare_on_ray
 from asd_policy.eval.cluster.idle import ACTIONS, IdleEnv, IdlePolicy, prepare_idle
 from asd_policy.eval.cluster.slots import RaySlot
-from asd_policy.eval.folder import check_writable, write_json, writing
+from asd_policy.eval.folder import check_writable, write_json
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.rollout import Listener, roll_out
 from asd_policy.eval.slots import Moment
+from asd_policy.files import writing
 
 SCHEMA_VERSION = 1
 # Steps a second of one core (software, low-dimensional), measured: SCALING.md.

@@ -10,7 +10,8 @@ from asd_policy.eval.comparison.options import CompareOptions, check_compare_opt
 from asd_policy.eval.comparison.outcome import SCHEMA_VERSION, WORSE, compare_sides
 from asd_policy.eval.comparison.pairing import pairs_of
 from asd_policy.eval.comparison.report import print_comparison
-from asd_policy.eval.folder import check_writable, write_json, writing
+from asd_policy.eval.folder import check_writable, write_json
+from asd_policy.files import writing
 
 
 def run_compare(options: CompareOptions, console: Console | None = None) -> int:

@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from asd_policy.eval.benchmarks.plots import STYLE, colour
-from asd_policy.eval.folder import write_json, writing
+from asd_policy.eval.folder import write_json
 from asd_policy.eval.samplers import is_autospeculative
+from asd_policy.files import writing
 
 Json = dict[str, Any]
 _MISSING = "–"

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from asd_policy.eval.benchmarks.plots import STYLE
-from asd_policy.eval.folder import writing
 from asd_policy.eval.verification.equality import (
     Array,
     critical_distance,
     projections,
     rank_differences,
 )
+from asd_policy.files import writing
 
 Json = dict[str, Any]
 SHADES = {

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from asd_policy.errors import OutputExistsError
-from asd_policy.eval.folder import write_json, writing
+from asd_policy.eval.folder import write_json
+from asd_policy.files import writing
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1

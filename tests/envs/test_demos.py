@@ -12,10 +12,10 @@ from asd_policy.checkpoints import shipped
 from asd_policy.envs import demos
 from asd_policy.envs.attempts import attempt_path, open_folder
 from asd_policy.envs.crew import missing_attempts, run_attempts
-from asd_policy.envs.files import claimed
 from asd_policy.envs.recipe import Recipe
 from asd_policy.envs.store import _attributes
 from asd_policy.errors import CheckpointError, DatasetError, OutputExistsError
+from asd_policy.files import claimed
 from asd_policy.policy.checkpoint import read_card
 from asd_policy.training.collect import CheckpointLearner, main_collect
 

@@ -26,7 +26,8 @@ def writing(path: Path) -> Iterator[None]:
     except AsdPolicyError:
         raise
     except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
+        reason = error.strerror or str(error).partition("\n")[0]
+        raise OutputError(f"{path} could not be written: {reason}") from error
 
 
 def check_writable(path: Path) -> None:
