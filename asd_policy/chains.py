@@ -22,7 +22,7 @@ class Tables:
     """A schedule's coefficients on a device, ``extra`` absorbing steps included (R = K + extra).
 
     Attributes:
-        a, b, sigma: (R,) the step's coefficients.
+        a, b, sigma, c: (R,) the step's coefficients.
         delta: (R,) a/σ, which makes δ of draft minus target; 0 where there is nothing to decide.
         carry, draft, noise: (R+1, R+1) and twice (R+1, R). Unrolled, x[n+1] = a·d + b·x + σ·ξ
             makes the point at step p, from the one at n, the sum of carry[p, n]·x[n] and, for
@@ -33,10 +33,12 @@ class Tables:
     def __init__(self, schedule: Schedule, extra: int, like: Tensor) -> None:
         self.num_steps, self.rows = schedule.num_steps, schedule.num_steps + extra
         pad = torch.zeros(extra, dtype=torch.float64)
-        a, b, sigma = (
+        a, b, sigma, c = (
             torch.cat([t, pad + fill])
-            for t, fill in ((schedule.a, 0), (schedule.b, 1), (schedule.sigma, 0))
-        )
+            for t, fill in (
+                (schedule.a, 0), (schedule.b, 1), (schedule.sigma, 0), (schedule.c, 0),
+            )
+        )  # fmt: skip
         decided = torch.arange(self.rows) < self.num_steps - 1
         delta = torch.where(decided, a / sigma.clamp(min=1e-300), 0.0)
         carry = torch.zeros((self.rows + 1, self.rows + 1), dtype=torch.float64)
@@ -45,7 +47,8 @@ class Tables:
             carry[p + 1] = carry[p] * b[p]
             carry[p + 1, p + 1] = 1
         behind = carry[:, 1:].tril(-1)  # [p, q] = Π_{q<m<p} b[m] for q < p
-        self.a, self.b, self.sigma, self.delta = (t.to(like) for t in (a, b, sigma, delta))
+        self.a, self.b, self.sigma, self.c = (t.to(like) for t in (a, b, sigma, c))
+        self.delta = delta.to(like)
         self.carry = carry.to(like)
         self.draft, self.noise = (behind * a).to(like), (behind * sigma).to(like)
 
@@ -77,6 +80,7 @@ class Chains:
     """
 
     def __init__(self, schedule: Schedule, batch: int, dim: int, window: int, like: Tensor) -> None:
+        schedule.check_speculation("ASD")
         self.batch, self.dim, self.window, self.num_steps = batch, dim, window, schedule.num_steps
         self.tables = make_tables(schedule, window + 1, like.dtype, like.device)
         rows = self.tables.rows

@@ -65,13 +65,14 @@ class Denoiser:
         self._real_steps = steps.to(like.device)
 
     def __call__(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
-        """Clipped x̂0, checked.
+        """Clipped x̂0 (N, D), checked. Arguments and errors: as for :meth:`both`."""
+        return self.both(x, steps, chains)[0]
+
+    def both(self, x: Tensor, steps: Tensor, chains: Tensor) -> tuple[Tensor, Tensor]:
+        """Clipped x̂0 and what the network predicts, (N, D) each, checked.
 
         Args:
             x: (N, D) points. steps: (N,) step of each. chains: (N,) chain of each.
-
-        Returns:
-            (N, D).
 
         Raises:
             NonFiniteError: the network returned a NaN or an infinity (step and chain are named).
@@ -79,7 +80,7 @@ class Denoiser:
         """
         prediction = self.predict(x, steps, chains)
         self._check(prediction, steps, chains)
-        return self.clip(self._unclipped(x, prediction, steps))
+        return self.clip(self._unclipped(x, prediction, steps)), prediction
 
     def condition(self, cond: Tensor | None, batch: int) -> None:
         """Take the conditions of a chunk's chains; into the same storage where shapes allow."""

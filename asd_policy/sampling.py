@@ -140,7 +140,7 @@ def draw(
     window = window_of(config, calibration, together or batch, num_steps)
     if config.name == "paradigms":
         return engine.paradigms(noise, cond, window, config.tolerance)
-    if window == 1:  # the same chain: no draft is ever taken for granted
+    if window == 1 and config.window == "auto":  # where nothing is gained
         return engine.sequential(noise, cond, "asd")
     return engine.asd(noise, cond, config.draft, config.calls_per_round, window, calibration)
 

@@ -5,7 +5,10 @@ With x̂0(x) the network's clipped prediction of the clean sample, every step of
 
     x[n+1] = a[n]·x̂0(x[n]) + b[n]·x[n] + sigma[n]·ξ[n],    ξ[n] ~ N(0, I),    n = 0 … K−1,
 
-with n counted in the order in which steps are taken (a DDPM's index is t = K−1−n).
+with n counted in the order in which steps are taken (a DDPM's index is t = K−1−n). DDIM as it is
+run everywhere (diffusers' default) steps along the network's own ε instead, not along the one that
+belongs to the clipped x̂0, so that a multiple of the prediction f is added: c[n]·f(x[n]). Where
+nothing is clipped the two are one.
 """
 
 from __future__ import annotations
@@ -69,7 +72,10 @@ class ScheduleConfig:
     trained_betas: tuple[float, ...] | None = None
     inference_steps: int | None = None
     timestep_spacing: str = "leading"
-    eta: float | None = None
+    eta: float | None = None  # of a DDIM; None is the DDPM
+    steps_offset: int = 0  # added to the timesteps of a DDIM that are spaced "leading"
+    set_alpha_to_one: bool = True  # ᾱ where a DDIM ends: 1, or that of timestep 0
+    use_clipped_model_output: bool = False  # a DDIM's ε belongs to the clipped x̂0
 
     def validate(self) -> None:
         check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
@@ -116,6 +122,7 @@ class Schedule:
         timesteps: (K,) training timestep that the network is given at each step, descending.
         signal, noise: (K,) √ᾱ and √(1−ᾱ) of the point that each step starts from.
         a, b, sigma: (K,) the step's coefficients (module docstring).
+        c: (K,) that of the network's own prediction; 0 but of a DDIM that uses it.
     """
 
     config: ScheduleConfig
@@ -126,6 +133,7 @@ class Schedule:
     a: Tensor = field(repr=False)
     b: Tensor = field(repr=False)
     sigma: Tensor = field(repr=False)
+    c: Tensor = field(repr=False)
 
     @classmethod
     def ddpm(
@@ -165,11 +173,18 @@ class Schedule:
         alphas_cumprod = torch.cumprod(1 - config.betas(), 0)
         steps = config.inference_steps or config.num_steps
         timesteps = _spaced_timesteps(config.num_steps, steps, config.timestep_spacing)
-        bar = alphas_cumprod[timesteps]
-        bar_next = torch.cat([bar[1:], bar.new_ones(1)])
-        coefficients = _ddpm_step if config.eta is None else _ddim_step
-        a, b, sigma = coefficients(config, bar, bar_next, timesteps)
-        return cls(config, alphas_cumprod, timesteps, bar.sqrt(), (1 - bar).sqrt(), a, b, sigma)
+        if config.eta is None:
+            bar = alphas_cumprod[timesteps]
+            bar_next = torch.cat([bar[1:], bar.new_ones(1)])
+            a, b, sigma = _ddpm_step(config, bar, bar_next, timesteps)
+            c = torch.zeros_like(a)
+        else:
+            timesteps = _offset(timesteps, config)
+            bar = alphas_cumprod[timesteps]
+            bar_next = _ddim_goal(config, alphas_cumprod, timesteps, config.num_steps // steps)
+            a, b, sigma, c = _ddim_step(config, bar, bar_next)
+        signal, noise = bar.sqrt(), (1 - bar).sqrt()
+        return cls(config, alphas_cumprod, timesteps, signal, noise, a, b, sigma, c)
 
     @property
     def num_steps(self) -> int:
@@ -180,9 +195,33 @@ class Schedule:
         """The same DDPM run with fewer, larger steps. Raises ValueError outside 1 … training."""
         return self.from_config(replace(self.config, inference_steps=steps))
 
-    def ddim(self, steps: int, eta: float = 0.0) -> Schedule:
-        """DDIM (Song et al., 2021) on the same network; ε is re-derived from the clipped x̂0."""
-        return self.from_config(replace(self.config, inference_steps=steps, eta=eta))
+    def ddim(
+        self, steps: int, eta: float = 0.0, use_clipped_model_output: bool = False
+    ) -> Schedule:
+        """DDIM (Song et al., 2021) on the same network, as diffusers' ``DDIMScheduler`` runs it.
+
+        Args:
+            steps: of the chain. eta: noise, 0 (none) to 1 (as much as the DDPM).
+            use_clipped_model_output: step along the ε that belongs to the clipped x̂0, in place of
+                the network's own. ASD needs it: the mean is then a function of x̂0 and x alone.
+        """
+        return self.from_config(
+            replace(
+                self.config,
+                inference_steps=steps,
+                eta=eta,
+                use_clipped_model_output=use_clipped_model_output,
+            )
+        )
+
+    def check_speculation(self, sampler: str) -> None:
+        """Raise a ValueError unless a step's mean is a function of x̂0 and x, as drafts need it."""
+        if self.c.any():
+            raise ValueError(
+                f"{sampler} needs steps whose mean is a function of the clipped x̂0 and the point, "
+                "and this DDIM's use the network's own prediction as well: make it with "
+                "schedule.ddim(…, use_clipped_model_output=True)"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; :meth:`from_dict` gives the schedule back."""
@@ -231,11 +270,45 @@ def _ddpm_step(
     return a, b, variance.clamp(min=0).sqrt() * (timesteps > 0)
 
 
+def _offset(timesteps: Tensor, config: ScheduleConfig) -> Tensor:
+    if config.timestep_spacing != "leading" or not config.steps_offset:
+        return timesteps
+    moved = timesteps + config.steps_offset
+    if int(moved[0]) >= config.num_steps:
+        raise ValueError(
+            f"steps_offset {config.steps_offset} leads to timestep {int(moved[0])}, and there are "
+            f"{config.num_steps} (0 to {config.num_steps - 1}) for {len(moved)} steps"
+        )
+    return moved
+
+
+def _ddim_goal(
+    config: ScheduleConfig, alphas_cumprod: Tensor, timesteps: Tensor, stride: int
+) -> Tensor:
+    """(K,) ᾱ that each step goes to: of the timestep one stride below, as diffusers has it, which
+    is the next one that is visited for "leading"; and where there is none, the end's."""
+    end = alphas_cumprod.new_ones(()) if config.set_alpha_to_one else alphas_cumprod[0]
+    below = timesteps - stride
+    return torch.where(below >= 0, alphas_cumprod[below.clamp(min=0)], end)
+
+
 def _ddim_step(
-    config: ScheduleConfig, bar: Tensor, bar_next: Tensor, timesteps: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    config: ScheduleConfig, bar: Tensor, bar_next: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x[n+1] = √ᾱ'·x̂0 + direction·ε + σ·ξ; ε = (x − √ᾱ·x0)/√(1−ᾱ), x0 the clipped x̂0 or not."""
     assert config.eta is not None
     variance = config.eta**2 * (1 - bar_next) / (1 - bar) * (1 - bar / bar_next)
+    variance = variance.clamp(min=0)
     direction = (1 - bar_next - variance).clamp(min=0).sqrt()
-    b = direction / (1 - bar).sqrt()
-    return bar_next.sqrt() - b * bar.sqrt(), b, variance.clamp(min=0).sqrt()
+    signal, noise = bar.sqrt(), (1 - bar).sqrt()
+    a, sigma = bar_next.sqrt(), variance.sqrt()
+    if config.use_clipped_model_output or not config.clip_sample:
+        b = direction / noise
+        return a - b * signal, b, sigma, torch.zeros_like(a)
+    # ε as a multiple of x and one of the prediction.
+    of_x, of_prediction = {
+        "epsilon": (torch.zeros_like(signal), torch.ones_like(signal)),
+        "sample": (1 / noise, -signal / noise),
+        "v_prediction": (noise, signal),
+    }[config.prediction_type]
+    return a, direction * of_x, sigma, direction * of_prediction

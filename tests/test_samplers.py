@@ -124,12 +124,27 @@ def test_ddim_without_noise_is_a_function_of_the_start() -> None:
     assert not torch.equal(run(config, network, chain, other)[0], expected)
 
 
+@pytest.mark.parametrize(("name", "said"), [("asd", "ASD"), ("paradigms", "ParaDiGMS")])
+def test_speculation_on_a_ddim_that_uses_the_prediction_itself_is_refused(
+    name: str, said: str
+) -> None:
+    chain = SCHEDULE.ddim(20, 0.5)
+    assert bool(chain.c.any())
+    message = f"{said} needs steps whose mean .* use_clipped_model_output=True"
+    with pytest.raises(ValueError, match=message):
+        run(
+            SamplerConfig(name, window=4), MIXTURE.network(SCHEDULE), chain, bulk_noise(1, 20, 4, 1)
+        )
+    with pytest.raises(ValueError, match="applies to the sampler .ddim., not to"):
+        SamplerConfig(name, use_clipped_model_output=True)
+
+
 @pytest.mark.parametrize("window", [1, 3, 8, 20, 64])
 @pytest.mark.parametrize("eta", [None, 0.5])
 def test_paradigms_without_tolerance_is_the_sequential_chain(
     eta: float | None, window: int
 ) -> None:
-    chain = SCHEDULE if eta is None else SCHEDULE.ddim(20, eta)
+    chain = SCHEDULE if eta is None else SCHEDULE.ddim(20, eta, use_clipped_model_output=True)
     network, noise = MIXTURE.network(SCHEDULE), bulk_noise(5, 20, 4, 3)
     expected, _ = run(SamplerConfig("ddpm"), network, chain, noise)
     config = SamplerConfig("paradigms", window=window, tolerance=1e-13)

@@ -130,7 +130,8 @@ class TritonKernels(Kernels):
     ) -> None:
         """A step of :func:`asd_policy.samplers.ddpm.sample_ddpm` for every chain, in one launch.
 
-        x ← a[n]·x̂0 + b[n]·x + σ[n]·ξ[:, n], then n ← n + 1. Chains at their end stay as they are.
+        x ← a[n]·x̂0 + b[n]·x + σ[n]·ξ[:, n] + c[n]·prediction, then n ← n + 1. Chains at their end
+        stay as they are.
 
         Args:
             x: (B, D) points, changed in place.
@@ -150,7 +151,7 @@ class TritonKernels(Kernels):
         with torch.cuda.device_of(x):
             self._source.advance_kernel[(batch,)](
                 x, prediction.contiguous(), noise, n, bad, denoiser.uv,
-                tables.a, tables.b, tables.sigma, noise.shape[1], tables.num_steps,
+                tables.a, tables.b, tables.sigma, tables.c, noise.shape[1], tables.num_steps,
                 D=dim, BLOCK=block, CLIP=denoiser.clip_range, num_warps=_row_warps(block, x),
             )  # fmt: skip
 

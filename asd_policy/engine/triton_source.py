@@ -325,7 +325,7 @@ def verify_kernel(
 
 @triton.jit(do_not_specialize=["noise_rows", "num_steps"])
 def advance_kernel(
-    x_ptr, prediction_ptr, noise_ptr, n_ptr, bad_ptr, uv_ptr, a_ptr, b_ptr, sigma_ptr,
+    x_ptr, prediction_ptr, noise_ptr, n_ptr, bad_ptr, uv_ptr, a_ptr, b_ptr, sigma_ptr, c_ptr,
     noise_rows, num_steps, D: tl.constexpr, BLOCK: tl.constexpr, CLIP: tl.constexpr,
 ):  # fmt: skip
     """One sequential step of every chain that is not at its end; counters are per chain."""
@@ -338,7 +338,8 @@ def advance_kernel(
     u, v = tl.load(uv_ptr + 2 * step), tl.load(uv_ptr + 2 * step + 1)
     x0 = predicted(x, said, u, v, CLIP)
     a, b, sigma = tl.load(a_ptr + step), tl.load(b_ptr + step), tl.load(sigma_ptr + step)
-    going, moved_to = n < num_steps, a * x0 + b * x + sigma * noise
+    going = n < num_steps
+    moved_to = a * x0 + b * x + sigma * noise + tl.load(c_ptr + step) * said
     broken = tl.max(tl.where(tl.abs(said) < float("inf"), 0, 1), axis=0)
     known = tl.load(bad_ptr + chain)
     tl.debug_barrier()  # every thread has read what is now replaced

@@ -20,7 +20,10 @@ class SamplerConfig:
         calls_per_round: of ASD: 1, or 2 (with ``draft="frozen"``, the paper's own algorithm).
         window: θ, steps guessed ahead; "auto" chooses it from measured cost and acceptance.
         steps: steps of the chain, at most the training steps (default: all; "ddim": 10).
-        eta: noise of DDIM, 0 … 1 ("ddim": 0 by default; with "asd", the DDIM chain of that η).
+        eta: noise of DDIM, 0 … 1 ("ddim": 0 by default; with "asd", the DDIM chain of that η that
+            uses the clipped model output).
+        use_clipped_model_output: of "ddim": step along the ε that belongs to the clipped x̂0, in
+            place of the network's own, which is what people run.
         tolerance: of ParaDiGMS.
 
     Raises:
@@ -34,6 +37,7 @@ class SamplerConfig:
     steps: int | None = None
     eta: float | None = None
     tolerance: float = 0.1
+    use_clipped_model_output: bool = False
 
     def __post_init__(self) -> None:
         check_choice("sampler", self.name, SAMPLERS)
@@ -46,6 +50,10 @@ class SamplerConfig:
             raise ValueError(f"inference steps must be at least 1, got {self.steps}")
         if self.eta is not None and self.name not in ("asd", "ddim"):
             raise ValueError(f'eta applies to the samplers "ddim" and "asd", not to {self.name!r}')
+        if self.use_clipped_model_output and self.name != "ddim":
+            raise ValueError(
+                f'use_clipped_model_output applies to the sampler "ddim", not to {self.name!r}'
+            )
         if not self.tolerance > 0:
             raise ValueError(f"tolerance must be positive, got {self.tolerance}")
 
@@ -56,11 +64,11 @@ class SamplerConfig:
             ValueError: more steps than were trained, or ASD on a chain without noise.
         """
         if self.name == "ddim":
-            schedule = schedule.ddim(
-                self.steps or min(10, schedule.config.num_steps), self.eta or 0.0
-            )
+            steps = self.steps or min(10, schedule.config.num_steps)
+            schedule = schedule.ddim(steps, self.eta or 0.0, self.use_clipped_model_output)
         elif self.eta is not None:
-            schedule = schedule.ddim(self.steps or schedule.num_steps, self.eta)
+            steps = self.steps or schedule.num_steps
+            schedule = schedule.ddim(steps, self.eta, use_clipped_model_output=True)
         elif self.steps is not None:
             schedule = schedule.respaced(self.steps)
         if self.name == "asd" and not bool((schedule.sigma[:-1] > 0).all()):
@@ -68,4 +76,6 @@ class SamplerConfig:
                 "ASD needs noise in every step but the last, and DDIM with eta=0 has none: there "
                 'is nothing to couple. Use sampler="ddim", or eta above 0, or the DDPM itself'
             )
+        if self.name in ("asd", "paradigms"):
+            schedule.check_speculation(self.name)
         return schedule

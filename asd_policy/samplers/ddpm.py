@@ -26,13 +26,16 @@ def sample_ddpm(
     x = noise.initial.clone()
     clock = Clock(x.device)
     chains = torch.arange(len(x), device=x.device)
-    coefficients = torch.stack([schedule.a, schedule.b, schedule.sigma], 1).tolist()
-    for n, (a, b, sigma) in enumerate(coefficients):
+    tables = schedule.a, schedule.b, schedule.sigma, schedule.c
+    coefficients = torch.stack(tables, 1).tolist()
+    for n, (a, b, sigma, c) in enumerate(coefficients):
         steps = torch.full_like(chains, n)
         clock.lap("other")
-        x0 = denoiser(x, steps, chains)
+        x0, prediction = denoiser.both(x, steps, chains)
         clock.lap("network")
         x = (a * x0).add_(x, alpha=b).add_(noise.steps[:, n], alpha=sigma)
+        if c:
+            x = x.add_(prediction, alpha=c)
     clock.lap("other")
     return x, sequential_stats(name, len(x), len(coefficients), clock.seconds())
 
@@ -54,9 +57,11 @@ def advance(
     """
     going = n < tables.num_steps
     x0 = denoiser.x0(x, prediction, n)
-    a, b, sigma = (t[n].unsqueeze(1) for t in (tables.a, tables.b, tables.sigma))
+    tables_of = (tables.a, tables.b, tables.sigma, tables.c)
+    a, b, sigma, c = (t[n].unsqueeze(1) for t in tables_of)
     kick = noise[torch.arange(len(x), device=x.device), n.clamp(max=tables.num_steps - 1)]
-    x.copy_(torch.where(going.unsqueeze(1), a * x0 + b * x + sigma * kick, x))
+    moved = a * x0 + b * x + sigma * kick + c * prediction
+    x.copy_(torch.where(going.unsqueeze(1), moved, x))
     broken = going & (bad < 0) & ~prediction.isfinite().all(1)
     bad.copy_(torch.where(broken, n, bad))
     n.add_(going)

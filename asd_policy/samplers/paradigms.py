@@ -24,7 +24,9 @@ def sample_paradigms(
 
     Raises:
         NonFiniteError: the network returned a NaN or an infinity.
+        ValueError: a DDIM that uses the network's own prediction.
     """
+    schedule.check_speculation("ParaDiGMS")
     batch, num_steps, _ = noise.steps.shape
     like = noise.initial
     a, b, sigma = (t.to(like) for t in (schedule.a, schedule.b, schedule.sigma))

@@ -72,10 +72,12 @@ def ddpm_chain(bars: list[float], visited: list[int], variance_type: str) -> Cha
 
 
 def ddim_chain(bars: list[float], visited: list[int], eta: float) -> Chain:
-    """Song et al. (2021), equations 12 and 16, with ε = (x − √ᾱ·x̂0)/√(1−ᾱ)."""
+    """Song et al. (2021), equations 12 and 16, with ε = (x − √ᾱ·x̂0)/√(1−ᾱ). A step goes to the
+    timestep one stride below, whatever is visited next."""
     a, b, sigma = [], [], []
-    for t, prev in zip(visited, [*visited[1:], None], strict=True):
-        bar, bar_prev = bars[t], 1.0 if prev is None else bars[prev]
+    for t in visited:
+        below = t - len(bars) // len(visited)
+        bar, bar_prev = bars[t], 1.0 if below < 0 else bars[below]
         noise = eta * math.sqrt((1 - bar_prev) / (1 - bar)) * math.sqrt(1 - bar / bar_prev)
         direction = math.sqrt(max(0.0, 1 - bar_prev - noise**2))
         a.append(math.sqrt(bar_prev) - direction * math.sqrt(bar) / math.sqrt(1 - bar))

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from asd_policy import SamplerConfig, Schedule
+from asd_policy.checkpoints import shipped
+from asd_policy.policy import load_checkpoint
 from asd_policy.schedule import BETA_SCHEDULES, TIMESTEP_SPACINGS, VARIANCE_TYPES
 from reference import oracles
 from reference.chains import bulk_noise, oracle_chain, run
@@ -52,13 +54,13 @@ def test_ddpm_tables() -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_ddim_tables(eta: float) -> None:
     for schedule in every_schedule():
-        assert_tables(schedule.ddim(schedule.num_steps, eta))
+        assert_tables(schedule.ddim(schedule.num_steps, eta, use_clipped_model_output=True))
 
 
 def test_ddim_with_eta_one_is_ddpm() -> None:
     """Song et al. (2021), section 4.1, for the posterior variance."""
     schedule = Schedule.ddpm(100).respaced(20)
-    ddim = schedule.ddim(20, eta=1.0)
+    ddim = schedule.ddim(20, 1.0, use_clipped_model_output=True)
     for name in ("a", "b", "sigma"):
         np.testing.assert_allclose(getattr(ddim, name), getattr(schedule, name), atol=1e-12)
 
@@ -148,7 +150,7 @@ def _one_step(schedule: Schedule, n: int, sampler: str) -> tuple[torch.Tensor, .
     noise = bulk_noise(8, 1, 5, seed=n)
     prediction = 1.5 * bulk_noise(8, 1, 5, seed=n + 1000).initial
     fields = {k: getattr(schedule, k)[n : n + 1] for k in
-              ("timesteps", "signal", "noise", "a", "b", "sigma")}  # fmt: skip
+              ("timesteps", "signal", "noise", "a", "b", "sigma", "c")}  # fmt: skip
     step = Schedule(schedule.config, schedule.alphas_cumprod, **fields)
     moved, _ = run(SamplerConfig(sampler), lambda x, t, cond: prediction, step, noise)
     return noise.initial, prediction, noise.steps[:, 0], moved
@@ -207,35 +209,79 @@ def test_ddpm_step_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-def test_ddim_step_is_that_of_diffusers(eta: float) -> None:
-    """With ε re-derived from the clipped x̂0, ``use_clipped_model_output=True`` there.
-
-    diffusers' DDIM goes to t − train // steps: the next visited timestep for "leading", and for
-    "trailing" where the number of steps divides the training steps.
-    """
+@pytest.mark.parametrize("use_clipped", [False, True])
+def test_ddim_step_is_that_of_diffusers(eta: float, use_clipped: bool) -> None:
+    """Its defaults are what people run: the network's own ε, an end at ᾱ = 1."""
     ddim = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
-    for kind, prediction, variance, clip, spacing, steps in CASES:
-        if spacing == "linspace" or variance != "fixed_small" or steps is None:
-            continue
-        if spacing == "trailing" and 100 % steps:
+    compared = 0
+    ends = [(True, 0), (False, 0), (True, 1), (False, 1)]
+    for case, (to_one, offset) in itertools.product(CASES, ends):
+        kind, prediction, variance, clip, spacing, steps = case
+        if variance != "fixed_small" or steps is None or (offset and spacing != "leading"):
             continue
         start, end = RANGES[kind]
         theirs = _float64(
             ddim.DDIMScheduler(
                 100, start, end, kind, prediction_type=prediction, clip_sample=clip,
-                clip_sample_range=0.9, timestep_spacing=spacing,
+                clip_sample_range=0.9, timestep_spacing=spacing, set_alpha_to_one=to_one,
+                steps_offset=offset,
             )
         )  # fmt: skip
         theirs.set_timesteps(steps)
+        theirs.final_alpha_cumprod = torch.ones(()).double() if to_one else theirs.alphas_cumprod[0]
         ours = Schedule.ddpm(
             100, kind, prediction, clip_sample=clip, clip_range=0.9, beta_start=start,
-            beta_end=end, timestep_spacing=spacing,
-        ).ddim(steps, eta)  # fmt: skip
+            beta_end=end, timestep_spacing=spacing, set_alpha_to_one=to_one, steps_offset=offset,
+        ).ddim(steps, eta, use_clipped)  # fmt: skip
         assert ours.timesteps.tolist() == theirs.timesteps.tolist()
         for n in range(steps):
             x, output, xi, moved = _one_step(ours, n, "ddim")
             expected = theirs.step(
-                output, int(ours.timesteps[n]), x, eta=eta, use_clipped_model_output=True,
-                variance_noise=xi if eta else None,
+                output, int(ours.timesteps[n]), x, eta=eta,
+                use_clipped_model_output=use_clipped, variance_noise=xi if eta else None,
             ).prev_sample  # fmt: skip
             torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-9)
+            compared += 1
+    assert compared > 1000
+
+
+def test_an_offset_beyond_the_last_timestep_is_refused() -> None:
+    with pytest.raises(ValueError, match="steps_offset 1 leads to timestep 100, and there are 100"):
+        Schedule.ddpm(100, steps_offset=1).ddim(100)
+
+
+def test_ddim_of_a_trained_policy_is_the_loop_that_people_run() -> None:
+    """The shipped policy, whose clipping is active, through diffusers' own scheduler as robomimic,
+    LeRobot and diffusion_policy call it; and the other form is not that."""
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
+    made = load_checkpoint(shipped("lift"))
+    network, config = made.network.double().eval(), made.schedule.config
+    cond = bulk_noise(8, 1, made.config.condition_dim, seed=1).initial / 2
+    noise = bulk_noise(8, 10, 16 * 7, seed=2)
+    theirs = _float64(
+        scheduling.DDIMScheduler(
+            config.num_steps, beta_schedule=config.beta_schedule, clip_sample=True,
+            set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon",
+        )
+    )  # fmt: skip
+    theirs.final_alpha_cumprod = torch.ones(()).double()
+    theirs.set_timesteps(10)
+    x, clipped = noise.initial.view(8, 16, 7), 0
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            output = network(x, torch.full((8,), int(t)), cond)
+            stepped = theirs.step(output, int(t), x)
+            clipped += int((stepped.pred_original_sample.abs() >= 1).sum())
+            x = stepped.prev_sample
+    assert clipped > 100
+    with torch.no_grad():
+        ours, other = (
+            run(
+                SamplerConfig("ddim", steps=10, use_clipped_model_output=use_clipped),
+                lambda p, t, c: network(p.view(-1, 16, 7), t, c).flatten(1),
+                made.schedule.ddim(10, 0.0, use_clipped), noise, cond=cond,
+            )[0].view(8, 16, 7)
+            for use_clipped in (False, True)
+        )  # fmt: skip
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-9)
+    assert float((other - x).abs().max()) > 1e-3

@@ -22,7 +22,7 @@ SCHEDULES = {
         100, "linear", "v_prediction", "fixed_large", beta_end=0.1, clip_range=1.0,
         inference_steps=25, timestep_spacing="trailing",
     ),
-    "ddim": Schedule.ddpm(60, "scaled_linear", beta_end=0.2).ddim(20, eta=0.7),
+    "ddim": Schedule.ddpm(60, "scaled_linear", beta_end=0.2).ddim(20, 0.7, True),
     "bumpy": Schedule.ddpm(60, prediction_type="sample", clip_range=1.0),
     "one step": Schedule.ddpm(10).respaced(1),
     "two steps": Schedule.ddpm(10).respaced(2),

@@ -47,6 +47,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     broken: float | None = None  # what the network says once, at step 3 of chain 1
     rounds: int | None = None  # to stop after
+    ddim: bool = False  # whose steps use the prediction itself
 
     @property
     def name(self) -> str:
@@ -59,10 +60,11 @@ class Case:
         return " ".join(f"{key}={v}" for key, v in values.items() if v != usual[key]) or "usual"
 
     def schedule(self) -> Schedule:
-        return Schedule.ddpm(
+        trained = Schedule.ddpm(
             self.num_steps, prediction_type=self.kind, clip_sample=self.clip is not None,
             clip_range=self.clip or 1.0,
         )  # fmt: skip
+        return trained.ddim(self.num_steps, 0.5) if self.ddim else trained
 
 
 SHAPES = (
@@ -199,9 +201,10 @@ def check_finished(
 
 def check_sequential(case: Case, device: str) -> dict[str, int]:
     """The whole sequential chain from raw predictions, and a few steps too many."""
-    run = run_of(case, None, device)
-    chains, denoiser, schedule = run.chains, run.denoiser, case.schedule()
-    x, index = chains.x.clone(), torch.arange(case.batch, device=device)
+    schedule = case.schedule()
+    run = run_of(dataclasses.replace(case, ddim=False), None, device)
+    x, index = run.chains.x.clone(), torch.arange(case.batch, device=device)
+    denoiser = Denoiser(run.denoiser.network, schedule, (case.dim,), run.denoiser._cond, x)
     n, bad = torch.zeros_like(index), torch.full_like(index, -1)
     noise = bulk_noise(case.batch, case.num_steps, case.dim, seed=3)
     tables, kernels = Tables(schedule, 1, x), TritonKernels()
@@ -227,6 +230,7 @@ def sequential_cases() -> list[Case]:
         Case(),
         Case(kind="sample", dim=112, clip=0.5),
         Case(kind="v_prediction", dim=33, clip=None, batch=1),
+        Case(ddim=True, clip=0.3),
         Case(dtype=torch.float32, dim=7),
         Case(broken=float("nan")),
         Case(broken=1e400, clip=None),

@@ -88,7 +88,10 @@ def draw(form: Form, chains: int, seed: int, sampler: str = "asd") -> tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     trained, calibration, samples = SCHEDULES[form.schedule], Calibration(), []
     steps = trained.num_steps if sampler == "ddim" else None
-    config = SamplerConfig(sampler, form.draft, form.calls, form.window, steps, form.eta)
+    config = SamplerConfig(
+        sampler, form.draft, form.calls, form.window, steps, form.eta,
+        use_clipped_model_output=sampler == "ddim",
+    )  # fmt: skip
     network = MIXTURE.network(trained)
     engine = make_engine("eager", network, config.schedule(trained), (DIM,), kernels=form.kernels)
     for _ in range(chains // CHUNK):
