@@ -48,6 +48,7 @@ class Stage:
         self._text, self._note = text, note
         self._total, self._first, self._done = total, done, done
         self._began = self._said = time.monotonic()
+        self._last_said = done
         self._show = show
         live = show and self._console.is_terminal and not self._console.is_dumb_terminal
         self._bar = self._live_line() if live else None
@@ -67,7 +68,7 @@ class Stage:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self._total is not None:
+        elif kind is None and self._done != self._last_said:
             self._say_line()
 
     def update(self, done: int | None = None, note: str = "", text: str | None = None) -> None:
@@ -96,7 +97,7 @@ class Stage:
         return f"{_clock(gone)} gone, {_clock(left)} left"
 
     def _say_line(self) -> None:
-        self._said = time.monotonic()
+        self._said, self._last_said = time.monotonic(), self._done
         count = [] if self._total is None else [f"{self._done}/{self._total}"]
         words = [" ".join([self._text, *count]), *([self._note] if self._note else [])]
         fresh = self._total is None or self._done == self._first

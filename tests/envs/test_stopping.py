@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from gymnasium.error import DependencyNotInstalled
 
-from asd_policy.envs import demos
+from asd_policy.envs import demos, rendering
 from asd_policy.envs.attempts import saved_numbers
 from asd_policy.envs.workers import interrupts_held
 
@@ -21,12 +22,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-class Run:
-    """`asd-policy demos --episodes 300` with two workers, in a process group of its own."""
+MANY = ["--episodes", "300", "--noise", "0.1", "--seed", "5", "--workers", "2"]
 
-    def __init__(self, out: Path, log: Path) -> None:
+
+class Run:
+    """`asd-policy demos` in a process group of its own."""
+
+    def __init__(self, out: Path, log: Path, *words: str) -> None:
         self._log, self._out = log, out
-        words = ["--episodes", "300", "--noise", "0.1", "--seed", "5", "--workers", "2"]
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "asd_policy", "demos", *words, "--out", str(out)],
@@ -80,14 +83,14 @@ def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path)
     episodes are asked for in the end. With two workers, where `store` was made by one."""
     out, folder = tmp_path / "lift.zarr", tmp_path / "lift.zarr.partial"
 
-    run = Run(out, tmp_path / "starting")
+    run = Run(out, tmp_path / "starting", *MANY)
     run.wait_for_words("starting worker processes")
     run.press_ctrl_c()
     run.ends_within(10)
     assert "No new attempt was finished; the same command begins again." in run.said()
     assert not folder.exists()
 
-    run = Run(out, tmp_path / "once")
+    run = Run(out, tmp_path / "once", *MANY)
     run.wait_for_attempts(1)
     run.wait_for_words("demonstrations")
     time.sleep(0.3)  # the next ones have begun
@@ -97,18 +100,19 @@ def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path)
     run.ends_within(60)
     assert len(saved_numbers(folder)) > before  # what was running was waited for
     assert not list(folder.glob("*.tmp"))
-    assert f"attempts are kept in {folder}; the same command goes on." in run.said()
+    finished = f"Kept in {folder}: {len(saved_numbers(folder))} finished attempts; the same command"
+    assert finished in run.said()
     kept = files_of(folder)
 
-    run = Run(out, tmp_path / "twice")
+    run = Run(out, tmp_path / "twice", *MANY)
     run.wait_for_attempts(len(saved_numbers(folder)) + 1)
-    assert "attempts of an earlier run are kept" in run.said()
+    assert "kept of an earlier run: " in run.said()
     run.press_ctrl_c()
     run.wait_for_words("Stopping: waiting for")
     run.press_ctrl_c()
     run.ends_within(3)
 
-    run = Run(out, tmp_path / "killed")
+    run = Run(out, tmp_path / "killed", *MANY)
     run.wait_for_attempts(len(saved_numbers(folder)) + 1)
     run.process.kill()
     run.process.wait()
@@ -123,6 +127,20 @@ def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path)
     assert summary.episodes == 3
     assert files_of(out) == files_of(store)
     assert min(saved_numbers(folder)) == 3  # more than three were made: they are for a larger store
+
+
+def test_a_film_that_is_stopped_leaves_no_half_of_it(store, tmp_path):
+    try:
+        rendering.choose_backend()
+    except DependencyNotInstalled:
+        pytest.skip("needs OpenGL (libosmesa6, or libegl1 with a driver)")
+    film = tmp_path / "lift.mp4"
+    run = Run(store, tmp_path / "filming", "--render", str(film))
+    run.wait_for(lambda: list(tmp_path.glob(".lift.part.mp4")))
+    run.press_ctrl_c()
+    run.ends_within(20)
+    assert f"{store} is whole; the same command makes what is missing." in run.said()
+    assert [path.name for path in tmp_path.iterdir()] == ["filming"]
 
 
 def test_a_held_interrupt_comes_when_the_block_is_left():
