@@ -260,7 +260,8 @@ def _clear_away(out: Path, kept: KeptStore) -> None:
 def _needed(episodes: int, done: dict[int, bool]) -> list[int]:
     """Numbers of the first attempts that came to so many episodes: a stopped run may have made
     more, for a larger number."""
-    numbers, successes = [], 0
+    numbers: list[int] = []
+    successes = 0
     while successes < episodes:
         numbers.append(len(numbers))
         successes += done[numbers[-1]]

@@ -1,6 +1,7 @@
 """Collections that are stopped: by one Ctrl-C, by two, by kill -9; real signals to real groups."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,35 @@ def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path)
     assert summary.episodes == 3
     assert files_of(out) == files_of(store)
     assert min(saved_numbers(folder)) == 3  # more than three were made: they are for a larger store
+
+
+def test_a_process_that_dies_is_one_message(tmp_path):
+    out = tmp_path / "lift.zarr"
+    run = Run(out, tmp_path / "died", *MANY)
+    run.wait_for_attempts(1)
+    os.kill(youngest_child(run.process.pid), signal.SIGKILL)
+    assert run.process.wait(timeout=20) == 2
+    run.leaves_no_process()
+    assert "error: a worker process died (was memory short?" in run.said()
+    assert "Traceback" not in run.said()
+    assert saved_numbers(tmp_path / "lift.zarr.partial")
+
+
+def youngest_child(parent: int) -> int:
+    words = ["ps", "-A", "-o", "pid=", "-o", "ppid="]
+    rows = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    return max(int(pid) for pid, of in map(str.split, rows) if int(of) == parent)
+
+
+def test_what_a_process_cannot_write_is_one_message(tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    limited = f"ulimit -f 8; exec {sys.executable} -m asd_policy demos --episodes 2 --out lift.zarr"
+    done = subprocess.run(
+        ["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"attempt-00000\d\.npz could not be written: File too large", done.stderr)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_film_that_is_stopped_leaves_no_half_of_it(store, tmp_path):
