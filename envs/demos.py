@@ -27,6 +27,7 @@ from asd_policy.envs.files import check_writable, claimed, writing
 from asd_policy.envs.progress import Stage
 from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings
 from asd_policy.envs.store import KeptStore, put_back, read_store, replace_store, write_store
+from asd_policy.envs.tasks import get_task
 from asd_policy.errors import DatasetError, OutputExistsError
 
 
@@ -84,7 +85,7 @@ def collect(
     Raises: see `make_store`.
     """
     drives = None if learner is None else learner.sha256
-    recipe = Recipe(task, noise, seed, interrupt_every, drives)
+    recipe = Recipe(get_task(task).name, noise, seed, interrupt_every, drives)
     return make_store(recipe, episodes, out, workers, learner, progress)
 
 
