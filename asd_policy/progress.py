@@ -46,6 +46,7 @@ class Stage:
         self._began = self._said = self._drawn = time.monotonic()
         self._show, self._measuring = show, measuring
         self._bar = self._live_line() if show else None
+        self._last_said = done
 
     def __enter__(self) -> Stage:
         if self._bar is not None:
@@ -64,7 +65,7 @@ class Stage:
         if self._bar is not None:
             self._bar.refresh()
             self._bar.stop()
-        elif kind is None and self._total is not None:
+        elif kind is None and self._done != self._last_said:
             self._say_line()
 
     def update(self, done: int | None = None, note: str = "", text: str | None = None) -> None:
@@ -101,7 +102,7 @@ class Stage:
         return f"{_clock(gone)} gone, {_clock(left)} left"
 
     def _say_line(self) -> None:
-        self._said = time.monotonic()
+        self._said, self._last_said = time.monotonic(), self._done
         count = [] if self._total is None else [f"{self._done}/{self._total}"]
         words = [" ".join([self._text, *count]), *([self._note] if self._note else [])]
         fresh = self._total is None or self._done == self._first

@@ -25,6 +25,7 @@ from asd_policy.envs.attempts import (
 from asd_policy.envs.crew import run_attempts
 from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings
 from asd_policy.envs.store import KeptStore, put_back, read_store, replace_store, write_store
+from asd_policy.envs.tasks import get_task
 from asd_policy.errors import DatasetError, OutputExistsError
 from asd_policy.files import check_writable, claimed, writing
 from asd_policy.progress import Stage
@@ -84,7 +85,7 @@ def collect(
     Raises: see `make_store`.
     """
     drives = None if learner is None else learner.sha256
-    recipe = Recipe(task, noise, seed, interrupt_every, drives)
+    recipe = Recipe(get_task(task).name, noise, seed, interrupt_every, drives)
     return make_store(recipe, episodes, out, workers, learner, progress)
 
 
@@ -147,11 +148,17 @@ def standing(out: Path) -> tuple[Recipe, int] | None:
 def what_is_kept(out: Path) -> str:
     """What a run that was stopped leaves, in a sentence or two."""
     kept, waiting = read_store(out), _waiting(out)
-    said = "Stopped." if kept is None else f"Stopped. {out} has {len(kept.numbers)} demonstrations."
+    said = "Stopped."
+    if kept is not None:
+        said += f" {out} has {_counted(len(kept.numbers), 'demonstration')}."
     if not waiting:
         return f"{said} No new attempt was finished; the same command begins again."
-    said += f" {waiting} finished {'attempt is' if waiting == 1 else 'attempts are'} kept in "
-    return f"{said}{_folder(out)}; the same command goes on."
+    finished = _counted(waiting, "finished attempt")
+    return f"{said} Kept in {_folder(out)}: {finished}; the same command goes on."
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def _waiting(out: Path) -> int:
@@ -197,17 +204,18 @@ def _intention(
     """What `make_store` will do, in a sentence."""
     have, waiting = 0 if kept is None else len(kept.numbers), _waiting(out)
     if have == episodes:
-        return f"{out} is there, with {have} demonstrations of {recipe.task}."
+        return f"{out} is there, with {_counted(have, 'demonstration')} of {recipe.task}."
     how = f"noise {recipe.noise}, seed {recipe.seed}"
     if recipe.interrupt_every:
         how += f", interrupted every {recipe.interrupt_every} steps"
-    how += f"; {workers} worker {'process' if workers == 1 else 'processes'}"
+    how += f"; {_counted(workers, 'worker')}"
     if waiting:
-        how += f"; {waiting} attempts of an earlier run are kept"
-    demonstrations = f"demonstrations of {recipe.task}"
+        how += f"; kept of an earlier run: {_counted(waiting, 'attempt')}"
     if have:
-        return f"{out} has {have} {demonstrations}: collecting up to {episodes} ({how})."
-    return f"Collecting {episodes} {demonstrations} into {out} ({how})."
+        there = f"{out} has {_counted(have, 'demonstration')} of {recipe.task}"
+        return f"{there}: collecting up to {episodes} ({how})."
+    wanted = _counted(episodes, "demonstration")
+    return f"Collecting {wanted} of {recipe.task} into {out} ({how})."
 
 
 def _grow(
@@ -253,7 +261,8 @@ def _clear_away(out: Path, kept: KeptStore) -> None:
 def _needed(episodes: int, done: dict[int, bool]) -> list[int]:
     """Numbers of the first attempts that came to so many episodes: a stopped run may have made
     more, for a larger number."""
-    numbers, successes = [], 0
+    numbers: list[int] = []
+    successes = 0
     while successes < episodes:
         numbers.append(len(numbers))
         successes += done[numbers[-1]]

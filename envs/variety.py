@@ -61,7 +61,9 @@ def _draw_arm(root: Any, arm: int, hand: str, row: np.ndarray) -> None:
     )
     height.set(title=f"Height of {hand}", xlabel="time (s)", ylabel="z (m)")
     heading.set(title=f"Heading of {hand}", xlabel="time (s)", ylabel="rad from the first")
-    spread.hist(like_moments(root, arm), bins=50, range=(0, 2), density=True)
+    distances = like_moments(root, arm)
+    if len(distances):  # none, where there is one episode only
+        spread.hist(distances, bins=50, range=(0, 2), density=True)
     spread.set(title="Actions at like moments", xlabel="distance of move commands")
 
 

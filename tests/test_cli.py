@@ -32,7 +32,7 @@ def python(program: str, **env: str) -> subprocess.CompletedProcess:
     "words",
     [
         ["--help"],
-        *([name, "--help"] for name in ("eval", "bench", "verify", "compare")),
+        *([name, "--help"] for name in ("eval", "demos", "bench", "verify", "compare")),
         ["--version"],
     ],
 )

@@ -66,7 +66,6 @@ def test_without_a_terminal_it_is_lines(capsys, monkeypatch) -> None:
         "round 10/30, 0:10 gone, 0:20 left",
         "round 20/30, 0:20 gone, 0:10 left",
         "round 30/30, 0:30 gone, 0:00 left",
-        "round 30/30, 0:30 gone, 0:00 left",
     ]
 
 

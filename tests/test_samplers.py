@@ -135,7 +135,7 @@ def test_speculation_on_a_ddim_that_uses_the_prediction_itself_is_refused(
         run(
             SamplerConfig(name, window=4), MIXTURE.network(SCHEDULE), chain, bulk_noise(1, 20, 4, 1)
         )
-    with pytest.raises(ValueError, match="applies to the sampler .ddim., not to"):
+    with pytest.raises(ValueError, match=r"applies to the sampler .ddim., not to"):
         SamplerConfig(name, use_clipped_model_output=True)
 
 

@@ -103,7 +103,7 @@ def main_collect(
         render: Also film the first demonstration to this path (mp4); needs OpenGL.
     """
     if task is not None:
-        get_task(task)
+        task = get_task(task).name
     out = Path("outputs/demos") / f"{task or 'lift'}.zarr" if out is None else out
     extras = {"HDF5": hdf5, "figure": figure, "film": render}
     _check_extras(figure, render, hdf5)

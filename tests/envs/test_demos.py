@@ -227,7 +227,7 @@ def test_the_summary(tmp_path, capsys):
     assert re.search(r"dropped\s+│ 1 ", said)
     assert str(out) in re.sub(r"[\s│]", "", said.partition("│ path")[2])
     assert f"Collecting 2 demonstrations of lift into {out} (noise 0.1, seed 0; 1 worker" in said
-    assert "3 attempts of an earlier run are kept" in said
+    assert "kept of an earlier run: 3 attempts)." in said
 
 
 def make(folder: Path) -> Path:

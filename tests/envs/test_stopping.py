@@ -1,6 +1,7 @@
 """Collections that are stopped: by one Ctrl-C, by two, by kill -9; real signals to real groups."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from gymnasium.error import DependencyNotInstalled
 
-from asd_policy.envs import demos
+from asd_policy.envs import demos, rendering
 from asd_policy.envs.attempts import saved_numbers
 from asd_policy.envs.workers import interrupts_held
 
@@ -21,12 +23,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-class Run:
-    """`asd-policy demos --episodes 300` with two workers, in a process group of its own."""
+MANY = ["--episodes", "300", "--noise", "0.1", "--seed", "5", "--workers", "2"]
 
-    def __init__(self, out: Path, log: Path) -> None:
+
+class Run:
+    """`asd-policy demos` in a process group of its own."""
+
+    def __init__(self, out: Path, log: Path, *words: str) -> None:
         self._log, self._out = log, out
-        words = ["--episodes", "300", "--noise", "0.1", "--seed", "5", "--workers", "2"]
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "asd_policy", "demos", *words, "--out", str(out)],
@@ -80,14 +84,14 @@ def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path)
     episodes are asked for in the end. With two workers, where `store` was made by one."""
     out, folder = tmp_path / "lift.zarr", tmp_path / "lift.zarr.partial"
 
-    run = Run(out, tmp_path / "starting")
+    run = Run(out, tmp_path / "starting", *MANY)
     run.wait_for_words("starting worker processes")
     run.press_ctrl_c()
     run.ends_within(10)
     assert "No new attempt was finished; the same command begins again." in run.said()
     assert not folder.exists()
 
-    run = Run(out, tmp_path / "once")
+    run = Run(out, tmp_path / "once", *MANY)
     run.wait_for_attempts(1)
     run.wait_for_words("demonstrations")
     time.sleep(0.3)  # the next ones have begun
@@ -97,18 +101,19 @@ def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path)
     run.ends_within(60)
     assert len(saved_numbers(folder)) > before  # what was running was waited for
     assert not list(folder.glob("*.tmp"))
-    assert f"attempts are kept in {folder}; the same command goes on." in run.said()
+    finished = f"Kept in {folder}: {len(saved_numbers(folder))} finished attempts; the same command"
+    assert finished in run.said()
     kept = files_of(folder)
 
-    run = Run(out, tmp_path / "twice")
+    run = Run(out, tmp_path / "twice", *MANY)
     run.wait_for_attempts(len(saved_numbers(folder)) + 1)
-    assert "attempts of an earlier run are kept" in run.said()
+    assert "kept of an earlier run: " in run.said()
     run.press_ctrl_c()
     run.wait_for_words("Stopping: waiting for")
     run.press_ctrl_c()
     run.ends_within(3)
 
-    run = Run(out, tmp_path / "killed")
+    run = Run(out, tmp_path / "killed", *MANY)
     run.wait_for_attempts(len(saved_numbers(folder)) + 1)
     run.process.kill()
     run.process.wait()
@@ -123,6 +128,49 @@ def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path)
     assert summary.episodes == 3
     assert files_of(out) == files_of(store)
     assert min(saved_numbers(folder)) == 3  # more than three were made: they are for a larger store
+
+
+def test_a_process_that_dies_is_one_message(tmp_path):
+    out = tmp_path / "lift.zarr"
+    run = Run(out, tmp_path / "died", *MANY)
+    run.wait_for_attempts(1)
+    os.kill(youngest_child(run.process.pid), signal.SIGKILL)
+    assert run.process.wait(timeout=20) == 2
+    run.leaves_no_process()
+    assert "error: a worker process died (was memory short?" in run.said()
+    assert "Traceback" not in run.said()
+    assert saved_numbers(tmp_path / "lift.zarr.partial")
+
+
+def youngest_child(parent: int) -> int:
+    words = ["ps", "-A", "-o", "pid=", "-o", "ppid="]
+    rows = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    return max(int(pid) for pid, of in map(str.split, rows) if int(of) == parent)
+
+
+def test_what_a_process_cannot_write_is_one_message(tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    limited = f"ulimit -f 8; exec {sys.executable} -m asd_policy demos --episodes 2 --out lift.zarr"
+    done = subprocess.run(
+        ["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"attempt-00000\d\.npz could not be written: File too large", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_film_that_is_stopped_leaves_no_half_of_it(store, tmp_path):
+    try:
+        rendering.choose_backend()
+    except DependencyNotInstalled:
+        pytest.skip("needs OpenGL (libosmesa6, or libegl1 with a driver)")
+    film = tmp_path / "lift.mp4"
+    run = Run(store, tmp_path / "filming", "--render", str(film))
+    run.wait_for(lambda: list(tmp_path.glob(".lift.part.mp4")))
+    run.press_ctrl_c()
+    run.ends_within(20)
+    assert f"{store} is whole; the same command makes what is missing." in run.said()
+    assert [path.name for path in tmp_path.iterdir()] == ["filming"]
 
 
 def test_a_held_interrupt_comes_when_the_block_is_left():

@@ -20,6 +20,21 @@ def test_the_figure_is_drawn(store, tmp_path):
     assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 20
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_figure_of_one_episode_is_drawn(tmp_path):
+    """Which has no other episode to be compared with."""
+    root = zarr.open_group(str(tmp_path / "one.zarr"), mode="w")
+    root["data/robot0_eef_pos"] = np.random.default_rng(0).normal(size=(5, 3))
+    root["data/robot0_eef_quat"] = np.tile([0.0, 0.0, 0.0, 1.0], (5, 1))
+    root["data/action"] = np.zeros((5, 7))
+    root["meta/episode_ends"] = np.array([5])
+    keys = {"robot0_eef_pos": 3}
+    root.attrs.update(observation_keys=keys, task="one", noise={"std": 0.0})
+    draw_variety(tmp_path / "one.zarr", tmp_path / "one.png")
+    assert (tmp_path / "one.png").stat().st_size > 10_000
+    assert not list(tmp_path.glob(".*"))
+
+
 def write(tmp_path, moves):
     """Two episodes that see the same, and choose the given moves."""
     root = zarr.open_group(str(tmp_path / "two.zarr"), mode="w")
@@ -56,11 +71,13 @@ def test_the_film_shows_every_step(store, tmp_path):
         rendering.choose_backend()
     except DependencyNotInstalled:
         pytest.skip("needs OpenGL (libosmesa6, or libegl1 with a driver)")
-    stored.film(store, 0, tmp_path / "lift.mp4", size=(64, 64))
+    told = []
+    stored.film(store, 0, tmp_path / "lift.mp4", (64, 64), lambda *count: told.append(count))
     assert [path.name for path in tmp_path.iterdir()] == ["lift.mp4"]
     frames = imageio.mimread(tmp_path / "lift.mp4", memtest=False)
     steps = zarr.open_group(str(store), mode="r")["meta/episode_ends"][0]
     assert len(frames) == steps + 1
+    assert told == [(done, steps + 1) for done in range(1, steps + 2)]
     assert not np.array_equal(frames[0], frames[-1])
 
 
