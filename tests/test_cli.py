@@ -211,3 +211,41 @@ def test_with_the_core_alone_each_command_names_the_extra(name):
     assert done.stderr.count("\n") == 1
     assert "error: `asd-policy " + name + "` needs tyro" in done.stderr
     assert "pip install 'asd-policy[sim]'" in done.stderr
+
+
+# --- output of any encoding ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("ascii", "-...->x?"),
+        ("iso-8859-1", "-...->×?"),
+        ("cp1252", "–…->×?"),
+        ("utf-8", "–…→×δ"),
+    ],
+)
+def test_no_encoding_of_the_output_ends_a_command(encoding, said):
+    odd = "–…→×δ"
+    done = subprocess.run(
+        [*COMMAND, "report", odd],
+        capture_output=True,
+        timeout=120,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    errors = done.stderr.decode(encoding)
+    assert done.returncode == 2
+    assert errors == f"error: expected an evaluation's folder with a config.json, got {said}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "iso-8859-1"])
+def test_help_and_usage_are_printed_in_any_encoding(encoding):
+    for words in (["--help"], ["train", "--help"], ["eval", "--help"], ["juggle–"]):
+        done = subprocess.run(
+            [*COMMAND, *words],
+            capture_output=True,
+            timeout=120,
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+        )
+        assert done.returncode == (2 if words == ["juggle–"] else 0), done.stderr
+        assert b"Unicode" not in done.stderr

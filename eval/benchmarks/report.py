@@ -206,6 +206,6 @@ def _rich_table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
         drawn.add_column(header, justify="left" if i == 0 else "right", no_wrap=True)
     for line in cells:
         drawn.add_row(*line)
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=200, markup=False, emoji=False)
     console.print(drawn)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ def _ratios(found: Json) -> Table:
     for name, ratio in found["ratios"].items():
         interval = ratio["ci95"]
         table.add_row(
-            name,
+            Text(name),
             _number(ratio["a"]),
             _number(ratio["b"]),
             _number(ratio["ratio"]),
@@ -61,7 +61,7 @@ def _table(*headers: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("", no_wrap=True)
     for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
+        table.add_column(Text(header), justify="right", no_wrap=True)
     return table
 
 
