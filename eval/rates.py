@@ -13,6 +13,7 @@ from rich.table import Table
 
 from asd_policy.eval.evaluator import Setup, evaluate
 from asd_policy.eval.folder import default_folder, read_run, write_json
+from asd_policy.eval.formats import duration, tick
 from asd_policy.eval.options import EvalOptions, RatesOptions
 from asd_policy.eval.results import summarize
 
@@ -114,10 +115,10 @@ def draw(result: Json, path: Path) -> None:
             bottom.plot(at, held, **look)
         top.set(ylabel="success, %", ylim=(-3, 103), xscale="log")
         bottom.set(ylabel="steps held still, %", ylim=(-3, 103), xlabel="control rate, Hz")
-        bottom.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+        bottom.set_xticks(rates, [tick(rate) for rate in rates], minor=False)
         bottom.set_xticks([], minor=True)
         top.legend()
-        delay = result["delay"] if result["delay"] == "measured" else f"{result['delay']:g} ms"
+        delay = result["delay"] if result["delay"] == "measured" else duration(result["delay"])
         top.set_title(f"{result['task']}: chunks come late ({delay})", loc="left")
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)
@@ -136,7 +137,7 @@ def _print(console: Console, result: Json) -> None:
                 name,
                 f"{success['count']}/{success['n']}",
                 f"{100 * low:.0f}–{100 * high:.0f}%",
-                f"{late['delay_ms']['p50']:.0f} ms",
+                duration(late["delay_ms"]["p50"]),
                 f"{late['delay_steps_mean']:.1f}",
                 f"{late['held_steps']}/{late['steps']}",
             )

@@ -66,3 +66,16 @@ def check_rendering(slot: Slot) -> None:
         raise AsdPolicyError(
             f"--video needs (height, width, 3) uint8 frames, got {frame.shape} {frame.dtype}"
         )
+
+
+def middle_frame(path: Path) -> np.ndarray | None:
+    """The (height, width, 3) uint8 frame in the middle of a film; None where it cannot be read."""
+    import imageio.v2 as imageio
+
+    try:
+        with imageio.get_reader(path) as film:
+            known = film.get_meta_data()
+            frame: np.ndarray = film.get_data(int(known["duration"] * known["fps"] / 2))
+            return np.asarray(frame)
+    except (OSError, ValueError, IndexError, RuntimeError):  # as ffmpeg and imageio refuse it
+        return None
