@@ -48,13 +48,14 @@ def headlines(results: Json, busy: bool = False) -> dict[str, Sentence]:
     """Sampler → its sentence, without its name: compared with DDPM where the run has it.
 
     DDPM itself has a sentence where it is alone. `busy`: other work had the processor so often that
-    times are not a free machine's.
+    times are not a free machine's. That, and a batch, is said once: in the first.
     """
     names = list(results["samplers"])
+    compared = REFERENCE in names and names != [REFERENCE]
+    sentence = _against_ddpm if compared else _alone
+    told = [name for name in names if not compared or name != REFERENCE]
     timed = _circumstances(results, busy)
-    if REFERENCE not in names or names == [REFERENCE]:
-        return {name: _alone(results, name, timed) for name in names}
-    return {name: _against_ddpm(results, name, timed) for name in names if name != REFERENCE}
+    return {name: sentence(results, name, timed if name == told[0] else []) for name in told}
 
 
 def as_text(sentence: Sentence, results: Json) -> str:
@@ -88,8 +89,7 @@ def _against_ddpm(results: Json, name: str, timed: Sentence) -> Sentence:
     if not pair["n"]:
         return ["no seed is finished by both it and DDPM yet"]
     return [
-        *_success(index, pair, name),
-        " so far" * (not results["complete"]),
+        *_success(index, pair, name, " so far" * (not results["complete"])),
         *_speed(results, name, timed),
         *_calls(results, name),
     ]
@@ -104,10 +104,10 @@ def _pair(results: Json, name: str) -> int:
     )
 
 
-def _success(index: int, pair: Json, name: str) -> Sentence:
+def _success(index: int, pair: Json, name: str, so_far: str) -> Sentence:
     """On the seeds that both have finished."""
     n = Value("int", ("paired", index, "n"))
-    seeds = " seed" + "s" * (pair["n"] > 1)
+    seeds = " seed" + "s" * (pair["n"] > 1) + so_far
     if pair["only_a"] == pair["only_b"]:
         return ["same success as DDPM on ", n, seeds]
     ours, theirs = ("a", "b") if pair["a"] == name else ("b", "a")

@@ -98,6 +98,9 @@ def test_a_busy_machine_and_a_batch_are_said_beside_the_speed(results):
 def test_an_incomplete_run(results):
     changed = with_outcomes(results, outcomes(7, 7), outcomes(9, 9)) | {"complete": False}
     assert said(changed)["asd"].startswith("same success as DDPM on 7 seeds so far, 2.9x")
+    fewer = with_outcomes(changed, outcomes(6, 7), outcomes(7, 7))
+    expected = "6 successes against DDPM's 7 on 7 seeds so far (a difference within chance), 2.9x"
+    assert said(fewer)["asd"].startswith(expected)
     nothing = with_outcomes(changed, {}, {})
     assert said(nothing)["asd"] == "no seed is finished by both it and DDPM yet"
     changed["samplers"]["asd"] = sampler(7, 7, None, None)  # only chunks that are left out
@@ -129,6 +132,7 @@ def test_several_samplers_have_a_sentence_each_against_ddpm(results):
     pair = paired_success(outcomes(20), outcomes(20))
     results["paired"] += [{"a": a, "b": "ddim-10", **pair} for a in ("asd", "ddpm")]
     assert list(said(results)) == ["asd", "ddim-10"]
+    assert ["busy" in sentence for sentence in said(results, True).values()] == [True, False]
     assert said(results)["ddim-10"].endswith("8.4x faster, 10 calls for 100")
 
 
