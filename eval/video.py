@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -73,9 +74,9 @@ def middle_frame(path: Path) -> np.ndarray | None:
     import imageio.v2 as imageio
 
     try:
-        with imageio.get_reader(path) as film:
+        film: Any = imageio.get_reader(path)
+        with contextlib.closing(film):
             known = film.get_meta_data()
-            frame: np.ndarray = film.get_data(int(known["duration"] * known["fps"] / 2))
-            return np.asarray(frame)
+            return np.asarray(film.get_data(int(known["duration"] * known["fps"] / 2)))
     except (OSError, ValueError, IndexError, RuntimeError):  # as ffmpeg and imageio refuse it
         return None
