@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from asd_policy.eval.formats import duration
+
 if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats
 
@@ -48,7 +50,7 @@ def annotated(
     draw.text((right, top), f"step {step}", fill=_TEXT, font=font, anchor="ra")
     if chunk is None:
         return np.asarray(canvas)
-    cost = f"chunk {1e3 * chunk.latency_s:.1f} ms, {_count(chunk.calls, 'call')}"
+    cost = f"chunk {duration(1e3 * chunk.latency_s)}, {_count(chunk.calls, 'call')}"
     draw.text((left, top + 1.35 * line), cost, fill=_TEXT, font=font)
     accepted, decided = np.asarray(chunk.accepted), np.asarray(chunk.decided)
     if decided.any():

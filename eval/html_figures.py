@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from asd_policy.eval.benchmarks.plots import COLOURS, PART_COLOURS, PARTS, STYLE
+from asd_policy.eval.formats import duration, tick
 
 Json = dict[str, Any]
 # Drawn in a colour that stands for a variable of the page's style sheet. (Not black itself: in SVG
@@ -109,6 +110,10 @@ def _percent(value: float, _: int) -> str:
     return f"{100 * value:.0f}%"
 
 
+def _duration(value: float, _: int) -> str:
+    return duration(value) if value else "0"
+
+
 def success_figure(results: Json) -> Figure | None:
     """Rate and 95% interval of each sampler."""
     names = [n for n in _names(results) if results["samplers"][n]["success"]["n"]]
@@ -159,8 +164,8 @@ def _time_axis(axes: Axes, low: float, high: float) -> None:
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("ms from observation to chunk")
+    axes.xaxis.set_major_formatter(FuncFormatter(_duration))
+    axes.set_xlabel("time from observation to chunk")
 
 
 def chunk_time_figure(results: Json) -> Figure | None:
@@ -171,7 +176,9 @@ def chunk_time_figure(results: Json) -> Figure | None:
         return None
     figure, axes = _panels(results, 0.36)
     _stack(axes, split, {part: _PART_COLOUR[part] for part in _POLICY_PARTS})
-    axes.set_xlabel("ms a chunk, mean")
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(_duration))
+    axes.set_xlabel("a chunk's time, mean")
     return figure
 
 
@@ -258,7 +265,7 @@ def _calls_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
 
 
 FIGURES: dict[str, Callable[[Json], Figure | None]] = {

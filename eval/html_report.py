@@ -7,6 +7,7 @@ the number: hover over one, or read its `title`. The same run gives the same pag
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,29 +16,43 @@ from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
+from PIL import Image
 
 from asd_policy.eval.folder import SCHEMA_VERSION, read_run, write_text
+from asd_policy.eval.formats import MISSING, duration
+from asd_policy.eval.headline import REFERENCE, STYLES, headlines
 from asd_policy.eval.html_figures import draw_figures
 from asd_policy.eval.records import Episode
-from asd_policy.eval.report import MISSING, is_busy, number, times
+from asd_policy.eval.report import is_busy, number, times
 from asd_policy.eval.results import summarize
-from asd_policy.eval.samplers import is_autospeculative
+from asd_policy.eval.samplers import law_of
+from asd_policy.eval.video import middle_frame
+from asd_policy.eval.windows import (
+    base_command,
+    fixed_options,
+    sampled_sequentially,
+    window_text,
+    windows_differ,
+)
 
 Json = dict[str, Any]
 PAGE = "report.html"
 EMBEDDED_BYTES = 4_000_000  # of films together: above it, a page becomes slow to open and to send
 _SHOWN_SEEDS = 500  # rows of the table of episodes; failures come first
+_POSTERS = 24  # films with a picture to start with: each takes a quarter of a second to read
+_POSTER_WIDTH = 320  # pixels
 
-FORMATS: dict[str, Callable[[Any], str]] = {
+FORMATS: dict[str, Callable[[Any], str]] = STYLES | {
     "text": str,
-    "int": lambda value: f"{value:d}",
     "number": number,
     "times": times,
     "percent": lambda value: f"{100 * value:.0f}%",
     "rate": lambda value: f"{100 * value:.1f}%",
-    "p": lambda value: f"{value:.2g}",
+    "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.{2 if value >= 0.01 else 3}f}",
     "wait": lambda value: f"{value:.2f}",
-    "seconds": lambda value: f"{value:.1f}",
+    "seconds": lambda value: duration(1e3 * value),
+    "window": window_text,
+    "command": base_command,
 }
 
 
@@ -82,6 +97,7 @@ def render_page(config: Json, env: Json, episodes: Sequence[Episode], videos: Pa
         "episodes.jsonl": [json.loads(episode.to_line()) for episode in episodes],
     }
     films, embedded = _films(config["settings"], episodes, videos)
+    names, busy = list(results["samplers"]), is_busy(results)
     return (
         _template()
         .render(
@@ -89,10 +105,15 @@ def render_page(config: Json, env: Json, episodes: Sequence[Episode], videos: Pa
             results=results,
             config=config,
             env=env,
-            names=list(results["samplers"]),
+            names=names,
+            headlines=headlines(results, busy),
+            laws={name: law_of(name) for name in names},
+            reference=REFERENCE if REFERENCE in names else names[0],
             figures={name: Markup(svg) for name, svg in draw_figures(results).items()},
-            busy=is_busy(results),
-            sequential=[n for n, s in results["samplers"].items() if _fell_back(n, s)],
+            busy=busy,
+            sequential=sampled_sequentially(results),
+            fixed=fixed_options(config, results),
+            windows_differ=windows_differ(results),
             seeds=_by_seed(episodes)[:_SHOWN_SEEDS],
             more_seeds=len(_by_seed(episodes)) > _SHOWN_SEEDS,
             successes={i for i, episode in enumerate(episodes) if episode.success},
@@ -131,12 +152,6 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.jinja")
 
 
-def _fell_back(name: str, summary: Json) -> bool:
-    """Whether "auto" found no window that pays for itself."""
-    window = summary["window"]
-    return is_autospeculative(name) and window["requested"] == "auto" and window["chosen"] == 1
-
-
 def _by_seed(episodes: Sequence[Episode]) -> list[Json]:
     """{"seed", "lines": sampler → index of its line}, seeds at which something failed first."""
     lines: dict[int, dict[str, int]] = {}
@@ -163,8 +178,13 @@ def _films(
             found.append((line, episodes[line], path))
     embedded = sum(path.stat().st_size for *_, path in found) <= EMBEDDED_BYTES
     films = [
-        {"line": line, "episode": episode, "source": _source(path, embedded), "name": path.name}
-        for line, episode, path in found
+        {
+            "line": line,
+            "episode": episode,
+            "source": _source(path, embedded),
+            "poster": _poster(path) if shown < _POSTERS else None,
+        }
+        for shown, (line, episode, path) in enumerate(found)
     ]
     return films, embedded
 
@@ -173,3 +193,16 @@ def _source(path: Path, embedded: bool) -> str:
     if not embedded:
         return "videos/" + quote(path.name)
     return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _poster(path: Path) -> str | None:
+    """A picture from the middle of a film, where the robot is at work, small enough to be part of
+    the page; None of a film that cannot be read."""
+    frame = middle_frame(path)
+    if frame is None:
+        return None
+    picture = Image.fromarray(frame)
+    picture.thumbnail((_POSTER_WIDTH, 4 * _POSTER_WIDTH))
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

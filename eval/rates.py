@@ -15,6 +15,7 @@ from rich.text import Text
 from asd_policy.console import plain_console, say
 from asd_policy.eval.evaluator import Setup, evaluate
 from asd_policy.eval.folder import default_folder, read_run, reserved, write_json
+from asd_policy.eval.formats import duration, tick
 from asd_policy.eval.options import EvalOptions, RatesOptions, command_line
 from asd_policy.eval.results import summarize
 from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options
@@ -136,10 +137,10 @@ def draw(result: Json, path: Path) -> None:
             bottom.plot(at, held, **look)
         top.set(ylabel="success, %", ylim=(-3, 103), xscale="log")
         bottom.set(ylabel="steps held still, %", ylim=(-3, 103), xlabel="control rate, Hz")
-        bottom.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+        bottom.set_xticks(rates, [tick(rate) for rate in rates], minor=False)
         bottom.set_xticks([], minor=True)
         top.legend()
-        delay = result["delay"] if result["delay"] == "measured" else f"{result['delay']:g} ms"
+        delay = result["delay"] if result["delay"] == "measured" else duration(result["delay"])
         top.set_title(f"{result['task']}: chunks come late ({delay})", loc="left")
         with writing(path):
             figure.savefig(path, bbox_inches="tight")
@@ -159,7 +160,7 @@ def _print(console: Console, result: Json) -> None:
                 Text(name),
                 f"{success['count']}/{success['n']}",
                 f"{100 * low:.0f}–{100 * high:.0f}%",
-                f"{late['delay_ms']['p50']:.0f} ms",
+                duration(late["delay_ms"]["p50"]),
                 f"{late['delay_steps_mean']:.1f}",
                 f"{late['held_steps']}/{late['steps']}",
             )

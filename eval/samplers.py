@@ -47,3 +47,19 @@ def sampler_settings(name: str, options: EvalOptions) -> dict[str, Any]:
 def is_autospeculative(name: str) -> bool:
     """Whether the name is a form of ASD."""
     return name in _ASD_FORMS
+
+
+def law_of(name: str) -> str | None:
+    """What a sampler's samples are distributed as, in a few words; None for a name that is none.
+
+    "exact" is the distribution of sequential DDPM, up to floating-point arithmetic.
+    """
+    if name == "ddpm":
+        return "exact: the reference"
+    if name == "asd-ddim":
+        return "exact for ddim's chain, not DDPM's"
+    if is_autospeculative(name):
+        return "exact"
+    if name in ("ddim", "paradigms") or ddim_steps_of(name) is not None:
+        return "approximate"
+    return None

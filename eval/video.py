@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -71,3 +72,16 @@ def check_rendering(slot: Slot) -> None:
         raise AsdPolicyError(
             f"--video needs (height, width, 3) uint8 frames, got {frame.shape} {frame.dtype}"
         )
+
+
+def middle_frame(path: Path) -> np.ndarray | None:
+    """The (height, width, 3) uint8 frame in the middle of a film; None where it cannot be read."""
+    import imageio.v2 as imageio
+
+    try:
+        film: Any = imageio.get_reader(path)
+        with contextlib.closing(film):
+            known = film.get_meta_data()
+            return np.asarray(film.get_data(int(known["duration"] * known["fps"] / 2)))
+    except (OSError, ValueError, IndexError, RuntimeError):  # as ffmpeg and imageio refuse it
+        return None

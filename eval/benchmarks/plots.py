@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from asd_policy.eval.benchmarks.options import ASD_FORMS
 from asd_policy.eval.benchmarks.scaling import exponent
+from asd_policy.eval.formats import amount, duration, tick
 from asd_policy.files import writing
 
 Json = dict[str, Any]
@@ -121,10 +122,12 @@ def colour(sampler: str) -> str:
     return COLOURS.get(sampler, "#666666")
 
 
-def _plain_numbers(axis: Any, ticks: Sequence[float]) -> None:
+def _plain_numbers(
+    axis: Any, ticks: Sequence[float], written: Callable[[float], str] = tick
+) -> None:
     axis.set_ticks(list(ticks))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -166,11 +169,11 @@ def _latency_lines(axes: Axes, cells: Sequence[Json]) -> None:
         axes.plot(batches, p50, "o-", color=colour(sampler), label=sampler, markersize=4)
         axes.fill_between(batches, p50, p95, color=colour(sampler), alpha=0.15, linewidth=0)
     axes.set(
-        xscale="log", yscale="log", xlabel="chains drawn at once", ylabel="ms, median (to p95)"
+        xscale="log", yscale="log", xlabel="chains drawn at once", ylabel="time, median (to p95)"
     )
     _plain_numbers(axes.xaxis, sorted({cell["batch"] for cell in cells}))
     values = [cell["latency_ms"][q] for cell in cells for q in ("p50", "p95")]
-    _plain_numbers(axes.yaxis, _log_ticks(min(values), max(values)))
+    _plain_numbers(axes.yaxis, _log_ticks(min(values), max(values)), duration)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -182,13 +185,17 @@ def _latency_bars(axes: Axes, cells: Sequence[Json]) -> None:
     for row, cell in enumerate(ordered):
         latency = cell["latency_ms"]
         axes.plot([latency["p50"], latency["p95"]], [row, row], color="#555555", linewidth=1)
-        text = f"{latency['p50']:.3g} ms, {cell['calls']:.3g} calls"
+        text = f"{duration(latency['p50'])}, {amount(cell['calls'])} calls"
         axes.annotate(
             text, (latency["p95"], row), (5, 0), textcoords="offset points", va="center", fontsize=9
         )
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.3)
-    axes.set_xlabel("ms: median, and a line to p95")
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: duration(value) if value else "0")
+    )
+    axes.set_xlabel("time: median, and a line to p95")
 
 
 # ---- calls against K ----------------------------------------------------------------------------
@@ -272,7 +279,7 @@ def acceptance_figure(cells: Sequence[Json], content: Json) -> Figure | None:
         steps = np.arange(len(decided))[: len(decided) // width * width].reshape(-1, width)
         share = accepted[steps].sum(1) / np.maximum(decided[steps].sum(1), 1)
         share = np.where(decided[steps].sum(1) > 0, share, np.nan)
-        label = f"{cell['sampler']} (θ={cell['window_used']}, {cell['calls']:.3g} calls)"
+        label = f"{cell['sampler']} (θ={cell['window_used']}, {amount(cell['calls'])} calls)"
         axes.plot(steps.mean(1), share, color=colour(cell["sampler"]), label=label)
     axes.set(xlabel="step, from noise to action", ylabel="drafts accepted", ylim=(0, 1.02))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
@@ -293,7 +300,7 @@ def split_figure(cells: Sequence[Json], content: Json) -> Figure | None:
     figure = Figure(figsize=(6.4, 0.9 + 0.45 * len(chosen)))
     axes = figure.subplots()
     left = np.zeros(len(chosen))
-    names = [f"{c['sampler']} ({c['latency_ms']['mean']:.3g} ms)" for c in chosen]
+    names = [f"{c['sampler']} ({duration(c['latency_ms']['mean'])})" for c in chosen]
     for part, shade in zip(PARTS, PART_COLOURS, strict=True):
         shares = 100 * np.array([cell["split_share"][part] for cell in chosen])
         axes.barh(names, shares, left=left, color=shade, label=part, height=0.62)

@@ -32,6 +32,7 @@ from asd_policy.eval.cluster.driver import prepare_on_ray
 from asd_policy.eval.cluster.idle import ACTIONS, IdleEnv, IdlePolicy, prepare_idle
 from asd_policy.eval.cluster.slots import RaySlot
 from asd_policy.eval.folder import check_writable, write_json
+from asd_policy.eval.formats import duration
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.rollout import Listener, roll_out
@@ -277,7 +278,7 @@ def draw(content: Json, path: Path) -> None:
     grid = np.unique(np.geomspace(1, 1000, 60).astype(int))
     for chunk_s in _CHUNKS_S:
         rates = [steps_per_s(costs, n, 1 / STEPS_PER_S["lift"], chunk_s) for n in grid]
-        right.loglog(grid, rates, label=f"chunk {1e3 * chunk_s:g} ms")
+        right.loglog(grid, rates, label=f"chunk {duration(1e3 * chunk_s)}")
     right.loglog(grid, grid * STEPS_PER_S["lift"], color="0.7", ls=":", label="cores alone")
     right.axvline((_CORES - _GPUS) // _GPUS, color="0.85", zorder=0)
     right.set(xlabel="environments of one policy", ylabel="steps / s", title="On paper, Lift")

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from asd_policy.eval.benchmarks.plots import STYLE, colour
 from asd_policy.eval.folder import write_json
+from asd_policy.eval.formats import amount, tick
 from asd_policy.eval.samplers import is_autospeculative
 from asd_policy.files import writing
 
@@ -167,6 +169,9 @@ def _success_panel(axes: Axes, row: Json) -> None:
             axes.hlines(height, *success["ci95"], color=colour(name), linewidth=2)
             axes.plot(success["rate"], height, "o", color=colour(name), markersize=6, clip_on=False)
     axes.set_xlim(right=1.0)
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{tick(round(100 * value, 6))}%")
+    )
 
 
 def _calls_panel(axes: Axes, row: Json) -> None:
@@ -176,7 +181,7 @@ def _calls_panel(axes: Axes, row: Json) -> None:
         if calls is not None:
             axes.plot(calls, height, "o", color=colour(name), markersize=6)
             axes.annotate(
-                f"{calls:.1f}", (calls, height), (7, -3), textcoords="offset points", fontsize=8
+                amount(calls), (calls, height), (7, -3), textcoords="offset points", fontsize=8
             )
     axes.set_xlim(5, 1.8 * row["steps"])
     ticks = [t for t in (5, 10, 20, 50, 100, 200, 500) if t <= 1.8 * row["steps"]]

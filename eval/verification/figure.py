@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from asd_policy.eval.benchmarks.plots import STYLE
+from asd_policy.eval.formats import tick, two_digits
 from asd_policy.eval.verification.equality import (
     Array,
     critical_distance,
@@ -28,7 +29,7 @@ SHADES = {
     "spread": "#D55E00",
 }
 RED = "#C00000"
-_LEAST_P = 1e-6  # smaller ones are drawn here
+_LEAST_P = 1e-6  # smaller ones are drawn here, as the axis says
 
 
 def draw_figure(result: Json, sample: Array, reference: Array, folder: Path) -> None:
@@ -98,7 +99,9 @@ def _p_values(axes: Axes, result: Json) -> None:
         shades = [RED if value <= alpha else "#0072B2" for value in values]
         axes.scatter(values, [height] * len(values), c=shades, s=22, alpha=0.8, zorder=3)
     axes.axvline(alpha, color=RED, linestyle="--", linewidth=1)
-    axes.set(xscale="log", xlim=(0.5 * _LEAST_P, 2), xlabel=f"p (smaller ones at {_LEAST_P:g})")
+    exponent = round(np.log10(_LEAST_P))
+    axes.set(xscale="log", xlim=(0.5 * _LEAST_P, 2))
+    axes.set_xlabel(f"p (smaller ones at $10^{{{exponent}}}$)")
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set_title("p-values (left of the red line: rejected)", loc="left", fontsize=10)
 
@@ -111,7 +114,7 @@ def _power(axes: Axes, result: Json) -> None:
     places = np.arange(len(rows))
     axes.barh(places, values, color="#56B4E9", height=0.62)
     for place, row in zip(places, rows, strict=True):
-        text = "none" if row["shift"] is None else f"{row['shift']:.2g} units"
+        text = "none" if row["shift"] is None else f"{two_digits(row['shift'])} units"
         at = 0.0 if row["shift"] is None else row["shift_deviations"]
         axes.annotate(
             text, (at, place), (4, 0), textcoords="offset points", va="center", fontsize=8,
@@ -122,7 +125,7 @@ def _power(axes: Axes, result: Json) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.3)
     axes.grid(axis="y", visible=False)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axes.set_xlabel("standard deviations (red: --detect)")
     axes.set_title(
         f"Smallest shift caught, probability {power['probability']:.0%}", loc="left", fontsize=10

@@ -62,11 +62,11 @@ def test_it_says_whose_episode_which_step_and_what_the_chunk_cost(said):
     frame = np.zeros((480, 480, 3), np.uint8)
     annotated(frame, "lift, seed 3, asd", 7, chunk([1, 1, 0, 1], [1, 1, 1, 1]))
     assert said == [
-        "lift, seed 3, asd", "step 7", "chunk 91.4 ms, 10 calls", "3 accepted", "1 rejected",
+        "lift, seed 3, asd", "step 7", "chunk 91 ms, 10 calls", "3 accepted", "1 rejected",
     ]  # fmt: skip
     said.clear()
     annotated(frame, "lift, seed 3, ddpm", 8, chunk([0, 0], [0, 0], calls=1))
-    assert said == ["lift, seed 3, ddpm", "step 8", "chunk 91.4 ms, 1 call"]
+    assert said == ["lift, seed 3, ddpm", "step 8", "chunk 91 ms, 1 call"]
 
 
 def test_the_strip_shows_each_step():

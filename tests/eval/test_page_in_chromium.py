@@ -86,6 +86,35 @@ def test_the_page_is_readable(tab, folder, width, scheme):
     assert tab.complaints() == []
 
 
+# Of every table: whether its hint is seen, and whether it is wider than what it scrolls in.
+HINTS = """
+[...document.querySelectorAll(".box")].map(box => [
+    box.querySelector(".scrolls").getBoundingClientRect().height > 9,
+    box.scrollWidth > box.clientWidth])
+"""
+# Parts of hints that are outside of what is seen of their table, however far it is scrolled.
+HIDDEN_HINTS = """
+[...document.querySelectorAll(".box")].filter(box => {
+    box.scrollLeft = 1e6;
+    const hint = box.querySelector(".scrolls").getBoundingClientRect();
+    const seen = box.getBoundingClientRect();
+    return hint.left < seen.left || hint.right > seen.right + 1;
+}).length
+"""
+
+
+@pytest.mark.parametrize("width", [320, 400, 700, 1400])
+def test_tables_say_that_they_scroll_where_they_do(tab, folder, width):
+    tab.open(folder / "report.html", width)
+    hints = tab.run(HINTS)
+    assert len(hints) == 7
+    assert all(seen == scrolls for seen, scrolls in hints), hints
+    assert tab.run(HIDDEN_HINTS) == 0
+    wide = [scrolls for _, scrolls in hints]
+    assert any(wide) == (width < 1400)
+    assert not all(wide) or width < 700
+
+
 @pytest.mark.parametrize("embedded", [True, False])
 def test_no_request_leaves(tab, folder, tmp_path, monkeypatch, embedded):
     copied = shutil.copytree(folder, tmp_path / "copy")

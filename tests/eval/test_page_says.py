@@ -1,0 +1,165 @@
+"""What report.html says of a run, and in which order."""
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from eval_standin import prepare
+from PIL import Image
+from rich.console import Console
+
+from asd_policy.eval import html_report
+from asd_policy.eval.evaluator import evaluate
+from asd_policy.eval.folder import read_run
+from asd_policy.eval.headline import as_text, headlines
+from asd_policy.eval.html_report import PAGE, render_page, write_page
+from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.report import is_busy
+
+NAMES = ("asd", "ddpm", "ddim")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run with films."""
+    out = tmp_path_factory.mktemp("says") / "run"
+    options = EvalOptions(samplers=NAMES, episodes=6, horizon=9, video=2, out=out)
+    evaluate(options, prepare=prepare, console=Console(file=io.StringIO(), width=100))
+    return out
+
+
+@pytest.fixture
+def page(folder):
+    return (folder / PAGE).read_text()
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def words(text):
+    """What is read of a page, with single spaces."""
+    text = re.sub(
+        r"<style>.*?</style>|<svg.*?</svg>|</?(data|b|code)\b[^>]*>", "", text, flags=re.S
+    )
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+
+
+def test_the_page_begins_with_what_was_found(folder, page):
+    results = read(folder, "results.json")
+    sentences = headlines(results, is_busy(results))  # as the machine is now
+    assert list(sentences) == ["asd", "ddim"]
+    asd, ddim = (as_text(sentence, results) for sentence in sentences.values())
+    text = words(page)
+    assert f"asd: {asd}. ddim (approximate): {ddim}. " in text
+    assert text.index(asd) < text.index("episodes of each sampler")
+    assert re.fullmatch(
+        r"(same success as DDPM|\d successes against DDPM's \d) on 6 seeds( \(.*\))?, "
+        r"3\.3x faster( \(on a machine busy with other work\))?, 3 calls for 10",
+        asd,
+    )
+
+
+def test_a_card_has_the_law_the_window_and_both_speedups(page):
+    cards = [words(card) for card in re.findall(r"<article.*?</article>", page, re.S)]
+    asd, ddpm, ddim = cards
+    assert re.match(r"asd exact \d", asd)
+    assert re.match(r"ddpm exact: the reference \d", ddpm)
+    assert re.match(r"ddim approximate \d", ddim)
+    assert "window 5 (auto) speedup, clock 3.33x speedup, calls 3.33x" in asd
+    assert "speedup" not in ddpm
+    assert "window" not in ddim
+    assert "median chunk 3 ms" in asd
+
+
+def pairs_of(page):
+    table = page[page.index('aria-label="The same seeds, against') :]
+    return re.findall(r'"[^"]*/paired/(\d+)/n"', table)
+
+
+def test_pairs_are_those_with_ddpm_or_else_with_the_first(folder, page):
+    config, episodes = read_run(folder)
+    pairs = read(folder, "results.json")["paired"]
+    assert [(p["a"], p["b"]) for p in pairs] == [("asd", "ddpm"), ("asd", "ddim"), ("ddpm", "ddim")]
+    assert pairs_of(page) == ["0", "2"]
+    config["settings"]["samplers"] = ["asd", "ddim"]
+    kept = [episode for episode in episodes if episode.sampler != "ddpm"]
+    env = read(folder, "env.json")
+    text = render_page(config, env, kept, folder / "none")
+    assert pairs_of(text) == ["0"]
+    assert "The same seeds, against asd" in text
+    assert "no DDPM in this run to compare with" in words(text)
+
+
+def test_films_are_near_the_top_with_a_picture_from_their_middle(page, folder, monkeypatch):
+    assert page.index("<video") < page.index("<h2>Result</h2>")
+    posters = re.findall(r'<video [^>]*poster="([^"]*)"', page)
+    assert len(posters) == 2 * len(NAMES)
+    for poster in posters:
+        start, _, body = poster.partition(",")
+        assert start == "data:image/jpeg;base64"
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(body))).convert("L"))
+        assert picture.shape[1] <= 320
+        assert picture[-20:].max() > 200  # the stand-in's world, and not a black frame
+    monkeypatch.setattr(html_report, "_POSTERS", 1)
+    config, episodes = read_run(folder)
+    text = render_page(config, read(folder, "env.json"), episodes, folder / "videos")
+    assert text.count(" poster=") == 1
+
+
+def test_a_film_that_cannot_be_read_has_no_picture(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    damaged = sorted((copied / "videos").iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    text = write_page(copied).read_text()
+    assert text.count("<video") == 2 * len(NAMES)
+    assert text.count(" poster=") == 2 * len(NAMES) - 1
+
+
+def reproduced(text):
+    return words(re.search(r"<pre.*?</pre>", text, re.S)[0])
+
+
+def test_the_command_gives_what_was_used(folder, page):
+    command = reproduced(page)
+    assert command.startswith("asd-policy eval --samplers asd ddpm ddim --episodes 6 --horizon 9")
+    assert command.endswith(" --window 5 --threads 1")
+    assert "--out" not in shlex.split(command)
+
+
+def test_windows_that_changed_are_said_and_none_is_promised(folder):
+    config, episodes = read_run(folder)
+    first = next(e for e in episodes if e.sampler == "asd" and not e.cold)
+    chunks = [chunk | {"window": 1} for chunk in first.chunks]
+    changed = [dataclasses.replace(e, chunks=chunks) if e is first else e for e in episodes]
+    text = render_page(config, read(folder, "env.json"), changed, folder)
+    assert "--window 5" not in reproduced(text)
+    assert reproduced(text).endswith(" --threads 1")
+    assert (
+        "No one window gives these calls again. --window auto came to 1 to 5 (auto) for asd."
+        in (words(text))
+    )
+    assert "sampled sequentially" not in text
+    mostly = [
+        dataclasses.replace(e, chunks=[c | {"window": 1} for c in e.chunks])
+        if e.sampler == "asd" and e is not first
+        else e
+        for e in episodes
+    ]
+    text = render_page(config, read(folder, "env.json"), mostly, folder)
+    assert "1 to 5 (auto)" in text
+    assert "sampled sequentially" not in text  # though most chunks were
+
+
+def test_the_words_are_explained(page):
+    terms = {
+        words(term) for term in re.findall(r"<dt>[^<]*</dt>", page[page.index('id="words"') :])
+    }
+    assert terms >= {"chunk", "call", "evaluation", "window", "acceptance", "exact", "approximate"}
