@@ -92,7 +92,7 @@ def collect(
     """
     started = time.monotonic()
     drives = None if learner is None else learner.sha256
-    recipe = Recipe(task, episodes, noise, seed, interrupt_every, drives)
+    recipe = Recipe(get_task(task).name, episodes, noise, seed, interrupt_every, drives)
     if workers < 1:
         raise ValueError(f"expected at least 1 worker, got {workers}")
     if out.exists():

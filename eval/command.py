@@ -21,10 +21,6 @@ def main_eval(options: Annotated[EvalOptions, tyro.conf.arg(name="")]) -> None:
     """
     from asd_policy.eval.evaluator import evaluate
 
-    if options.checkpoint is not None and options.checkpoint.suffix == ".pth":
-        from asd_policy.eval.setup import with_its_task
-
-        options = with_its_task(options)
     evaluate(options)
 
 

@@ -35,6 +35,7 @@ from asd_policy.eval.results import summarize
 from asd_policy.eval.rollout import Listener, Policy, roll_out
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.slots import Slot
+from asd_policy.eval.subject import with_its_task
 from asd_policy.eval.video import Recorder, check_rendering
 
 # What names the run's place rather than its content.
@@ -107,6 +108,7 @@ def evaluate(
     """
     options = with_realtime(options)
     check_options(options)
+    options = with_its_task(options)
     console = console or _console(stderr=False)
     prepare = prepare or _real(options)
     if options.out is not None:  # refuse now, rather than after seconds of loading
@@ -146,7 +148,7 @@ def _console(stderr: bool) -> Console:
 
 
 def _claim(options: EvalOptions, setup: Setup) -> RunFolder:
-    path = options.out or default_folder(options.name or options.task)
+    path = options.out or default_folder(options.name or str(options.task))
     config = {
         "schema_version": SCHEMA_VERSION,
         "asd_policy": importlib.metadata.version("asd-policy"),

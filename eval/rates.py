@@ -15,6 +15,7 @@ from asd_policy.eval.evaluator import Setup, evaluate
 from asd_policy.eval.folder import default_folder, read_run, write_json
 from asd_policy.eval.options import EvalOptions, RatesOptions
 from asd_policy.eval.results import summarize
+from asd_policy.eval.subject import with_its_task
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1  # of rates.json
@@ -40,7 +41,8 @@ def run_rates(
         raise ValueError("`rates` needs a --delay: measured, or milliseconds; got none")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the rates to continue; got none")
-    root = options.out or default_folder(options.name or options.task, Path("outputs/rates"))
+    options = with_its_task(options)
+    root = options.out or default_folder(options.name or str(options.task), Path("outputs/rates"))
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvalOptions)}
     done: list[Path] = []
     for rate in sorted(options.rates):

@@ -10,9 +10,10 @@ import torch
 
 from asd_policy.envs.demos import Summary, collect
 from asd_policy.envs.stored import EpisodeModels, check_rendering, film
-from asd_policy.envs.tasks import get_task
+from asd_policy.envs.tasks import agreed_task, get_task
 from asd_policy.errors import OutputExistsError
 from asd_policy.policy import DiffusionPolicy
+from asd_policy.policy.checkpoint import find_checkpoint, read_card
 from asd_policy.samplers.calibration import DEFAULT_WINDOW
 
 
@@ -31,6 +32,7 @@ class CheckpointLearner:
     @classmethod
     def of(cls, folder: Path, task: str) -> CheckpointLearner:
         """Raises CheckpointError if there is none, it is damaged, or is not for this task."""
+        folder = find_checkpoint(folder)
         policy = DiffusionPolicy.load(folder)
         policy.check_observation_space(get_task(task).observation_keys)
         return cls(folder, str(policy.card["sha256"]))
@@ -50,7 +52,7 @@ def available_cores() -> int:
 
 
 def main_collect(
-    task: str = "lift",
+    task: str | None = None,
     episodes: int = 200,
     noise: float = 0.1,
     interrupt_every: int = 0,
@@ -68,14 +70,14 @@ def main_collect(
     again. Failed attempts are dropped, counted and replaced.
 
     Args:
-        task: Name of the task.
+        task: Name of the task; None is the learner's, else lift.
         episodes: How many successful episodes to store.
         noise: Standard deviation of the noise on what is executed, in action units (0 to 1). The
             recorded action is the expert's own, so the data shows how to recover.
         interrupt_every: Interrupt the expert after this many steps, in the mean, again and again
             (0: never): the arm is pushed off in a random direction, and the data shows how to
             recover from more than noise.
-        learner: Checkpoint folder of a policy that drives in every other interruption, for 8 to 64
+        learner: Checkpoint folder (or name, if it ships) of a policy that drives in every other interruption, for 8 to 64
             steps (DAgger): the data shows how to recover from its errors.
         seed: Seed of the whole collection; the same seed gives the same store.
         workers: Processes to run in parallel.
@@ -84,6 +86,8 @@ def main_collect(
         figure: Also draw the variety of the demonstrations to this path (png, pdf or svg).
         render: Also film the first demonstration to this path (mp4); needs OpenGL.
     """
+    own = None if learner is None else read_card(find_checkpoint(learner)).get("task")
+    task = get_task(agreed_task(task, own, learner) or "lift").name
     out = Path("outputs/demos") / f"{task}.zarr" if out is None else out
     extras = {"HDF5": hdf5, "figure": figure, "film": render}
     _check_extras(extras)

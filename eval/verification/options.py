@@ -51,10 +51,10 @@ class VerifyOptions:
     """A verification's settings. Nothing is checked here: see `check_verify_options`."""
 
     sampler: Annotated[str, _arg("NAME", _SAMPLER_HELP)] = "asd"
-    task: str = "lift"
-    """Whose shipped policy is sampled, unless --checkpoint is given."""
-    checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None
-    """A policy's folder, or robomimic's file."""
+    task: Annotated[str | None, _arg("NAME")] = None
+    """Whose shipped policy is sampled; None is the checkpoint's, else lift."""
+    checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None
+    """A shipped policy (lift, can …), a folder, or robomimic's file."""
     oracle: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _ORACLE_HELP)] = False
     chunks: int = 1000
     """Chunks of each sampler, over all observations (rounded up to whole batches)."""
