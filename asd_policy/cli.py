@@ -9,17 +9,15 @@ traceback. replay, verify and compare answer by their status: 0 yes, 1 no, 2 cou
 from __future__ import annotations
 
 import codecs
-import dis
 import importlib
 import importlib.metadata
 import os
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
-from asd_policy.errors import AsdPolicyError, Terminated
+from asd_policy.errors import AsdPolicyError, Terminated, did_you_mean, for_user
 from asd_policy.threads import wait_passively
 
 # name -> (module:function, one line)
@@ -80,23 +78,6 @@ COMMANDS = {
 # Functions of the words: doctor must run where tyro is missing, and the others take from the folder
 # of a run that is continued what the words leave out.
 _PARSE_THEMSELVES = {"doctor", "eval", "tasks", "rates"}
-_EXTRAS = {
-    "sim": {
-        "gymnasium",
-        "h5py",
-        "imageio",
-        "jinja2",
-        "matplotlib",
-        "mujoco",
-        "PIL",
-        "rich",
-        "robosuite",
-        "scipy",
-        "tyro",
-        "zarr",
-    },
-    "ray": {"ray"},
-}
 # Of what is printed, where the encoding of the output has no such character (and no NFKD form of
 # it either, as "..." is of "…").
 _PLAIN = {"–": "-", "—": "-", "−": "-", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "·": "-"}
@@ -115,26 +96,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"asd-policy {importlib.metadata.version('asd-policy')}")
         return 0
     if words[0] not in COMMANDS:
-        return _say(f"expected a command, one of {', '.join(COMMANDS)}; got {words[0]!r}")
+        near = did_you_mean(words[0], COMMANDS)
+        return _say(f"expected a command, one of {', '.join(COMMANDS)}; got {words[0]!r}{near}")
     try:
         return _run(words[0], words[1:])
     except KeyboardInterrupt as end:
         by_term = isinstance(end, Terminated)
         print("terminated" if by_term else "interrupted", file=sys.stderr)
         return 143 if by_term else 130
-    except ModuleNotFoundError as error:
-        top = (error.name or "").partition(".")[0]
-        extra = next((name for name, modules in _EXTRAS.items() if top in modules), None)
-        if os.environ.get(_TRACEBACK) or extra is None:
+    except (AsdPolicyError, ValueError, ModuleNotFoundError) as error:
+        message = for_user(error, f"`asd-policy {words[0]}`")
+        if os.environ.get(_TRACEBACK) or message is None:
             raise
-        return _say(
-            f"`asd-policy {words[0]}` needs {error.name}, which is not installed: "
-            f"pip install 'asd-policy[{extra}]'"
-        )
-    except (AsdPolicyError, ValueError) as error:
-        if os.environ.get(_TRACEBACK) or not _is_ours(error):
-            raise
-        return _say(str(error))
+        return _say(message)
 
 
 def _run(command: str, words: Sequence[str]) -> int:
@@ -190,22 +164,6 @@ def _say(message: str) -> int:
 
 def _colour() -> bool:
     return sys.stderr.isatty() and "NO_COLOR" not in os.environ
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the error is a message to the user: one of the package's own, or a ValueError that a
-    `raise` statement of this package made. One from inside a library, or from an operation such as
-    an unpacking, is a fault, and its traceback is wanted."""
-    if isinstance(error, AsdPolicyError):
-        return True
-    innermost: TracebackType | None = error.__traceback__
-    while innermost is not None and innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    if innermost is None:
-        return False
-    module = str(innermost.tb_frame.f_globals.get("__name__", ""))
-    instruction = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
-    return module.partition(".")[0] == "asd_policy" and instruction == dis.opmap["RAISE_VARARGS"]
 
 
 if __name__ == "__main__":

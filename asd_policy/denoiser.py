@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from asd_policy.errors import NonFiniteError
 from asd_policy.schedule import Schedule
@@ -23,6 +26,40 @@ class PreparedNetwork(Protocol):
 
     def evaluate(self, x: Tensor, steps: Tensor, chains: Tensor, condition: Tensor) -> Tensor:
         """(N, *shape) points at (N,) steps of (N,) chains, with what :meth:`condition` gave."""
+
+
+def check_mode(network: object) -> None:
+    """Refuse a network whose layers do in training what no sampler can sample from: batch norm
+    mixes the rows of a call, which must be independent, and dropout makes every call another
+    function. Looks into modules, their methods and what ``functools.partial`` binds; not into
+    other functions.
+
+    Raises:
+        ValueError: the network holds such a layer in training mode, or batch norm that has no
+            running statistics and mixes rows in every mode.
+    """
+    while isinstance(network, functools.partial):
+        network = network.func
+    network = getattr(network, "__self__", network)
+    if not isinstance(network, nn.Module):
+        return
+    for name, layer in network.named_modules():
+        of = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
+        if isinstance(layer, _BatchNorm) and not layer.training and layer.running_mean is None:
+            raise ValueError(
+                f"the network's {of} has no running statistics, so that the rows of a call are not "
+                "independent; expected batch norm with track_running_stats, or group norm"
+            )
+        if layer.training and (_drops(layer) or isinstance(layer, _BatchNorm)):
+            why = "draws at random" if _drops(layer) else "mixes the rows of a call"
+            raise ValueError(f"the network's {of} {why} in training mode; call network.eval()")
+
+
+def _drops(layer: nn.Module) -> bool:
+    """Whether a layer draws random numbers in training."""
+    if isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)):
+        return layer.dropout > 0
+    return isinstance(layer, nn.RReLU) or (isinstance(layer, _DropoutNd) and layer.p > 0)
 
 
 class Denoiser:

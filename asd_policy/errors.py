@@ -1,5 +1,14 @@
 """Errors a user can act on. Each is also the builtin that callers would expect to catch."""
 
+from __future__ import annotations
+
+import difflib
+import dis
+import re
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+
 
 class AsdPolicyError(Exception):
     """Base of this package's errors: the command line prints them without a traceback."""
@@ -35,3 +44,93 @@ class IntegrationError(AsdPolicyError, ImportError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does: what was finished is kept."""
+
+
+class MissingExtraError(AsdPolicyError, ImportError):
+    """A module that one of this package's extras brings and that is not installed."""
+
+
+class EnvironmentVariableError(AsdPolicyError, ValueError):
+    """An environment variable whose value cannot be used here."""
+
+
+def plain(name: str) -> str:
+    """A name without case, spaces, hyphens and underscores: "Tool-Hang" → "toolhang"."""
+    return re.sub(r"[\s_-]", "", name.casefold())
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """The end of a message on an unknown name, "; did you mean 'asd'?"; empty if none is near."""
+    near: dict[str, str] = {}
+    for choice in known:
+        if isinstance(choice, str):
+            near.setdefault(plain(choice), choice)
+    found = difflib.get_close_matches(plain(name), list(near), 1) if isinstance(name, str) else []
+    return f"; did you mean {near[found[0]]!r}?" if found else ""
+
+
+# What to write in brackets for pip → the modules that it brings.
+_EXTRAS = {
+    "sim": {
+        "gymnasium", "h5py", "imageio", "jinja2", "matplotlib", "mujoco", "PIL", "rich",
+        "robosuite", "scipy", "tyro", "zarr",
+    },
+    "sim,robomimic": {"robomimic"},
+    "ray": {"ray"},
+}  # fmt: skip
+
+
+def missing_extra(error: ModuleNotFoundError, what: str) -> str | None:
+    """One sentence with the pip command, where ``what`` needs a module that an extra brings.
+
+    A module that no extra names counts for the library that imports it: what robosuite needs comes
+    with robosuite. None where a module is missing for another reason.
+    """
+    importers: list[str] = []
+    trace = error.__traceback__
+    while trace is not None:
+        importers.insert(0, str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
+        trace = trace.tb_next
+    ours = importers.index("asd_policy") if "asd_policy" in importers else len(importers)
+    for top in ((error.name or "").partition(".")[0], *importers[:ours]):
+        for extra, brought in _EXTRAS.items():
+            if top in brought:
+                return (
+                    f"{what} needs {error.name}, which is not installed: "
+                    f"pip install 'asd-policy[{extra}]'"
+                )
+    return None
+
+
+def for_user(error: BaseException, what: str) -> str | None:
+    """The message for a user, of an error that ended ``what``; None for a fault of this package,
+    whose traceback is wanted."""
+    if isinstance(error, ModuleNotFoundError):
+        return missing_extra(error, what)
+    return str(error) if is_ours(error) else None
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether the error is a message to the user: one of the package's own, or a ValueError that a
+    `raise` statement of this package made. One from inside a library, or from an operation such as
+    an unpacking, is a fault."""
+    if isinstance(error, AsdPolicyError):
+        return True
+    innermost: TracebackType | None = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is None or not isinstance(error, ValueError):
+        return False
+    module = str(innermost.tb_frame.f_globals.get("__name__", ""))
+    instruction = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
+    return module.partition(".")[0] == "asd_policy" and instruction == dis.opmap["RAISE_VARARGS"]
+
+
+def say_to_user(error: BaseException, what: str) -> int:
+    """Print the message of an error that ended ``what``; returns the exit status, 2. Raises the
+    error itself where it is a fault."""
+    message = for_user(error, what)
+    if message is None:
+        raise error
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asd_policy.denoiser import Network
+from asd_policy.denoiser import Network, check_mode
 from asd_policy.engine import Engine, make_engine
 from asd_policy.engine.timing import network_costs
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.costs import candidates
-from asd_policy.samplers.result import Noise, Stats, Streams, draw_noise, streams
+from asd_policy.samplers.result import Noise, Stats, Streams, draw_noise, seeded, streams
 from asd_policy.schedule import Schedule
 
 PARADIGMS_WINDOW = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """What :func:`sample` returns.
+    """What :func:`sample` returns. Printed, it is one line.
 
     Attributes:
         sample: (B, *shape) samples.
@@ -37,6 +37,9 @@ class Result:
     calibration: Calibration
     engine: Engine
 
+    def __repr__(self) -> str:
+        return f"sample of shape {tuple(self.sample.shape)}; {self.stats}"
+
 
 def sample(
     denoiser: Network,
@@ -45,14 +48,15 @@ def sample(
     shape: tuple[int, ...],
     cond: Tensor | None = None,
     sampler: str = "asd",
-    draft: str = "secant",
-    calls_per_round: int = 1,
+    draft: str | None = None,
+    calls_per_round: int | None = None,
     window: int | str = "auto",
     steps: int | None = None,
     eta: float | None = None,
     tolerance: float = 0.1,
     engine: str | Engine = "eager",
     generator: Streams = None,
+    seed: int | None = None,
     calibration: Calibration | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -73,19 +77,21 @@ def sample(
         engine: what runs it: one of ``asd_policy.engine.ENGINES``, or ``result.engine`` of an
             earlier call for the same network, chain and shape, which keeps what it captured.
         generator: one generator, from which each chain's own stream is seeded, or B of them.
+        seed: in place of a generator, that of one on the chains' device.
         calibration: slopes, acceptance and costs from earlier calls (``result.calibration`` or
             :func:`calibrate`); it is updated. Without one, "auto" means a window of 16.
         device: of the chains (default: that of ``cond``, else of the generator, else the CPU).
         dtype: of the chains.
 
     Raises:
-        ValueError: an unknown option, or options that exclude each other.
+        ValueError: an unknown option, options that exclude each other, or a network in training
+            mode whose batch norm or dropout would change what is sampled.
         NonFiniteError: the network returned a NaN or an infinity.
 
     Source: Hu, Das, Sadigh & Anari, ICML 2025, arXiv 2505.03983.
     """
-    if device is None:
-        device = cond.device if cond is not None else getattr(generator, "device", "cpu")
+    device = _device(device, cond, generator)
+    generator = seeded(seed, generator, device)
     config = SamplerConfig(sampler, draft, calls_per_round, window, steps, eta, tolerance)
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(
@@ -101,6 +107,13 @@ def sample(
     return Result(x.clone().view(shape), stats, calibration, runner)
 
 
+def _device(device: Any, cond: Tensor | None, generator: Streams) -> torch.device | str:
+    """The chains': as asked, else the conditions', else the generator's."""
+    if device is not None:
+        return device
+    return cond.device if cond is not None else getattr(generator, "device", "cpu")
+
+
 def _engine(
     engine: str | Engine,
     denoiser: Network,
@@ -111,6 +124,7 @@ def _engine(
     """The one given, if it fits, or a new one."""
     if isinstance(engine, str):
         return make_engine(engine, denoiser, chain, shape[1:], *place)
+    check_mode(engine.source)
     wanted, steps = tuple(shape[1:]), engine.schedule.num_steps
     if (engine.source, engine.schedule.to_dict(), engine.shape) != (
         denoiser, chain.to_dict(), wanted,
@@ -142,7 +156,7 @@ def draw(
         return engine.paradigms(noise, cond, window, config.tolerance)
     if window == 1 and config.window == "auto":  # where nothing is gained
         return engine.sequential(noise, cond, "asd")
-    return engine.asd(noise, cond, config.draft, config.calls_per_round, window, calibration)
+    return engine.asd(noise, cond, *config.form, window, calibration)
 
 
 def window_of(config: SamplerConfig, calibration: Calibration, batch: int, num_steps: int) -> int:
@@ -165,14 +179,16 @@ def calibrate(
     measure_costs: bool = True,
     progress: Callable[[int], None] = lambda done: None,
     generator: Streams = None,
+    seed: int | None = None,
     **options: object,
 ) -> Calibration:
     """Learn slopes and acceptance from throw-away chunks, and time the network.
 
     Args:
-        denoiser, schedule, shape, cond, generator: as for :func:`sample`; conditions should be
-            typical. chunks: calls of :func:`sample` with window ``window``, from which slopes are
-            learned, and as many with every other window that "auto" may choose.
+        denoiser, schedule, shape, cond, generator, seed: as for :func:`sample`; conditions should
+            be typical.
+        chunks: calls of :func:`sample` with window ``window``, from which slopes are learned, and
+            as many with every other window that "auto" may choose.
         measure_costs: time the network, for ``window="auto"``.
         progress: called with the number of chunks done.
         options: further arguments of :func:`sample`.
@@ -180,6 +196,7 @@ def calibrate(
     Returns:
         A calibration for the sampler, the number of steps and the network it was made with.
     """
+    generator = seeded(seed, generator, _device(options.get("device"), cond, generator))
     given: dict[str, Any] = {"shape": shape, "cond": cond, "generator": generator, **options}
     calibration = given["calibration"] = Calibration()
     done = itertools.count(1)

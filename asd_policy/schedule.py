@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asd_policy.errors import did_you_mean
+
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
@@ -31,7 +33,9 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise a ValueError that lists ``choices`` unless ``value`` is one of them."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {listed}; got {value!r}")
+        raise ValueError(
+            f"{name} must be one of {listed}; got {value!r}{did_you_mean(value, choices)}"
+        )
 
 
 def _betas(kind: str, num_steps: int, start: float, end: float) -> Tensor:

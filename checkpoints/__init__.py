@@ -2,20 +2,67 @@
 
 from pathlib import Path
 
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, did_you_mean, plain
+
+_HERE = Path(__file__).parent
+# robosuite's names of the tasks, where they are not the folder's in another spelling.
+_ROBOSUITE = {
+    "NutAssemblySquare": "square",
+    "PickPlaceCan": "can",
+    "TwoArmTransport": "transport",
+}
 
 
 def shipped(name: str) -> Path:
-    """Folder of a shipped checkpoint. Raises CheckpointError that lists those there are."""
-    folder = Path(__file__).parent / name
-    if not (folder / "card.json").is_file():
+    """Folder of a shipped checkpoint: "lift", "Tool-Hang", or its task as robosuite names it.
+
+    Raises:
+        CheckpointError: there is none; the message lists those there are.
+    """
+    folder = shipped_or_none(name)
+    if folder is None:
         raise CheckpointError(
-            f"no checkpoint named {name!r} ships with this package; there is "
-            + (", ".join(shipped_names()) or "none")
+            f"no checkpoint named {name!r} ships with this package; {_listed(name)}"
         )
     return folder
 
 
+def shipped_or_none(name: str) -> Path | None:
+    """As `shipped`; None where there is none."""
+    folders = {plain(folder): folder for folder in shipped_names()}
+    aliases = {plain(other): folder for other, folder in _ROBOSUITE.items()}
+    spelling = plain(name)
+    found = folders.get(plain(aliases.get(spelling, spelling)))
+    return None if found is None else _HERE / found
+
+
 def shipped_names() -> list[str]:
     """Names of the policies that ship."""
-    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/card.json"))
+    return sorted(path.parent.name for path in _HERE.glob("*/card.json"))
+
+
+def find_checkpoint(folder: str | Path) -> Path:
+    """The folder where it holds a checkpoint; else the shipped one of that name ("lift", or
+    "checkpoints/lift" as in the README), from wherever this runs; else the folder as it is."""
+    path = Path(folder)
+    there = any((path / name).is_file() for name in ("card.json", "model.safetensors"))
+    if there or path.is_file() or not _is_a_name(path):
+        return path
+    return shipped_or_none(path.name) or path
+
+
+def no_checkpoint(folder: Path) -> str:
+    """A message about a folder that is not there, with the names that ship."""
+    return (
+        f"no checkpoint at {folder}: it has no card.json, and none of that name ships with this "
+        f"package; {_listed(folder.name)}"
+    )
+
+
+def _is_a_name(path: Path) -> bool:
+    return path.parent in (Path(), Path(_HERE.name)) and path.name != ""
+
+
+def _listed(name: str) -> str:
+    near = did_you_mean(name, (*shipped_names(), *_ROBOSUITE))
+    return f"there is {', '.join(shipped_names()) or 'none'}{near}"

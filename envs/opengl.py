@@ -11,6 +11,8 @@ import platform
 import subprocess
 import sys
 
+from asd_policy.errors import EnvironmentVariableError
+
 BACKENDS = ("egl", "osmesa", "glfw", "cgl")
 _PREFERRED = {"Linux": ("egl", "osmesa"), "Darwin": ("cgl",), "Windows": ("glfw",)}
 
@@ -49,9 +51,24 @@ def load_triton_first() -> None:
 
 
 def before_mujoco() -> None:
-    """With MUJOCO_GL set, importing MuJoCo loads OpenGL at once."""
-    if os.environ.get("MUJOCO_GL"):
-        load_triton_first()
+    """With MUJOCO_GL set, importing MuJoCo loads OpenGL at once.
+
+    Raises:
+        EnvironmentVariableError: MuJoCo cannot be imported with what MUJOCO_GL says.
+    """
+    asked = os.environ.get("MUJOCO_GL")
+    if not asked:
+        return
+    load_triton_first()
+    try:
+        importlib.import_module("mujoco")
+    except ModuleNotFoundError:  # MuJoCo itself, which its importers say better
+        return
+    except Exception as error:  # whatever a missing or broken OpenGL makes of it
+        raise EnvironmentVariableError(
+            f"MUJOCO_GL={asked} cannot be used here ({error}); expected one of "
+            f"{', '.join(BACKENDS)} that works, or unset it: only pictures and videos need OpenGL"
+        ) from error
 
 
 def preferred_backends() -> tuple[str, ...]:

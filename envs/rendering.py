@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 from asd_policy.envs.opengl import BACKENDS, load_triton_first, preferred_backends, works
+from asd_policy.errors import EnvironmentVariableError
 
 
 @functools.cache
@@ -23,12 +24,14 @@ def choose_backend() -> str:
     """The OpenGL backend to use: that of the variable MUJOCO_GL, or the first that works.
 
     Raises:
-        ValueError: MUJOCO_GL names none of `BACKENDS`.
+        EnvironmentVariableError: MUJOCO_GL names none of `BACKENDS`.
         gymnasium.error.DependencyNotInstalled: none works here.
     """
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
     if asked and asked not in BACKENDS:
-        raise ValueError(f"MUJOCO_GL={asked!r}; expected one of: {', '.join(BACKENDS)}")
+        raise EnvironmentVariableError(
+            f"MUJOCO_GL={asked!r}; expected one of: {', '.join(BACKENDS)}"
+        )
     candidates = (asked,) if asked else preferred_backends()
     for backend in candidates:
         if works(backend):

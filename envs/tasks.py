@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
 
+from asd_policy.errors import did_you_mean, plain
+
 CONTROL_FREQUENCY_HZ = 20
 
 
@@ -191,11 +193,46 @@ TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ROWS}
 
 
 def get_task(name: str) -> Task:
-    """The row called `name`.
+    """The row called `name`: as in `TASKS`, as robosuite or gymnasium call it ("NutAssemblySquare",
+    "asd_policy/Square-v0"), in capitals or not, with hyphens or underscores or neither.
 
     Raises:
         ValueError: no such task; the message lists those there are.
     """
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; expected one of: {', '.join(TASKS)}")
-    return TASKS[name]
+    task = _BY_SPELLING.get(plain(name.rpartition(":")[2])) if isinstance(name, str) else None
+    if task is None:
+        near = did_you_mean(name, (*TASKS, *(task.robosuite_name for task in _ROWS)))
+        raise ValueError(f"unknown task {name!r}; expected one of: {', '.join(TASKS)}{near}")
+    return task
+
+
+_BY_SPELLING = {
+    plain(spelling): task
+    for task in _ROWS
+    for spelling in (
+        task.name,
+        task.robosuite_name,
+        task.env_id,
+        task.env_id.rpartition("/")[2],
+    )
+}
+
+
+def agreed_task(asked: str | None, own: str | None, checkpoint: object) -> str | None:
+    """The name of the task that was asked for, or else of the `checkpoint`'s `own`, if it says one
+    (as it says it, where that is not among `TASKS`).
+
+    Raises:
+        ValueError: an unknown task was asked for, or another than the checkpoint's.
+    """
+    known = own if own is None else _BY_SPELLING.get(plain(str(own)))
+    trained = known.name if isinstance(known, Task) else own
+    if asked is None:
+        return trained
+    wanted = get_task(asked).name
+    if trained not in (None, wanted):
+        raise ValueError(
+            f"--task {asked}: the checkpoint {checkpoint} was trained for {trained}; leave the "
+            "option out"
+        )
+    return wanted

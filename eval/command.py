@@ -26,10 +26,6 @@ def main_eval(words: Sequence[str]) -> None:
     with ended_by_sigterm():
         from asd_policy.eval.evaluator import evaluate
 
-        if options.checkpoint is not None and options.checkpoint.suffix == ".pth":
-            from asd_policy.eval.setup import with_its_task
-
-            options = with_its_task(options)
         evaluate(options)
 
 

@@ -37,6 +37,7 @@ from asd_policy.eval.results import summarize
 from asd_policy.eval.rollout import Listener, Policy, roll_out
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.slots import Slot
+from asd_policy.eval.subject import with_its_task
 from asd_policy.eval.video import Recorder, check_rendering
 from asd_policy.progress import Stage
 
@@ -112,8 +113,9 @@ def evaluate(
     """
     options = with_realtime(options)
     check_options(options)
+    options = with_its_task(options)
     console = console or plain_console()
-    path = options.out or default_folder(options.name or options.task)
+    path = options.out or default_folder(options.name or str(options.task))
     # Refuse now, rather than after seconds of loading.
     there = check_folder(path, _settings(options), options.resume)
     with reserved(path):

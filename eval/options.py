@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from asd_policy.errors import did_you_mean
+from asd_policy.samplers.names import SAMPLER_NAMES, ddim_steps_of
+
 # Demonstrations use seeds from 0 up; evaluation starts far above, so no episode was trained on.
 HELD_OUT_SEED = 100_000
-
-SAMPLER_NAMES = (
-    "asd",
-    "asd-slope",
-    "asd-memory",
-    "asd-frozen",
-    "asd-paper",
-    "asd-ddim",
-    "ddpm",
-    "ddim",
-    "paradigms",
-)
-_DDIM_OF_N_STEPS = re.compile(r"ddim-([1-9][0-9]*)")
 
 _SAMPLERS_HELP = (
     "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's law in "
     "fewer calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), asd-paper (as "
     "published: frozen draft, two calls a round), ddpm (sequential, the reference), ddim and "
-    "paradigms (both approximate), asd-ddim (ddim's law, with --eta above 0, in fewer calls). "
+    "paradigms (both approximate), ddim-clipped (ddim along the noise that belongs to the clipped "
+    "sample, in place of the network's own), asd-ddim (its law, with --eta above 0, in fewer calls). "
     "ddim-16 is ddim in 16 steps, whatever --ddim-steps says; so is any other number."
 )
 _SEED_HELP = (
@@ -83,10 +73,10 @@ def _arg(metavar: str | None, text: str | None = None) -> Any:
 class EvalOptions:
     """An evaluation's settings. Nothing is checked here: see `check_options`."""
 
-    task: str = "lift"
-    """The task to do."""
-    checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None
-    """The policy's folder, or robomimic's file; None is the folder shipped for the task."""
+    task: Annotated[str | None, _arg("NAME")] = None
+    """The task to do; None is the checkpoint's, else lift."""
+    checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None
+    """A shipped policy (lift, can …), a folder, or robomimic's file; None is the task's."""
     samplers: Annotated[tuple[str, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
         "asd",
         "ddpm",
@@ -146,6 +136,7 @@ def check_options(options: EvalOptions) -> None:
         got = ", ".join(unknown) or "none"
         raise ValueError(
             f"--samplers takes one or more of {', '.join(SAMPLER_NAMES)}, ddim-N; got {got}"
+            + (did_you_mean(unknown[0], SAMPLER_NAMES) if unknown else "")
         )
     if repeated:
         raise ValueError(f"--samplers names each sampler once; got {', '.join(repeated)} again")
@@ -168,12 +159,6 @@ def check_options(options: EvalOptions) -> None:
     _check_ray(options)
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to continue; got none")
-
-
-def ddim_steps_of(sampler: str) -> int | None:
-    """N of the name ddim-N; None of other names."""
-    match = _DDIM_OF_N_STEPS.fullmatch(sampler)
-    return None if match is None else int(match[1])
 
 
 def _check_ray(options: EvalOptions) -> None:
@@ -278,7 +263,7 @@ class ReplayOptions:
     """
     sample: Annotated[int | None, _arg("INT")] = None
     """So many of these, drawn at random, the same ones each time."""
-    checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None
+    checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None
     """The policy, where it lies elsewhere than it did."""
     device: Annotated[str | None, _arg("NAME")] = None
     """Where to draw them; None is where they were drawn."""

@@ -19,6 +19,7 @@ from asd_policy.eval.formats import duration, tick
 from asd_policy.eval.options import EvalOptions, RatesOptions, command_line
 from asd_policy.eval.results import summarize
 from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options
+from asd_policy.eval.subject import with_its_task
 from asd_policy.files import writing
 
 Json = dict[str, Any]
@@ -46,7 +47,8 @@ def run_rates(
         raise ValueError("`rates` needs a --delay: measured, or milliseconds; got none")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the rates to continue; got none")
-    root = options.out or default_folder(options.name or options.task, Path("outputs/rates"))
+    options = with_its_task(options)
+    root = options.out or default_folder(options.name or str(options.task), Path("outputs/rates"))
     options = dataclasses.replace(options, out=root)
     with reserved(root):
         say(f"Output folder: {root}")

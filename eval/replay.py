@@ -12,12 +12,15 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from asd_policy.checkpoints import find_checkpoint
 from asd_policy.console import plain_console
+from asd_policy.envs.tasks import agreed_task
 from asd_policy.eval.flight import FOLDER, Flight, FlightDamagedError, flight_path, read_flight
 from asd_policy.eval.folder import check_writable, read_run, write_json
 from asd_policy.eval.machine import describe_machine, resolve_device
 from asd_policy.eval.options import ReplayOptions
 from asd_policy.eval.setup import load_policy
+from asd_policy.eval.subject import task_of
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.result import Stats
 
@@ -117,7 +120,9 @@ class _Replayer:
 
     def __init__(self, options: ReplayOptions, config: Json):
         self._run, self._samplers = options.run, config["samplers"]
-        self._checkpoint = options.checkpoint or Path(config["resolved"]["checkpoint"])
+        self._checkpoint = find_checkpoint(options.checkpoint or config["resolved"]["checkpoint"])
+        if options.checkpoint is not None:
+            _check_task(options, config["settings"]["task"])
         resolved = dict(config["resolved"])
         if options.device is not None:
             resolved["device"] = resolve_device(options.device)
@@ -172,6 +177,16 @@ class _Replayer:
             pair = [recorded.get(key), self.machine.get(key)]
             if pair[0] != pair[1]:
                 self.changed[key] = pair
+
+
+def _check_task(options: ReplayOptions, recorded: str) -> None:
+    """Refuse --checkpoint of another task than the run's."""
+    assert options.checkpoint is not None
+    own = agreed_task(None, task_of(options.checkpoint), options.checkpoint)
+    if own not in (None, recorded):
+        raise ValueError(
+            f"{options.run} is a run of {recorded}; {options.checkpoint} was trained for {own}"
+        )
 
 
 def _flat(values: Json) -> Json:

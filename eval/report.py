@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asd_policy.eval.samplers import is_autospeculative
+from asd_policy.eval.windows import sampled_sequentially, window_phrases
 
 MISSING = "–"
 _COLOURS = ("green", "red", "yellow")  # of a verdict, by exit status
@@ -103,7 +103,7 @@ def _setting(results: dict[str, Any]) -> str:
         results["task"],
         f"seed{'s' * (seeds['count'] > 1)} {'–'.join(ends)}",
         *(f"K={k}" for k in sorted(steps)),
-        *_windows(results),
+        *window_phrases(results),
         resolved["device"],
         f"{resolved['threads']} thread" + "s" * (resolved["threads"] != 1),
         resolved["precision"] + ", compiled" * resolved["compile"],
@@ -133,18 +133,6 @@ def busy_note(results: dict[str, Any]) -> str:
     )
 
 
-def _windows(results: dict[str, Any]) -> list[str]:
-    samplers_of: dict[str, list[str]] = {}
-    for name, summary in results["samplers"].items():
-        window = summary["window"]
-        if window is not None and window["chosen"] is not None:
-            text = f"window {window['chosen']}" + " (auto)" * (window["requested"] == "auto")
-            samplers_of.setdefault(text, []).append(name)
-    if len(samplers_of) <= 1:
-        return list(samplers_of)
-    return [f"{text} for {'/'.join(names)}" for text, names in samplers_of.items()]
-
-
 def _deadlines(results: dict[str, Any]) -> list[str]:
     """What delays came to, where the world went on while the policy thought."""
     told = {n: s["deadlines"] for n, s in results["samplers"].items() if s.get("deadlines")}
@@ -167,10 +155,7 @@ def _remarks(results: dict[str, Any]) -> list[str]:
     """What the figures alone would not say."""
     lines = [
         f"{name}: no window pays for itself here, by measured cost, so it sampled sequentially."
-        for name, summary in results["samplers"].items()
-        if is_autospeculative(name)
-        and summary["window"]["requested"] == "auto"
-        and summary["window"]["chosen"] == 1
+        for name in sampled_sequentially(results)
     ]
     firsts = [
         f"{name} {number(summary['chunk_latency_ms']['first'])} ms"

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from asd_policy.eval.options import EvalOptions, ddim_steps_of
-
-# name -> (draft, network calls a round)
-_ASD_FORMS = {
-    "asd": ("secant", 1),
-    "asd-slope": ("slope", 1),
-    "asd-memory": ("memory", 1),
-    "asd-frozen": ("frozen", 1),
-    "asd-paper": ("frozen", 2),  # Hu et al., ICML 2025, as published
-    "asd-ddim": ("secant", 1),
-}
+from asd_policy.eval.options import EvalOptions
+from asd_policy.samplers.names import (
+    ASD_CALLS,
+    ASD_DRAFT,
+    SAMPLER_FORMS,
+    ddim_steps_of,
+    sampler_form,
+)
 
 
 def sampler_settings(name: str, options: EvalOptions) -> dict[str, Any]:
     """Keyword arguments of `DiffusionPolicy.load` for one sampler name, all spelled out."""
-    if name in _ASD_FORMS:
-        draft, calls = _ASD_FORMS[name]
+    form = sampler_form(name)
+    sampler = form["name"]
+    if sampler == "asd":
         ddim = name == "asd-ddim"
         return {
             "sampler": "asd",
-            "draft": draft,
-            "calls_per_round": calls,
+            "draft": form.get("draft", ASD_DRAFT),
+            "calls_per_round": form.get("calls_per_round", ASD_CALLS),
             "window": options.window,
             "steps": options.ddim_steps if ddim else options.steps,
             "eta": options.eta if ddim else None,
         }
-    if name == "ddpm":
+    if sampler == "ddpm":
         return {"sampler": "ddpm", "steps": options.steps}
-    own_steps = ddim_steps_of(name)
-    if name == "ddim" or own_steps is not None:
-        return {"sampler": "ddim", "steps": own_steps or options.ddim_steps, "eta": options.eta}
-    assert name == "paradigms", name
+    if sampler == "ddim":
+        steps = form.get("steps", options.ddim_steps)
+        clipped = {k: form[k] for k in ("use_clipped_model_output",) if k in form}
+        return {"sampler": "ddim", "steps": steps, "eta": options.eta, **clipped}
+    assert sampler == "paradigms", name
     return {
         "sampler": "paradigms",
         "window": options.window,
@@ -46,7 +45,7 @@ def sampler_settings(name: str, options: EvalOptions) -> dict[str, Any]:
 
 def is_autospeculative(name: str) -> bool:
     """Whether the name is a form of ASD."""
-    return name in _ASD_FORMS
+    return bool(SAMPLER_FORMS.get(name, {}).get("name") == "asd")
 
 
 def law_of(name: str) -> str | None:
@@ -57,9 +56,9 @@ def law_of(name: str) -> str | None:
     if name == "ddpm":
         return "exact: the reference"
     if name == "asd-ddim":
-        return "exact for ddim's chain, not DDPM's"
+        return "exact for ddim-clipped's chain, not DDPM's"
     if is_autospeculative(name):
         return "exact"
-    if name in ("ddim", "paradigms") or ddim_steps_of(name) is not None:
+    if name in SAMPLER_FORMS or ddim_steps_of(name) is not None:
         return "approximate"
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from pathlib import Path
@@ -10,25 +9,22 @@ from typing import Any
 
 import torch
 
-from asd_policy.checkpoints import shipped
-from asd_policy.data.robomimic_hdf5 import has_published_layout
-from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, TASKS, get_task
+from asd_policy.envs.opengl import before_mujoco
+from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
 from asd_policy.errors import CheckpointError, IntegrationError
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.machine import resolve_device
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.slots import OpenSlots, make_env, open_slots
+from asd_policy.eval.subject import ROBOMIMIC_SUFFIX, checkpoint_of, with_its_task
 from asd_policy.integrations.robomimic_checkpoint import (
     RobomimicCheckpoint,
     read_checkpoint,
     to_checkpoint,
 )
-from asd_policy.integrations.robomimic_convert import task_name
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
 from asd_policy.progress import Stage
-
-ROBOMIMIC_SUFFIX = ".pth"
 
 
 def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
@@ -41,9 +37,11 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
         ValueError: an unknown task or device, or a setting that the sampler refuses.
         CheckpointError: a checkpoint that is missing, damaged, or not for this task.
     """
-    task = get_task(options.task)
+    options = with_its_task(options)
+    before_mujoco()  # environments in processes of their own would say it later
+    task = get_task(str(options.task))
     device = resolve_device(options.device)
-    checkpoint = options.checkpoint or shipped(task.name)
+    checkpoint = checkpoint_of(options)
     place: dict[str, Any] = {
         "device": device,
         "engine": options.engine,
@@ -151,33 +149,3 @@ def _image_policy(file: RobomimicCheckpoint, sampler: SamplerConfig, place: dict
 
 def _named(settings: dict[str, Any]) -> dict[str, Any]:
     return {"name" if key == "sampler" else key: value for key, value in settings.items()}
-
-
-def with_its_task(options: EvalOptions) -> EvalOptions:
-    """The options, with the task of a robomimic file's environment; others as they are.
-
-    Raises:
-        CheckpointError: the file cannot be read, or was trained in an environment that is not
-            among the tasks.
-        ValueError: the options ask for another task.
-    """
-    if options.checkpoint is None or options.checkpoint.suffix != ROBOMIMIC_SUFFIX:
-        return options
-    file = read_checkpoint(options.checkpoint)
-    metadata = file.content["env_metadata"]
-    task = task_name(metadata)
-    if task is None:
-        name = metadata.get("env_name") if isinstance(metadata, dict) else metadata
-        raise CheckpointError(
-            f"{options.checkpoint} was trained in {name!r}; expected one of: "
-            f"{', '.join(task.robosuite_name for task in TASKS.values())}"
-        )
-    if "object" in file.shapes and not has_published_layout(metadata):
-        raise CheckpointError(
-            f"{options.checkpoint} was trained on robosuite {metadata.get('env_version')}, whose "
-            "observation 'object' has another order than that of the tasks here (robosuite 1.4.1, "
-            "as in published data); robomimic's own run_trained_agent can roll it out"
-        )
-    if options.task not in (task, EvalOptions.task):
-        raise ValueError(f"--task {options.task}: {options.checkpoint} was trained for {task}")
-    return dataclasses.replace(options, task=task)

@@ -24,7 +24,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.workers import follow_parent
-from asd_policy.errors import AsdPolicyError
+from asd_policy.errors import AsdPolicyError, MissingExtraError, missing_extra
 
 Observation = Mapping[str, np.ndarray]
 
@@ -342,6 +342,9 @@ class Failure:
     @classmethod
     def of(cls, error: Exception) -> Failure:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        if isinstance(error, ModuleNotFoundError):  # while its traceback is here
+            message = missing_extra(error, "the simulator")
+            error = error if message is None else MissingExtraError(message)
         try:
             pickled = pickle.dumps(error)
             pickle.loads(pickled)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from asd_policy import cli
-from asd_policy.errors import AsdPolicyError, DatasetError
+from asd_policy.errors import AsdPolicyError, DatasetError, is_ours
 
 COMMAND = [sys.executable, "-m", "asd_policy"]
 
@@ -161,7 +161,7 @@ def test_a_fault_keeps_its_traceback(command, function):
 def test_only_a_raise_of_this_package_is_a_message_to_the_user(module, body, expected):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (any)
         exec(body, {"__name__": module})
-    assert cli._is_ours(caught.value) is (expected and module != "elsewhere")
+    assert is_ours(caught.value) is (expected and module != "elsewhere")
 
 
 def test_an_error_of_the_package_is_one_line(command, refused):
@@ -194,6 +194,125 @@ def test_an_interruption_exits_with_130(command, run):
 def test_a_missing_package_names_the_extra(command, refused):
     command(lacks_an_extra)
     refused(r"needs robosuite, which is not .*pip install 'asd-policy\[sim\]'", "fault")
+
+
+@pytest.fixture
+def without(tmp_path):
+    """without(package): the environment of a process in which, and in whose children, a package
+    looks as if it were not installed, its metadata too."""
+
+    def environment(package: str) -> dict[str, str]:
+        folder = tmp_path / "site"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(
+            textwrap.dedent(
+                f"""
+                import importlib.metadata, sys
+                class Finder:
+                    def find_spec(self, name, path=None, target=None):
+                        if name.partition(".")[0] == {package!r}:
+                            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+                sys.meta_path.insert(0, Finder())
+                version = importlib.metadata.version
+                def installed(name):
+                    if name == {package!r}:
+                        raise importlib.metadata.PackageNotFoundError(name)
+                    return version(name)
+                importlib.metadata.version = installed
+                """
+            )
+        )
+        return os.environ | {"PYTHONPATH": str(folder)}
+
+    return environment
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "extra"),
+    [
+        ("robosuite", ["eval", "--episodes", "1"], "sim"),
+        ("robosuite", ["eval", "--episodes", "1", "--num-envs", "2"], "sim"),
+        ("robosuite", ["rates", "--episodes", "1"], "sim"),
+        ("robosuite", ["tasks", "--tasks", "lift", "--episodes", "1"], "sim"),
+        ("mujoco", ["demos", "--episodes", "1"], "sim"),
+        ("robosuite", ["demos", "--episodes", "1"], "sim"),
+        ("mujoco", ["verify", "--chunks", "64"], "sim"),
+        ("h5py", ["train", "--data", "demos.hdf5"], "sim"),
+        ("numba", ["eval", "--episodes", "1"], "sim"),  # which robosuite imports
+        ("ray", ["eval", "--episodes", "1", "--ray"], "ray"),
+        ("robomimic", ["export", "lift", "model.pth"], "sim,robomimic"),
+    ],
+)
+def test_a_module_that_is_missing_deep_down_names_its_extra(
+    without, tmp_path, package, words, extra
+):
+    pytest.importorskip("robosuite")
+    (tmp_path / "demos.hdf5").write_bytes(b"")
+    done = subprocess.run(
+        [*COMMAND, *words],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+        env=without(package),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert f"pip install 'asd-policy[{extra}]'" in errors[0]
+    assert package in errors[0]
+
+
+def test_the_robomimic_command_says_what_it_lacks(without):
+    words = [sys.executable, "-m", "asd_policy.integrations.robomimic", "overhead"]
+    env = without("robomimic")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: robomimic is not installed")
+    assert "pip install 'asd-policy[sim,robomimic]'" in done.stderr
+    imported = python("import asd_policy.integrations.robomimic", **env)
+    assert imported.returncode == 1, "an import is no command: it raises"
+    assert "IntegrationError: robomimic is not installed" in imported.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "--episodes", "1"],
+        ["eval", "--episodes", "1", "--num-envs", "2"],
+        ["rates", "--episodes", "1"],
+        ["tasks", "--tasks", "lift", "--episodes", "1"],
+        ["demos", "--episodes", "1"],
+        ["verify", "--chunks", "64"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_opengl_is_one_line(words, tmp_path):
+    pytest.importorskip("mujoco")
+    done = subprocess.run(
+        [*COMMAND, *words],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+        env=os.environ | {"MUJOCO_GL": "foo"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: MUJOCO_GL=foo cannot be used here")
+    assert "expected one of egl, osmesa, glfw, cgl that works, or unset it" in last
+
+
+def test_a_wrong_opengl_is_a_clear_exception_in_python():
+    pytest.importorskip("mujoco")
+    done = python(
+        "import gymnasium; gymnasium.make('asd_policy:asd_policy/Lift-v0')", MUJOCO_GL="foo"
+    )
+    assert done.returncode == 1
+    assert "EnvironmentVariableError: MUJOCO_GL=foo cannot be used here" in done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS.keys() - {"doctor"}))

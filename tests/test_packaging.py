@@ -31,7 +31,8 @@ RANK = {
 }  # fmt: skip
 MAY_IMPORT = {
     **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
-    "checkpoints": {"errors"},
+    "policy": {"checkpoints", *(other for other in RANK if RANK[other] < RANK["policy"])},
+    "checkpoints": {"errors"},  # folders by their names
     "console": set(),
     "progress": {"console"},
     "files": {"errors"},

@@ -55,3 +55,17 @@ def test_a_draw_can_be_repeated_from_what_was_told():
     chunks, stats = policy.sample(last.histories, streams)
     np.testing.assert_array_equal(chunks, last.chunks)
     assert stats.calls.tolist() == [10, 10]
+
+
+def test_what_a_chunk_cost_is_printed_on_one_line():
+    policy = DiffusionPolicy(tiny_checkpoint(), SamplerConfig("asd", window=4))
+    for batch, end in ((1, ""), (2, ", one of 2 chunks drawn together")):
+        policy.reset(list(range(batch)))
+        policy.act_batch(observation(0.0, batch=batch))
+        for cost in policy.last_chunks:
+            assert cost is not None
+            assert str(cost) == repr(cost)
+            assert str(cost).startswith(
+                f"asd: {cost.calls} calls, {cost.evaluations} evaluations, "
+            )
+            assert str(cost).endswith(f" ms, window 4{end}")

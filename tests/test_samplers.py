@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 
 import asd_policy
 from asd_policy import SamplerConfig, Schedule
-from asd_policy.samplers.result import draw_noise
+from asd_policy.samplers.names import SAMPLER_NAMES
+from asd_policy.samplers.result import draw_noise, one_line
 from reference.chains import bulk_noise, run
 from reference.mixture import Mixture
 
@@ -25,8 +32,21 @@ def sample(**options):  # type: ignore[no-untyped-def]
     [
         (
             {"sampler": "dpm"},
-            r"one of 'asd', 'ddpm', 'ddim', 'paradigms'; got 'dpm'",
+            r"one of asd, .*asd-paper, .*paradigms, ddim-N; got 'dpm'; did you mean 'ddpm'\?",
         ),
+        ({"sampler": "asd_paper"}, r"got 'asd_paper'; did you mean 'asd-paper'\?"),
+        ({"sampler": "ddim-0"}, r"ddim-N; got 'ddim-0'"),
+        (
+            {"sampler": "asd-paper", "draft": "secant"},
+            r"sampler 'asd-paper' means draft='frozen'; got draft='secant'",
+        ),
+        ({"sampler": "asd-slope", "calls_per_round": 2}, r"calls_per_round=1; got .*=2"),
+        ({"sampler": "ddim-4", "steps": 5}, r"sampler 'ddim-4' means steps=4; got steps=5"),
+        ({"sampler": "asd-ddim"}, r"DDIM with eta=0 has none"),
+        ({"seed": 1}, r"expected seed or generator, got both"),
+        ({"seed": 1.5, "generator": None}, r"seed must be a whole number below 2\^64, got 1\.5"),
+        ({"seed": True, "generator": None}, r"seed must be a whole number .*, got True"),
+        ({"seed": 2**64, "generator": None}, r"seed must be a whole number .*, got 18446744073"),
         ({"draft": "linear"}, r"draft must be one of 'secant', 'slope', 'memory', 'frozen'; got"),
         ({"calls_per_round": 3}, r"calls_per_round must be one of 1, 2; got 3"),
         ({"window": 0}, r'window must be "auto" or a whole number from 1 on, got 0'),
@@ -50,6 +70,154 @@ def sample(**options):  # type: ignore[no-untyped-def]
 def test_bad_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sample(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "spelled_out"),
+    [
+        ("asd", {}, ("asd", "secant", 1)),
+        ("asd", {"draft": "slope"}, ("asd", "slope", 1)),
+        ("asd-slope", {}, ("asd", "slope", 1)),
+        ("asd-memory", {"window": 4}, ("asd", "memory", 1, 4)),
+        ("asd-frozen", {}, ("asd", "frozen", 1)),
+        ("asd-paper", {}, ("asd", "frozen", 2)),
+        ("asd-paper", {"draft": "frozen", "calls_per_round": 2}, ("asd", "frozen", 2)),
+        ("asd-ddim", {"eta": 1.0}, ("asd", "secant", 1, "auto", 10, 1.0)),
+        ("asd-ddim", {"eta": 0.5, "steps": 7}, ("asd", "secant", 1, "auto", 7, 0.5)),
+        ("ddim-16", {}, ("ddim", None, None, "auto", 16)),
+        ("ddim-16", {"steps": 16, "eta": 0.5}, ("ddim", None, None, "auto", 16, 0.5)),
+        ("ddpm", {}, ("ddpm",)),
+        ("paradigms", {}, ("paradigms",)),
+    ],
+)
+def test_names_of_the_command_line_are_forms_of_the_four(
+    name: str, options: dict, spelled_out: tuple
+) -> None:
+    assert SamplerConfig.named(name, **options) == SamplerConfig(*spelled_out)
+    assert SamplerConfig(name, **options) == SamplerConfig(*spelled_out)
+    assert replace(SamplerConfig(name, **options)) == SamplerConfig(*spelled_out)
+
+
+@pytest.mark.parametrize("name", [*SAMPLER_NAMES, "ddim-7"])
+def test_every_name_samples_as_what_it_stands_for(name: str) -> None:
+    options: dict = {"eta": 1.0} if name == "asd-ddim" else {}
+    config = SamplerConfig(name, window=4, **options)
+    got = sample(sampler=name, window=4, **options)
+    again = sample(**{k if k != "name" else "sampler": v for k, v in asdict(config).items()})
+    assert torch.equal(got.sample, again.sample)
+    assert got.stats.calls.tolist() == again.stats.calls.tolist()
+
+
+def test_the_command_line_and_the_core_mean_the_same_by_a_name() -> None:
+    pytest.importorskip("tyro")
+    from asd_policy.eval.options import EvalOptions
+    from asd_policy.eval.samplers import sampler_settings
+
+    options = EvalOptions(window=4, eta=0.5)
+    for name in (*SAMPLER_NAMES, "ddim-7"):
+        settings = sampler_settings(name, options)
+        given = {"window": 4} if "window" in settings else {}
+        given |= {"eta": 0.5} if "ddim" in name else {}
+        given |= {"steps": 10} if name == "ddim" else {}
+        assert SamplerConfig(settings.pop("sampler"), **settings) == SamplerConfig(name, **given)
+
+
+def test_options_are_named_once() -> None:
+    with pytest.raises(ValueError, match=r"got 'windw'; did you mean 'window'\?"):
+        SamplerConfig.named("asd", windw=3)
+    with pytest.raises(ValueError, match=r"has its options already; leave out window"):
+        SamplerConfig.named(SamplerConfig(), window=3)
+    assert SamplerConfig.named(SamplerConfig("ddpm")) == SamplerConfig("ddpm")
+
+
+@pytest.mark.parametrize("seed", [0, 7, -3, np.int64(7), 2**64 - 1])
+def test_a_seed_is_the_generator_of_that_seed(seed: int) -> None:
+    given = sample(generator=None, seed=seed).sample
+    generator = torch.Generator().manual_seed(int(seed))
+    assert torch.equal(given, sample(generator=generator).sample)
+
+
+def test_a_calibration_may_be_seeded() -> None:
+    network = MIXTURE.network(SCHEDULE)
+
+    def slopes(**options: object) -> torch.Tensor:
+        made = asd_policy.calibrate(
+            network, SCHEDULE, shape=(3, 4), window=4, measure_costs=False, **options
+        )
+        return made.slopes(20)
+
+    assert torch.equal(slopes(seed=5), slopes(generator=torch.Generator().manual_seed(5)))
+    assert not torch.equal(slopes(seed=5), slopes(seed=6))
+    with pytest.raises(ValueError, match="expected seed or generator, got both"):
+        slopes(seed=5, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("sampler", ["asd", "ddpm", "ddim", "paradigms"])
+def test_what_a_run_cost_is_printed_on_one_line(sampler: str) -> None:
+    result = sample(sampler=sampler, window=4)
+    for text in (str(result.stats), repr(result.stats)):
+        assert re.fullmatch(
+            sampler + r": \d+(–\d+)? calls, \d+ evaluations, [\d.]+ ms(, window 4)?, 3 chains", text
+        )
+    assert repr(result) == f"sample of shape (3, 4); {result.stats}"
+    calls = result.stats.calls.tolist()
+    assert f"{min(calls)}" in str(result.stats)
+    assert f"{max(calls)} calls" in str(result.stats)
+
+
+def test_the_line_gives_the_range_of_calls_and_the_mean_of_evaluations() -> None:
+    assert one_line("asd", 24, [15, 16], 208.4, 0.2754) == (
+        "asd: 15–16 calls, 208 evaluations, 275 ms, window 24, 2 chains"
+    )
+    assert one_line("ddpm", 1, [1], 1.0, 0.00321) == "ddpm: 1 call, 1 evaluations, 3.21 ms"
+
+
+class Wrapped(torch.nn.Module):
+    """A network of another's, hidden in a module."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = torch.nn.Sequential(torch.nn.Linear(4, 4), layer)
+
+    def forward(self, x, timesteps, cond):  # type: ignore[no-untyped-def]
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("sampler", ["asd", "ddpm"])
+@pytest.mark.parametrize("wrap", [lambda n: n, lambda n: n.forward, lambda n: partial(n)])
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (torch.nn.BatchNorm1d(4), r"BatchNorm1d 'inner\.1' mixes the rows of a call in training"),
+        (torch.nn.Dropout(0.1), r"Dropout 'inner\.1' draws at random in training mode"),
+        (torch.nn.AlphaDropout(0.1), r"AlphaDropout 'inner\.1' draws at random"),
+        (torch.nn.RReLU(), r"RReLU 'inner\.1' draws at random"),
+    ],
+)
+def test_a_network_in_training_mode_is_refused_where_that_matters(
+    layer: torch.nn.Module, message: str, wrap: Callable, sampler: str
+) -> None:
+    network = Wrapped(layer).train()
+    with pytest.raises(ValueError, match=message + r".*; call network\.eval\(\)"):
+        asd_policy.sample(wrap(network), SCHEDULE, shape=(2, 4), sampler=sampler)
+    with pytest.raises(ValueError, match=message):
+        asd_policy.calibrate(wrap(network), SCHEDULE, shape=(2, 4))
+    network.eval()
+    kept = asd_policy.sample(network, SCHEDULE, shape=(2, 4), sampler=sampler)
+    network.train()  # after the engine was made
+    with pytest.raises(ValueError, match=message):
+        asd_policy.sample(network, SCHEDULE, shape=(2, 4), sampler=sampler, engine=kept.engine)
+
+
+def test_training_mode_is_allowed_where_it_changes_nothing() -> None:
+    for layer in (torch.nn.Dropout(0.0), torch.nn.LayerNorm(4), torch.nn.Mish()):
+        asd_policy.sample(Wrapped(layer).train(), SCHEDULE, shape=(2, 4))
+
+
+def test_batch_norm_without_running_statistics_is_refused_in_every_mode() -> None:
+    network = Wrapped(torch.nn.BatchNorm1d(4, track_running_stats=False)).eval()
+    with pytest.raises(ValueError, match=r"has no running statistics.*not independent"):
+        asd_policy.sample(network, SCHEDULE, shape=(2, 4))
 
 
 @pytest.mark.parametrize(

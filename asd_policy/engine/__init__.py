@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from asd_policy.denoiser import Network, PreparedNetwork
+from asd_policy.denoiser import Network, PreparedNetwork, check_mode
 from asd_policy.engine.cuda_graph import CudaGraphEngine
 from asd_policy.engine.distributed import DistributedEngine
 from asd_policy.engine.eager import Engine
@@ -34,10 +34,12 @@ def make_engine(
         kernels: what does a round's arithmetic, one of ``asd_policy.engine.kernels.KERNELS``.
 
     Raises:
-        ValueError: an unknown name, or kernels that cannot be had here.
+        ValueError: an unknown name, kernels that cannot be had here, or a network that cannot be
+            sampled (``asd_policy.denoiser.check_mode``).
         EngineError: an engine that cannot be had here.
     """
     check_choice("engine", name, ENGINES)
+    check_mode(network)
     arguments = network, schedule, shape, device, dtype, kernels
     if name == "distributed":
         return DistributedEngine(*arguments)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from asd_policy.checkpoints import find_checkpoint, no_checkpoint
 from asd_policy.errors import CheckpointError
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
@@ -96,6 +97,8 @@ def read_card(folder: str | Path) -> dict[str, Any]:
             f"{folder} is not a checkpoint folder: expected a folder with {MODEL_FILE} and "
             f"{CARD_FILE}; pickled files are never opened, because unpickling runs their code"
         )
+    if not folder.exists():
+        raise CheckpointError(no_checkpoint(folder))
     for name in (CARD_FILE, MODEL_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(f"no checkpoint at {folder}: it has no {name}")
@@ -112,14 +115,14 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
-    """Load and verify a checkpoint folder.
+    """Load and verify a checkpoint: its folder, or the name of one that ships ("lift").
 
     Raises:
         CheckpointError: besides the cases of :func:`read_card`: weights whose SHA-256 is not the
             card's, a truncated file, weights that do not fit the architecture (all differences
             in one table), or a card with missing or invalid entries.
     """
-    folder = Path(folder)
+    folder = find_checkpoint(folder)
     card = read_card(folder)
     blob = (folder / MODEL_FILE).read_bytes()
     digest = hashlib.sha256(blob).hexdigest()

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asd_policy.samplers.result import Stats
+from asd_policy.samplers.result import Stats, one_line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChunkStats:
-    """What one environment's chunk cost.
+    """What one environment's chunk cost. Printed, it is one line.
 
     Attributes:
         latency_s: wall-clock seconds from observation to actions, shared by the batch.
@@ -34,6 +34,10 @@ class ChunkStats:
     network_s: float
     verify_s: float
     other_s: float
+
+    def __repr__(self) -> str:
+        line = one_line(self.sampler, self.window, [self.calls], self.evaluations, self.latency_s)
+        return line if self.batch == 1 else f"{line}, one of {self.batch} chunks drawn together"
 
 
 @dataclass(frozen=True)

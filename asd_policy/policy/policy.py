@@ -109,21 +109,21 @@ class DiffusionPolicy:
         threads: int | None = None,
         **options: Any,
     ) -> DiffusionPolicy:
-        """Load a checkpoint folder.
+        """Load a checkpoint.
 
         Args:
-            folder: with ``model.safetensors`` and ``card.json``.
+            folder: with ``model.safetensors`` and ``card.json``; or the name of a policy that
+                ships with this package ("lift", "can", "square", "tool_hang", "transport").
             device: "cpu", "cuda", …
             engine, precision, compile, threads: as for the class.
-            sampler: a name with ``options`` of ``SamplerConfig``, or a ``SamplerConfig``.
+            sampler: a name with ``options`` of ``SamplerConfig``, or a ``SamplerConfig``. All
+                names of the command line are known ("asd-paper", "ddim-16" …).
 
         Raises:
             CheckpointError: a folder that is missing, damaged or no checkpoint.
             ValueError: an unknown sampler or option value.
         """
-        config = (
-            sampler if isinstance(sampler, SamplerConfig) else SamplerConfig(sampler, **options)
-        )
+        config = SamplerConfig.named(sampler, **options)
         return cls(load_checkpoint(folder), config, device, engine, precision, compile, threads)
 
     @property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from asd_policy.drafts import DRAFTS
+from asd_policy.errors import did_you_mean
+from asd_policy.samplers.names import ASD_CALLS, ASD_DDIM_STEPS, ASD_DRAFT, sampler_form
 from asd_policy.schedule import Schedule, check_choice
-
-SAMPLERS = ("asd", "ddpm", "ddim", "paradigms")
 
 
 @dataclass(frozen=True)
@@ -15,15 +16,20 @@ class SamplerConfig:
     """A sampler and its options.
 
     Attributes:
-        name: "asd" (exact), "ddpm" (sequential), "ddim" or "paradigms" (approximate).
-        draft: of ASD: "secant", "slope", "memory" or "frozen".
-        calls_per_round: of ASD: 1, or 2 (with ``draft="frozen"``, the paper's own algorithm).
+        name: "asd" (exact), "ddpm" (sequential), "ddim" or "paradigms" (approximate). Forms of
+            them may be named as on the command line, and become one of the four with its options:
+            "asd-slope", "asd-memory", "asd-frozen", "asd-paper" (as published: the frozen draft,
+            two calls a round), "asd-ddim" (10 steps unless said otherwise; needs ``eta``),
+            "ddim-clipped" (the chain that it reproduces) and "ddim-16" (16 steps, or any other
+            number).
+        draft: of ASD: "secant" (None), "slope", "memory" or "frozen".
+        calls_per_round: of ASD: 1 (None), or 2 (with ``draft="frozen"``, the paper's algorithm).
         window: θ, steps guessed ahead; "auto" chooses it from measured cost and acceptance.
         steps: steps of the chain, at most the training steps (default: all; "ddim": 10).
         eta: noise of DDIM, 0 … 1 ("ddim": 0 by default; with "asd", the DDIM chain of that η that
             uses the clipped model output).
-        use_clipped_model_output: of "ddim": step along the ε that belongs to the clipped x̂0, in
-            place of the network's own, which is what people run.
+        use_clipped_model_output: of "ddim" (None: False): step along the ε that belongs to the
+            clipped x̂0, in place of the network's own, which is what people run.
         tolerance: of ParaDiGMS.
 
     Raises:
@@ -31,16 +37,39 @@ class SamplerConfig:
     """
 
     name: str = "asd"
-    draft: str = "secant"
-    calls_per_round: int = 1
+    draft: str | None = None
+    calls_per_round: int | None = None
     window: int | str = "auto"
     steps: int | None = None
     eta: float | None = None
     tolerance: float = 0.1
-    use_clipped_model_output: bool = False
+    use_clipped_model_output: bool | None = None
+
+    @classmethod
+    def named(cls, sampler: str | SamplerConfig, **options: Any) -> SamplerConfig:
+        """A sampler's name with options; or a ``SamplerConfig`` as it is, which has its own.
+
+        Raises:
+            ValueError: as for the class; an option that there is not, or options beside a
+                ``SamplerConfig``.
+        """
+        known = [field.name for field in fields(cls)[1:]]
+        for option in options:
+            if option not in known:
+                raise ValueError(
+                    f"options of a sampler are {', '.join(known)}; got {option!r}"
+                    f"{did_you_mean(option, known)}"
+                )
+        if not isinstance(sampler, SamplerConfig):
+            return cls(sampler, **options)
+        if options:
+            raise ValueError(
+                f"a SamplerConfig has its options already; leave out {', '.join(options)}"
+            )
+        return sampler
 
     def __post_init__(self) -> None:
-        check_choice("sampler", self.name, SAMPLERS)
+        self._spell_out()
         check_choice("draft", self.draft, DRAFTS)
         check_choice("calls_per_round", self.calls_per_round, (1, 2))
         window = self.window
@@ -57,6 +86,30 @@ class SamplerConfig:
         if not self.tolerance > 0:
             raise ValueError(f"tolerance must be positive, got {self.tolerance}")
 
+    def _spell_out(self) -> None:
+        """In place of a form's name and of None, what they stand for."""
+        asked, form = self.name, sampler_form(self.name)
+        for option, value in form.items():
+            given = getattr(self, option)
+            if option != "name" and given not in (None, value):
+                raise ValueError(
+                    f"sampler {asked!r} means {option}={value!r}; got {option}={given!r}"
+                )
+        if asked == "asd-ddim":
+            form |= {"eta": self.eta or 0.0, "steps": self.steps or ASD_DDIM_STEPS}
+        unset: dict[str, Any] = {"draft": ASD_DRAFT, "calls_per_round": ASD_CALLS}
+        unset["use_clipped_model_output"] = False
+        form = {k: v for k, v in unset.items() if getattr(self, k) is None} | form
+        for option, value in form.items():
+            object.__setattr__(self, option, value)
+
+    @property
+    def form(self) -> tuple[str, int]:
+        """(draft, calls a round) of ASD."""
+        assert self.draft is not None
+        assert self.calls_per_round is not None
+        return self.draft, self.calls_per_round
+
     def schedule(self, schedule: Schedule) -> Schedule:
         """The chain that this sampler runs on the network that ``schedule`` was trained for.
 
@@ -65,7 +118,7 @@ class SamplerConfig:
         """
         if self.name == "ddim":
             steps = self.steps or min(10, schedule.config.num_steps)
-            schedule = schedule.ddim(steps, self.eta or 0.0, self.use_clipped_model_output)
+            schedule = schedule.ddim(steps, self.eta or 0.0, bool(self.use_clipped_model_output))
         elif self.eta is not None:
             steps = self.steps or schedule.num_steps
             schedule = schedule.ddim(steps, self.eta, use_clipped_model_output=True)

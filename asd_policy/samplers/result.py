@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,25 @@ def streams(generator: Streams, batch: int) -> list[torch.Generator]:
     device = "cpu" if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=device).tolist()
     return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def seeded(seed: int | None, generator: Streams, device: torch.device | str) -> Streams:
+    """The generator, or a new one of that seed on the device.
+
+    Raises:
+        ValueError: both are given, or the seed is no whole number that PyTorch takes.
+    """
+    if seed is None:
+        return generator
+    if generator is not None:
+        raise ValueError("expected seed or generator, got both")
+    try:
+        number = None if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = None
+    if number is None or not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed must be a whole number below 2^64, got {seed!r}")
+    return torch.Generator(device).manual_seed(number)
 
 
 def draw_noise(generators: Sequence[torch.Generator], num_steps: int, like: Tensor) -> Noise:
@@ -99,9 +119,9 @@ def _elapsed(before: float | torch.cuda.Event, after: float | torch.cuda.Event) 
     return before.elapsed_time(after) / 1000  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stats:
-    """What one run cost.
+    """What one run cost. Printed, it is one line.
 
     Attributes:
         sampler: name with which the sample was drawn.
@@ -120,6 +140,10 @@ class Stats:
     decided: Tensor
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        calls, rows = self.calls.tolist(), self.evaluations.float().mean().item()
+        return one_line(self.sampler, self.window, calls, rows, sum(self.seconds.values()))
+
     @property
     def rejections(self) -> Tensor:
         """(B,) rejected drafts."""
@@ -136,3 +160,19 @@ def sequential_stats(sampler: str, batch: int, num_steps: int, seconds: dict[str
     calls = torch.full((batch,), num_steps)
     zeros = torch.zeros((batch, num_steps), dtype=torch.long)
     return Stats(sampler, 1, calls, calls.clone(), zeros, zeros.clone(), seconds)
+
+
+def one_line(
+    sampler: str, window: int, calls: Sequence[int], evaluations: float, seconds: float
+) -> str:
+    """ "asd: 15–16 calls, 208 evaluations, 275 ms, window 24, 3 chains", of chains that were drawn
+    together: the range of their calls, and the mean of their evaluations."""
+    least, most = min(calls), max(calls)
+    spread = f"{least}" if least == most else f"{least}–{most}"
+    parts = [
+        f"{sampler}: {spread} call{'s' * (most != 1)}",
+        f"{evaluations:.0f} evaluations",
+        f"{1000 * seconds:.{0 if seconds >= 0.01 else 2}f} ms",
+    ]
+    parts += [f"window {window}"] * (window > 1) + [f"{len(calls)} chains"] * (len(calls) > 1)
+    return ", ".join(parts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asd_policy.envs.tasks import get_task
+from asd_policy.envs.tasks import agreed_task, get_task
 from asd_policy.errors import OutputExistsError
 from asd_policy.files import check_writable, writing
 from asd_policy.progress import Stage
@@ -41,7 +41,9 @@ class CheckpointLearner:
     def of(cls, folder: Path, task: str) -> CheckpointLearner:
         """Raises CheckpointError if there is none, it is damaged, or is not for this task."""
         from asd_policy.policy import DiffusionPolicy
+        from asd_policy.policy.checkpoint import find_checkpoint
 
+        folder = find_checkpoint(folder)
         policy = DiffusionPolicy.load(folder)
         policy.check_observation_space(get_task(task).observation_keys)
         return cls(folder, str(policy.card["sha256"]))
@@ -86,15 +88,16 @@ def main_collect(
     counted and replaced.
 
     Args:
-        task: Name of the task (lift, unless the store says another).
+        task: Name of the task (the learner's or the store's, else lift).
         episodes: How many successful episodes the store is to have (200).
         noise: Standard deviation of the noise on what is executed, in action units, 0 to 1 (0.1).
             The recorded action is the expert's own, so the data shows how to recover.
         interrupt_every: Interrupt the expert after this many steps, in the mean, again and again
             (0: never, the default): the arm is pushed off in a random direction, and the data shows
             how to recover from more than noise.
-        learner: Checkpoint folder of a policy that drives in every other interruption, for 8 to 64
-            steps (DAgger): the data shows how to recover from its errors.
+        learner: Checkpoint folder (or the name of one that ships) of a policy that drives in every
+            other interruption, for 8 to 64 steps (DAgger): the data shows how to recover from its
+            errors.
         seed: Seed of the whole collection; the same seed gives the same store (0).
         workers: Processes to run in parallel.
         out: Path of the store; outputs/demos/<task>.zarr when not given.
@@ -102,8 +105,7 @@ def main_collect(
         figure: Also plot the variety of the demonstrations to this path (png, pdf or svg).
         render: Also film the first demonstration to this path (mp4); needs OpenGL.
     """
-    if task is not None:
-        task = get_task(task).name
+    task = agreed_task(task, _trained_task(learner), learner)
     out = Path("outputs/demos") / f"{task or 'lift'}.zarr" if out is None else out
     extras = {"HDF5": hdf5, "figure": figure, "film": render}
     _check_extras(figure, render, hdf5)
@@ -131,6 +133,16 @@ def main_collect(
         print(f"Stopped. {out} is whole; the same command makes what is missing.")
         raise
     _print_summary(summary, extras)
+
+
+def _trained_task(learner: Path | None) -> str | None:
+    """What a policy was trained for, if there is one and its card says it."""
+    if learner is None:
+        return None
+    from asd_policy.policy.checkpoint import find_checkpoint, read_card
+
+    task: str | None = read_card(find_checkpoint(learner)).get("task")
+    return task
 
 
 def _completed(given: dict[str, Any], there: Recipe | None) -> Recipe:

@@ -82,6 +82,7 @@ def main_train(
         resume: go on with an unfinished run in `out`; with --no-resume, start over.
     """
     spec = get_task(task)
+    task = spec.name
     stores = data or (Path("outputs/demos") / f"{task}.zarr",)
     out = out or Path("outputs/train") / task
     check_choice("rotations", rotations, ("matrix", "quaternion"))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from asd_policy.eval.benchmarks.options import ASD_FORMS, EAGER_LOOP, BenchOptions
 from asd_policy.samplers.config import SamplerConfig
+from asd_policy.samplers.names import ddim_steps_of
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Cell:
 
     @property
     def ddim_steps(self) -> int | None:
-        name, _, steps = self.sampler.partition("-")
-        return int(steps) if name == "ddim" else None
+        return ddim_steps_of(self.sampler)
 
 
 Group = tuple[Cell, ...]
@@ -90,12 +90,4 @@ def _makes_sense(one: Cell, seen: set[Cell]) -> bool:
 def sampler_config(one: Cell) -> SamplerConfig:
     """What the cell asks of :func:`asd_policy.sampling.draw`."""
     window = one.window if one.window in ("auto", "-") else int(one.window)
-    if one.sampler in ASD_FORMS:
-        draft, calls = ASD_FORMS[one.sampler]
-        return SamplerConfig("asd", draft, calls, window)
-    if one.ddim_steps is not None:
-        return SamplerConfig("ddim", steps=one.ddim_steps)
-    if one.sampler == "paradigms":
-        return SamplerConfig("paradigms", window=window)
-    assert one.sampler == "ddpm", one.sampler
-    return SamplerConfig("ddpm")
+    return SamplerConfig(one.sampler, window="auto" if window == "-" else window)

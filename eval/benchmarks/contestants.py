@@ -22,6 +22,7 @@ from asd_policy.networks.prepare import PreparedUnet1D, prepare
 from asd_policy.samplers.calibration import DEFAULT_WINDOW, Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.costs import candidates
+from asd_policy.samplers.names import ASD_CALLS, ASD_DRAFT
 from asd_policy.samplers.result import Noise, Stats, draw_noise
 from asd_policy.sampling import draw
 from asd_policy.schedule import Schedule
@@ -205,7 +206,7 @@ class EngineContestant:
         return chunk
 
     def _has_stored(self) -> bool:
-        default = (self.config.draft, self.config.calls_per_round) == ("secant", 1)
+        default = self.config.form == (ASD_DRAFT, ASD_CALLS)
         as_trained = self.cell.steps == self._subject.schedule.num_steps
         return bool(self._subject.calibration) and default and as_trained
 

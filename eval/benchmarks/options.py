@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-ASD_FORMS = {  # name -> (draft, network calls a round)
-    "asd": ("secant", 1),
-    "asd-slope": ("slope", 1),
-    "asd-memory": ("memory", 1),
-    "asd-frozen": ("frozen", 1),
-    "asd-paper": ("frozen", 2),  # Hu et al., ICML 2025, as published
-}
+from asd_policy.errors import did_you_mean
+from asd_policy.samplers.names import SAMPLER_FORMS, ddim_steps_of
+
+ASD_FORMS = tuple(  # of the chain that was trained
+    name for name, form in SAMPLER_FORMS.items() if form["name"] == "asd" and name != "asd-ddim"
+)
 EAGER_LOOP = "eager-loop"
 SAMPLERS = (EAGER_LOOP, "ddpm", *ASD_FORMS, "paradigms")
 NETWORKS = ("shipped", "chi")
@@ -36,7 +35,8 @@ class BenchOptions:
     windows: tuple[str, ...] = ("auto",)
     """Steps that ASD guesses ahead: auto, or whole numbers."""
     networks: tuple[str, ...] = ("shipped",)
-    """shipped (the Lift policy), chi (256-512-1024 channels, untrained), or checkpoint folders."""
+    """shipped (the Lift policy), chi (256-512-1024 channels, untrained), can and others that ship,
+    or checkpoint folders."""
     steps: tuple[int, ...] = ()
     """K, denoising steps; none given: as trained. Above that, the same noise on a finer grid."""
     compile: bool = False
@@ -71,9 +71,12 @@ def check_options(options: BenchOptions) -> None:
     from asd_policy.networks.inference import PRECISIONS
 
     for sampler in options.samplers:
-        if sampler not in SAMPLERS and not re.fullmatch(r"ddim-[1-9]\d*", sampler):
+        if sampler not in SAMPLERS and ddim_steps_of(sampler) is None:
             known = ", ".join((*SAMPLERS, "ddim-N"))
-            raise ValueError(f"--samplers takes some of {known}; got {sampler!r}")
+            raise ValueError(
+                f"--samplers takes some of {known}; got {sampler!r}"
+                f"{did_you_mean(sampler, SAMPLERS)}"
+            )
     for window in options.windows:
         if window != "auto" and not re.fullmatch(r"[1-9]\d*", window):
             raise ValueError(f"--windows takes auto and whole numbers from 1 on; got {window!r}")
@@ -84,7 +87,10 @@ def check_options(options: BenchOptions) -> None:
     ):
         for value in getattr(options, name):
             if value not in known_values:
-                raise ValueError(f"--{name} takes some of {', '.join(known_values)}; got {value!r}")
+                raise ValueError(
+                    f"--{name} takes some of {', '.join(known_values)}; got {value!r}"
+                    f"{did_you_mean(value, known_values)}"
+                )
     _check_numbers(options)
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the benchmark to go on with")

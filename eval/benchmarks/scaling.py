@@ -15,7 +15,6 @@ from torch import Tensor
 from asd_policy.denoiser import Network
 from asd_policy.engine import make_engine
 from asd_policy.eval.benchmarks.figures_of import standard_error
-from asd_policy.eval.benchmarks.options import ASD_FORMS
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import draw_noise, streams
@@ -90,8 +89,7 @@ def exponent(steps: Sequence[int], calls: np.ndarray) -> float:
 def _calls(form: str, steps: int, seeds: int, chains: int) -> list[float]:
     """Mean calls of each seed, with slopes learned from one throw-away repetition."""
     schedule = Schedule.ddpm(steps)
-    draft, calls_per_round = ASD_FORMS[form]
-    config = SamplerConfig("asd", draft, calls_per_round, window=steps)
+    config = SamplerConfig(form, window=steps)
     engine = make_engine("eager", mixture_network(schedule), schedule, (DIM,))
     calibration, means = Calibration(), []
     for seed in range(seeds + 1):

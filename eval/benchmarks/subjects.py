@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asd_policy.checkpoints import shipped
+from asd_policy.checkpoints import find_checkpoint, shipped
 from asd_policy.data.replay import Replay, load_npz, load_replay
 from asd_policy.eval.benchmarks.flops import NetworkSize, network_size
 from asd_policy.networks import ConditionalUnet1D
@@ -111,7 +111,7 @@ def _stretched(network: ConditionalUnet1D, ratio: float) -> ConditionalUnet1D:
 
 
 def load_subject(name: str, device: torch.device, replay: Replay | None, seed: int = 0) -> Subject:
-    """ "shipped", "chi" or a checkpoint folder, on a device.
+    """ "shipped", "chi", a policy that ships, or a checkpoint folder, on a device.
 
     Args:
         replay: demonstrations whose observations condition the chunks, where they fit.
@@ -161,7 +161,7 @@ def store_keys(path: Path) -> list[str]:
 
 
 def _folder(name: str) -> Path:
-    return shipped("lift") if name == "shipped" else Path(name)
+    return shipped("lift") if name == "shipped" else find_checkpoint(name)
 
 
 def _stored_columns() -> dict[str, int]:

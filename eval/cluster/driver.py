@@ -21,8 +21,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from asd_policy.checkpoints import shipped
-from asd_policy.envs.tasks import get_task
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.cluster import connect
 from asd_policy.eval.cluster.host import Finished, Job, Parcel, PolicyHost, Prepared, Started, Told
@@ -31,6 +29,7 @@ from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.records import Episode
 from asd_policy.eval.rollout import MAX_RESTARTS, Listener
 from asd_policy.eval.slots import Failure
+from asd_policy.eval.subject import checkpoint_of, with_its_task
 from asd_policy.files import writing
 
 PATIENCE_S = 300.0  # for an actor to have its place; a cluster may have to grow first
@@ -76,7 +75,8 @@ def prepare_on_ray(
         AsdPolicyError: no cluster, or no room for one policy and one environment.
         ValueError, CheckpointError: as `asd_policy.eval.setup.prepare`.
     """
-    checkpoint = options.checkpoint or shipped(get_task(options.task).name)
+    options = with_its_task(options)
+    checkpoint = checkpoint_of(options)
     parcel = Parcel.of(checkpoint) if checkpoint.exists() else None
     with connect.connected(options) as ours:
         share = connect.share(options)

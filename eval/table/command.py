@@ -230,7 +230,7 @@ def _shard(options: TableOptions) -> tuple[int, int]:
 
 
 def _tasks(options: TableOptions) -> tuple[str, ...]:
-    for name in options.tasks:
-        get_task(name)
+    tasks = tuple(dict.fromkeys(get_task(name).name for name in options.tasks))
+    for name in tasks:
         shipped(name)
-    return options.tasks or tuple(name for name in TASKS if name in shipped_names())
+    return tasks or tuple(name for name in TASKS if name in shipped_names())

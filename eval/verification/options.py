@@ -13,7 +13,7 @@ from asd_policy.eval.options import EvalOptions, check_options
 
 _SAMPLER_HELP = (
     "The sampler under test, named as in `asd-policy eval`. The reference is sequential DDPM (for "
-    "asd-ddim: sequential DDIM of the same --eta)."
+    "asd-ddim: sequential ddim-clipped of the same --eta)."
 )
 _SOURCE_HELP = (
     "Where the fixed observations come from. episodes: moments along episodes of the checkpoint's "
@@ -51,10 +51,10 @@ class VerifyOptions:
     """A verification's settings. Nothing is checked here: see `check_verify_options`."""
 
     sampler: Annotated[str, _arg("NAME", _SAMPLER_HELP)] = "asd"
-    task: str = "lift"
-    """Whose shipped policy is sampled, unless --checkpoint is given."""
-    checkpoint: Annotated[Path | None, _arg("DIR|FILE.pth")] = None
-    """A policy's folder, or robomimic's file."""
+    task: Annotated[str | None, _arg("NAME")] = None
+    """Whose shipped policy is sampled; None is the checkpoint's, else lift."""
+    checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None
+    """A shipped policy (lift, can …), a folder, or robomimic's file."""
     oracle: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _ORACLE_HELP)] = False
     chunks: int = 1000
     """Chunks of each sampler, over all observations (rounded up to whole batches)."""
@@ -98,7 +98,7 @@ class VerifyOptions:
     @property
     def reference(self) -> str:
         """The sampler whose law the one under test must have."""
-        return "ddim" if self.sampler == "asd-ddim" else "ddpm"
+        return "ddim-clipped" if self.sampler == "asd-ddim" else "ddpm"
 
     @property
     def each(self) -> int:

@@ -96,6 +96,7 @@ def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
         _check_samplers(options, subject.schedule)
         return _claim(options, "oracle", None), subject
     made, path, task = open_checkpoint(options)
+    options = dataclasses.replace(options, task=task)
     gripper_column(options.gripper, made.config.action_dim)
     _check_samplers(options, made.schedule)
     options = _claim(options, task or path.stem, made.card["sha256"])

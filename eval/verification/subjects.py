@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asd_policy.checkpoints import shipped
 from asd_policy.denoiser import Network, PreparedNetwork
-from asd_policy.envs.tasks import get_task
-from asd_policy.eval.setup import ROBOMIMIC_SUFFIX
+from asd_policy.envs.tasks import agreed_task
+from asd_policy.eval.subject import ROBOMIMIC_SUFFIX, checkpoint_of, with_its_task
 from asd_policy.eval.verification.options import VerifyOptions
 from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
 from asd_policy.integrations.robomimic_convert import task_name
@@ -68,18 +67,19 @@ def open_checkpoint(options: VerifyOptions) -> tuple[Checkpoint, Path, str | Non
     """The checkpoint that the options name, its path, and its task where that is known.
 
     Raises:
-        CheckpointError: it is missing, damaged, or sees pictures. ValueError: an unknown task.
+        CheckpointError: it is missing, damaged, or sees pictures.
+        ValueError: an unknown task, or another than the checkpoint's.
     """
     if options.checkpoint is None:
-        task = get_task(options.task).name
-        return load_checkpoint(shipped(task)), shipped(task), task
-    path = options.checkpoint
+        options = with_its_task(options)
+    path = checkpoint_of(options)
     if path.suffix != ROBOMIMIC_SUFFIX:
         made = load_checkpoint(path)
-        return made, path, made.card.get("task")
+        return made, path, agreed_task(options.task, made.card.get("task"), path)
     made = to_checkpoint(read_checkpoint(path))
     made.card["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return made, path, task_name(made.card.get("env_metadata"))
+    own = task_name(made.card.get("env_metadata"))
+    return made, path, agreed_task(options.task, own, path)
 
 
 def checkpoint_subject(

@@ -8,15 +8,24 @@ Importing this applies the fixes of :mod:`asd_policy.integrations.robomimic.comp
 the algorithm where robomimic has none (0.3).
 """
 
+import sys
+
+from asd_policy.errors import IntegrationError, say_to_user
 from asd_policy.integrations.robomimic import compat
 
-VERSION = compat.robomimic_version()
-compat.apply(VERSION)
+try:
+    VERSION = compat.robomimic_version()
+    compat.apply(VERSION)
 
-from asd_policy.integrations.robomimic.rollout import AcceleratedPolicy, accelerate  # noqa: E402
+    from asd_policy.integrations.robomimic.rollout import AcceleratedPolicy, accelerate
 
-if VERSION < (0, 4):
-    import asd_policy.integrations.robomimic.algorithm
-    import asd_policy.integrations.robomimic.config  # noqa: F401
+    if VERSION < (0, 4):
+        import asd_policy.integrations.robomimic.algorithm
+        import asd_policy.integrations.robomimic.config  # noqa: F401
+except (IntegrationError, ModuleNotFoundError) as error:
+    # As a command, which imports this before __main__; argv[0] is "-m" meanwhile.
+    if sys.argv[:1] != ["-m"]:
+        raise
+    sys.exit(say_to_user(error, f"`python -m {__name__}`"))
 
 __all__ = ["VERSION", "AcceleratedPolicy", "accelerate"]

@@ -6,9 +6,10 @@
     python -m asd_policy.integrations.robomimic overhead
 
 Options are those of the script. ``run_trained_agent`` has four more: ``--sampler NAME`` (asd,
-ddpm, ddim, paradigms; without it, robomimic's policy acts as it is), ``--window N``, ``--steps N``,
-and ``--record FILE``, which writes each episode's outcome and times (JSON). With ``--seed S``
-episode i has the seed S+i, whatever policy acts: ``asd-policy compare`` pairs two such files.
+asd-paper, ddpm, ddim-10 …, the names of ``asd-policy eval``; without it, robomimic's policy acts
+as it is), ``--window N``, ``--steps N``, and ``--record FILE``, which writes each episode's outcome
+and times (JSON). With ``--seed S`` episode i has the seed S+i, whatever policy acts: ``asd-policy
+compare`` pairs two such files.
 ``overhead`` says what the wrapper costs beyond the sampler.
 """
 
@@ -25,7 +26,8 @@ from typing import Any
 
 import torch
 
-from asd_policy.errors import AsdPolicyError, OutputExistsError
+from asd_policy.errors import AsdPolicyError, OutputExistsError, say_to_user
+from asd_policy.samplers.config import SamplerConfig
 
 SCRIPTS = {
     "run_trained_agent": "robomimic.scripts.run_trained_agent",
@@ -42,16 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__, file=sys.stderr)
         return 0 if words and words[0] in ("-h", "--help") else 2
     try:
-        importlib.import_module("asd_policy.integrations.robomimic")
         if words[0] in OURS:
             importlib.import_module(OURS[words[0]]).main(words[1:])
         elif words[0] == "run_trained_agent":
             _run_trained_agent(words)
         else:
             _run(words)
-    except AsdPolicyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (AsdPolicyError, ValueError, ModuleNotFoundError) as error:
+        return say_to_user(error, f"robomimic's {words[0]}")
     return 0
 
 
@@ -74,6 +74,10 @@ def _run_trained_agent(words: Sequence[str]) -> None:
         for name in ("sampler", "window", "steps")
         if getattr(ours, name) is not None
     }
+    if "sampler" in sampler:
+        SamplerConfig.named(**sampler)  # refused before anything is loaded
+    elif sampler:
+        raise ValueError(f"--{' and --'.join(sampler)} are options of --sampler NAME; got none")
     with _recorded(sampler, recording):
         _run([words[0], *rest])
     recording.save()
@@ -84,7 +88,7 @@ def _run_trained_agent(words: Sequence[str]) -> None:
 def _options(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Ours, and the words that are left for the script (with ``--seed``, which is both's)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--sampler", choices=("asd", "ddpm", "ddim", "paradigms"))
+    parser.add_argument("--sampler")
     parser.add_argument("--window", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--record", type=Path)

@@ -66,7 +66,7 @@ def accelerate(
     if not isinstance(policy, RolloutPolicy):
         raise TypeError(f"expected a robomimic RolloutPolicy, got a {type(policy).__name__}")
     _check_algorithm(policy.policy)
-    config = sampler if isinstance(sampler, SamplerConfig) else SamplerConfig(sampler, **options)
+    config = SamplerConfig.named(sampler, **options)
     config = _for_chain(config, policy.policy.algo_config)
     made = AcceleratedPolicy(policy, config, engine, precision, compile)
     if verbose:

@@ -1,0 +1,81 @@
+"""What a command is about: a checkpoint and its task, each known from the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+from asd_policy.checkpoints import find_checkpoint, shipped
+from asd_policy.envs.tasks import TASKS, agreed_task, get_task
+from asd_policy.errors import CheckpointError
+
+ROBOMIMIC_SUFFIX = ".pth"
+DEFAULT_TASK = "lift"
+
+Options = TypeVar("Options", bound=Any)
+
+
+def with_its_task(options: Options) -> Options:
+    """Options that have a `task` and a `checkpoint`, with the name of the task they mean.
+
+    Raises: as `chosen_task`.
+    """
+    return dataclasses.replace(options, task=chosen_task(options.task, options.checkpoint))
+
+
+def chosen_task(asked: str | None, checkpoint: Path | None) -> str:
+    """The task that was asked for, else the checkpoint's, else "lift"; by its name in `TASKS`.
+
+    Raises:
+        ValueError: an unknown task, or another than the checkpoint's.
+        CheckpointError: the checkpoint cannot be read, or was trained in an environment that is not
+            among the tasks.
+    """
+    own = None if checkpoint is None else task_of(checkpoint)
+    return get_task(agreed_task(asked, own, checkpoint) or DEFAULT_TASK).name
+
+
+def task_of(checkpoint: Path) -> str | None:
+    """What a checkpoint was trained for, as its card or its file says; None where a card does not.
+
+    Raises:
+        CheckpointError: it cannot be read, or is robomimic's and not of one of the tasks here.
+    """
+    if checkpoint.suffix == ROBOMIMIC_SUFFIX:
+        return _task_of_robomimic(checkpoint)
+    from asd_policy.policy.checkpoint import read_card
+
+    task: str | None = read_card(find_checkpoint(checkpoint)).get("task")
+    return task
+
+
+def checkpoint_of(options: Any) -> Path:
+    """The file or folder of options that have a `checkpoint`, or none and the `task` of one that
+    ships. Raises CheckpointError where none does."""
+    if options.checkpoint is None:
+        return shipped(options.task)
+    return find_checkpoint(options.checkpoint)
+
+
+def _task_of_robomimic(path: Path) -> str:
+    from asd_policy.data.robomimic_hdf5 import has_published_layout
+    from asd_policy.integrations.robomimic_checkpoint import read_checkpoint
+    from asd_policy.integrations.robomimic_convert import task_name
+
+    file = read_checkpoint(path)
+    metadata = file.content["env_metadata"]
+    task = task_name(metadata)
+    if task is None:
+        name = metadata.get("env_name") if isinstance(metadata, dict) else metadata
+        raise CheckpointError(
+            f"{path} was trained in {name!r}; expected one of: "
+            f"{', '.join(task.robosuite_name for task in TASKS.values())}"
+        )
+    if "object" in file.shapes and not has_published_layout(metadata):
+        raise CheckpointError(
+            f"{path} was trained on robosuite {metadata.get('env_version')}, whose "
+            "observation 'object' has another order than that of the tasks here (robosuite 1.4.1, "
+            "as in published data); robomimic's own run_trained_agent can roll it out"
+        )
+    return task
