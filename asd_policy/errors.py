@@ -87,6 +87,8 @@ def missing_extra(error: ModuleNotFoundError, what: str) -> str | None:
     with robosuite. None where a module is missing for another reason.
     """
     importers: list[str] = []
+    if (error.name or "").partition(".")[0] == "asd_policy":  # no extra brings what is ours
+        return None
     trace = error.__traceback__
     while trace is not None:
         importers.insert(0, str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])

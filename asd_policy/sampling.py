@@ -54,6 +54,7 @@ def sample(
     steps: int | None = None,
     eta: float | None = None,
     tolerance: float = 0.1,
+    use_clipped_model_output: bool | None = None,
     engine: str | Engine = "eager",
     generator: Streams = None,
     seed: int | None = None,
@@ -73,7 +74,7 @@ def sample(
         schedule: noise schedule the network was trained for.
         shape: (B, …): chains, and the shape of one sample.
         cond: (B, …) condition of each chain.
-        sampler, draft, calls_per_round, window, steps, eta, tolerance: see ``SamplerConfig``.
+        sampler … use_clipped_model_output: see ``SamplerConfig``.
         engine: what runs it: one of ``asd_policy.engine.ENGINES``, or ``result.engine`` of an
             earlier call for the same network, chain and shape, which keeps what it captured.
         generator: one generator, from which each chain's own stream is seeded, or B of them.
@@ -92,7 +93,9 @@ def sample(
     """
     device = _device(device, cond, generator)
     generator = seeded(seed, generator, device)
-    config = SamplerConfig(sampler, draft, calls_per_round, window, steps, eta, tolerance)
+    config = SamplerConfig(
+        sampler, draft, calls_per_round, window, steps, eta, tolerance, use_clipped_model_output
+    )
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(
             f"shape must be (chains, sizes of one sample …), all positive; got {shape}"

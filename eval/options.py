@@ -21,7 +21,7 @@ _SAMPLERS_HELP = (
     "fewer calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), asd-paper (as "
     "published: frozen draft, two calls a round), ddpm (sequential, the reference), ddim and "
     "paradigms (both approximate), ddim-clipped (ddim along the noise that belongs to the clipped "
-    "sample, in place of the network's own), asd-ddim (its law, with --eta above 0, in fewer calls). "
+    "sample, in place of the network's own), asd-ddim (its law, --eta above 0, in fewer calls). "
     "ddim-16 is ddim in 16 steps, whatever --ddim-steps says; so is any other number."
 )
 _SEED_HELP = (

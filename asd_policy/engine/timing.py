@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.engine.eager import Engine
+from asd_policy.errors import NonFiniteError
 from asd_policy.samplers.calibration import DEFAULT_WINDOW, Calibration
 from asd_policy.samplers.costs import WIDEST, Costs
 from asd_policy.samplers.result import draw_noise
@@ -98,7 +99,10 @@ def _overhead(engine: Engine, cond: Tensor | None) -> float:
     for _ in range(PROBES):
         generator = torch.Generator(engine.like.device).manual_seed(0)
         noise = draw_noise([generator], steps, engine.like)
-        _, stats = engine.asd(noise, cond, "secant", 1, min(DEFAULT_WINDOW, steps), known)
+        try:
+            _, stats = engine.asd(noise, cond, "secant", 1, min(DEFAULT_WINDOW, steps), known)
+        except NonFiniteError:  # what it says is judged when it is sampled, not here
+            return 0.0
         rest = sum(stats.seconds.values()) - stats.seconds["network"]
         found.append(rest / max(1, int(stats.calls.max())))
     return min(found)

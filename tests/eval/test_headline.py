@@ -141,7 +141,8 @@ def test_several_samplers_have_a_sentence_each_against_ddpm(results):
     [
         ("asd", "exact"), ("asd-paper", "exact"), ("asd-frozen", "exact"),
         ("ddpm", "exact: the reference"), ("ddim", "approximate"), ("ddim-16", "approximate"),
-        ("paradigms", "approximate"), ("ddim-clipped", "approximate"), ("asd-ddim", "exact for ddim-clipped's chain, not DDPM's"),
+        ("paradigms", "approximate"), ("ddim-clipped", "approximate"),
+        ("asd-ddim", "exact for ddim-clipped's chain, not DDPM's"),
         ("<b>asd</b>", None),
     ],
 )  # fmt: skip
