@@ -219,7 +219,7 @@ def read_run(path: Path) -> tuple[Json, list[Episode]]:
     try:
         lines = (path / "episodes.jsonl").read_bytes()
     except OSError as error:
-        raise ValueError(f"expected a run's episodes.jsonl in {path}: {error.strerror}") from error
+        raise ValueError(f"{path} holds no episodes: episodes.jsonl: {error.strerror}") from error
     return config, _parse(lines, path)[0]
 
 

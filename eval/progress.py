@@ -39,10 +39,10 @@ class RunProgress:
 
     def __enter__(self) -> RunProgress:
         if self._bar is not None:
-            self._bar.start()
             total = self._per_sampler * len(self._samplers)
             self._task = self._bar.add_task("", total=total, tally="", left="")
-            self._redraw()
+            self._redraw()  # before the bar is on the screen: its first sight has what is kept
+            self._bar.start()
         elif self._done():
             self._print()
         return self

@@ -104,10 +104,11 @@ def find_options(kind: type[Options], options: Options, root: Path, command: str
 def restored(kind: type[AnyOptions], kept: Json, out: Path) -> AnyOptions:
     """Options as they were kept, to continue the run in `out`."""
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items() if k in names}
+    values: Json = {"out": out, "resume": True}
+    values |= {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items() if k in names}
     if values.get("checkpoint") is not None:
         values["checkpoint"] = Path(values["checkpoint"])
-    return kind(**values, out=out, resume=True)
+    return kind(**values)
 
 
 def _checkpoint(config: Json) -> Json:

@@ -75,10 +75,7 @@ def open_run(folder: Path) -> Run:
     Raises:
         ValueError: it holds none, or one of another schema version.
     """
-    try:
-        config, episodes = read_run(folder)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} holds no episodes yet: {error.filename} is missing") from error
+    config, episodes = read_run(folder)
     version = config.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(f"{folder}: expected schema_version {SCHEMA_VERSION}, got {version!r}")

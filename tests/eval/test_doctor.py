@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from asd_policy.cli import _EXTRAS
+from asd_policy.errors import _EXTRAS
 from asd_policy.eval import doctor, probes
 from asd_policy.eval.doctor import diagnose
 

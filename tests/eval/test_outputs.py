@@ -104,7 +104,7 @@ def test_a_run_without_episodes_is_one_line(run, kept):
     for command in ("report", "replay", "compare"):
         status, _, errors = run(command, kept)
         assert status == 2
-        assert "error: expected a run's episodes.jsonl in" in errors
+        assert "holds no episodes: episodes.jsonl: No such file" in errors
         assert "Traceback" not in errors
 
 

@@ -95,6 +95,7 @@ def test_episodes_of_an_earlier_process_count_from_the_first_moment(where, reque
     with progress:
         shown = console.file.getvalue()
         assert "3/6" in shown
+        assert "0/6" not in shown
         assert "asd 1/2  ddpm 1/1" in shown
         assert "0:09 left" in shown, "as long as they took then: 1 of asd and 2 of ddpm, 3 s each"
         progress.begin("ddpm", 1)

@@ -198,4 +198,4 @@ def test_a_run_without_an_episode(refused, make):
     (a / "episodes.jsonl").write_text("")
     refused(r"error: .*a has no finished episode of asd", "compare", a)
     (a / "episodes.jsonl").unlink()
-    refused(r"error: .*a holds no episodes yet: .*episodes.jsonl is missing", "compare", a)
+    refused(r"error: .*a holds no episodes: episodes.jsonl: No such file", "compare", a)
