@@ -56,7 +56,7 @@ def plain(name: str) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """The end of a message about an unknown name, "; did you mean 'asd'?"; empty if none is near."""
+    """The end of a message about an unknown name, "; did you mean 'asd'?", or nothing."""
     near: dict[str, str] = {}
     for choice in known:
         if isinstance(choice, str):

@@ -77,8 +77,8 @@ def main_collect(
         interrupt_every: Interrupt the expert after this many steps, in the mean, again and again
             (0: never): the arm is pushed off in a random direction, and the data shows how to
             recover from more than noise.
-        learner: Checkpoint folder (or name, if it ships) of a policy that drives in every other interruption, for 8 to 64
-            steps (DAgger): the data shows how to recover from its errors.
+        learner: Checkpoint folder (or name, if it ships) of a policy that drives in every other
+            interruption, for 8 to 64 steps (DAgger): the data shows how to recover from its errors.
         seed: Seed of the whole collection; the same seed gives the same store.
         workers: Processes to run in parallel.
         out: Path of the store; outputs/demos/<task>.zarr when not given.
