@@ -66,7 +66,7 @@ def test_a_folder_that_is_a_checkpoint_goes_before_the_shipped_one(
             ["demos", "--learner", "can", "--task", "lift", "--interrupt-every", "40"],
             r"was trained for can",
         ),
-        (["eval", "--checkpoint", "lifft"], r"no checkpoint at lifft, .*did you mean 'lift'\?"),
+        (["eval", "--checkpoint", "lifft"], r"no checkpoint at lifft: .*did you mean 'lift'\?"),
         (["verify", "--checkpoint", "lifft"], r"did you mean 'lift'\?"),
         (["demos", "--learner", "lifft"], r"did you mean 'lift'\?"),
         (["bench", "--networks", "lifft"], r"did you mean 'lift'\?"),
