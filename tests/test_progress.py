@@ -83,3 +83,19 @@ def test_nothing_is_said_where_nothing_is_to_be_shown(terminal) -> None:
         stage.update(1)
         stage.say("a line")
     assert screen.getvalue() == ""
+
+
+def test_what_was_there_before_says_nothing_of_speed(monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("asd_policy.progress.time.monotonic", lambda: now[0])
+    stage = Stage("demonstrations", 200, 100)
+    now[0] += 60
+    assert stage.times() == "1:00 gone"
+    stage.update(110)
+    assert stage.times() == "1:00 gone, 9:00 left"
+
+
+def test_a_stage_that_is_stopped_does_not_say_that_it_ended(capsys) -> None:
+    with pytest.raises(KeyboardInterrupt), Stage("filming", 3):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "filming 0/3 ...\n"

@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
-from asd_policy.envs import files
-from asd_policy.envs.files import LOCK_FILE, check_writable, claimed, writing
+from asd_policy import files
 from asd_policy.errors import DatasetError, OutputError, OutputExistsError
+from asd_policy.files import LOCK_FILE, check_writable, claimed, writing
 
 
 def test_the_reason_is_the_systems(tmp_path):
