@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from asd_policy.errors import did_you_mean
+from asd_policy.errors import did_you_mean, whole
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -75,6 +76,18 @@ class ScheduleConfig:
     timestep_spacing: str = "leading"
     eta: float | None = None
 
+    def __post_init__(self) -> None:
+        """Numbers of other libraries become Python's, which JSON knows."""
+        for name in ("num_steps", "inference_steps"):
+            object.__setattr__(self, name, whole(getattr(self, name)))
+        for name in ("clip_range", "beta_start", "beta_end", "eta"):
+            value = getattr(self, name)
+            if isinstance(value, (np.number, Tensor)):
+                object.__setattr__(self, name, float(value))
+        if self.trained_betas is not None:
+            betas = torch.as_tensor(self.trained_betas, dtype=torch.float64).flatten()
+            object.__setattr__(self, "trained_betas", tuple(betas.tolist()))
+
     def validate(self) -> None:
         check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
@@ -101,8 +114,13 @@ class ScheduleConfig:
         if betas is not None:
             if len(betas) != self.num_steps:
                 raise ValueError(f"trained_betas holds {len(betas)} of {self.num_steps} values")
-            if not all(0 < beta < 1 for beta in betas):
-                raise ValueError("every one of trained_betas must lie strictly between 0 and 1")
+            # The last may leave no signal (zero terminal SNR, Lin et al., 2024).
+            last = betas[-1] if self.prediction_type == "epsilon" else min(betas[-1], 0.5)
+            if not all(0 < beta < 1 for beta in (*betas[:-1], last)) or betas[-1] > 1:
+                raise ValueError(
+                    "every one of trained_betas must lie strictly between 0 and 1; the last may be "
+                    '1 where prediction_type is "v_prediction" or "sample"'
+                )
 
     def betas(self) -> Tensor:
         if self.trained_betas is not None:
@@ -166,14 +184,22 @@ class Schedule:
     def from_config(cls, config: ScheduleConfig) -> Schedule:
         """Build the tables. Raises ValueError for a configuration that makes no sense."""
         config.validate()
-        alphas_cumprod = torch.cumprod(1 - config.betas(), 0)
+        betas = config.betas()
+        alphas_cumprod = torch.cumprod(1 - betas, 0)
         steps = config.inference_steps or config.num_steps
         timesteps = _spaced_timesteps(config.num_steps, steps, config.timestep_spacing)
         bar = alphas_cumprod[timesteps]
         bar_next = torch.cat([bar[1:], bar.new_ones(1)])
         coefficients = _ddpm_step if config.eta is None else _ddim_step
-        a, b, sigma = coefficients(config, bar, bar_next, timesteps)
-        return cls(config, alphas_cumprod, timesteps, bar.sqrt(), (1 - bar).sqrt(), a, b, sigma)
+        # Where the signal is gone, one step's share of it is still told by its betas.
+        logs = torch.log1p(-betas).cumsum(0)[timesteps]
+        shares = (logs - torch.cat([logs[1:], logs.new_zeros(1)])).exp()
+        alpha = torch.where(bar_next > 0, bar / bar_next, shares)
+        a, b, sigma = coefficients(config, bar, bar_next, alpha, timesteps)
+        tables = (bar.sqrt(), (1 - bar).sqrt(), a, b, sigma)
+        if not all(bool(table.isfinite().all()) for table in tables):
+            raise ValueError("this schedule's steps are not finite numbers; expected other betas")
+        return cls(config, alphas_cumprod, timesteps, *tables)
 
     @property
     def num_steps(self) -> int:
@@ -224,9 +250,8 @@ class Schedule:
 
 
 def _ddpm_step(
-    config: ScheduleConfig, bar: Tensor, bar_next: Tensor, timesteps: Tensor
+    config: ScheduleConfig, bar: Tensor, bar_next: Tensor, alpha: Tensor, timesteps: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    alpha = bar / bar_next
     beta = 1 - alpha
     a = bar_next.sqrt() * beta / (1 - bar)
     b = alpha.sqrt() * (1 - bar_next) / (1 - bar)
@@ -236,10 +261,10 @@ def _ddpm_step(
 
 
 def _ddim_step(
-    config: ScheduleConfig, bar: Tensor, bar_next: Tensor, timesteps: Tensor
+    config: ScheduleConfig, bar: Tensor, bar_next: Tensor, alpha: Tensor, timesteps: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert config.eta is not None
-    variance = config.eta**2 * (1 - bar_next) / (1 - bar) * (1 - bar / bar_next)
+    variance = config.eta**2 * (1 - bar_next) / (1 - bar) * (1 - alpha)
     direction = (1 - bar_next - variance).clamp(min=0).sqrt()
     b = direction / (1 - bar).sqrt()
     return bar_next.sqrt() - b * bar.sqrt(), b, variance.clamp(min=0).sqrt()
