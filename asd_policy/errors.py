@@ -59,7 +59,7 @@ def plain(name: str) -> str:
 
 def whole(value: Any) -> Any:
     """A whole number of any kind (NumPy's, PyTorch's) as an int; anything else as it is."""
-    if isinstance(value, (int, float, str)) or value is None or getattr(value, "ndim", 0):
+    if isinstance(value, (int, float, str)) or value is None or getattr(value, "ndim", None):
         return value
     try:
         return operator.index(value)

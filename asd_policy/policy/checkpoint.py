@@ -208,7 +208,10 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             card's, a truncated file, weights that do not fit the architecture (all differences
             in one table), or a card with missing or invalid entries.
     """
-    folder = find_checkpoint(folder)
+    return _load(find_checkpoint(folder))
+
+
+def _load(folder: Path) -> Checkpoint:
     card = read_card(folder)
     blob = (folder / MODEL_FILE).read_bytes()
     digest = hashlib.sha256(blob).hexdigest()
