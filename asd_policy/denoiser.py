@@ -96,6 +96,12 @@ class Denoiser:
         # A window of at most K+1 steps may reach past the last; there x̂0 is 0 and not used.
         past = signal.new_zeros(schedule.num_steps + 2)
         self.uv = torch.stack([torch.cat([u, past]), torch.cat([v, past])], dim=1).to(like)
+        if not bool(self.uv.isfinite().all()):
+            raise ValueError(
+                f"this schedule leaves a signal of only {float(signal.min()):.1e}, and x̂0 from ε "
+                f'is beyond {like.dtype}; expected smaller betas, prediction_type "v_prediction" '
+                "or another dtype"
+            )
         timesteps = torch.cat([schedule.timesteps, past.long()])
         self.timesteps = timesteps.to(like.device)
         steps = torch.arange(len(timesteps)).clamp_(max=schedule.num_steps - 1)

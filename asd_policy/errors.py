@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import dis
+import operator
 import re
 import sys
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 
 
 class AsdPolicyError(Exception):
@@ -57,6 +59,16 @@ class EnvironmentVariableError(AsdPolicyError, ValueError):
 def plain(name: str) -> str:
     """A name without case, spaces, hyphens and underscores: "Tool-Hang" → "toolhang"."""
     return re.sub(r"[\s_-]", "", name.casefold())
+
+
+def whole(value: Any) -> Any:
+    """A whole number of any kind (NumPy's, PyTorch's) as an int; anything else as it is."""
+    if isinstance(value, (int, float, str)) or value is None or getattr(value, "ndim", None):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from asd_policy.denoiser import Network, check_mode
 from asd_policy.engine import Engine, make_engine
 from asd_policy.engine.timing import network_costs
+from asd_policy.errors import NonFiniteError
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.costs import candidates
@@ -87,7 +88,8 @@ def sample(
     Raises:
         ValueError: an unknown option, options that exclude each other, or a network in training
             mode whose batch norm or dropout would change what is sampled.
-        NonFiniteError: the network returned a NaN or an infinity.
+        NonFiniteError: a NaN or an infinity in ``cond``, in what the network returned, or in the
+            sample.
 
     Source: Hu, Das, Sadigh & Anari, ICML 2025, arXiv 2505.03983.
     """
@@ -102,10 +104,14 @@ def sample(
         )
     if cond is not None and len(cond) != shape[0]:
         raise ValueError(f"cond must have {shape[0]} rows, one for each chain; got {len(cond)}")
+    if cond is not None and cond.is_floating_point() and not bool(cond.isfinite().all()):
+        raise NonFiniteError("cond holds a NaN or infinite value")
     runner = _engine(engine, denoiser, config.schedule(schedule), shape, (device, dtype))
     noise = draw_noise(streams(generator, shape[0]), runner.schedule.num_steps, runner.like)
     calibration = calibration or Calibration()
     x, stats = draw(config, runner, noise, cond, calibration)
+    if not bool(x.isfinite().all()):
+        raise NonFiniteError("the sample holds a NaN or infinite value")
     # A copy made out here is an ordinary tensor, which callers may change or differentiate.
     return Result(x.clone().view(shape), stats, calibration, runner)
 

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from asd_policy.errors import did_you_mean
+from asd_policy.errors import did_you_mean, whole
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -81,6 +82,18 @@ class ScheduleConfig:
     set_alpha_to_one: bool = True  # ᾱ where a DDIM ends: 1, or that of timestep 0
     use_clipped_model_output: bool = False  # a DDIM's ε belongs to the clipped x̂0
 
+    def __post_init__(self) -> None:
+        """Numbers of other libraries become Python's, which JSON knows."""
+        for name in ("num_steps", "inference_steps"):
+            object.__setattr__(self, name, whole(getattr(self, name)))
+        for name in ("clip_range", "beta_start", "beta_end", "eta"):
+            value = getattr(self, name)
+            if isinstance(value, (np.number, Tensor)):
+                object.__setattr__(self, name, float(value))
+        if self.trained_betas is not None:
+            betas = torch.as_tensor(self.trained_betas, dtype=torch.float64).flatten()
+            object.__setattr__(self, "trained_betas", tuple(betas.tolist()))
+
     def validate(self) -> None:
         check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
@@ -107,8 +120,13 @@ class ScheduleConfig:
         if betas is not None:
             if len(betas) != self.num_steps:
                 raise ValueError(f"trained_betas holds {len(betas)} of {self.num_steps} values")
-            if not all(0 < beta < 1 for beta in betas):
-                raise ValueError("every one of trained_betas must lie strictly between 0 and 1")
+            # The last may leave no signal (zero terminal SNR, Lin et al., 2024).
+            last = betas[-1] if self.prediction_type == "epsilon" else min(betas[-1], 0.5)
+            if not all(0 < beta < 1 for beta in (*betas[:-1], last)) or betas[-1] > 1:
+                raise ValueError(
+                    "every one of trained_betas must lie strictly between 0 and 1; the last may be "
+                    '1 where prediction_type is "v_prediction" or "sample"'
+                )
 
     def betas(self) -> Tensor:
         if self.trained_betas is not None:
@@ -174,21 +192,26 @@ class Schedule:
     def from_config(cls, config: ScheduleConfig) -> Schedule:
         """Build the tables. Raises ValueError for a configuration that makes no sense."""
         config.validate()
-        alphas_cumprod = torch.cumprod(1 - config.betas(), 0)
+        betas = config.betas()
+        alphas_cumprod = torch.cumprod(1 - betas, 0)
         steps = config.inference_steps or config.num_steps
         timesteps = _spaced_timesteps(config.num_steps, steps, config.timestep_spacing)
+        if config.eta is not None:
+            timesteps = _offset(timesteps, config)
+        bar, logs = alphas_cumprod[timesteps], torch.log1p(-betas).cumsum(0)
+        bar_next = _goal(config, alphas_cumprod, timesteps, 1.0)
+        # Where the signal is gone, one step's share of it is still told by its betas.
+        shares = (logs[timesteps] - _goal(config, logs, timesteps, 0.0)).exp()
+        alpha = torch.where(bar_next > 0, bar / bar_next, shares)
         if config.eta is None:
-            bar = alphas_cumprod[timesteps]
-            bar_next = torch.cat([bar[1:], bar.new_ones(1)])
-            a, b, sigma = _ddpm_step(config, bar, bar_next, timesteps)
+            a, b, sigma = _ddpm_step(config, bar, bar_next, alpha, timesteps)
             c = torch.zeros_like(a)
         else:
-            timesteps = _offset(timesteps, config)
-            bar = alphas_cumprod[timesteps]
-            bar_next = _ddim_goal(config, alphas_cumprod, timesteps, config.num_steps // steps)
-            a, b, sigma, c = _ddim_step(config, bar, bar_next)
-        signal, noise = bar.sqrt(), (1 - bar).sqrt()
-        return cls(config, alphas_cumprod, timesteps, signal, noise, a, b, sigma, c)
+            a, b, sigma, c = _ddim_step(config, bar, bar_next, alpha)
+        tables = (bar.sqrt(), (1 - bar).sqrt(), a, b, sigma, c)
+        if not all(bool(table.isfinite().all()) for table in tables):
+            raise ValueError("this schedule's steps are not finite numbers; expected other betas")
+        return cls(config, alphas_cumprod, timesteps, *tables)
 
     @property
     def num_steps(self) -> int:
@@ -263,9 +286,8 @@ class Schedule:
 
 
 def _ddpm_step(
-    config: ScheduleConfig, bar: Tensor, bar_next: Tensor, timesteps: Tensor
+    config: ScheduleConfig, bar: Tensor, bar_next: Tensor, alpha: Tensor, timesteps: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    alpha = bar / bar_next
     beta = 1 - alpha
     a = bar_next.sqrt() * beta / (1 - bar)
     b = alpha.sqrt() * (1 - bar_next) / (1 - bar)
@@ -286,22 +308,27 @@ def _offset(timesteps: Tensor, config: ScheduleConfig) -> Tensor:
     return moved
 
 
-def _ddim_goal(
-    config: ScheduleConfig, alphas_cumprod: Tensor, timesteps: Tensor, stride: int
-) -> Tensor:
-    """(K,) ᾱ that each step goes to: of the timestep one stride below, as diffusers has it, which
-    is the next one that is visited for "leading"; and where there is none, the end's."""
-    end = alphas_cumprod.new_ones(()) if config.set_alpha_to_one else alphas_cumprod[0]
-    below = timesteps - stride
-    return torch.where(below >= 0, alphas_cumprod[below.clamp(min=0)], end)
+def _goal(config: ScheduleConfig, values: Tensor, timesteps: Tensor, end: float) -> Tensor:
+    """(K,) what ``values`` (by timestep) are where each step goes to; ``end`` after the last.
+
+    A DDPM goes to the next timestep that is visited; a DDIM one stride down, as diffusers has it,
+    which is the same for "leading", and at the end to 1 or to timestep 0.
+    """
+    last = values.new_full((1,), end)
+    if config.eta is None:
+        return torch.cat([values[timesteps][1:], last])
+    below = timesteps - config.num_steps // len(timesteps)
+    if not config.set_alpha_to_one:
+        last = values[:1]
+    return torch.where(below >= 0, values[below.clamp(min=0)], last)
 
 
 def _ddim_step(
-    config: ScheduleConfig, bar: Tensor, bar_next: Tensor
+    config: ScheduleConfig, bar: Tensor, bar_next: Tensor, alpha: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x[n+1] = √ᾱ'·x̂0 + direction·ε + σ·ξ; ε = (x − √ᾱ·x0)/√(1−ᾱ), x0 the clipped x̂0 or not."""
     assert config.eta is not None
-    variance = config.eta**2 * (1 - bar_next) / (1 - bar) * (1 - bar / bar_next)
+    variance = config.eta**2 * (1 - bar_next) / (1 - bar) * (1 - alpha)
     variance = variance.clamp(min=0)
     direction = (1 - bar_next - variance).clamp(min=0).sqrt()
     signal, noise = bar.sqrt(), (1 - bar).sqrt()

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from asd_policy.errors import CheckpointError, did_you_mean, plain
 
-_HERE = Path(__file__).parent
 # robosuite's names of the tasks, where they are not the folder's in another spelling.
 _ROBOSUITE = {
     "NutAssemblySquare": "square",
@@ -33,12 +32,12 @@ def shipped_or_none(name: str) -> Path | None:
     aliases = {plain(other): folder for other, folder in _ROBOSUITE.items()}
     spelling = plain(name)
     found = folders.get(plain(aliases.get(spelling, spelling)))
-    return None if found is None else _HERE / found
+    return None if found is None else _here() / found
 
 
 def shipped_names() -> list[str]:
     """Names of the policies that ship."""
-    return sorted(path.parent.name for path in _HERE.glob("*/card.json"))
+    return sorted(path.parent.name for path in _here().glob("*/card.json"))
 
 
 def find_checkpoint(folder: str | Path) -> Path:
@@ -60,9 +59,13 @@ def no_checkpoint(folder: Path) -> str:
 
 
 def _is_a_name(path: Path) -> bool:
-    return path.parent in (Path(), Path(_HERE.name)) and path.name != ""
+    return path.parent in (Path(), Path(_here().name)) and path.name != ""
 
 
 def _listed(name: str) -> str:
     near = did_you_mean(name, (*shipped_names(), *_ROBOSUITE))
     return f"there is {', '.join(shipped_names()) or 'none'}{near}"
+
+
+def _here() -> Path:
+    return Path(__file__).parent

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from asd_policy.checkpoints import find_checkpoint
 from asd_policy.console import plain_console
-from asd_policy.envs.tasks import agreed_task
+from asd_policy.envs.tasks import TASKS, agreed_task
 from asd_policy.eval.flight import FOLDER, Flight, FlightDamagedError, flight_path, read_flight
 from asd_policy.eval.folder import check_writable, read_run, write_json
 from asd_policy.eval.machine import describe_machine, resolve_device
@@ -180,10 +180,10 @@ class _Replayer:
 
 
 def _check_task(options: ReplayOptions, recorded: str) -> None:
-    """Refuse --checkpoint of another task than the run's."""
+    """Refuse --checkpoint of another task than the run's, where that is one of the tasks here."""
     assert options.checkpoint is not None
     own = agreed_task(None, task_of(options.checkpoint), options.checkpoint)
-    if own not in (None, recorded):
+    if own in TASKS and own != recorded:
         raise ValueError(
             f"{options.run} is a run of {recorded}; {options.checkpoint} was trained for {own}"
         )

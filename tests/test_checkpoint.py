@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
 from asd_policy import CheckpointError
-from asd_policy.policy import DiffusionPolicy, load_checkpoint, save_checkpoint, update_card
+from asd_policy.policy import (
+    Checkpoint,
+    DiffusionPolicy,
+    load_checkpoint,
+    save_checkpoint,
+    update_card,
+)
 from reference.tiny import tiny_checkpoint
 
 
@@ -242,3 +251,122 @@ def test_normalizer_of_another_size(folder: Path) -> None:
     refused(folder, "expected 5 observation normalizer columns, got 4")
     edit(folder, normalizer=card["normalizer"] | {"action": {"low": [0.0], "high": [0.0]}})
     refused(folder, "non-zero range")
+
+
+# --- replaced as a whole, or not at all ---------------------------------------------------------
+
+
+def state(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    made = load_checkpoint(folder)
+    return made.card, made.network.state_dict()
+
+
+def trained_on() -> Checkpoint:
+    made = tiny_checkpoint()
+    with torch.no_grad():
+        for parameter in made.network.parameters():
+            parameter.add_(1.0)
+    return made
+
+
+def test_numbers_of_numpy_and_paths_are_written_as_json_knows_them(folder: Path) -> None:
+    made = tiny_checkpoint()
+    made.card |= {
+        "success": np.float32(0.5),
+        "episodes": np.int64(200),
+        "store": Path("demos/lift.zarr"),
+        "rates": np.arange(3),
+        "loss": torch.tensor(0.25),
+    }
+    save_checkpoint(folder, made)
+    update_card(folder, seen=np.bool_(True))
+    card = load_checkpoint(folder).card
+    assert (card["success"], card["episodes"], card["seen"]) == (0.5, 200, True)
+    assert (card["store"], card["rates"], card["loss"]) == ("demos/lift.zarr", [0, 1, 2], 0.25)
+
+
+@pytest.mark.parametrize("entry", [object(), {1, 2}, {(1, 2): 3}, lambda: 0])
+def test_a_card_that_is_no_json_leaves_the_old_checkpoint(folder: Path, entry: object) -> None:
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    made = trained_on()
+    made.card["note"] = entry
+    with pytest.raises(CheckpointError, match="the card cannot be written as JSON"):
+        save_checkpoint(folder, made)
+    with pytest.raises(CheckpointError, match="the card cannot be written as JSON"):
+        update_card(folder, note=entry)
+    with pytest.raises(CheckpointError, match="the card cannot be written as JSON"):
+        save_checkpoint(folder.parent / "new", made)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert not (folder.parent / "new").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["over another", "the first"])
+@pytest.mark.parametrize("survived", range(6))
+def test_a_kill_at_any_write_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int, there: bool
+) -> None:
+    """Each file opened, synchronised or put in place counts; the process ends at one of them."""
+    folder, new = tmp_path / "toy", trained_on()
+    if there:
+        save_checkpoint(folder, tiny_checkpoint())
+    left = iter([None] * survived)
+
+    def mortal(function):  # type: ignore[no-untyped-def]
+        def call(*args: object, **kwargs: object) -> object:
+            if next(left, Killed) is Killed:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr("asd_policy.policy.checkpoint.os.fsync", mortal(os.fsync))
+        patch.setattr(Path, "replace", mortal(Path.replace))
+        try:
+            save_checkpoint(folder, new)
+        except Killed:
+            finished = False
+        else:
+            finished = True
+    assert finished is (survived >= 4)  # two files, each synchronised and put in place
+    if not there and survived < 3:
+        with pytest.raises(CheckpointError, match=r"no checkpoint at .*toy: it has no"):
+            load_checkpoint(folder)
+    else:
+        weights = state(folder)[1]
+        expected = (new if survived >= 3 else tiny_checkpoint()).network.state_dict()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        update_card(folder, seen=1)  # finishes what was begun
+        assert load_checkpoint(folder).card["seen"] == 1
+    save_checkpoint(folder, new)
+    assert sorted(path.name for path in folder.iterdir()) == ["card.json", "model.safetensors"]
+    load_checkpoint(folder)
+
+
+def test_a_wrapped_network_is_saved_as_what_was_wrapped(tmp_path: Path) -> None:
+    plain = tiny_checkpoint().network
+    compiled_inside = tiny_checkpoint().network
+    compiled_inside.final_conv = torch.compile(compiled_inside.final_conv)
+    for number, network in enumerate(
+        (torch.compile(plain), torch.nn.DataParallel(plain), compiled_inside,
+         torch.nn.DataParallel(torch.compile(plain)))
+    ):  # fmt: skip
+        folder = tmp_path / str(number)
+        save_checkpoint(folder, replace(tiny_checkpoint(), network=network))
+        assert list(state(folder)[1]) == list(tiny_checkpoint().network.state_dict())
+
+
+def test_another_network_than_the_config_s_is_refused_before_anything_is_written(
+    folder: Path,
+) -> None:
+    before = state(folder)[0]
+    other = replace(tiny_checkpoint(), network=torch.nn.Linear(2, 2))
+    with pytest.raises(
+        CheckpointError, match=r"(?s)not the one that the config describes:.*weight"
+    ):
+        save_checkpoint(folder, other)
+    assert state(folder)[0] == before

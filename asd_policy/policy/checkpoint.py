@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from asd_policy.checkpoints import find_checkpoint, no_checkpoint
 from asd_policy.errors import CheckpointError
@@ -45,10 +48,17 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
-    """Write the folder: weights first, then the card with the weights' SHA-256."""
+    """Write the folder, or replace the checkpoint in it: as a whole, or not at all.
+
+    NumPy's numbers and paths in the card are written as JSON's; a network that was wrapped
+    (``DataParallel``, ``torch.compile``) is saved as what was wrapped.
+
+    Raises:
+        CheckpointError: a card that cannot be written as JSON, or a network that is not the one
+            that ``checkpoint.config`` describes; the folder is left as it was.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().cpu().contiguous() for k, v in checkpoint.network.state_dict().items()}
+    weights = _unwrapped(checkpoint)
     blob = save(weights)
     card = {
         "format": "asd-policy checkpoint",
@@ -62,8 +72,14 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
         },
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
-    _replace(folder / MODEL_FILE, blob)
-    _replace(folder / CARD_FILE, (json.dumps(card, indent=1) + "\n").encode())
+    text = _as_json(card)
+    folder.mkdir(parents=True, exist_ok=True)
+    _settle(folder)
+    # Both are on the disk before either is put in place. Killed between the two, the weights are
+    # the new ones, and so is the card that waits beside the old one (`_card_file`).
+    parts = [_write_part(folder / MODEL_FILE, blob), _write_part(folder / CARD_FILE, text)]
+    for name, part in zip((MODEL_FILE, CARD_FILE), parts, strict=True):
+        part.replace(folder / name)
     return folder
 
 
@@ -71,17 +87,86 @@ _STRUCTURE = ("format", "format_version", "policy", "schedule", "normalizer", "s
 
 
 def update_card(folder: str | Path, **entries: Any) -> None:
-    """Add or replace reported entries (success, calibration …) of a card on disk."""
+    """Add or replace reported entries (success, calibration …) of a card on disk.
+
+    Raises:
+        CheckpointError: as :func:`read_card`, or entries that cannot be written as JSON; the card
+            is left as it was.
+    """
     folder = Path(folder)
     card = read_card(folder)
     card.update({k: v for k, v in entries.items() if k not in _STRUCTURE})
-    _replace(folder / CARD_FILE, (json.dumps(card, indent=1) + "\n").encode())
+    text = _as_json(card)
+    _settle(folder)
+    _write_part(folder / CARD_FILE, text).replace(folder / CARD_FILE)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(content)
-    part.replace(path)
+def _unwrapped(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights by the names that the network has when it is built from the configuration."""
+    weights = {
+        name.replace("_orig_mod.", ""): value.detach().cpu().contiguous()
+        for name, value in checkpoint.network.state_dict().items()
+    }
+    while weights and all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    with torch.device("meta"):
+        expected = checkpoint.config.build_network().state_dict()
+    table = difference_table(
+        {name: tuple(value.shape) for name, value in expected.items()},
+        {name: tuple(value.shape) for name, value in weights.items()},
+    )
+    if table:
+        raise CheckpointError(f"the network is not the one that the config describes:\n{table}")
+    return weights
+
+
+def _as_json(card: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(card, indent=1, default=_plain) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the card cannot be written as JSON: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Of NumPy's, PyTorch's and paths, what JSON knows."""
+    if isinstance(value, (np.generic, np.ndarray, Tensor)):
+        return value.tolist()
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} is no number, text, list or mapping")
+
+
+def _part(path: Path) -> Path:
+    return path.with_suffix(path.suffix + ".part")
+
+
+def _write_part(path: Path, content: bytes) -> Path:
+    """Beside the file, and on the disk before this returns."""
+    part = _part(path)
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return part
+
+
+def _card_file(folder: Path) -> Path:
+    """The card: the one that waits to be put in place, where the weights are its own already."""
+    part = _part(folder / CARD_FILE)
+    try:
+        card = json.loads(part.read_text(encoding="utf-8"))
+        digest = hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
+    except (OSError, ValueError):
+        return folder / CARD_FILE
+    same = isinstance(card, dict) and card.get("sha256") == digest
+    return part if same else folder / CARD_FILE
+
+
+def _settle(folder: Path) -> None:
+    """Finish a replacement that was killed half-way."""
+    card = _card_file(folder)
+    if card != folder / CARD_FILE:
+        card.replace(folder / CARD_FILE)
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
@@ -99,11 +184,12 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         )
     if not folder.exists():
         raise CheckpointError(no_checkpoint(folder))
-    for name in (CARD_FILE, MODEL_FILE):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"no checkpoint at {folder}: it has no {name}")
+    file = _card_file(folder)
+    for path in (file, folder / MODEL_FILE):
+        if not path.is_file():
+            raise CheckpointError(f"no checkpoint at {folder}: it has no {path.name}")
     try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        card = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{folder / CARD_FILE} is not valid JSON: {error}") from error
     version = card.get("format_version") if isinstance(card, dict) else None
@@ -122,7 +208,10 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             card's, a truncated file, weights that do not fit the architecture (all differences
             in one table), or a card with missing or invalid entries.
     """
-    folder = find_checkpoint(folder)
+    return _load(find_checkpoint(folder))
+
+
+def _load(folder: Path) -> Checkpoint:
     card = read_card(folder)
     blob = (folder / MODEL_FILE).read_bytes()
     digest = hashlib.sha256(blob).hexdigest()

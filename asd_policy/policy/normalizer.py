@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LEAST_RANGE = 1e-4  # in the data's units; Chi et al.'s ``range_eps``
+
 
 class Normalizer:
     """Affine map that sends each column's [low, high] to [−1, 1].
@@ -55,10 +57,21 @@ class Normalizer:
 
     @classmethod
     def fit(cls, columns: Mapping[str, np.ndarray], quaternions: Sequence[int] = ()) -> Normalizer:
-        """Bounds of the data. ``columns``: name → (rows, dim), concatenated in order."""
+        """Bounds of the data. ``columns``: name → (rows, dim), concatenated in order.
+
+        A column whose range is below 1e-4 is centred and left unscaled (bounds 1 to both sides), as
+        Chi et al. do: what hardly moved in the data would otherwise become huge when it does.
+
+        Raises:
+            ValueError: a column with bounds that are not finite (it is named).
+        """
         table = np.concatenate([np.asarray(v, dtype=np.float32) for v in columns.values()], axis=1)
         names = [f"{key}[{i}]" for key, v in columns.items() for i in range(v.shape[1])]
         low, high = torch.from_numpy(table.min(0)), torch.from_numpy(table.max(0))
+        still, centre = high - low < LEAST_RANGE, (low + high) / 2
+        low, high = (
+            torch.where(still, centre + side, bound) for side, bound in ((-1, low), (1, high))
+        )
         return cls(low, high, names, quaternions)
 
     @property

@@ -333,8 +333,10 @@ class DiffusionPolicy:
             (B, Tp, action_dim) float32 actions, and what they cost.
 
         Raises:
-            NonFiniteError: a NaN or infinity in the network's output or an action.
+            NonFiniteError: a NaN or infinity in a history, the network's output or an action.
         """
+        if not np.isfinite(histories).all():
+            raise NonFiniteError("an observation holds a NaN or infinite value")
         with torch.inference_mode():
             history = torch.from_numpy(histories).to(self.device)
             cond = self._observation_normalizer.normalize(history)

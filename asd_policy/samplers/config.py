@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from asd_policy.drafts import DRAFTS
-from asd_policy.errors import did_you_mean
+from asd_policy.errors import did_you_mean, whole
 from asd_policy.samplers.names import ASD_CALLS, ASD_DDIM_STEPS, ASD_DRAFT, sampler_form
 from asd_policy.schedule import Schedule, check_choice
 
@@ -69,6 +69,8 @@ class SamplerConfig:
         return sampler
 
     def __post_init__(self) -> None:
+        for name in ("calls_per_round", "window", "steps"):
+            object.__setattr__(self, name, whole(getattr(self, name)))
         self._spell_out()
         check_choice("draft", self.draft, DRAFTS)
         check_choice("calls_per_round", self.calls_per_round, (1, 2))

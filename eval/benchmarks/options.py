@@ -75,7 +75,7 @@ def check_options(options: BenchOptions) -> None:
             known = ", ".join((*SAMPLERS, "ddim-N"))
             raise ValueError(
                 f"--samplers takes some of {known}; got {sampler!r}"
-                f"{did_you_mean(sampler, SAMPLERS)}"
+                + ("" if sampler.startswith("ddim-") else did_you_mean(sampler, SAMPLERS))
             )
     for window in options.windows:
         if window != "auto" and not re.fullmatch(r"[1-9]\d*", window):

@@ -10,7 +10,8 @@ import pytest
 from asd_policy.checkpoints import find_checkpoint, shipped, shipped_names
 from asd_policy.envs.tasks import TASKS, agreed_task, get_task
 from asd_policy.errors import CheckpointError
-from asd_policy.eval.options import EvalOptions, RatesOptions
+from asd_policy.eval.options import EvalOptions, RatesOptions, ReplayOptions
+from asd_policy.eval.replay import _check_task
 from asd_policy.eval.subject import checkpoint_of, with_its_task
 from asd_policy.eval.verification.options import VerifyOptions
 from asd_policy.eval.verification.subjects import open_checkpoint
@@ -127,3 +128,10 @@ def test_a_checkpoint_of_a_task_that_is_not_known_here() -> None:
     assert agreed_task(None, "pusht", "mine") == "pusht"
     with pytest.raises(ValueError, match=r"--task lift: the checkpoint mine was trained for pusht"):
         agreed_task("lift", "pusht", "mine")
+
+
+def test_replay_refuses_a_checkpoint_of_another_task() -> None:
+    options = ReplayOptions(Path("run"), checkpoint=Path("can"))
+    with pytest.raises(ValueError, match=r"^run is a run of lift; can was trained for can$"):
+        _check_task(options, "lift")
+    _check_task(options, "can")
