@@ -70,6 +70,8 @@ class ScheduleConfig:
     inference_steps: int | None = None
     timestep_spacing: str = "leading"
     eta: float | None = None
+    set_alpha_to_one: bool = True  # of DDIM: its last step ends at ᾱ = 1, else at that of t = 0
+    steps_offset: int = 0  # of DDIM: added to all its timesteps
 
     def validate(self) -> None:
         check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
@@ -92,6 +94,10 @@ class ScheduleConfig:
             raise ValueError(
                 "beta_start and beta_end must lie strictly between 0 and 1, got "
                 f"{self.beta_start} and {self.beta_end}"
+            )
+        if not (isinstance(self.steps_offset, int) and self.steps_offset >= 0):
+            raise ValueError(
+                f"steps_offset must be a whole number from 0 on, got {self.steps_offset}"
             )
         betas = self.trained_betas
         if betas is not None:
@@ -165,8 +171,11 @@ class Schedule:
         alphas_cumprod = torch.cumprod(1 - config.betas(), 0)
         steps = config.inference_steps or config.num_steps
         timesteps = _spaced_timesteps(config.num_steps, steps, config.timestep_spacing)
+        last = alphas_cumprod.new_ones(1)
+        if config.eta is not None:
+            timesteps, last = _ddim_ends(config, timesteps, alphas_cumprod)
         bar = alphas_cumprod[timesteps]
-        bar_next = torch.cat([bar[1:], bar.new_ones(1)])
+        bar_next = torch.cat([bar[1:], last])
         coefficients = _ddpm_step if config.eta is None else _ddim_step
         a, b, sigma = coefficients(config, bar, bar_next, timesteps)
         return cls(config, alphas_cumprod, timesteps, bar.sqrt(), (1 - bar).sqrt(), a, b, sigma)
@@ -229,6 +238,24 @@ def _ddpm_step(
     variance = beta if config.variance_type == "fixed_large" else beta * (1 - bar_next) / (1 - bar)
     # diffusers adds no noise at timestep 0, whatever the variance type.
     return a, b, variance.clamp(min=0).sqrt() * (timesteps > 0)
+
+
+def _ddim_ends(
+    config: ScheduleConfig, timesteps: Tensor, alphas_cumprod: Tensor
+) -> tuple[Tensor, Tensor]:
+    """DDIM's timesteps, and (1,) ᾱ that the last step ends at, as diffusers has them."""
+    timesteps = timesteps + config.steps_offset
+    if int(timesteps[0]) >= config.num_steps:
+        raise ValueError(
+            f"steps_offset {config.steps_offset} moves the first of {len(timesteps)} steps to "
+            f"timestep {int(timesteps[0])}; there are {config.num_steps}, counted from 0"
+        )
+    before = config.steps_offset - config.num_steps // len(timesteps)
+    if before >= 0:
+        return timesteps, alphas_cumprod[[before]]
+    return timesteps, alphas_cumprod[
+        :1
+    ] if not config.set_alpha_to_one else alphas_cumprod.new_ones(1)
 
 
 def _ddim_step(

@@ -25,6 +25,8 @@ from asd_policy.integrations.robomimic_checkpoint import (
     to_checkpoint,
 )
 from asd_policy.integrations.robomimic_convert import task_name
+from asd_policy.integrations.robomimic_environment import check_environment
+from asd_policy.integrations.robomimic_format import ddim_steps
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
 
 ROBOMIMIC_SUFFIX = ".pth"
@@ -62,6 +64,7 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
             f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
             f"{checkpoint} makes actions of {policy.action_dim}"
         )
+    check_environment(policy.card.get("env_metadata"), task, checkpoint)
     cameras = _cameras(policy, checkpoint)
     return Setup(
         policies=policies,
@@ -159,12 +162,19 @@ def with_its_task(options: EvalOptions) -> EvalOptions:
             f"{options.checkpoint} was trained in {name!r}; expected one of: "
             f"{', '.join(task.robosuite_name for task in TASKS.values())}"
         )
-    if "object" in file.shapes and not has_published_layout(metadata):
+    if file.image_keys and "object" in file.shapes and not has_published_layout(metadata):
         raise CheckpointError(
-            f"{options.checkpoint} was trained on robosuite {metadata.get('env_version')}, whose "
-            "observation 'object' has another order than that of the tasks here (robosuite 1.4.1, "
-            "as in published data); robomimic's own run_trained_agent can roll it out"
+            f"{options.checkpoint} sees pictures, and 'object' in the order of robosuite "
+            f"{metadata.get('env_version')}, which is another than that of the tasks here "
+            "(robosuite 1.4.1, as in published data); robomimic's own run_trained_agent can roll "
+            "it out"
         )
     if options.task not in (task, EvalOptions.task):
         raise ValueError(f"--task {options.task}: {options.checkpoint} was trained for {task}")
+    try:
+        steps = ddim_steps(file.config["algo"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{options.checkpoint}: {error}") from error
+    if steps is not None and options.ddim_steps == EvalOptions.ddim_steps:
+        options = dataclasses.replace(options, ddim_steps=steps)  # those of the file
     return dataclasses.replace(options, task=task)

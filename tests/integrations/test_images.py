@@ -147,7 +147,7 @@ sys.exit(cli.main(["eval", "--checkpoint", sys.argv[1]]))
 
 def test_without_robomimic_the_extra_is_named(tmp_path) -> None:
     values = {
-        "algo": {},
+        "algo": {"ddpm": {"enabled": True}},
         "observation": {"modalities": {"obs": {"low_dim": ["robot0_eef_pos"],
                                                "rgb": ["agentview_image"]}}},
     }  # fmt: skip
