@@ -18,7 +18,9 @@ from asd_policy.data.replay import Replay, check_replay
 from asd_policy.errors import DatasetError, OutputExistsError
 
 VALIDATION_SHARE = 0.1
-OBJECT_LAYOUT = "1.4.1"  # the robosuite in whose order `object` is, whatever `env_version` says
+# The robosuite in whose order `object` is, whatever `env_version` says. Files of this package say
+# it: of those, `object` is that of the present state, right after a reset too.
+OBJECT_LAYOUT, SIMULATED_LAYOUT = "1.4.1", "1.5"
 
 
 def export_hdf5(
@@ -101,7 +103,8 @@ def _as_simulated(
     if not object_layout.is_known(name):
         return data, {**env_args, "object_layout": OBJECT_LAYOUT}
     columns, signs = object_layout.from_published(str(name))
-    return {**data, "object": signs.astype(np.float32) * data["object"][:, columns]}, env_args
+    rows = signs.astype(np.float32) * data["object"][:, columns]
+    return {**data, "object": rows}, {**env_args, "object_layout": SIMULATED_LAYOUT}
 
 
 def _write_episode(demo: Any, rows: dict[str, np.ndarray], keys: list[str]) -> None:

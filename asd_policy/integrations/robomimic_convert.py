@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from asd_policy.data.robomimic_hdf5 import SIMULATED_LAYOUT
 from asd_policy.envs.tasks import TASKS
 from asd_policy.errors import CheckpointError, OutputExistsError
 from asd_policy.integrations.robomimic_checkpoint import (
@@ -111,7 +112,7 @@ def to_robomimic(made: Checkpoint) -> dict[str, Any]:
             "robomimic's networks see quaternions as they are observed, and this policy's sees "
             "matrices; one trained with --rotations quaternion, the default, can be written"
         )
-    made, environment = as_simulated(made, _environment(made.card))
+    made, environment = as_simulated(made, environment_of(made.card))
     weights = {NETWORK_PREFIX + k: v.cpu() for k, v in made.network.state_dict().items()}
     keys = made.config.observation_keys
     content: dict[str, Any] = {
@@ -172,7 +173,7 @@ def _configuration(made: Checkpoint) -> str:
     return json.dumps(with_training_length(json.loads(config.dump())), indent=4)
 
 
-def _environment(card: dict[str, Any]) -> dict[str, Any]:
+def environment_of(card: dict[str, Any]) -> dict[str, Any]:
     """Of the file that it was converted from; else of the task that it was trained for."""
     if "env_metadata" in card:
         return dict(card["env_metadata"])
@@ -180,4 +181,4 @@ def _environment(card: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"no known task in the card: {card.get('task')!r}")
     from asd_policy.envs.simulator import environment_arguments
 
-    return environment_arguments(TASKS[card["task"]])
+    return {**environment_arguments(TASKS[card["task"]]), "object_layout": SIMULATED_LAYOUT}

@@ -37,8 +37,8 @@ def as_published(made: Checkpoint) -> Checkpoint:
 
 def as_simulated(made: Checkpoint, env: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, Any]]:
     """A policy for the ``object`` that robosuite itself gives, of the version that an environment's
-    description names, and the description without a layout of its own."""
-    plain = {key: value for key, value in env.items() if key != "object_layout"}
+    description names, and the description without the published layout."""
+    plain = {k: v for k, v in env.items() if (k, v) != ("object_layout", OBJECT_LAYOUT)}
     if not _differs(made, plain):
         return made, dict(env)
     return _reordered(made, object_layout.from_published, plain), plain

@@ -183,9 +183,9 @@ def migrate_environments(env_utils: Any, read_anew: bool) -> None:
     """robomimic's environments of data before robosuite 1.5 are made for 1.5 here.
 
     Besides :func:`migrated`: ``object`` has the order of the data that a policy was trained on;
-    scenes follow NumPy's seed, as before 1.5, where robosuite has generators of its own; and, with
-    ``read_anew`` (0.3), observations are read anew, because after a reset 1.5's relative poses are
-    zeros.
+    scenes follow NumPy's seed, as before 1.5, where robosuite has generators of its own; and with
+    ``read_anew`` (on 0.3), or for a file of this package, observations are read anew, because
+    after a reset 1.5's relative poses are zeros.
     """
     if importlib.metadata.version("robosuite").split(".")[:2] < ["1", "5"]:
         return
@@ -196,7 +196,8 @@ def migrate_environments(env_utils: Any, read_anew: bool) -> None:
             if env_meta.get("type") == ROBOSUITE:
                 from asd_policy.integrations.robomimic.environments import adapt
 
-                adapt(env, has_published_layout(env_meta), read_anew)
+                anew = read_anew or "object_layout" in env_meta
+                adapt(env, has_published_layout(env_meta), anew)
             return env
 
         return create_env_from_metadata
