@@ -39,11 +39,8 @@ def same_noise(monkeypatch, policy: asd.AcceleratedPolicy, seed: int) -> None:
     noise: Noise = draw_noise(
         [torch.Generator().manual_seed(seed)], policy.chunks.schedule.num_steps, like
     )
-    steps = iter(noise.steps[0])
-    monkeypatch.setattr(torch, "randn", lambda *a, **k: noise.initial.view(shape))
-    monkeypatch.setattr(
-        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, **k: next(steps).view(shape)
-    )
+    queue = iter([noise.initial, *noise.steps[0]])  # the start first, then diffusers' steps
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: next(queue).view(shape))
 
 
 @pytest.mark.parametrize("ema", [True, False])

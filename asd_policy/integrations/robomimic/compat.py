@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -22,9 +23,11 @@ from asd_policy.errors import IntegrationError
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic_environment import ROBOSUITE, migrated
 from asd_policy.integrations.robomimic_format import (
+    ALGO_NAME,
     NETWORK_PREFIX,
     architecture,
     offset_and_scale,
+    with_training_length,
 )
 from asd_policy.integrations.torchvision_operators import import_torchvision
 
@@ -125,7 +128,8 @@ def replace(module: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
 def keep_action_statistics(file_utils: Any, train_utils: Any, rollout_policy: Any) -> None:
     """robomimic 0.3 neither saves nor loads ``action_normalization_stats``, which 0.5 has.
 
-    Actions would come out in [−1, 1] instead of their own units.
+    Actions would come out in [−1, 1] instead of their own units. Diffusion policies are saved with
+    all that 0.5 asks for when it loads them.
     """
 
     def loading(load: Any) -> Any:
@@ -151,9 +155,9 @@ def keep_action_statistics(file_utils: Any, train_utils: Any, rollout_policy: An
     def saving(save: Any) -> Any:
         def save_model(model: Any, *args: Any, **kwargs: Any) -> None:
             save(model, *args, **kwargs)
-            statistics = getattr(model, "action_normalization_stats", None)
-            if statistics is not None:
-                _add_to_file(_argument(save, "ckpt_path", model, *args, **kwargs), statistics)
+            if getattr(getattr(model, "global_config", None), "algo_name", None) == ALGO_NAME:
+                path = _argument(save, "ckpt_path", model, *args, **kwargs)
+                _complete_file(path, model.action_normalization_stats)
 
         return save_model
 
@@ -166,13 +170,17 @@ def _argument(function: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     return inspect.signature(function).bind(*args, **kwargs).arguments[name]
 
 
-def _add_to_file(path: str, statistics: Any) -> None:
-    """To a checkpoint that this process has just written."""
+def _complete_file(path: str, action_statistics: Any) -> None:
+    """A diffusion policy's file that this process has just written, as 0.5 writes it."""
     content = torch.load(path, map_location="cpu", weights_only=False)
-    content["action_normalization_stats"] = {
-        key: {name: np.asarray(value).tolist() for name, value in parts.items()}
-        for key, parts in statistics.items()
-    }
+    content["config"] = json.dumps(with_training_length(json.loads(content["config"])), indent=4)
+    for parts in (content.get("obs_normalization_stats") or {}).values():
+        parts.update(offset=parts["mean"], scale=parts["std"])
+    if action_statistics is not None:
+        content["action_normalization_stats"] = {
+            key: {name: np.asarray(value).tolist() for name, value in parts.items()}
+            for key, parts in action_statistics.items()
+        }
     torch.save(content, path)
 
 

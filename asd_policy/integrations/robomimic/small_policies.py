@@ -144,7 +144,9 @@ def observations(variant: Variant, count: int, batch: int | None = None) -> list
     lead = (2,) if batch is None else (batch, 2)
     made = []
     for _ in range(count):
-        ob = {key: rng.normal(size=(*lead, *shape)) for key, shape in LOW_DIM.items()}
+        ob: dict[str, Any] = {
+            key: rng.normal(size=(*lead, *shape)) for key, shape in LOW_DIM.items()
+        }
         if variant.pictures:
             picture = rng.integers(0, 256, (*lead, SIZE, SIZE, 3), dtype=np.uint8)
             ready = np.moveaxis(picture.astype(np.float32) / 255, -1, -3)
