@@ -26,7 +26,7 @@ def as_published(made: Checkpoint) -> Checkpoint:
     ``card["env_metadata"]`` says which order it was trained in; that of a task that is not known
     here stays as it is, and so does any other policy.
     """
-    env = made.card.get("env_metadata")
+    env: Any = made.card.get("env_metadata")
     if not _differs(made, env):
         return made
     made = _reordered(made, object_layout.to_published, env)
