@@ -116,6 +116,10 @@ class ScheduleConfig:
                 "beta_start and beta_end must lie strictly between 0 and 1, got "
                 f"{self.beta_start} and {self.beta_end}"
             )
+        if not (isinstance(self.steps_offset, int) and self.steps_offset >= 0):
+            raise ValueError(
+                f"steps_offset must be a whole number from 0 on, got {self.steps_offset}"
+            )
         betas = self.trained_betas
         if betas is not None:
             if len(betas) != self.num_steps:

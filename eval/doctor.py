@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1  # of what --json prints
 Status = Literal["ok", "note", "missing", "broken"]
 _COLOURS = {"ok": "32", "note": "36", "missing": "33", "broken": "31"}
 _INSTALL = "pip install 'asd-policy[sim]'"
-ROBOMIMIC = ("0.3", "0.4", "0.5")
+ROBOMIMIC = ("0.3", "0.5")
 _OPENGL = "apt-get install libosmesa6      # or, with a GPU driver: apt-get install libegl1"
 
 
@@ -198,6 +198,8 @@ def _robomimic(facts: Facts) -> Iterator[Finding]:
         return
     if ".".join(version.split(".")[:2]) not in ROBOMIMIC:
         text = f"known are {', '.join(f'{v}.x' for v in ROBOMIMIC)}; found {version}"
+        if _release(version)[:2] == (0, 4):
+            text = f"{version} has no diffusion policy: 0.3.0 gets one here, 0.5 (source) has one"
         yield Finding("robomimic", "broken", text, "pip install robomimic==0.3.0 'cmake<4'")
     elif probe is None and _release(version) < (0, 4):
         cmake = f" (CMake {facts['cmake']} cannot build it)" * (not old)

@@ -23,6 +23,7 @@ from asd_policy.integrations.robomimic_checkpoint import (
     read_checkpoint,
     to_checkpoint,
 )
+from asd_policy.integrations.robomimic_environment import check_environment
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
 from asd_policy.progress import Stage
 
@@ -57,6 +58,7 @@ def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
             f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
             f"{checkpoint} makes actions of {policy.action_dim}"
         )
+    check_environment(policy.card.get("env_metadata"), task, checkpoint)
     cameras = _cameras(policy, checkpoint)
     robots = min(options.num_envs, options.episodes * len(options.samplers))
     for each in policies.values():

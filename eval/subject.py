@@ -19,9 +19,16 @@ Options = TypeVar("Options", bound=Any)
 def with_its_task(options: Options) -> Options:
     """Options that have a `task` and a `checkpoint`, with the name of the task they mean.
 
+    Steps of ddim that were not asked for are those of a robomimic file that has some.
+
     Raises: as `chosen_task`.
     """
-    return dataclasses.replace(options, task=chosen_task(options.task, options.checkpoint))
+    task = chosen_task(options.task, options.checkpoint)
+    steps = None if options.checkpoint is None else _ddim_steps_of(options.checkpoint)
+    names = {field.name: field.default for field in dataclasses.fields(options)}
+    if steps is not None and getattr(options, "ddim_steps", None) == names.get("ddim_steps", 0):
+        options = dataclasses.replace(options, ddim_steps=steps)
+    return dataclasses.replace(options, task=task)
 
 
 def chosen_task(asked: str | None, checkpoint: Path | None) -> str:
@@ -58,6 +65,19 @@ def checkpoint_of(options: Any) -> Path:
     return find_checkpoint(options.checkpoint)
 
 
+def _ddim_steps_of(checkpoint: Path) -> int | None:
+    """Steps of a robomimic file that is configured for DDIM; None of other checkpoints."""
+    if checkpoint.suffix != ROBOMIMIC_SUFFIX:
+        return None
+    from asd_policy.integrations.robomimic_checkpoint import read_checkpoint
+    from asd_policy.integrations.robomimic_format import ddim_steps
+
+    try:
+        return ddim_steps(read_checkpoint(checkpoint).config["algo"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
+
+
 def _task_of_robomimic(path: Path) -> str:
     from asd_policy.data.robomimic_hdf5 import has_published_layout
     from asd_policy.integrations.robomimic_checkpoint import read_checkpoint
@@ -72,10 +92,11 @@ def _task_of_robomimic(path: Path) -> str:
             f"{path} was trained in {name!r}; expected one of: "
             f"{', '.join(task.robosuite_name for task in TASKS.values())}"
         )
-    if "object" in file.shapes and not has_published_layout(metadata):
+    if file.image_keys and "object" in file.shapes and not has_published_layout(metadata):
         raise CheckpointError(
-            f"{path} was trained on robosuite {metadata.get('env_version')}, whose "
-            "observation 'object' has another order than that of the tasks here (robosuite 1.4.1, "
-            "as in published data); robomimic's own run_trained_agent can roll it out"
+            f"{path} sees pictures, and 'object' in the order of robosuite "
+            f"{metadata.get('env_version')}, which is another than that of the tasks here "
+            "(robosuite 1.4.1, as in published data); robomimic's own run_trained_agent can roll "
+            "it out"
         )
     return task

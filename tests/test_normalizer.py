@@ -64,8 +64,18 @@ def test_a_column_that_moved_more_goes_to_its_bounds() -> None:
 
 
 def test_columns_without_range_are_named() -> None:
-    with pytest.raises(ValueError, match=r"these have none: column 1, column 2$"):
+    with pytest.raises(ValueError, match=r"these have none: column 1$"):
         Normalizer(torch.zeros(3), torch.tensor([1.0, 0.0, -1.0]))
+
+
+def test_low_above_high_mirrors_a_column() -> None:
+    """As of an observation whose sign another simulator has turned."""
+    plain = Normalizer(torch.tensor([1.0, -3.0]), torch.tensor([2.0, 5.0]))
+    mirrored = Normalizer(torch.tensor([1.0, 3.0]), torch.tensor([2.0, -5.0]))
+    x = torch.randn(4, 2)
+    turned = x * torch.tensor([1.0, -1.0])
+    torch.testing.assert_close(mirrored.normalize(turned), plain.normalize(x))
+    torch.testing.assert_close(mirrored.unnormalize(mirrored.normalize(x)), x)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

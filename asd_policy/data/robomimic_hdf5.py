@@ -13,17 +13,23 @@ from typing import Any
 
 import numpy as np
 
+from asd_policy.data import object_layout
 from asd_policy.data.replay import Replay, check_replay
 from asd_policy.errors import DatasetError, OutputExistsError
 
 VALIDATION_SHARE = 0.1
-OBJECT_LAYOUT = "1.4.1"  # the robosuite in whose order `object` is, whatever `env_version` says
+# The robosuite in whose order `object` is, whatever `env_version` says. Files of this package say
+# it: of those, `object` is that of the present state, right after a reset too.
+OBJECT_LAYOUT, SIMULATED_LAYOUT = "1.4.1", "1.5"
 
 
 def export_hdf5(
     zarr_path: str | Path, hdf5_path: str | Path, model_file: Callable[[int], str] | None = None
 ) -> None:
     """Write the demonstrations in `zarr_path` to a new file `hdf5_path`.
+
+    `obs/object` is in the order of the robosuite that `env_args` says it is of (`env_version`), so
+    that environments made from the file observe what it holds.
 
     `data/demo_<i>/`: `obs/<key>` (T, dim), `actions` (T, action_dim), `rewards` (T,), `dones`
     (T,), `states` (T, n), and two that robomimic does not know, `executed_actions` (T, action_dim)
@@ -101,7 +107,8 @@ def _write(root: Any, file: Any, model_file: Callable[[int], str] | None) -> Non
     data = {name: np.asarray(root[f"data/{name}"][:]) for name in root["data"]}
     group = file.create_group("data")
     group.attrs["total"] = int(ends[-1])
-    env_args = {**root.attrs["env_args"], "object_layout": OBJECT_LAYOUT}
+    env_args = {**root.attrs["env_args"]}
+    data, env_args = _as_simulated(data, env_args)
     group.attrs["env_args"] = json.dumps(env_args)
     keys = list(root.attrs["observation_keys"])
     for episode, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
@@ -110,6 +117,20 @@ def _write(root: Any, file: Any, model_file: Callable[[int], str] | None) -> Non
         if model_file is not None:
             demo.attrs["model_file"] = model_file(episode)
     _write_masks(file, len(ends))
+
+
+def _as_simulated(
+    data: dict[str, np.ndarray], env_args: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Rows whose `object` is in the order of the robosuite that made them, and their `env_args`."""
+    name = env_args.get("env_name")
+    if "object" not in data or has_published_layout(env_args):
+        return data, env_args
+    if not object_layout.is_known(name):
+        return data, {**env_args, "object_layout": OBJECT_LAYOUT}
+    columns, signs = object_layout.from_published(str(name))
+    rows = signs.astype(np.float32) * data["object"][:, columns]
+    return {**data, "object": rows}, {**env_args, "object_layout": SIMULATED_LAYOUT}
 
 
 def _write_episode(demo: Any, rows: dict[str, np.ndarray], keys: list[str]) -> None:
@@ -148,7 +169,8 @@ def read_hdf5(
 
     Raises:
         DatasetError: no such file or filter key, missing arrays, no episodes, non-finite values,
-            actions outside [-1, 1], or `object` in robosuite 1.5's order.
+            actions outside [-1, 1], or `object` in robosuite 1.5's order of a task that is not
+            known here; of those that are, it is put into the published order.
     """
     import h5py
 
@@ -164,14 +186,11 @@ def read_hdf5(
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{path} is no robomimic dataset: {error}") from error
-    if "object" in observation_keys and not has_published_layout(env_args):
-        raise DatasetError(
-            f"{path} was made on robosuite {env_args.get('env_version')}, whose observation "
-            "'object' has another order than that of the tasks here (robosuite 1.4.1, as in "
-            "published data)"
-        )
+    observations = {key: np.concatenate([demo[key] for demo in demos]) for key in observation_keys}
+    if "object" in observations and not has_published_layout(env_args):
+        observations["object"] = _published(observations["object"], env_args, path)
     replay = Replay(
-        {key: np.concatenate([demo[key] for demo in demos]) for key in observation_keys},
+        observations,
         np.concatenate([demo["actions"] for demo in demos]),
         np.cumsum([len(demo["actions"]) for demo in demos]),
         np.concatenate([demo["interrupted"] for demo in demos]),
@@ -179,6 +198,21 @@ def read_hdf5(
     )
     check_replay(replay, path)
     return replay
+
+
+def _published(rows: np.ndarray, env_args: Mapping[str, Any], path: Path) -> np.ndarray:
+    """(T, dim) in robosuite 1.5's order, in that of published data."""
+    name = env_args.get("env_name")
+    columns, signs = (
+        object_layout.to_published(str(name)) if object_layout.is_known(name) else ((), ())
+    )
+    if not len(columns) or rows.shape[1] != len(columns):
+        raise DatasetError(
+            f"{path} was made on robosuite {env_args.get('env_version')}, whose observation "
+            "'object' has another order than published data (robosuite 1.4.1), and how it is "
+            f"translated is not known for {name!r} with {rows.shape[1]} numbers"
+        )
+    return np.asarray(signs, np.float32) * rows[:, columns]
 
 
 def _episodes(file: Any, filter_key: str | None, path: Path) -> list[str]:

@@ -25,6 +25,7 @@ from asd_policy.integrations.robomimic_format import (
     offset_and_scale,
     trained_schedule,
 )
+from asd_policy.integrations.robomimic_layout import as_published
 from asd_policy.networks.unet1d import ConditionalUnet1D
 from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.config import PolicyConfig
@@ -103,6 +104,12 @@ def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
     missing = [key for key in _NEEDED if not isinstance(content, dict) or key not in content]
     if missing:
         raise CheckpointError(f"{path} is no robomimic checkpoint: it has no {', '.join(missing)}")
+    several = [key for key in _NEEDED[3:] if isinstance(content[key], list)]
+    if several:
+        raise CheckpointError(
+            f"{path} was trained on {len(content[several[0]])} datasets: its {several[0]} is a "
+            "list, which robomimic 0.5 does not load either; expected a file of one dataset"
+        )
     if DIGEST in content and content[DIGEST] != _digest_of(content["model"]):
         raise CheckpointError(f"{path} was changed: its weights are not those that were exported")
     return content
@@ -194,6 +201,9 @@ def read_checkpoint(path: str | Path, trust_pickle: bool = False) -> RobomimicCh
 def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
     """A low-dimensional policy as a checkpoint of this package.
 
+    ``object`` is that of published data, whatever the file was trained on (see
+    :func:`asd_policy.integrations.robomimic_layout.as_published`).
+
     Raises:
         CheckpointError: image observations, whose encoder only robomimic has; weights that do
             not fit; sizes that make no sense.
@@ -223,7 +233,7 @@ def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
         config = PolicyConfig(keys, file.action_dim, **horizon, **_unet_sizes(network, algo))
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
-    return Checkpoint(
+    made = Checkpoint(
         network,
         config,
         trained_schedule(algo),
@@ -231,6 +241,10 @@ def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
         _action_normalizer(file, train),
         _card(file),
     )
+    try:
+        return as_published(made)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
 
 
 def _network(file: RobomimicCheckpoint) -> ConditionalUnet1D:

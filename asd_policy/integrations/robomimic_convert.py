@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
 
-from asd_policy.data.robomimic_hdf5 import OBJECT_LAYOUT
+from asd_policy.data.robomimic_hdf5 import SIMULATED_LAYOUT
 from asd_policy.envs.tasks import TASKS
 from asd_policy.errors import CheckpointError, OutputExistsError
 from asd_policy.integrations.robomimic_checkpoint import (
@@ -18,7 +19,12 @@ from asd_policy.integrations.robomimic_checkpoint import (
     to_checkpoint,
     weights_digest,
 )
-from asd_policy.integrations.robomimic_format import ALGO_NAME, NETWORK_PREFIX
+from asd_policy.integrations.robomimic_format import (
+    ALGO_NAME,
+    NETWORK_PREFIX,
+    with_training_length,
+)
+from asd_policy.integrations.robomimic_layout import as_simulated
 from asd_policy.policy.checkpoint import (
     CARD_FILE,
     Checkpoint,
@@ -27,7 +33,9 @@ from asd_policy.policy.checkpoint import (
 )
 from asd_policy.policy.normalizer import Normalizer
 
-DEFAULT_SIZES = {"down_dims": (256, 512, 1024), "step_embed_dim": 256, "kernel_size": 5}
+DEFAULT_SIZES = {
+    "down_dims": (256, 512, 1024), "step_embed_dim": 256, "kernel_size": 5, "n_groups": 8,
+}  # fmt: skip
 
 
 def main_convert(
@@ -69,8 +77,8 @@ def main_export(
 ) -> None:
     """Turn a checkpoint folder into a file that robomimic loads (needs robomimic).
 
-    robomimic 0.4 and 0.5 build networks of the default sizes only; 0.3, with this package's
-    algorithm, builds what the file says.
+    robomimic 0.5 alone builds networks of the default sizes only; with this package imported, 0.5
+    and 0.3 build what the file says.
 
     Args:
         folder: checkpoint folder.
@@ -87,7 +95,8 @@ def main_export(
     print(f"{out}: {ALGO_NAME} of {made.schedule.num_steps} steps")
     if any(getattr(made.config, name) != value for name, value in DEFAULT_SIZES.items()):
         print(
-            "Its network has not the default sizes: only robomimic 0.3 with this package loads it"
+            "Its network has not robomimic's default sizes: load it after `import "
+            "asd_policy.integrations.robomimic`, or by the scripts of `python -m` that"
         )
 
 
@@ -103,13 +112,14 @@ def to_robomimic(made: Checkpoint) -> dict[str, Any]:
             "robomimic's networks see quaternions as they are observed, and this policy's sees "
             "matrices; one trained with --rotations quaternion, the default, can be written"
         )
+    made, environment = as_simulated(made, environment_of(made.card))
     weights = {NETWORK_PREFIX + k: v.cpu() for k, v in made.network.state_dict().items()}
     keys = made.config.observation_keys
     content: dict[str, Any] = {
         "model": {"nets": weights, "optimizers": {}, "lr_schedulers": {}, "ema": weights},
         "config": _configuration(made),
         "algo_name": ALGO_NAME,
-        "env_metadata": _environment(made.card),
+        "env_metadata": environment,
         "shape_metadata": {
             "ac_dim": made.config.action_dim,
             "all_shapes": {key: [dim] for key, dim in keys.items()},
@@ -125,7 +135,7 @@ def to_robomimic(made: Checkpoint) -> dict[str, Any]:
 
 
 def _statistics(normalizer: Normalizer, sizes: Any) -> dict[str, dict[str, Any]]:
-    """Under the names of 0.3 (mean, std) and of 0.4 and 0.5 (offset, scale)."""
+    """Under the names of 0.3 (mean, std) and of 0.5 (offset, scale)."""
     offset, scale = (normalizer.low + normalizer.high) / 2, (normalizer.high - normalizer.low) / 2
     made, start = {}, 0
     for key, size in sizes.items():
@@ -160,10 +170,10 @@ def _configuration(made: Checkpoint) -> str:
         algo.ddpm.num_inference_timesteps = made.schedule.num_steps
         for name in ("beta_schedule", "prediction_type", "clip_sample"):
             algo.ddpm[name] = getattr(schedule, name)
-    return str(config.dump())
+    return json.dumps(with_training_length(json.loads(config.dump())), indent=4)
 
 
-def _environment(card: dict[str, Any]) -> dict[str, Any]:
+def environment_of(card: dict[str, Any]) -> dict[str, Any]:
     """Of the file that it was converted from; else of the task that it was trained for."""
     if "env_metadata" in card:
         return dict(card["env_metadata"])
@@ -171,4 +181,4 @@ def _environment(card: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"no known task in the card: {card.get('task')!r}")
     from asd_policy.envs.simulator import environment_arguments
 
-    return {**environment_arguments(TASKS[card["task"]]), "object_layout": OBJECT_LAYOUT}
+    return {**environment_arguments(TASKS[card["task"]]), "object_layout": SIMULATED_LAYOUT}

@@ -1,6 +1,6 @@
 """What robomimic's diffusion-policy checkpoints mean. Needs no robomimic.
 
-Of its 0.4 and 0.5 releases, ``DiffusionPolicyUNet``: weights ``policy.obs_encoder.*`` and
+Of its 0.5 release, ``DiffusionPolicyUNet``: weights ``policy.obs_encoder.*`` and
 ``policy.noise_pred_net.*``, configuration keys ``algo.{horizon, unet, ema, ddpm, ddim}``.
 """
 
@@ -22,22 +22,23 @@ from asd_policy.schedule import Schedule
 ALGO_NAME = "diffusion_policy"
 NETWORK_PREFIX = "policy.noise_pred_net."
 ENCODER_PREFIX = "policy.obs_encoder."
+RECORDING_VERSION = 2  # schema of `run_trained_agent --record`; the first had none, and no scenes
 
 
 def trained_schedule(algo: Mapping[str, Any]) -> Schedule:
     """The DDPM that the network was trained for, its inference steps those of the configuration.
 
-    A DDIM checkpoint was trained as a DDPM too, and that is returned, in full. With fewer
+    A DDIM checkpoint was trained as a DDPM too, and that is returned, in full, with the settings
+    of its DDIM (``set_alpha_to_one``, ``steps_offset``), which ``Schedule.ddim`` heeds. With fewer
     inference than training steps the chain is that of diffusers' present releases; its release
-    0.11.1, which robomimic pins, stepped by one training step whatever the spacing.
+    0.11.1, which robomimic pins, stepped by one training step whatever the spacing. With more, it
+    is as many as were trained, as there.
 
     Raises:
         CheckpointError: neither ``ddpm`` nor ``ddim`` is enabled, or a value makes no sense.
     """
-    kind = "ddpm" if algo["ddpm"]["enabled"] else "ddim"
+    kind = _chain(algo)
     values = algo[kind]
-    if not values["enabled"]:
-        raise CheckpointError("the configuration enables neither algo.ddpm nor algo.ddim")
     steps = int(values["num_inference_timesteps"])
     try:
         schedule = Schedule.ddpm(
@@ -45,21 +46,50 @@ def trained_schedule(algo: Mapping[str, Any]) -> Schedule:
             values["beta_schedule"],
             values["prediction_type"],
             clip_sample=bool(values["clip_sample"]),
+            **_ddim_settings(values) if kind == "ddim" else {},
         )
         return schedule if kind == "ddim" else _respaced(schedule, steps)
     except ValueError as error:
         raise CheckpointError(f"algo.{kind}: {error}") from error
 
 
+def _ddim_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "set_alpha_to_one": bool(values.get("set_alpha_to_one", True)),
+        "steps_offset": int(values.get("steps_offset", 0)),
+    }
+
+
 def _respaced(schedule: Schedule, steps: int) -> Schedule:
-    return schedule if steps == schedule.num_steps else schedule.respaced(steps)
+    return schedule if steps >= schedule.num_steps else schedule.respaced(steps)
 
 
 def ddim_steps(algo: Mapping[str, Any]) -> int | None:
-    """Steps of a checkpoint that is configured for DDIM; None for one of a DDPM."""
-    if algo["ddpm"]["enabled"]:
+    """Steps of a checkpoint that is configured for DDIM; None for one of a DDPM.
+
+    Raises:
+        CheckpointError: neither ``ddpm`` nor ``ddim`` is enabled.
+    """
+    if _chain(algo) == "ddpm":
         return None
     return int(algo["ddim"]["num_inference_timesteps"])
+
+
+def _chain(algo: Mapping[str, Any]) -> str:
+    """The chain that is configured; the first where both are, as robomimic takes it."""
+    for kind in ("ddpm", "ddim"):
+        if kind in algo and algo[kind]["enabled"]:
+            return kind
+    raise CheckpointError("the configuration enables neither algo.ddpm nor algo.ddim")
+
+
+def with_training_length(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the two entries that robomimic 0.5's training adds to it, and its
+    loading asks for (the learning rate's schedule is made of them)."""
+    parameters = config["algo"]["optim_params"]["policy"]
+    parameters.setdefault("num_train_batches", config["experiment"]["epoch_every_n_steps"] or 1)
+    parameters.setdefault("num_epochs", config["train"]["num_epochs"])
+    return config
 
 
 def architecture(weights: Mapping[str, Tensor], n_groups: int = 8) -> dict[str, Any]:
@@ -125,7 +155,7 @@ def offset_and_scale(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Key → (offset, scale), so that a value is offset + scale·normalized.
 
-    ``mean`` and ``std`` in robomimic 0.3, ``offset`` and ``scale`` from 0.4 on; each with a
+    ``mean`` and ``std`` in robomimic 0.3, ``offset`` and ``scale`` in 0.5; each with a
     leading axis of length 1.
 
     Raises:

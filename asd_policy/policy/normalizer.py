@@ -20,7 +20,7 @@ class Normalizer:
     """Affine map that sends each column's [low, high] to [−1, 1].
 
     Args:
-        low, high: (D,) bounds, ``low < high`` in every column.
+        low, high: (D,) bounds, which differ in every column; ``low`` above ``high`` mirrors one.
         names: (D,) names of the columns, for messages.
         quaternions: first columns of quaternions (x, y, z, w) to be normalized to the entries of
             their rotation matrices instead, unscaled, after all other columns.
@@ -42,7 +42,7 @@ class Normalizer:
                 f"expected low and high of one shape (D,), got {tuple(low.shape)} and "
                 f"{tuple(high.shape)}"
             )
-        bad = ~(torch.isfinite(low) & torch.isfinite(high) & (high - low > 1e-7))
+        bad = ~(torch.isfinite(low) & torch.isfinite(high) & ((high - low).abs() > 1e-7))
         if bad.any():
             columns = [(names[i] if names else f"column {i}") for i in bad.nonzero().flatten()]
             raise ValueError(

@@ -8,6 +8,9 @@ from typing import Any
 
 from asd_policy.errors import DatasetError
 from asd_policy.eval.statistics import mean, paired_success, success_rate
+from asd_policy.integrations.robomimic_format import RECORDING_VERSION
+
+SCHEMA_VERSION = RECORDING_VERSION
 
 
 def compare_recordings(first: Path, second: Path) -> None:
@@ -20,7 +23,7 @@ def compare_recordings(first: Path, second: Path) -> None:
         second: another, made with the same --seed.
 
     Raises:
-        DatasetError: no recording, or nothing in common.
+        DatasetError: no recording, nothing in common, or a seed whose scenes differ.
     """
     runs = {"a": _read(first), "b": _read(second)}
     for name, run in runs.items():
@@ -32,6 +35,7 @@ def compare_recordings(first: Path, second: Path) -> None:
     pair = paired_success(*outcomes)
     if not pair["n"]:
         raise DatasetError(f"{first} and {second} have no seeds in common")
+    known = _check_scenes(runs["a"]["episodes"], runs["b"]["episodes"])
     made = pair["difference"]
     low, high = (100 * bound for bound in made["ci95"])
     print(
@@ -39,6 +43,29 @@ def compare_recordings(first: Path, second: Path) -> None:
         f"{pair['only_b']}, neither {pair['neither']}; success of a minus b "
         f"{100 * made['estimate']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}"
     )
+    if known < pair["n"]:
+        print(
+            f"Whether {pair['n'] - known} of these seeds began with the same scene in both is not "
+            "known: a recording does not hold their first observations (an older version made it)"
+        )
+
+
+def _check_scenes(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> int:
+    """How many common seeds are known to have begun with one scene.
+
+    Raises:
+        DatasetError: some began with different ones.
+    """
+    scenes = [{episode["seed"]: episode.get("scene") for episode in run} for run in (first, second)]
+    known = [s for s in scenes[0] if scenes[0][s] is not None and scenes[1].get(s) is not None]
+    unequal = [seed for seed in known if scenes[0][seed] != scenes[1][seed]]
+    if unequal:
+        raise DatasetError(
+            f"{len(unequal)} of {len(known)} common seeds began with different scenes (their first "
+            f"observations differ, first of seed {unequal[0]}), so that they cannot be compared "
+            "seed by seed: record both with one robomimic, robosuite and MuJoCo, and one task"
+        )
+    return len(known)
 
 
 def _read(path: Path) -> dict[str, Any]:

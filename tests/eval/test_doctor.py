@@ -83,6 +83,8 @@ def test_where_all_is_well_nothing_is_wrong():
          "pip install 'numpy>=1.26,<2'"),
         ({"versions/robomimic": "0.6.0"}, "robomimic", "found 0.6.0",
          "pip install robomimic==0.3.0"),
+        ({"versions/robomimic": "0.4.0"}, "robomimic", "0.4.0 has no diffusion policy",
+         "pip install robomimic==0.3.0"),
         ({"versions/egl_probe": None, "cmake": "4.1.0"}, "robomimic", "CMake 4.1.0 cannot build it",
          "pip install 'cmake<4' && pip install egl_probe"),
         ({"mujoco_gl": "egl"}, "rendering", "MUJOCO_GL=egl: does not draw here",

@@ -39,6 +39,7 @@ WRITERS = {
     "compare": "comparison.outcome", "verify": "verification.store",
     "verify_config": "verification.store", "bench": "benchmarks.store",
     "plan": "benchmarks.training", "options": "resume", "throughput": "cluster.throughput",
+    "recording": "comparison.recordings",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import cProfile
 from itertools import pairwise
 
@@ -38,11 +39,8 @@ def same_noise(monkeypatch, policy: asd.AcceleratedPolicy, seed: int) -> None:
     noise: Noise = draw_noise(
         [torch.Generator().manual_seed(seed)], policy.chunks.schedule.num_steps, like
     )
-    steps = iter(noise.steps[0])
-    monkeypatch.setattr(torch, "randn", lambda *a, **k: noise.initial.view(shape))
-    monkeypatch.setattr(
-        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, **k: next(steps).view(shape)
-    )
+    queue = iter([noise.initial, *noise.steps[0]])  # the start first, then diffusers' steps
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: next(queue).view(shape))
 
 
 @pytest.mark.parametrize("ema", [True, False])
@@ -161,6 +159,54 @@ def test_pictures_go_through_the_policys_encoder() -> None:
     assert encode(ours.encoder, prepared).shape == (1, 16)
 
 
+def test_goals_are_ignored_and_tensors_are_taken() -> None:
+    """As robomimic 0.5 does."""
+    ours = quiet(small_policy(), window=4)
+    ours.chunks.calibration.frozen = True
+    made = []
+    for turn in range(2):
+        ours.start_episode(1)
+        ob = observation(0)
+        if turn:
+            ob = {k: torch.from_numpy(v).requires_grad_() for k, v in ob.items()}
+        made.append(ours(ob, goal=None if turn else ob))
+    np.testing.assert_array_equal(made[0], made[1])
+
+
+def test_a_copy_goes_on_apart() -> None:
+    """With networks of its own, in the middle of an episode."""
+    ours = quiet(small_policy(), window=4)
+    ours.chunks.calibration.frozen = True
+    ours.start_episode(1)
+    for t in range(3):
+        ours(observation(t, time=None))
+    other = copy.deepcopy(ours)
+    kept = [ours(observation(t, time=None)) for t in range(3, 12)]
+    went = [other(observation(t, time=None)) for t in range(3, 12)]
+    np.testing.assert_array_equal(kept, went)
+    assert other.policy is not ours.policy
+    assert other.chunks.engine is not ours.chunks.engine
+
+
+def test_actions_have_the_type_that_statistics_make(monkeypatch) -> None:
+    stats = {"actions": {"offset": np.full((1, 7), 0.1), "scale": np.full((1, 7), 3.0)}}
+    for theirs, kind in ((small_policy(actions=stats), np.float64), (small_policy(), np.float32)):
+        ours = quiet(theirs, window=4)
+        theirs.start_episode()
+        ours.start_episode(0)
+        with torch.no_grad():
+            assert theirs(observation(0)).dtype == ours(observation(0)).dtype == kind
+
+
+@pytest.mark.parametrize(("steps", "said"), [(10, True), (20, False), (40, False)])
+def test_a_chain_of_fewer_steps_is_said_to_be_another(steps, said) -> None:
+    config = algo_config(steps=20)
+    config.ddpm.num_inference_timesteps = steps
+    ours = quiet(small_policy(config=config), "ddpm")
+    assert ours.chunks.schedule.num_steps == min(steps, 20)
+    assert ("diffusers 0.11.1, its pin, goes from t to t-1 of the 20" in ours.description) is said
+
+
 # ---- refusals -----------------------------------------------------------------------------------
 
 
@@ -176,8 +222,6 @@ def test_missing_and_misshapen_observations_are_one_table() -> None:
     bad["object"][0, 3] = np.nan
     with pytest.raises(NonFiniteError, match="object"):
         ours(bad)
-    with pytest.raises(ValueError, match="takes no goal"):
-        ours(observation(0), goal={})
 
 
 def test_ddim_checkpoints() -> None:
@@ -188,6 +232,11 @@ def test_ddim_checkpoints() -> None:
     assert "DDPM of 20 steps" in ours.description
     assert "configured for DDIM" in ours.description
     assert quiet(theirs, "ddim").chunks.schedule.num_steps == 10
+    config = algo_config(ddim=True, steps=20)
+    config.ddim.steps_offset, config.ddim.set_alpha_to_one = 1, False
+    schedule = quiet(small_policy(config=config), "ddim").chunks.schedule
+    assert schedule.timesteps.tolist() == list(range(19, 0, -2))
+    assert (schedule.config.set_alpha_to_one, schedule.config.steps_offset) == (False, 1)
     with pytest.raises(ValueError, match="eta=0 has none"):
         quiet(theirs, steps=10, eta=0.0)
 
@@ -211,7 +260,10 @@ def test_unknown_robomimic_releases_are_refused(monkeypatch) -> None:
     from asd_policy.integrations.robomimic import compat
 
     monkeypatch.setattr(compat.importlib.metadata, "version", lambda name: "0.7.1")
-    with pytest.raises(IntegrationError, match=r"robomimic 0.3.x, 0.4.x, 0.5.x, got 0.7.1"):
+    with pytest.raises(IntegrationError, match=r"robomimic 0.3.x, 0.5.x, got 0.7.1"):
+        compat.robomimic_version()
+    monkeypatch.setattr(compat.importlib.metadata, "version", lambda name: "0.4.0")
+    with pytest.raises(IntegrationError, match=r"0\.4\.0 has no diffusion policy: 0\.3\.0 .* 0\.5"):
         compat.robomimic_version()
 
 

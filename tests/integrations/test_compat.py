@@ -25,6 +25,7 @@ import robomimic.utils.obs_utils as obs_utils
 from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.envs.simulator import compose_observation, read_observables
 from asd_policy.envs.tasks import get_task
+from asd_policy.integrations.robomimic_environment import migrated
 
 CONTROLLER = {
     "type": "OSC_POSE", "input_max": 1, "input_min": -1,
@@ -50,7 +51,7 @@ def published(name: str = "Lift", version: str = "1.4.1", **changes) -> dict:
 def test_controllers_of_14_are_those_of_15_in_the_worlds_frame() -> None:
     meta = published("TwoArmTransport", robots=["Panda", "Panda"],
                      env_configuration="single-arm-opposed")  # fmt: skip
-    kwargs = compat.migrated(meta)["env_kwargs"]
+    kwargs = migrated(meta)["env_kwargs"]
     assert len(kwargs["controller_configs"]) == 2
     part = kwargs["controller_configs"][1]["body_parts"]["right"]
     assert part["input_ref_frame"] == "world"
@@ -64,15 +65,14 @@ def test_controllers_of_14_are_those_of_15_in_the_worlds_frame() -> None:
 
 
 def test_what_is_new_is_left_alone() -> None:
-    new = compat.migrated(published())
-    assert compat.migrated(new) == new
+    new = migrated(published())
+    assert migrated(new) == new
     other = {"env_name": "Hopper", "type": 2, "env_kwargs": {}}
-    assert compat.migrated(other) == other
+    assert migrated(other) == other
     compat.apply(asd.VERSION)
     before = env_utils.create_env_from_metadata
     compat.apply(asd.VERSION)
     assert env_utils.create_env_from_metadata is before
-    compat.apply((0, 5))
 
 
 def test_mujoco_py_is_a_stub_only_where_there_is_none() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from asd_policy import CheckpointError, DiffusionPolicy
+from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.integrations.robomimic_checkpoint import (
     DIGEST,
     read_checkpoint,
@@ -22,11 +23,13 @@ from asd_policy.integrations.robomimic_checkpoint import (
     to_checkpoint,
     weights_digest,
 )
-from asd_policy.policy import load_checkpoint, save_checkpoint
+from asd_policy.integrations.robomimic_convert import to_robomimic
+from asd_policy.policy import SamplerConfig, load_checkpoint, save_checkpoint
 from reference.tiny import tiny_checkpoint
 
 KEYS = {"object": 10, "robot0_eef_pos": 3}
 ACTION_DIM = 7
+SIGNS_15 = np.array([1] * 7 + [-1] * 3, np.float32)  # of Lift's `object`, against 1.4.1
 HORIZONS = {"observation": 2, "action": 3, "prediction": 8}
 
 
@@ -261,8 +264,70 @@ def test_exported_files_are_robomimics(tmp_path, run) -> None:
     ours = DiffusionPolicy.load(tmp_path / "mine", sampler="ddpm")
     ours.reset(3)
     for frame in frames:
-        np.testing.assert_allclose(theirs(frame), ours.act(frame), atol=1e-5)
+        simulated = {**frame, "object": frame["object"] * SIGNS_15}  # as robosuite 1.5 gives it
+        np.testing.assert_allclose(theirs(simulated), ours.act(frame), atol=1e-5)
     assert run("convert", tmp_path / "model.pth", tmp_path / "back")[0] == 0
     back = load_checkpoint(tmp_path / "back")
     assert back.config == made.config
+    assert back.card["env_metadata"]["object_layout"] == "1.4.1"
     torch.testing.assert_close(back.action_normalizer.low, made.action_normalizer.low)
+    torch.testing.assert_close(back.observation_normalizer.low, made.observation_normalizer.low)
+    again = DiffusionPolicy(back, SamplerConfig("ddpm"))
+    again.reset(3)
+    ours.reset(3)
+    np.testing.assert_allclose(again.act(frames[0]), ours.act(frames[0]), atol=1e-5)
+
+
+def test_the_length_of_training_is_in_exported_files() -> None:
+    """robomimic 0.5 makes the learning rate's schedule when it loads, and 0.3 does not say it."""
+    pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
+    made = tiny_checkpoint(observation_keys=KEYS, action_dim=7)
+    made.card["task"] = "lift"
+    config = json.loads(to_robomimic(made)["config"])
+    policy = config["algo"]["optim_params"]["policy"]
+    assert policy["num_train_batches"] >= 1
+    assert policy["num_epochs"] == config["train"]["num_epochs"]
+
+
+@pytest.mark.parametrize("version", ["1.4.1", "1.5.1"])
+def test_object_is_read_in_the_order_of_its_robosuite(tmp_path, version) -> None:
+    """The same weights, trained on the one order or the other: `object` here is 1.4.1's."""
+    env = {**content()["env_metadata"], "env_version": version}
+    torch.save(content(env_metadata=env), tmp_path / "model.pth")
+    torch.save(content(), tmp_path / "published.pth")
+    rng = np.random.default_rng(0)
+    frame = {k: rng.normal(size=v).astype(np.float32) for k, v in KEYS.items()}
+    trained = {**frame, "object": frame["object"] * (SIGNS_15 if version == "1.5.1" else 1)}
+    acted = []
+    for name, seen in (("model", frame), ("published", trained)):
+        made = to_checkpoint(read_checkpoint(tmp_path / f"{name}.pth"))
+        assert has_published_layout(made.card["env_metadata"])
+        policy = DiffusionPolicy(made, SamplerConfig("ddpm"))
+        policy.reset(0)
+        acted.append(policy.act(seen))
+    np.testing.assert_allclose(acted[0], acted[1], atol=1e-5)
+
+
+def test_object_of_another_size_is_refused(tmp_path) -> None:
+    env = {"env_name": "PickPlaceCan", "type": 1, "env_kwargs": {}, "env_version": "1.5.1"}
+    torch.save(content(env_metadata=env), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"expected 14 numbers of 'object' in PickPlaceCan"):
+        to_checkpoint(read_checkpoint(tmp_path / "model.pth"))
+
+
+def test_files_of_several_datasets_are_refused(tmp_path) -> None:
+    made = content()
+    made["env_metadata"] = [made["env_metadata"]] * 2
+    torch.save(made, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="trained on 2 datasets: its env_metadata is a list"):
+        read_file(tmp_path / "model.pth")
+
+
+def test_more_inference_than_training_steps_are_as_many(path, tmp_path) -> None:
+    """As diffusers does it; with fewer, steps are larger."""
+    for steps, expected in ((200, 20), (10, 10)):
+        made = content()
+        config = json.loads(made["config"])
+        config["algo"]["ddpm"]["num_inference_timesteps"] = steps
+        torch.save({**made, "config": json.dumps(config)}, path)
+        assert to_checkpoint(read_checkpoint(path)).schedule.num_steps == expected

@@ -19,7 +19,7 @@ import asd_policy  # noqa: F401 - registers the environments
 from asd_policy.envs import cameras, rendering
 from asd_policy.envs.rendering import choose_backend
 
-SIZE = 48
+SIZE = 24
 SHAPES = {"agentview_image": [3, SIZE, SIZE], "robot0_eef_pos": [3]}
 ENVIRONMENT = {"env_name": "Lift", "type": 1, "env_kwargs": {}, "env_version": "1.5.2"}
 
@@ -36,30 +36,11 @@ def drawing() -> None:
 def path(tmp_path):
     """An untrained policy whose encoder is robomimic's own."""
     pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
-    import asd_policy.integrations.robomimic as asd
+    from asd_policy.integrations.robomimic.small_policies import Variant, make_file
 
-    if asd.VERSION >= (0, 4):
-        pytest.skip("made by the algorithm that is registered on robomimic 0.3")
-    import robomimic.utils.obs_utils as obs_utils
-    import robomimic.utils.train_utils as train_utils
-    from robomimic.algo import algo_factory
-    from robomimic.config import config_factory
-
-    config = config_factory("diffusion_policy")
-    with config.values_unlocked():
-        modalities = config.observation.modalities.obs
-        modalities.low_dim, modalities.rgb = ["robot0_eef_pos"], ["agentview_image"]
-        core = config.observation.encoder.rgb.core_kwargs
-        core.backbone_class, core.backbone_kwargs = "ShallowConv", {"input_channel": 3}
-        core.feature_dimension, core.pool_class, core.flatten = 8, None, True
-        config.algo.unet.down_dims, config.algo.unet.n_groups = [8, 16], 4
-        config.algo.unet.diffusion_step_embed_dim = 8
-        config.algo.ddpm.num_train_timesteps = config.algo.ddpm.num_inference_timesteps = 5
-    obs_utils.initialize_obs_utils_with_config(config)
-    torch.manual_seed(0)
-    algo = algo_factory("diffusion_policy", config, SHAPES, 7, torch.device("cpu"))
-    shapes = {"ac_dim": 7, "all_shapes": SHAPES, "all_obs_keys": list(SHAPES), "use_images": True}
-    train_utils.save_model(algo, config, ENVIRONMENT, shapes, str(tmp_path / "model.pth"))
+    content = make_file(Variant(pictures=True))
+    content["env_metadata"] = {**ENVIRONMENT, "object_layout": "1.4.1"}
+    torch.save(content, tmp_path / "model.pth")
     return tmp_path / "model.pth"
 
 
@@ -78,7 +59,7 @@ def test_it_acts_on_what_its_cameras_see(path) -> None:
     drawing()
     import robomimic.utils.file_utils as file_utils
 
-    from asd_policy.integrations.robomimic import accelerate
+    from asd_policy.integrations.robomimic import VERSION, accelerate
     from asd_policy.integrations.robomimic.evaluation import ImagePolicy
     from asd_policy.integrations.robomimic_checkpoint import read_checkpoint
     from asd_policy.samplers.config import SamplerConfig
@@ -95,10 +76,9 @@ def test_it_acts_on_what_its_cameras_see(path) -> None:
     ours.reset([4])
     theirs.start_episode(seeds=4)
     rows = {key: observation[key][None] for key in ours.observation_keys}
-    frame = {
-        "agentview_image": picture.transpose(2, 0, 1).astype(np.float32) / 255,
-        "robot0_eef_pos": observation["robot0_eef_pos"],
-    }
+    ready = picture.transpose(2, 0, 1).astype(np.float32) / 255  # as 0.3's environments give it
+    frame = {key: observation[key] for key in ours.observation_keys}
+    frame["agentview_image"] = picture if VERSION >= (0, 5) else ready
     acted = ours.act_batch(rows, [0])[0]
     np.testing.assert_allclose(acted, theirs(frame), atol=1e-5)
     ours.reset([4])
@@ -132,6 +112,15 @@ def test_folders_do_not_hold_image_policies(path, tmp_path, refused) -> None:
     assert not (tmp_path / "mine").exists()
 
 
+def test_pictures_beside_another_object_are_refused(path, refused) -> None:
+    content = torch.load(path, weights_only=False)
+    del content["env_metadata"]["object_layout"]
+    torch.save(content, path)
+    refused(
+        "sees pictures, and 'object' in the order of robosuite 1.5.2", "eval", "--checkpoint", path
+    )
+
+
 NO_ROBOMIMIC = """
 import importlib.metadata as metadata, sys
 version = metadata.version
@@ -147,7 +136,7 @@ sys.exit(cli.main(["eval", "--checkpoint", sys.argv[1]]))
 
 def test_without_robomimic_the_extra_is_named(tmp_path) -> None:
     values = {
-        "algo": {},
+        "algo": {"ddpm": {"enabled": True}},
         "observation": {"modalities": {"obs": {"low_dim": ["robot0_eef_pos"],
                                                "rgb": ["agentview_image"]}}},
     }  # fmt: skip

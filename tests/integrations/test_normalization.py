@@ -115,6 +115,10 @@ def test_what_was_trained_acts_in_the_datas_units(dataset, tmp_path) -> None:
     found = torch.load(path, weights_only=True)["action_normalization_stats"]["actions"]
     np.testing.assert_allclose(found["offset"], [[1.0] * 6 + [0.5]])
     np.testing.assert_allclose(found["scale"], [[4.0 / 0.999999] * 6 + [1.0]])
+    content = torch.load(path, weights_only=True)  # what robomimic 0.5 asks for
+    assert content["obs_normalization_stats"]["object"].keys() >= {"offset", "scale", "mean", "std"}
+    policy = json.loads(content["config"])["algo"]["optim_params"]["policy"]
+    assert policy["num_train_batches"] * policy["num_epochs"] >= 1
 
     loaded, _ = file_utils.policy_from_checkpoint(ckpt_path=path, device=torch.device("cpu"))
     observation = {k: np.full((2, *s), 0.5, np.float32) for k, s in SHAPES.items()}

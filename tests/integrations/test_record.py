@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ from robomimic.envs.env_base import EnvBase
 
 import asd_policy.integrations.robomimic  # noqa: F401 - wrappers become environments, on 0.3
 from asd_policy.integrations.robomimic import __main__ as command
-from asd_policy.integrations.robomimic.record import RecordedEnvironment, Recording
+from asd_policy.integrations.robomimic.record import (
+    RecordedEnvironment,
+    Recording,
+    scene_digest,
+)
 
 
 @EnvBase.register
@@ -26,11 +31,11 @@ class Environment:
 
     def reset(self):
         self.steps, self.scene = 0, np.random.rand()  # noqa: NPY002 - as robomimic's scenes
-        return self.scene
+        return {"object": np.full(3, self.scene)}
 
     def step(self, action):
         self.steps += 1
-        return self.scene, 0.0, False, {}
+        return {"object": np.full(3, self.scene)}, 0.0, False, {}
 
     def is_success(self):
         return {"task": self.scene > 0.5 and self.steps >= 3}
@@ -77,6 +82,21 @@ def test_episodes_depend_on_their_seed_alone() -> None:
     assert [episode.success for episode in other.episodes] == expected
     assert [episode.steps for episode in one.episodes] == [3 if won else 4 for won in expected]
     assert rolled_out(1, None)[0].episodes[0].seed is None
+    digests = [[episode.scene for episode in run.episodes] for run in (one, other)]
+    assert digests[0] == digests[1]
+    assert len(set(digests[0])) == 5
+
+
+def test_a_scene_is_told_by_its_vectors() -> None:
+    """Last bits, pictures, other keys' order and the wrapper's own keys make no other scene."""
+    ob = {"object": np.array([[0.1, -0.0]]), "robot0_eef_pos": np.arange(3.0)}
+    same = {
+        "robot0_eef_pos": np.arange(3, dtype=np.float32), "agentview_image": np.zeros((2, 4, 4, 3)),
+        "object": np.array([[0.1 + 1e-12, 0.0]]), "timesteps": np.ones((2, 1)), "actions": 3.0,
+    }  # fmt: skip
+    assert scene_digest(ob) == scene_digest(same)
+    assert scene_digest(ob) != scene_digest({**ob, "object": np.array([[0.1001, 0.0]])})
+    assert scene_digest(ob) != scene_digest({"object": ob["object"]})
 
 
 def test_a_recording_is_written(tmp_path) -> None:
@@ -86,9 +106,12 @@ def test_a_recording_is_written(tmp_path) -> None:
     recording.save()
     read = json.loads(path.read_text())
     assert read["sampler"] == "asd"
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = resources.files("asd_policy.eval").joinpath("schemas", "recording.json")
+    jsonschema.validate(read, json.loads(schema.read_text(encoding="utf-8")))
     assert len(read["episodes"]) == 5
     assert set(read["episodes"][0]) == {
-        "seed", "success", "steps", "policy_s", "simulation_s", "calls",
+        "seed", "scene", "success", "steps", "policy_s", "simulation_s", "calls",
     }  # fmt: skip
     steps = sum(episode.steps for episode in recording.episodes)
     assert f"in {steps} control steps" in str(recording)

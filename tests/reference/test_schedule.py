@@ -175,7 +175,7 @@ def test_ddpm_step_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None
     the same (``DDPMScheduler.previous_timestep``); before, it went to t − train // steps, which
     is the same timestep for spacing "leading" only, and the others are not compared there.
     """
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = pytest.importorskip("diffusers", minversion="0.27")
     from diffusers.schedulers import scheduling_ddpm
 
     follows = tuple(int(v) for v in diffusers.__version__.split(".")[:2]) >= (0, 32)
@@ -212,6 +212,7 @@ def test_ddpm_step_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("use_clipped", [False, True])
 def test_ddim_step_is_that_of_diffusers(eta: float, use_clipped: bool) -> None:
     """Its defaults are what people run: the network's own ε, an end at ᾱ = 1."""
+    pytest.importorskip("diffusers", minversion="0.27")
     ddim = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
     compared = 0
     ends = [(True, 0), (False, 0), (True, 1), (False, 1)]
@@ -246,8 +247,30 @@ def test_ddim_step_is_that_of_diffusers(eta: float, use_clipped: bool) -> None:
 
 
 def test_an_offset_beyond_the_last_timestep_is_refused() -> None:
-    with pytest.raises(ValueError, match="steps_offset 1 leads to timestep 100, and there are 100"):
-        Schedule.ddpm(100, steps_offset=1).ddim(100)
+    schedule = Schedule.ddpm(100, steps_offset=10)
+    assert schedule.timesteps[0] == 99  # of DDIM alone
+    with pytest.raises(ValueError, match="steps_offset 10 leads to timestep 100, and"):
+        schedule.ddim(10)
+    with pytest.raises(ValueError, match="steps_offset must be a whole number from 0 on, got -1"):
+        Schedule.ddpm(100, steps_offset=-1)
+
+
+@pytest.mark.parametrize("to_one", [True, False])
+@pytest.mark.parametrize("offset", [0, 1, 12])
+def test_the_ends_of_a_ddim_are_those_of_diffusers(to_one: bool, offset: int) -> None:
+    """``set_alpha_to_one`` and ``steps_offset``; with 12 the last step ends at timestep 2."""
+    ddim = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
+    options = {"set_alpha_to_one": to_one, "steps_offset": offset, "clip_sample": False}
+    theirs = _float64(ddim.DDIMScheduler(125, beta_schedule="squaredcos_cap_v2", **options))
+    theirs.final_alpha_cumprod = theirs.final_alpha_cumprod if to_one else theirs.alphas_cumprod[0]
+    theirs.set_timesteps(12)
+    ours = Schedule.ddpm(125, "squaredcos_cap_v2", **options).ddim(12)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    for n in (0, 5, 10, 11):
+        x, output, _, moved = _one_step(ours, n, "ddim")
+        expected = theirs.step(output, int(ours.timesteps[n]), x).prev_sample
+        torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-9)
+    assert Schedule.from_dict(ours.to_dict()).timesteps.equal(ours.timesteps)
 
 
 def test_ddim_of_a_trained_policy_is_the_loop_that_people_run() -> None:

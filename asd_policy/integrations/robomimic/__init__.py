@@ -5,7 +5,7 @@
     policy = asd.accelerate(policy, sampler="asd")
 
 Importing this applies the fixes of :mod:`asd_policy.integrations.robomimic.compat`, and registers
-the algorithm where robomimic has none (0.3).
+the algorithm where robomimic has none (0.3). 0.4 has none either, and is refused.
 """
 
 import sys

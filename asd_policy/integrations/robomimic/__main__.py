@@ -4,13 +4,15 @@
     python -m asd_policy.integrations.robomimic run_trained_agent --agent model.pth --sampler asd
     python -m asd_policy.integrations.robomimic playback --dataset demos.hdf5
     python -m asd_policy.integrations.robomimic overhead
+    python -m asd_policy.integrations.robomimic check
 
 Options are those of the script. ``run_trained_agent`` has four more: ``--sampler NAME`` (asd,
 asd-paper, ddpm, ddim-10 …, the names of ``asd-policy eval``; without it, robomimic's policy acts
 as it is), ``--window N``, ``--steps N``, and ``--record FILE``, which writes each episode's outcome
 and times (JSON). With ``--seed S`` episode i has the seed S+i, whatever policy acts: ``asd-policy
 compare`` pairs two such files.
-``overhead`` says what the wrapper costs beyond the sampler.
+``overhead`` says what the wrapper costs beyond the sampler; ``check`` whether this package and the
+robomimic that is installed agree, in one table: exit status 0, or 1.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ SCRIPTS = {
     "train": "robomimic.scripts.train",
     "playback": "robomimic.scripts.playback_dataset",
 }
-OURS = {"overhead": "asd_policy.integrations.robomimic.overhead"}
+OURS = {name: f"asd_policy.integrations.robomimic.{name}" for name in ("overhead", "check")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words and words[0] in ("-h", "--help") else 2
     try:
         if words[0] in OURS:
-            importlib.import_module(OURS[words[0]]).main(words[1:])
-        elif words[0] == "run_trained_agent":
+            status: int | None = importlib.import_module(OURS[words[0]]).main(words[1:])
+            return status or 0
+        if words[0] == "run_trained_agent":
             _run_trained_agent(words)
         else:
             _run(words)

@@ -1,4 +1,4 @@
-"""Actions to [−1, 1] and back to the data's own units, as robomimic 0.4 and 0.5 do it."""
+"""Actions to [−1, 1] and back to the data's own units, as robomimic 0.5 does it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from asd_policy.errors import CheckpointError, DatasetError
 from asd_policy.integrations.robomimic_format import offset_and_scale
 
-BOUND = 0.999999  # 0.4 and 0.5 send the largest action there, clear of what rounding does to 1
-CONSTANT = 1e-4  # and leave the scale of a column with less range alone
+BOUND = 0.999999  # 0.5 sends the largest action there, clear of what rounding does to 1
+CONSTANT = 1e-4  # and leaves the scale of a column with less range alone
 
 
 def fitted_statistics(config: Any) -> dict[str, dict[str, np.ndarray]] | None:
@@ -71,7 +71,7 @@ class ActionScale:
     """(…, action_dim) in [−1, 1] → (…, command); nothing to do without statistics.
 
     Attributes:
-        offset, scale: (action_dim,) float32.
+        offset, scale: (action_dim,), of the type that commands are returned in.
         rotations: columns of six numbers, and what they turn into.
     """
 
@@ -81,9 +81,15 @@ class ActionScale:
 
     @classmethod
     def of(
-        cls, statistics: Mapping[str, Any] | None, config: Any, device: torch.device | str = "cpu"
+        cls,
+        statistics: Mapping[str, Any] | None,
+        config: Any,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> ActionScale:
         """From a checkpoint's ``action_normalization_stats`` and its configuration.
+
+        ``dtype``: of commands; robomimic 0.5's are float64 where there are statistics.
 
         Raises:
             CheckpointError: statistics that lack a key, or a format that is not known.
@@ -92,7 +98,7 @@ class ActionScale:
             return cls()
         found = offset_and_scale(statistics, list(config.train.action_keys), "actions")
         offset, scale = (
-            torch.from_numpy(np.concatenate(parts)).to(device)
+            torch.from_numpy(np.concatenate(parts)).to(device, dtype)
             for parts in zip(*found.values(), strict=True)
         )
         rotations, start = [], 0
@@ -104,10 +110,10 @@ class ActionScale:
         return cls(offset, scale, tuple(rotations))
 
     def unnormalize(self, actions: Tensor) -> Tensor:
-        """(…, action_dim) → (…, command) float32."""
+        """(…, action_dim) → (…, command)."""
         if self.offset is None or self.scale is None:
             return actions
-        values = torch.addcmul(self.offset, actions, self.scale)
+        values = torch.addcmul(self.offset, actions.to(self.offset), self.scale)
         if not self.rotations:
             return values
         made, start = [], 0
@@ -133,7 +139,7 @@ def _rotate(values: Tensor, target: str) -> Tensor:
     import robomimic.utils.torch_utils as torch_utils
 
     if not hasattr(torch_utils, "rot_6d_to_axis_angle"):
-        raise CheckpointError("actions with 6-number rotations need robomimic 0.4 or later")
+        raise CheckpointError("actions with 6-number rotations need robomimic 0.5")
     rotations = values.reshape(-1, 6)
     made = (
         torch_utils.rot_6d_to_axis_angle(rot_6d=rotations)

@@ -1,8 +1,8 @@
 """The algorithm "diffusion_policy" for robomimic 0.3, which has none.
 
 Configuration keys, parameter names and checkpoint layout are those of ``DiffusionPolicyUNet`` in
-robomimic 0.4 and 0.5. One thing differs: ``algo.unet`` says how large the network is, where those
-releases build the default sizes whatever it says.
+robomimic 0.5. One thing differs: ``algo.unet`` says how large the network is, where that release
+builds the default sizes whatever it says.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
         }
 
     def deserialize(self, model_dict: dict[str, Any], load_optimizers: bool = False) -> None:
-        """Load :meth:`serialize`'s, or 0.4's or 0.5's, whose networks have the default sizes.
+        """Load :meth:`serialize`'s, or 0.5's, whose networks have the default sizes.
 
         Raises:
             CheckpointError: weights that do not fit, in one table.

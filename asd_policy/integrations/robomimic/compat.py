@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -20,17 +21,25 @@ from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.errors import IntegrationError
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
-from asd_policy.integrations.robomimic_format import offset_and_scale
+from asd_policy.integrations.robomimic_environment import ROBOSUITE, migrated
+from asd_policy.integrations.robomimic_format import (
+    ALGO_NAME,
+    NETWORK_PREFIX,
+    architecture,
+    offset_and_scale,
+    with_training_length,
+)
 from asd_policy.integrations.torchvision_operators import import_torchvision
 
-KNOWN_VERSIONS = ("0.3", "0.4", "0.5")
+KNOWN_VERSIONS = ("0.3", "0.5")
 
 
 def robomimic_version() -> tuple[int, int]:
     """(major, minor) of the installed robomimic.
 
     Raises:
-        IntegrationError: it is not installed, or of a release that is not known here.
+        IntegrationError: it is not installed, or of a release that is not known here; 0.4 has
+            no diffusion policy, and is none of the releases that this package gives one.
     """
     known = ", ".join(f"{version}.x" for version in KNOWN_VERSIONS)
     try:
@@ -40,6 +49,11 @@ def robomimic_version() -> tuple[int, int]:
             f"robomimic is not installed (known releases: {known}): "
             "pip install 'asd-policy[sim,robomimic]'"
         ) from error
+    if text.split(".")[:2] == ["0", "4"]:
+        raise IntegrationError(
+            f"robomimic {text} has no diffusion policy: 0.3.0 gets one from this package, and 0.5 "
+            "(from its source) has its own"
+        )
     if ".".join(text.split(".")[:2]) not in KNOWN_VERSIONS:
         raise IntegrationError(f"expected robomimic {known}, got {text}")
     major, minor = text.split(".")[:2]
@@ -64,8 +78,8 @@ def broadcast_normalization(obs_utils: Any) -> None:
     """robomimic 0.3's ``normalize_obs`` refuses stacked frames, and keys without statistics.
 
     A diffusion policy is given To frames, and an environment returns more than a policy needs
-    (joint positions, time steps). Statistics of 0.4 and 0.5 have other names, and are understood.
-    robomimic 0.4 has another function, and needs nothing.
+    (joint positions, time steps). Statistics of 0.5 have other names, and are understood.
+    robomimic 0.5 has another function, and needs nothing.
     """
     if not hasattr(obs_utils, "normalize_obs"):
         return
@@ -86,7 +100,7 @@ def normalize_once(sequence_dataset: Any) -> None:
     """robomimic 0.3 normalizes observations in its dataset, and again in each batch.
 
     The second time is the right one (it knows pictures as the network sees them, and it is what a
-    rollout does), so the dataset returns what its file holds. 0.4 does so.
+    rollout does), so the dataset returns what its file holds. 0.5 does so.
     """
 
     def fetching(get_item: Any) -> Any:
@@ -112,9 +126,10 @@ def replace(module: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
 
 
 def keep_action_statistics(file_utils: Any, train_utils: Any, rollout_policy: Any) -> None:
-    """robomimic 0.3 neither saves nor loads ``action_normalization_stats``, which 0.4 brought.
+    """robomimic 0.3 neither saves nor loads ``action_normalization_stats``, which 0.5 has.
 
-    Actions would come out in [−1, 1] instead of their own units.
+    Actions would come out in [−1, 1] instead of their own units. Diffusion policies are saved with
+    all that 0.5 asks for when it loads them.
     """
 
     def loading(load: Any) -> Any:
@@ -140,9 +155,9 @@ def keep_action_statistics(file_utils: Any, train_utils: Any, rollout_policy: An
     def saving(save: Any) -> Any:
         def save_model(model: Any, *args: Any, **kwargs: Any) -> None:
             save(model, *args, **kwargs)
-            statistics = getattr(model, "action_normalization_stats", None)
-            if statistics is not None:
-                _add_to_file(_argument(save, "ckpt_path", model, *args, **kwargs), statistics)
+            if getattr(getattr(model, "global_config", None), "algo_name", None) == ALGO_NAME:
+                path = _argument(save, "ckpt_path", model, *args, **kwargs)
+                _complete_file(path, model.action_normalization_stats)
 
         return save_model
 
@@ -155,70 +170,30 @@ def _argument(function: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     return inspect.signature(function).bind(*args, **kwargs).arguments[name]
 
 
-def _add_to_file(path: str, statistics: Any) -> None:
-    """To a checkpoint that this process has just written."""
+def _complete_file(path: str, action_statistics: Any) -> None:
+    """A diffusion policy's file that this process has just written, as 0.5 writes it."""
     content = torch.load(path, map_location="cpu", weights_only=False)
-    content["action_normalization_stats"] = {
-        key: {name: np.asarray(value).tolist() for name, value in parts.items()}
-        for key, parts in statistics.items()
-    }
+    content["config"] = json.dumps(with_training_length(json.loads(content["config"])), indent=4)
+    for parts in (content.get("obs_normalization_stats") or {}).values():
+        parts.update(offset=parts["mean"], scale=parts["std"])
+    if action_statistics is not None:
+        content["action_normalization_stats"] = {
+            key: {name: np.asarray(value).tolist() for name, value in parts.items()}
+            for key, parts in action_statistics.items()
+        }
     torch.save(content, path)
 
 
 # ---- environments -------------------------------------------------------------------------------
 
-ROBOSUITE = 1  # robomimic's number of the kind
-_RENAMED = {"damping": "damping_ratio", "damping_limits": "damping_ratio_limits"}
 
+def migrate_environments(env_utils: Any, read_anew: bool) -> None:
+    """robomimic's environments of data before robosuite 1.5 are made for 1.5 here.
 
-def migrated(env_meta: Mapping[str, Any]) -> dict[str, Any]:
-    """``env_meta`` of a robosuite before 1.5, as 1.5 takes it; any other, as it is.
-
-    From 1.5 on a controller belongs to a body part of a robot; its commands are in the frame of
-    the robot's base unless said otherwise, where before they were in the world's (Transport's
-    bases are turned by 90 degrees); two options have other names; ``lite_physics`` came, on; and
-    "single-arm-opposed" is called "opposed".
-    """
-    made = {**env_meta, "env_kwargs": dict(env_meta["env_kwargs"])}
-    kwargs = made["env_kwargs"]
-    if env_meta.get("type") != ROBOSUITE or not _is_old(kwargs.get("controller_configs")):
-        return made
-    robots = kwargs.get("robots", ["Panda"])
-    robots = [robots] if isinstance(robots, str) else list(robots)
-    configs = kwargs["controller_configs"]
-    configs = [configs] * len(robots) if isinstance(configs, Mapping) else list(configs)
-    kwargs["controller_configs"] = [
-        {"type": "BASIC", "body_parts": {"right": _arm_controller(config)}} for config in configs
-    ]
-    kwargs["robots"] = robots
-    kwargs["lite_physics"] = False
-    if kwargs.get("env_configuration") == "single-arm-opposed":
-        kwargs["env_configuration"] = "opposed"
-    return made
-
-
-def _is_old(configs: Any) -> bool:
-    first = configs[0] if isinstance(configs, list) and configs else configs
-    return isinstance(first, Mapping) and "type" in first and "body_parts" not in first
-
-
-def _arm_controller(config: Mapping[str, Any]) -> dict[str, Any]:
-    made = {_RENAMED.get(name, name): value for name, value in config.items()}
-    delta = made.pop("control_delta", True)
-    return {
-        **made,
-        "input_type": "delta" if delta else "absolute",
-        "input_ref_frame": "world",
-        "gripper": {"type": "GRIP"},
-    }
-
-
-def migrate_environments(env_utils: Any) -> None:
-    """robomimic 0.3 knows robosuite up to 1.4; its environments are made for 1.5 here.
-
-    Besides :func:`migrated`: observations are read anew, because after a reset 1.5's relative
-    poses are zeros; ``object`` has the order of the data that a policy was trained on; and scenes
-    follow NumPy's seed, as before 1.5, where robosuite has generators of its own.
+    Besides :func:`migrated`: ``object`` has the order of the data that a policy was trained on;
+    scenes follow NumPy's seed, as before 1.5, where robosuite has generators of its own; and with
+    ``read_anew`` (on 0.3), or for a file of this package, observations are read anew, because
+    after a reset 1.5's relative poses are zeros.
     """
     if importlib.metadata.version("robosuite").split(".")[:2] < ["1", "5"]:
         return
@@ -229,7 +204,8 @@ def migrate_environments(env_utils: Any) -> None:
             if env_meta.get("type") == ROBOSUITE:
                 from asd_policy.integrations.robomimic.environments import adapt
 
-                adapt(env, has_published_layout(env_meta))
+                anew = read_anew or "object_layout" in env_meta
+                adapt(env, has_published_layout(env_meta), anew)
             return env
 
         return create_env_from_metadata
@@ -239,21 +215,65 @@ def migrate_environments(env_utils: Any) -> None:
 
 def accept_wrapped_environments() -> None:
     """``run_trained_agent`` of robomimic 0.3 wants an ``EnvBase``, which its own wrapper that
-    stacks frames is not; 0.4 knows both."""
+    stacks frames is not; 0.5 knows both."""
     from robomimic.envs.env_base import EnvBase
     from robomimic.envs.wrappers import EnvWrapper
 
     EnvBase.register(EnvWrapper)
 
 
+def fit_networks(algorithm: Any) -> None:
+    """robomimic 0.5 builds networks of its default sizes, whatever a configuration says; where the
+    weights that are loaded are of another size, the network is built as they are.
+
+    Exported policies are smaller than the default.
+    """
+
+    def fitting(deserialize: Any) -> Any:
+        def wrapped(self: Any, model_dict: Any, *args: Any, **kwargs: Any) -> Any:
+            _fit_network(self, model_dict["nets"])
+            return deserialize(self, model_dict, *args, **kwargs)
+
+        return wrapped
+
+    replace(algorithm, "deserialize", fitting)
+
+
+def _fit_network(algo: Any, weights: Mapping[str, Any]) -> None:
+    start = len(NETWORK_PREFIX)
+    own = {k[start:]: v for k, v in weights.items() if k.startswith(NETWORK_PREFIX)}
+    network = algo.nets["policy"]["noise_pred_net"]
+    groups = int(algo.algo_config.unet.n_groups)
+    sizes, built = architecture(own, groups), architecture(network.state_dict(), groups)
+    ends = ("input_dim", "global_cond_dim")
+    if sizes == built or any(sizes[end] != built[end] for end in ends):
+        return  # as it is, or robomimic's own message says what does not fit
+    made = type(network)(**sizes)
+    made.final_conv[0].block[1].num_groups = groups  # its last block has 8, whatever is asked for
+    algo.nets["policy"]["noise_pred_net"] = made.float().to(algo.device)
+    if algo.ema is not None:
+        algo.ema = type(algo.ema)(model=algo.nets, power=algo.algo_config.ema.power)
+    algo._create_optimizers()
+
+
 def apply(version: tuple[int, int]) -> None:
     """All fixes that this release of robomimic needs; a second call changes nothing."""
-    if version >= (0, 4):
-        return
     before_mujoco()
     import_torchvision()
+    if version < (0, 4):
+        _apply_to_03()
+    else:
+        from robomimic.algo.diffusion_policy import DiffusionPolicyUNet
+
+        fit_networks(DiffusionPolicyUNet)
+    if importlib.util.find_spec("robosuite"):
+        import robomimic.utils.env_utils as env_utils
+
+        migrate_environments(env_utils, read_anew=version < (0, 4))
+
+
+def _apply_to_03() -> None:
     stub_mujoco_py()
-    import robomimic.utils.env_utils as env_utils
     import robomimic.utils.file_utils as file_utils
     import robomimic.utils.obs_utils as obs_utils
     import robomimic.utils.train_utils as train_utils
@@ -264,5 +284,3 @@ def apply(version: tuple[int, int]) -> None:
     broadcast_normalization(obs_utils)
     normalize_once(SequenceDataset)
     keep_action_statistics(file_utils, train_utils, RolloutPolicy)
-    if importlib.util.find_spec("robosuite"):
-        migrate_environments(env_utils)

@@ -1,4 +1,4 @@
-"""robomimic 0.3's robosuite environments on robosuite 1.5: observations and seeds."""
+"""robomimic's robosuite environments on robosuite 1.5: observations and seeds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from asd_policy.envs.simulator import compose_observation, read_observables
 from asd_policy.envs.tasks import TASKS, Task
 
 
-def adapt(env: Any, published_layout: bool) -> None:
-    """Change one ``EnvRobosuite`` in place (see ``compat.migrate_environments``)."""
+def adapt(env: Any, published_layout: bool, read_anew: bool) -> None:
+    """Change one ``EnvRobosuite`` in place (see ``compat.migrate_environments``).
+
+    Args:
+        published_layout: give ``object`` in the order of published data, of a task that is known.
+        read_anew: read observations anew where robomimic does not.
+    """
     tasks = {task.robosuite_name: task for task in TASKS.values()}
-    _read_anew(env, tasks.get(env.name) if published_layout else None)
+    if read_anew or published_layout:
+        _read_anew(env, tasks.get(env.name) if published_layout else None)
     _seed_from_numpy(env)
 
 
@@ -35,7 +41,7 @@ def _read_anew(env: Any, task: Task | None) -> None:
 def _seed_from_numpy(env: Any) -> None:
     original = env.reset
 
-    def reset() -> Any:
+    def reset(*args: Any, **kwargs: Any) -> Any:
         simulation = env.env
         rng = np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002 - robomimic's seed
         simulation.rng = rng
@@ -43,6 +49,6 @@ def _seed_from_numpy(env: Any) -> None:
         for sampler in (placement, *getattr(placement, "samplers", {}).values()):
             if sampler is not None:
                 sampler.rng = rng
-        return original()
+        return original(*args, **kwargs)
 
     env.reset = reset

@@ -26,7 +26,8 @@ class ImagePolicy:
     """An :class:`AcceleratedPolicy` with the evaluator's calls, for many environments at once.
 
     Observations are those of this package's environments: low-dimensional keys (B, dim), and
-    pictures (B, height, width, 3) uint8, which are turned into robomimic's (3, height, width).
+    pictures (B, height, width, 3) uint8, first row at the top: robomimic 0.5's environments give
+    the same, those of 0.3 numbers from 0 to 1 of (3, height, width).
 
     Args:
         file: the checkpoint. sampler: how chunks are drawn. place: device, engine, precision and
@@ -46,7 +47,7 @@ class ImagePolicy:
         self.policy = _load(file, sampler, self.device, options)
         self.policy.chunks.threads = threads or self.policy.chunks.threads
         self.action_dim = self.policy.chunks.shape[1]
-        self.card: dict[str, Any] = {}
+        self.card: dict[str, Any] = {"env_metadata": file.content["env_metadata"]}
 
     @property
     def observation_keys(self) -> dict[str, int]:
@@ -113,7 +114,9 @@ class ImagePolicy:
     def act_batch(self, observations: Mapping[str, Any], indices: Sequence[int]) -> np.ndarray:
         """Actions (B, action_dim) of the environments ``indices``, one row each."""
         rows = {
-            key: _as_robomimic(value) if key in self.pictures else value
+            key: value
+            if self.policy.takes_raw_pictures or key not in self.pictures
+            else _as_robomimic_03(value)
             for key, value in observations.items()
         }
         return self.policy(rows, batched_ob=True, indices=indices)
@@ -131,7 +134,7 @@ def _pictures(file: RobomimicCheckpoint) -> dict[str, tuple[int, int]]:
     return {key: (file.shapes[key][1], file.shapes[key][2]) for key in file.image_keys}
 
 
-def _as_robomimic(pictures: np.ndarray) -> np.ndarray:
+def _as_robomimic_03(pictures: np.ndarray) -> np.ndarray:
     """(B, height, width, 3) of 0 to 255 → (B, 3, height, width) of 0 to 1, as its environments."""
     return np.moveaxis(pictures.astype(np.float32) / 255, -1, -3)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,37 @@ import numpy as np
 import torch
 from robomimic.envs.wrappers import EnvWrapper
 
+from asd_policy.integrations.robomimic_format import RECORDING_VERSION
+
+NOT_SCENE = ("actions", "timesteps")  # what 0.5 adds to each observation
+
 
 @dataclass
 class Episode:
-    """One rollout. ``calls``: network calls of each chunk, where the policy counts them."""
+    """One rollout. ``scene``: SHA-256 of the first observation, which says whether two episodes
+    began alike. ``calls``: network calls of each chunk, where the policy counts them."""
 
     seed: int | None
+    scene: str | None = None
     success: bool = False
     steps: int = 0
     policy_s: float = 0.0
     simulation_s: float = 0.0
     calls: list[int] = field(default_factory=list)
+
+
+def scene_digest(observation: Mapping[str, Any]) -> str:
+    """SHA-256 of an observation's vectors; not of pictures, which a graphics driver may change.
+
+    Rounded to six decimals, since processors differ in the last bits of a float.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(observation.keys() - set(NOT_SCENE)):
+        value = np.asarray(observation[key])
+        if value.ndim <= 2:
+            digest.update(f"{key} {value.shape}\n".encode())
+            digest.update((np.round(value.astype(np.float64), 6) + 0.0).tobytes())
+    return digest.hexdigest()
 
 
 class Recording:
@@ -64,6 +85,8 @@ class Recording:
             kind.start_episode(policy, *args, **kwargs)
 
         def __call__(this: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.now.scene is None:
+                self.now.scene = scene_digest(args[0] if args else kwargs["ob"])
             start = time.perf_counter()
             action = kind.__call__(this, *args, **kwargs)
             self.now.policy_s += time.perf_counter() - start
@@ -79,7 +102,10 @@ class Recording:
         """Write what is known, replacing the file in one move."""
         if self.out is None or not self.episodes:
             return
-        content = {**self.about, "episodes": [asdict(episode) for episode in self.episodes]}
+        content = {
+            "schema_version": RECORDING_VERSION, **self.about,
+            "episodes": [asdict(episode) for episode in self.episodes],
+        }  # fmt: skip
         self.out.parent.mkdir(parents=True, exist_ok=True)
         part = self.out.with_name(self.out.name + ".part")
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

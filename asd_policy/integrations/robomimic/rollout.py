@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import time
@@ -17,12 +18,9 @@ from torch import Tensor
 
 from asd_policy.errors import NonFiniteError
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
+from asd_policy.integrations.robomimic.chain import check_algorithm, describe, for_chain
 from asd_policy.integrations.robomimic.observations import ObservationScale
-from asd_policy.integrations.robomimic_format import (
-    ddim_steps,
-    network_from_weights,
-    trained_schedule,
-)
+from asd_policy.integrations.robomimic_format import network_from_weights, trained_schedule
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.chunks import ChunkSampler
 from asd_policy.policy.draws import ChunkStats, chunk_stats
@@ -51,56 +49,27 @@ def accelerate(
             DDPM checkpoint. A checkpoint that is configured for DDIM (η = 0) has no noise to
             couple: ``steps=…`` with "asd" or "ddpm" samples the DDPM that its network was
             trained for, in so many steps, which is another law of actions than DDIM's;
-            "ddim" stays with it (its ε re-derived from the clipped sample).
+            "ddim" keeps its DDIM, with its steps, ``set_alpha_to_one`` and ``steps_offset``.
         engine, precision, compile: as for ``DiffusionPolicy``.
         verbose: say in one line which weights and which chain are used.
 
     Raises:
         TypeError: no ``RolloutPolicy``.
-        ValueError: another algorithm, a sampler that the checkpoint's chain does not allow, or an
-            unknown option.
-        CheckpointError: a network that is no ``ConditionalUnet1D``.
+        ValueError: another algorithm, or an unknown option.
+        CheckpointError: a sampler that the checkpoint's chain does not allow, or a network that
+            is no ``ConditionalUnet1D``.
     """
     if isinstance(policy, AcceleratedPolicy):
         policy = policy.wrapped
     if not isinstance(policy, RolloutPolicy):
         raise TypeError(f"expected a robomimic RolloutPolicy, got a {type(policy).__name__}")
-    _check_algorithm(policy.policy)
+    check_algorithm(policy.policy)
     config = SamplerConfig.named(sampler, **options)
-    config = _for_chain(config, policy.policy.algo_config)
+    config = for_chain(config, policy.policy.algo_config)
     made = AcceleratedPolicy(policy, config, engine, precision, compile)
     if verbose:
         print(f"asd-policy: {made.description}")
     return made
-
-
-def _check_algorithm(algo: Any) -> None:
-    nets = getattr(algo, "nets", {})
-    parts = (
-        set(nets["policy"].keys()) if "policy" in nets and hasattr(nets["policy"], "keys") else {}
-    )
-    if not {"obs_encoder", "noise_pred_net"} <= set(parts) or "horizon" not in algo.algo_config:
-        name = getattr(getattr(algo, "global_config", None), "algo_name", "unknown")
-        raise ValueError(
-            f"expected a policy of the algorithm 'diffusion_policy' (a UNet), got a "
-            f"{type(algo).__name__} of the algorithm {name!r}: only diffusion has steps to save"
-        )
-
-
-def _for_chain(config: SamplerConfig, algo_config: Any) -> SamplerConfig:
-    """The sampler's options, checked against a chain that is configured for DDIM."""
-    steps = ddim_steps(algo_config)
-    if steps is None or config.steps is not None:
-        return config
-    if config.name == "ddim":
-        return SamplerConfig("ddim", steps=steps, eta=config.eta)
-    trained = int(algo_config["ddim"]["num_train_timesteps"])
-    raise ValueError(
-        f"this checkpoint is configured for DDIM ({steps} steps, eta=0), whose steps have no noise "
-        f"that could be coupled: it cannot be accelerated exactly. Either steps={trained} with "
-        f"sampler={config.name!r}, which samples the DDPM that the network was trained for "
-        f"(another law of actions than DDIM's), or sampler='ddim', which leaves it as it is"
-    )
 
 
 @dataclass
@@ -110,6 +79,12 @@ class _Episode:
     generator: torch.Generator
     frames: deque[dict[str, np.ndarray]] = field(default_factory=deque)
     queue: deque[np.ndarray] = field(default_factory=deque)
+
+    def copy(self) -> _Episode:
+        """The same numbers will be drawn by both."""
+        generator = torch.Generator(self.generator.device)
+        generator.set_state(self.generator.get_state())
+        return _Episode(generator, deque(self.frames), deque(self.queue))
 
 
 class AcceleratedPolicy(RolloutPolicy):
@@ -133,6 +108,7 @@ class AcceleratedPolicy(RolloutPolicy):
     ) -> None:
         super().__init__(wrapped.policy, wrapped.obs_normalization_stats)
         self.wrapped = wrapped
+        self._options = sampler, engine, precision, compile
         self.action_normalization_stats = statistics_of(wrapped)
         algo = wrapped.policy
         horizon = algo.algo_config["horizon"]
@@ -144,13 +120,15 @@ class AcceleratedPolicy(RolloutPolicy):
         self.chunks = chunk_sampler(algo, sampler, engine, precision, compile)
         nets, self.uses_ema = rollout_networks(algo)
         self.encoder = nets["obs_encoder"]
-        self._scale = ActionScale.of(
-            self.action_normalization_stats, algo.global_config, self.device
-        )
         self._scaling = ObservationScale(self.shapes, wrapped.obs_normalization_stats or {})
-        self._prepares_batches = (
-            "batched_ob" in inspect.signature(wrapped._prepare_observation).parameters
-        )
+        release_05 = "batched_ob" in inspect.signature(wrapped._prepare_observation).parameters
+        pictures = any(len(shape) > 1 for shape in self.shapes.values())
+        # 0.5 makes the network's input of pictures as they are drawn; 0.3's environments do.
+        self.takes_raw_pictures = release_05 and pictures
+        self._scale = ActionScale.of(
+            self.action_normalization_stats, algo.global_config, self.device,
+            torch.float64 if release_05 else torch.float32,
+        )  # fmt: skip
         self._episodes: list[_Episode] = []
         self._stacked = False
         self._cost = _Cost()
@@ -162,14 +140,19 @@ class AcceleratedPolicy(RolloutPolicy):
 
     @property
     def description(self) -> str:
-        """Which weights, sampler and chain, in a line."""
+        """Which weights, sampler and chain, in a line, and where robomimic's own are others."""
         weights = "averaged (EMA) weights" if self.uses_ema else "weights as trained (no EMA)"
-        schedule = self.chunks.schedule
-        chain = "DDPM" if schedule.config.eta is None else f"DDIM, eta={schedule.config.eta:g},"
-        text = f"{self.chunks.sampler.name} on a {chain} of {schedule.num_steps} steps, {weights}"
-        if ddim_steps(self.policy.algo_config) is not None and schedule.config.eta is None:
-            text += "; the checkpoint is configured for DDIM, whose law of actions is another"
-        return text
+        chain = describe(self.chunks.schedule, self.policy.algo_config)
+        return f"{self.chunks.sampler.name} on a {chain.format(weights=weights)}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AcceleratedPolicy:
+        """Another policy with networks of its own, in the middle of the same episodes."""
+        made = AcceleratedPolicy(copy.deepcopy(self.wrapped, memo), *self._options)
+        memo[id(self)] = made
+        made.chunks.calibration = copy.deepcopy(self.chunks.calibration, memo)
+        made._episodes = [episode.copy() for episode in self._episodes]
+        made._stacked = self._stacked
+        return made
 
     def __repr__(self) -> str:
         return f"AcceleratedPolicy({self.description})\n{self.policy!r}"
@@ -215,21 +198,20 @@ class AcceleratedPolicy(RolloutPolicy):
 
         Args:
             ob: key → (\\*shape), or (To, \\*shape) from an environment that stacks frames; with
-                ``batched_ob`` a leading axis of environments. Other keys than the policy's are
-                ignored.
-            goal: must be None.
+                ``batched_ob`` a leading axis of environments. Arrays or tensors, on any device.
+                Other keys than the policy's are ignored.
+            goal: ignored, as robomimic's diffusion policy does; none of them sees goals.
             indices: which environments the rows are of (default: all of them, in order).
 
         Returns:
-            (action_dim,), or (B, action_dim) with ``batched_ob``, float32.
+            (action_dim,), or (B, action_dim) with ``batched_ob``; float32, or float64 where the
+            action statistics of robomimic 0.5 make it that.
 
         Raises:
-            ValueError: missing keys or wrong shapes (one table), a goal, or another number of
-                rows than of environments.
+            ValueError: missing keys or wrong shapes (one table), or another number of rows than of
+                environments.
             NonFiniteError: a NaN or infinity in an observation or an action.
         """
-        if goal is not None:
-            raise ValueError("a diffusion policy takes no goal")
         if self._stacked and not batched_ob and len(self._episodes) == 1:
             queue = self._episodes[0].queue
             if queue and self.shapes.keys() <= ob.keys():  # nothing else to do with the frames
@@ -272,7 +254,7 @@ class AcceleratedPolicy(RolloutPolicy):
 
     def _check(self, ob: Observation, batched: bool) -> tuple[dict[str, np.ndarray], bool]:
         """Rows (B, …) of each of the policy's keys, and whether they hold stacked frames."""
-        rows = {k: np.asarray(ob[k]) for k in self.shapes if k in ob}
+        rows = {k: _array(ob[k]) for k in self.shapes if k in ob}
         if not batched:
             rows = {key: value[None] for key, value in rows.items()}
         first = next(iter(self.shapes))
@@ -329,7 +311,7 @@ class AcceleratedPolicy(RolloutPolicy):
 
     def _prepare(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
         """Normalized float tensors on the policy's device, as robomimic's own release does it."""
-        if self._prepares_batches:
+        if self.takes_raw_pictures:
             prepared = self.wrapped._prepare_observation(dict(frames), batched_ob=True)
             return {key: prepared[key] for key in self.shapes}
         return self._scaling.apply(frames, self.device)
@@ -351,6 +333,10 @@ class _Cost:
             for row, cost in zip(self.rows, chunk_stats(self.stats, self.seconds), strict=True):
                 made[row] = cost
         return made
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
 
 
 def _finite(values: Tensor) -> bool:

@@ -7,15 +7,34 @@ import pytest
 pytest.importorskip("tyro")
 pytest.importorskip("scipy")
 
+from eval_schemas import check
 
-def recording(path, successes, policy="asd", first_seed=7, **changes):
+
+def recording(path, successes, policy="asd", first_seed=7, scene="{:064x}", **changes):
     episodes = [
-        {"seed": first_seed + i, "success": success, "steps": 10, "simulation_s": 0.5,
+        {"seed": first_seed + i, "scene": scene and scene.format(first_seed + i),
+         "success": success, "steps": 10, "simulation_s": 0.5,
          "policy_s": 2.0 if i == 0 else 0.1, "calls": [9, 11], **changes}
         for i, success in enumerate(successes)
     ]  # fmt: skip
-    path.write_text(json.dumps({"policy": policy, "episodes": episodes}))
+    path.write_text(json.dumps({"schema_version": 2, "policy": policy, "episodes": episodes}))
     return path
+
+
+def test_a_recording_has_its_form(tmp_path) -> None:
+    content = json.loads(recording(tmp_path / "a.json", [True, False]).read_text())
+    wrong = [("episodes/0/scene", "abc"), ("episodes/0/scene", KeyError), ("episodes", [])]
+    check("recording", content, wrong)
+
+
+def test_unequal_scenes_are_not_called_the_same(tmp_path, run, refused) -> None:
+    a = recording(tmp_path / "a.json", [True] * 3)
+    b = recording(tmp_path / "b.json", [True] * 3, scene="f{:063x}")
+    refused("3 of 3 common seeds began with different scenes .*first of seed 7", "compare", a, b)
+    old = recording(tmp_path / "old.json", [True] * 3, scene=None)
+    status, out, _ = run("compare", a, old)
+    assert status == 0
+    assert "Whether 3 of these seeds began with the same scene in both is not known" in out
 
 
 def test_recordings_are_compared(tmp_path, run) -> None:

@@ -1,0 +1,61 @@
+"""The chain that a robomimic policy is sampled on, and what is said of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asd_policy.errors import CheckpointError
+from asd_policy.integrations.robomimic_format import ddim_steps
+from asd_policy.samplers.config import SamplerConfig
+from asd_policy.schedule import Schedule
+
+
+def check_algorithm(algo: Any) -> None:
+    """Raise a ValueError unless it is a diffusion policy with a U-Net."""
+    nets = getattr(algo, "nets", {})
+    parts = (
+        set(nets["policy"].keys()) if "policy" in nets and hasattr(nets["policy"], "keys") else {}
+    )
+    if not {"obs_encoder", "noise_pred_net"} <= set(parts) or "horizon" not in algo.algo_config:
+        name = getattr(getattr(algo, "global_config", None), "algo_name", "unknown")
+        raise ValueError(
+            f"expected a policy of the algorithm 'diffusion_policy' (a UNet), got a "
+            f"{type(algo).__name__} of the algorithm {name!r}: only diffusion has steps to save"
+        )
+
+
+def for_chain(config: SamplerConfig, algo_config: Any) -> SamplerConfig:
+    """The sampler's options, checked against a chain that is configured for DDIM.
+
+    Raises:
+        CheckpointError: a sampler that needs noise, on one that has none.
+    """
+    steps = ddim_steps(algo_config)
+    if steps is None or config.steps is not None:
+        return config
+    if config.name == "ddim":
+        return SamplerConfig("ddim", steps=steps, eta=config.eta)
+    trained = int(algo_config["ddim"]["num_train_timesteps"])
+    raise CheckpointError(
+        f"this checkpoint is configured for DDIM ({steps} steps, eta=0), whose steps have no noise "
+        f"that could be coupled: it cannot be accelerated exactly. Either steps={trained} with "
+        f"sampler={config.name!r}, which samples the DDPM that the network was trained for "
+        f"(another law of actions than DDIM's), or sampler='ddim', which keeps its DDIM"
+    )
+
+
+def describe(schedule: Schedule, algo_config: Any) -> str:
+    """The chain, ``{weights}`` to be filled in, and where robomimic's own is another."""
+    kind = "DDPM" if schedule.config.eta is None else f"DDIM, eta={schedule.config.eta:g},"
+    text = f"{kind} of {schedule.num_steps} steps, {{weights}}"
+    if schedule.config.eta is not None:
+        return text
+    if ddim_steps(algo_config) is not None:
+        return f"{text}; the checkpoint is configured for DDIM, whose law of actions is another"
+    if schedule.num_steps < schedule.config.num_steps:
+        text += (
+            f"; robomimic's own chain is another: diffusers 0.11.1, its pin, goes from t to t-1 "
+            f"of the {schedule.config.num_steps} training steps at each of its steps, and so does "
+            "not remove all noise"
+        )
+    return text
