@@ -63,7 +63,10 @@ def secant_coefficients(chains: Chains) -> Tensor:
     """
     ridge = RIDGE * torch.eye(PAIRS, dtype=chains.x.dtype, device=chains.x.device)
     gram = torch.baddbmm(ridge, chains.displacement, chains.displacement.mT)
-    return torch.linalg.solve_ex(gram, chains.residual)[0]
+    residual, like = chains.residual, chains.x
+    if like.dtype in (torch.float16, torch.bfloat16):  # which PyTorch does not solve in
+        gram, residual = gram.float(), residual.float()
+    return torch.linalg.solve_ex(gram, residual)[0].to(like.dtype)
 
 
 class Scan:

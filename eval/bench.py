@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from asd_policy.eval.benchmarks.options import BenchOptions
+from asd_policy.progress import Stage
 
 
 def main_bench(options: Annotated[BenchOptions, tyro.conf.arg(name="")]) -> int:
@@ -15,6 +16,7 @@ def main_bench(options: Annotated[BenchOptions, tyro.conf.arg(name="")]) -> int:
     With no options: the shipped Lift policy, one chain, on this machine, in about three minutes.
     Prints tables, and keeps every figure under outputs/bench/.
     """
-    from asd_policy.eval.benchmarks.run import run_bench
+    with Stage("loading PyTorch"):
+        from asd_policy.eval.benchmarks.run import run_bench
 
     return run_bench(options)

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from asd_policy.eval.verification.options import VerifyOptions
+from asd_policy.progress import Stage
 
 
 def main_verify(options: Annotated[VerifyOptions, tyro.conf.arg(name="")]) -> int:
@@ -19,6 +20,7 @@ def main_verify(options: Annotated[VerifyOptions, tyro.conf.arg(name="")]) -> in
     Exit status: 0 equal as far as could be told; 1 the distributions differ; 2 could not tell, too
     few chunks (or an error of use, which starts with "error:").
     """
-    from asd_policy.eval.verification.run import run_verify
+    with Stage("loading PyTorch"):
+        from asd_policy.eval.verification.run import run_verify
 
     return run_verify(options)

@@ -91,3 +91,30 @@ def test_what_is_not_finite_is_blamed_on_where_it_came_from() -> None:
             asd_policy.sample(
                 lambda x, t, c: torch.full_like(x, 3e38), unclipped, shape=(2, 4), sampler=sampler
             )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("draft", ["secant", "slope", "memory", "frozen"])
+def test_chains_in_half_precision(dtype: torch.dtype, draft: str) -> None:
+    made = asd_policy.sample(
+        lambda x, t, c: 0.3 * x, SCHEDULE, shape=(4, 2, 7), draft=draft, dtype=dtype, window=8
+    )
+    assert made.sample.dtype == dtype
+    assert made.sample.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pytorchs_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    """Simulation and planning code sets it."""
+
+    def act() -> np.ndarray:
+        policy = asd_policy.DiffusionPolicy.load("lift", window=16)
+        policy.reset(0)
+        return policy.act({key: np.full(dim, 0.1) for key, dim in policy.observation_keys.items()})
+
+    expected = act()
+    torch.set_default_dtype(dtype)
+    try:
+        assert np.array_equal(act(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asd_policy.data.replay import join, load_npz, load_replay, save_npz, window_indices
+from asd_policy.data.replay import (
+    Replay,
+    join,
+    load_npz,
+    load_replay,
+    save_npz,
+    too_short,
+    training_windows,
+    window_indices,
+)
 from asd_policy.errors import DatasetError
 from reference.tiny import KEYS, tiny_replay
 
@@ -135,3 +144,28 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
 def test_stores_that_hold_no_usable_data(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         load_replay(write(tmp_path / "toy.zarr", **changes), list(KEYS))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "interrupted", "short"),
+    [([1] * 20, False, 20), ([7] * 9, False, 9), ([60], True, 0)],
+)
+def test_data_without_a_chunk_is_refused(lengths, interrupted, short) -> None:
+    rows = sum(lengths)
+    replay = Replay(
+        {"s": np.zeros((rows, 3), "f4")}, np.zeros((rows, 2), "f4"), np.cumsum(lengths),
+        np.full(rows, interrupted), {},
+    )  # fmt: skip
+    assert too_short(replay, 2, 8, 16) == short
+    expected = (
+        f"no chunk to train on: expected episodes of 8 .*; {short} of {len(lengths)} episodes"
+    )
+    with pytest.raises(DatasetError, match=expected):
+        training_windows(replay, 2, 8, 16)
+
+
+def test_episodes_that_are_too_short_are_counted() -> None:
+    ends = np.cumsum([7, 8, 7, 30])
+    replay = Replay({}, np.zeros((52, 2), "f4"), ends, np.zeros(52, bool), {})
+    assert too_short(replay, 2, 8, 16) == 2
+    assert len(window_indices(replay, 2, 8, 16)) == 1 + 23

@@ -150,6 +150,17 @@ def check_replay(replay: Replay, path: Path) -> None:
         raise DatasetError(f"{path}: actions must lie in [−1, 1], found {worst:.3f}")
 
 
+def too_short(replay: Replay, obs_horizon: int, action_horizon: int, pred_horizon: int) -> int:
+    """How many episodes are too short for any training window."""
+    least = _least(obs_horizon, action_horizon, pred_horizon)
+    return int((np.diff(replay.episode_ends, prepend=0) < least).sum())
+
+
+def _least(obs_horizon: int, action_horizon: int, pred_horizon: int) -> int:
+    """Rows of the shortest episode that has a training window."""
+    return max(1, pred_horizon - action_horizon - obs_horizon + 2)
+
+
 def window_indices(
     replay: Replay, obs_horizon: int, action_horizon: int, pred_horizon: int
 ) -> np.ndarray:
@@ -169,3 +180,24 @@ def window_indices(
         windows.append(rows.clip(start, end - 1))
     rows = np.concatenate(windows)
     return rows[~replay.interrupted[rows[:, obs_horizon - 1 :]].any(axis=1)]
+
+
+def training_windows(
+    replay: Replay, obs_horizon: int, action_horizon: int, pred_horizon: int
+) -> np.ndarray:
+    """:func:`window_indices`, at least one.
+
+    Raises:
+        DatasetError: every episode is too short, or interrupted everywhere.
+    """
+    rows = window_indices(replay, obs_horizon, action_horizon, pred_horizon)
+    if not len(rows):
+        short = too_short(replay, obs_horizon, action_horizon, pred_horizon)
+        raise DatasetError(
+            "there is no chunk to train on: expected episodes of "
+            f"{_least(obs_horizon, action_horizon, pred_horizon)} or more rows with "
+            f"{pred_horizon - obs_horizon + 1} in a row that nothing interrupts; {short} of "
+            f"{len(replay.episode_ends)} episodes are shorter, and the others are interrupted "
+            "everywhere"
+        )
+    return rows

@@ -77,8 +77,8 @@ class PolicyConfig:
         return self.pred_horizon, self.action_dim
 
     def build_network(self) -> ConditionalUnet1D:
-        """A network with fresh weights."""
-        return ConditionalUnet1D(
+        """A network with fresh weights, in float32 whatever PyTorch's default is."""
+        network = ConditionalUnet1D(
             self.action_dim,
             self.condition_dim,
             self.step_embed_dim,
@@ -86,6 +86,7 @@ class PolicyConfig:
             self.kernel_size,
             self.n_groups,
         )
+        return network.float()
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)

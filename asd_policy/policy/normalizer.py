@@ -100,7 +100,8 @@ class Normalizer:
     def from_dict(
         cls, values: Mapping[str, Sequence[float]], quaternions: Sequence[int] = ()
     ) -> Normalizer:
-        low, high = torch.tensor(values["low"]), torch.tensor(values["high"])
+        # In float32 at once: PyTorch's default may be set to something shorter.
+        low, high = (torch.tensor(values[name], dtype=torch.float32) for name in ("low", "high"))
         return cls(low, high, quaternions=quaternions)
 
 

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from asd_policy.console import plain_console
-from asd_policy.data.replay import Replay, join, load_npz, load_replay
+from asd_policy.data.replay import Replay, join, load_npz, load_replay, too_short
 from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
@@ -112,6 +112,8 @@ def main_train(
         f"episodes ({trainer.num_windows} windows), {steps} steps of {batch_size}, {device}"
         + (f", resumed at step {trainer.step}" if trainer.step else "")
     )
+    if short := too_short(replay, *policy.horizons):
+        console.print(f"{short} episodes are too short to hold a chunk, and are left out.")
 
     def save(folder: Path) -> None:
         console.print(f"Calibrating the drafts (slopes and acceptance) for {folder} …")

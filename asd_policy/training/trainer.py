@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asd_policy.data.replay import Replay, window_indices
+from asd_policy.data.replay import Replay, training_windows
 from asd_policy.errors import CheckpointError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.config import PolicyConfig
@@ -105,7 +105,7 @@ class Trainer:
         self._observations = self.observation_normalizer.normalize(stacked).to(self.device)
         actions = torch.from_numpy(replay.actions)
         self._actions = self.action_normalizer.normalize(actions).to(self.device)
-        self._windows = torch.from_numpy(window_indices(replay, *policy.horizons))
+        self._windows = torch.from_numpy(training_windows(replay, *policy.horizons))
         torch.manual_seed(config.seed)
         self.network = policy.build_network().to(self.device)
         self.started_from: str | None = None
