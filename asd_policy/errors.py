@@ -82,7 +82,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
 
 
 # What to write in brackets for pip → the modules that it brings.
-_EXTRAS = {
+EXTRAS = {
     "sim": {
         "gymnasium", "h5py", "imageio", "jinja2", "matplotlib", "mujoco", "PIL", "rich",
         "robosuite", "scipy", "tyro", "zarr",
@@ -98,16 +98,16 @@ def missing_extra(error: ModuleNotFoundError, what: str) -> str | None:
     A module that no extra names counts for the library that imports it: what robosuite needs comes
     with robosuite. None where a module is missing for another reason.
     """
-    importers: list[str] = []
-    if (error.name or "").partition(".")[0] == "asd_policy":  # no extra brings what is ours
+    if (error.name or "").partition(".")[0] == "asd_policy":
         return None
+    importers: list[str] = []
     trace = error.__traceback__
     while trace is not None:
         importers.insert(0, str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
         trace = trace.tb_next
     ours = importers.index("asd_policy") if "asd_policy" in importers else len(importers)
     for top in ((error.name or "").partition(".")[0], *importers[:ours]):
-        for extra, brought in _EXTRAS.items():
+        for extra, brought in EXTRAS.items():
             if top in brought:
                 return (
                     f"{what} needs {error.name}, which is not installed: "

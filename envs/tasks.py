@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
 
-from asd_policy.errors import did_you_mean, plain
+from asd_policy.errors import CheckpointError, did_you_mean, plain
 
 CONTROL_FREQUENCY_HZ = 20
 
@@ -223,7 +223,8 @@ def agreed_task(asked: str | None, own: str | None, checkpoint: object) -> str |
     (as it says it, where that is not among `TASKS`).
 
     Raises:
-        ValueError: an unknown task was asked for, or another than the checkpoint's.
+        ValueError: an unknown task was asked for.
+        CheckpointError: another was asked for than the checkpoint's.
     """
     known = own if own is None else _BY_SPELLING.get(plain(str(own)))
     trained = known.name if isinstance(known, Task) else own
@@ -231,7 +232,7 @@ def agreed_task(asked: str | None, own: str | None, checkpoint: object) -> str |
         return trained
     wanted = get_task(asked).name
     if trained not in (None, wanted):
-        raise ValueError(
+        raise CheckpointError(
             f"--task {asked}: the checkpoint {checkpoint} was trained for {trained}; leave the "
             "option out"
         )

@@ -218,7 +218,8 @@ def command_line(options: Any, command: str = "eval") -> str:
     words = ["asd-policy", command]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if value == field.default:
+        lift = field.name == "task" and value == "lift" and options.checkpoint is None
+        if value == field.default or lift:  # the task where nothing else says one
             continue
         words.append("--" + field.name.replace("_", "-"))
         if isinstance(value, tuple):

@@ -106,14 +106,7 @@ def main_train(
     trainer = Trainer(replay, policy, schedule, config, device, start)
     state_file = _prepare(out, trainer, resume)
     console = plain_console()
-    parameters = sum(p.numel() for p in trainer.network.parameters())
-    console.print(
-        f"Training {task}: {parameters / 1e6:.1f} M parameters on {len(replay.episode_ends)} "
-        f"episodes ({trainer.num_windows} windows), {steps} steps of {batch_size}, {device}"
-        + (f", resumed at step {trainer.step}" if trainer.step else "")
-    )
-    if short := too_short(replay, *policy.horizons):
-        console.print(f"{short} episodes are too short to hold a chunk, and are left out.")
+    console.print(_intention(task, trainer, replay, device))
 
     def save(folder: Path) -> None:
         console.print(f"Calibrating the drafts (slopes and acceptance) for {folder} …")
@@ -123,6 +116,21 @@ def main_train(
     _run(trainer, state_file, console, marks, lambda: save(out / f"step-{trainer.step:06d}"))
     save(out)
     console.print(f"Final loss {trainer.loss:.4f}. Checkpoint: {out}")
+
+
+def _intention(task: str, trainer: Trainer, replay: Replay, device: str) -> str:
+    """What is about to be trained, on what."""
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    text = (
+        f"Training {task}: {parameters / 1e6:.1f} M parameters on {len(replay.episode_ends)} "
+        f"episodes ({trainer.num_windows} windows), {trainer.config.steps} steps of "
+        f"{trainer.config.batch_size}, {device}"
+    )
+    if trainer.step:
+        text += f", resumed at step {trainer.step}"
+    if short := too_short(replay, *trainer.policy.horizons):
+        text += f"\n{short} episodes are too short to hold a chunk, and are left out."
+    return text
 
 
 def _load(data: Path, keys: list[str], filter_key: str | None) -> Replay:

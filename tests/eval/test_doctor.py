@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from asd_policy.errors import _EXTRAS
+from asd_policy.errors import EXTRAS
 from asd_policy.eval import doctor, probes
 from asd_policy.eval.doctor import diagnose
 
@@ -277,7 +277,7 @@ def test_a_real_answer_with_a_broken_simulator(packages):
 
 
 def test_the_modules_of_the_extra_are_listed_alike():
-    assert set(probes.SIM.values()) - {"imageio_ffmpeg"} == _EXTRAS["sim"]
+    assert set(probes.SIM.values()) - {"imageio_ffmpeg"} == EXTRAS["sim"]
 
 
 def test_the_distributions_are_those_of_the_extra():

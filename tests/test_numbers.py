@@ -1,4 +1,4 @@
-"""What other libraries' numbers, schedules without signal and NaNs come to."""
+"""Numbers of other libraries, schedules without signal, and what is not finite."""
 
 from __future__ import annotations
 
