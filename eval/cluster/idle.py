@@ -99,9 +99,10 @@ def prepare_idle(
     options: EvalOptions, *, step_s: float, chunk_s: float, open_slots: OpenSlots
 ) -> Setup:
     """As `asd_policy.eval.setup.prepare`, of these."""
-    make = functools.partial(IdleEnv, options.task, options.horizon or ACTIONS, step_s)
+    task = str(options.task)
+    make = functools.partial(IdleEnv, task, options.horizon or ACTIONS, step_s)
     return Setup(
-        policies={name: IdlePolicy(options.task, chunk_s) for name in options.samplers},
+        policies={name: IdlePolicy(task, chunk_s) for name in options.samplers},
         slots=open_slots(make, options.num_envs),
         render_fps=CONTROL_FREQUENCY_HZ,
         checkpoint_sha256="",
