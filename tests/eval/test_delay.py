@@ -356,7 +356,7 @@ def test_realtime_and_another_delay_are_refused(options):
 def test_a_run_is_not_continued_at_another_rate(options, quiet):
     run = functools.partial(evaluate, prepare=prepare, console=quiet)
     run(dataclasses.replace(options, delay=50.0))
-    with pytest.raises(FileExistsError, match=r"control_rate: 20.0 there, 40.0 now"):
+    with pytest.raises(FileExistsError, match=r"--control-rate: 20.0 there, 40.0 now"):
         run(dataclasses.replace(options, delay=50.0, control_rate=40.0, resume=True))
 
 
