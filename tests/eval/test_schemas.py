@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Schema → the files under eval/results that are of it.
 KEPT = {
     "bench": ("cpu-2-cores/*.json", "h200/bench.json"), "rates": ("rates/*.json",),
-    "tasks": ("*.json",), "first_minutes": ("first_minutes/*.json",), "throughput": ("cluster/*.json",), "verify": ("verify/*.json",),
+    "tasks": ("*.json",), "first_minutes": ("first_minutes/*.json",),
+    "throughput": ("cluster/*.json",), "verify": ("verify/*.json",),
 }  # fmt: skip
 RESULTS = [
     pytest.param(name, path, id=f"{path.parent.name}/{path.stem}")
