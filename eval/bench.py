@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from asd_policy.eval.benchmarks.options import BenchOptions
+from asd_policy.eval.folder import check_writable
 from asd_policy.progress import Stage
 
 
@@ -16,6 +17,8 @@ def main_bench(options: Annotated[BenchOptions, tyro.conf.arg(name="")]) -> int:
     With no options: the shipped Lift policy, one chain, on this machine, in about three minutes.
     Prints tables, and keeps every figure under outputs/bench/.
     """
+    if options.out is not None:  # refused at once, not after seconds of loading
+        check_writable(options.out)
     with Stage("loading PyTorch"):
         from asd_policy.eval.benchmarks.run import run_bench
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from asd_policy.eval.folder import check_writable
 from asd_policy.eval.verification.options import VerifyOptions
 from asd_policy.progress import Stage
 
@@ -20,6 +21,8 @@ def main_verify(options: Annotated[VerifyOptions, tyro.conf.arg(name="")]) -> in
     Exit status: 0 equal as far as could be told; 1 the distributions differ; 2 could not tell, too
     few chunks (or an error of use, which starts with "error:").
     """
+    if options.out is not None:  # refused at once, not after seconds of loading
+        check_writable(options.out)
     with Stage("loading PyTorch"):
         from asd_policy.eval.verification.run import run_verify
 
