@@ -8,12 +8,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
 
 import pytest
 
+from asd_policy.checkpoints import shipped
 from asd_policy.eval.folder import read_run
 
 PROGRAM = """
@@ -21,7 +23,7 @@ import functools
 from eval_standin import prepare
 from asd_policy import cli
 from asd_policy.eval import evaluator
-evaluator._real = lambda options: functools.partial(prepare, step_s=0.002)
+evaluator._really_prepare = functools.partial(prepare, step_s=0.002)
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """
@@ -177,6 +179,7 @@ def test_without_any_run_it_is_one_sentence(shell):
 
 
 def test_what_is_left_out_is_the_folders_and_what_differs_is_named(shell):
+    shutil.copytree(shipped("lift"), shell.folder / "my policy")
     shell.cut(2, signal.SIGINT, *EVAL, "--out", "o", "--checkpoint", "my policy")
     config = json.loads((shell.folder / "o" / "config.json").read_text())
     code, errors = shell.run(
