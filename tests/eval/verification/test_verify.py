@@ -90,7 +90,7 @@ def test_asd_of_ddim_with_noise_is_held_to_that_chain(run, tmp_path):
     status, output, _ = run(*ORACLE, *words, "--out", tmp_path / "out")
     assert status == 0, output
     content = result(tmp_path / "out")
-    assert content["samplers"]["reference"]["name"] == "ddim"
+    assert content["samplers"]["reference"]["name"] == "ddim-clipped"
     assert content["samplers"]["reference"]["calls_per_chunk"] == 12
 
 
