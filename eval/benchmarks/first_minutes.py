@@ -92,8 +92,8 @@ def main(
                     found = run_once(episodes, cache)
                 kept.append({"beside": count, "run": number, **found})
                 machine = describe_machine({"threads": found["threads"], "gpu": None})
-                content = {"schema_version": SCHEMA_VERSION, "fresh": fresh, "episodes": episodes}
-                content |= {"machine": machine, "runs": kept}
+                content: Json = {"schema_version": SCHEMA_VERSION, "fresh": fresh}
+                content |= {"episodes": episodes, "machine": machine, "runs": kept}
                 out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
                 print(_line(kept[-1]), flush=True)
     print(table(kept))
