@@ -42,26 +42,6 @@ def describe_machine(resolved: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def resolve_device(device: str) -> str:
-    """ "auto" as cuda where there is one, else cpu; anything else must exist.
-
-    Raises:
-        ValueError: not a device that torch can use here.
-    """
-    import torch  # late: this module is also for the command line
-
-    count = torch.cuda.device_count()
-    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
-    if device == "auto":
-        return "cuda" if count else "cpu"
-    if device not in known:
-        raise ValueError(
-            f"--device must be auto or one that torch can use here ({', '.join(known)}); "
-            f"got {device!r}"
-        )
-    return device
-
-
 def git_commit(folder: Path) -> str | None:
     """The commit of the checkout that holds `folder` ("-dirty" with uncommitted changes); None
     where it is not in this package's checkout, such as in site-packages."""

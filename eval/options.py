@@ -147,6 +147,8 @@ def check_options(options: EvalOptions) -> None:
             _at_least(name, getattr(options, name), 1)
     for name in ("seed", "video"):
         _at_least(name, getattr(options, name), 0)
+    if options.seed + options.episodes > 2**64:
+        raise ValueError(f"--seed: seeds must be below 2^64, got {options.seed}")
     if options.window != "auto":
         _at_least("window", options.window, 1, "auto or ")
     if not 0.0 <= options.eta <= 1.0:

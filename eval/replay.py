@@ -14,10 +14,11 @@ from rich.text import Text
 
 from asd_policy.checkpoints import find_checkpoint
 from asd_policy.console import plain_console
+from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import TASKS, agreed_task
 from asd_policy.eval.flight import FOLDER, Flight, FlightDamagedError, flight_path, read_flight
 from asd_policy.eval.folder import check_writable, read_run, write_json
-from asd_policy.eval.machine import describe_machine, resolve_device
+from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import ReplayOptions
 from asd_policy.eval.setup import load_policy
 from asd_policy.eval.subject import task_of

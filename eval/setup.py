@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from asd_policy.device import resolve_device
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
 from asd_policy.errors import CheckpointError, IntegrationError
 from asd_policy.eval.evaluator import Setup
-from asd_policy.eval.machine import resolve_device
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.slots import OpenSlots, make_env, open_slots

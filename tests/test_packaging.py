@@ -36,11 +36,13 @@ MAY_IMPORT = {
     "console": set(),
     "progress": {"console"},
     "files": {"errors"},
+    "device": set(),
     "envs": {"errors", "data", "console", "files", "progress"},
     "data": {"errors"},
     "training": {
         "errors",
         "console",
+        "device",
         "files",
         "progress",
         "schedule",
@@ -52,7 +54,10 @@ MAY_IMPORT = {
         "envs",
     },
     "integrations": {*RANK, "checkpoints", "envs", "data", "training"},
-    "eval": {*RANK, "checkpoints", "console", "files", "progress", "envs", "data", "training", ""},
+    "eval": {
+        *RANK, "checkpoints", "console", "device", "files", "progress", "envs", "data", "training",
+        "",
+    },
     "cli": {"errors", "threads", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},
     "": {"errors", "schedule", "samplers", "sampling", "policy", "envs"},  # the public names

@@ -146,3 +146,24 @@ def test_how_the_network_sees_rotations(tmp_path: Path) -> None:
         to_robomimic(matrix)
     with pytest.raises(ValueError, match="rotations must be one of 'matrix', 'quaternion'"):
         train(store, tmp_path / "other", rotations="euler")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "gpu"], r"--device must be auto or one that torch can use .*; got 'gpu'"),
+        (["--device", "cuda:77"], r"--device must be auto or one .*; got 'cuda:77'"),
+        (["--threads", "0"], r"--threads must be 1 or more, got 0"),
+        (["--seed", "-1"], r"--seed must be from 0 to 2\^64 - 1, got -1"),
+        (["--seed", str(2**64)], r"--seed must be from 0 to 2\^64 - 1, got 18446744073709551616"),
+        (["--out", "afile"], r"the output must be a folder, but afile is a file"),
+        (["--out", "afile/x"], r"afile/x/card.json could not be written"),
+        (["--out", "/proc/x"], r"/proc/x/card.json could not be written"),
+    ],
+)
+def test_a_mistake_is_one_sentence(refused, tmp_path, monkeypatch, words, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").write_text("mine")
+    store = write_store(tmp_path / "lift.zarr")
+    refused("error: " + message, "train", "--data", store, *words)
+    assert (tmp_path / "afile").read_text() == "mine"

@@ -21,8 +21,10 @@ from rich.progress import (
 from asd_policy.console import plain_console
 from asd_policy.data.replay import Replay, join, load_npz, load_replay, too_short
 from asd_policy.data.robomimic_hdf5 import read_hdf5
+from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import OutputExistsError
+from asd_policy.files import check_writable, writing
 from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.schedule import Schedule, check_choice
@@ -82,15 +84,14 @@ def main_train(
         resume: go on with an unfinished run in `out`; with --no-resume, start over.
     """
     spec = get_task(task)
-    task = spec.name
+    task, device = spec.name, resolve_device(device)
     stores = data or (Path("outputs/demos") / f"{task}.zarr",)
     out = out or Path("outputs/train") / task
+    _check(threads, seed, out)
     check_choice("rotations", rotations, ("matrix", "quaternion"))
     replay = join([_load(store, list(spec.observation_keys), filter_key) for store in stores])
     if threads is not None:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = PolicyConfig(
         observation_keys={k: v.shape[1] for k, v in replay.observations.items()},
         action_dim=replay.actions.shape[1],
@@ -143,11 +144,23 @@ def _load(data: Path, keys: list[str], filter_key: str | None) -> Replay:
     return load_replay(data, keys)
 
 
+def _check(threads: int | None, seed: int, out: Path) -> None:
+    """Refuse at once what would fail after the data has been read."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads must be 1 or more, got {threads}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"--seed must be from 0 to 2^64 - 1, got {seed}")
+    if out.exists() and not out.is_dir():
+        raise OutputExistsError(f"the output must be a folder, but {out} is a file")
+    check_writable(out / CARD_FILE)
+
+
 def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
     state_file = out / STATE_FILE
     if (out / CARD_FILE).exists() and not state_file.exists():
         raise OutputExistsError(f"{out} already holds a checkpoint; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     if resume and state_file.exists():
         trainer.load_state(state_file)
     return state_file

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from asd_policy.data.replay import load_replay, save_npz
+from asd_policy.device import resolve_device
 from asd_policy.engine.kernels import KERNELS
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.benchmarks.cells import Cell, Group, cell
@@ -18,7 +19,6 @@ from asd_policy.eval.benchmarks.options import EAGER_LOOP, BenchOptions
 from asd_policy.eval.benchmarks.run import finish, measure, open_store, scale
 from asd_policy.eval.benchmarks.subjects import load_demonstrations, load_subject, store_keys
 from asd_policy.eval.benchmarks.training import OutOfTime, train_for
-from asd_policy.eval.machine import resolve_device
 
 HEADLINE = ("asd", "ddpm", "ddim-10", "asd-paper")
 WINDOWS = ("8", "16", "32", "64", "100")

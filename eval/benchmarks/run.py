@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from asd_policy.device import resolve_device
 from asd_policy.eval.benchmarks.cells import Group, plan
 from asd_policy.eval.benchmarks.options import BenchOptions, check_device, check_options
 from asd_policy.eval.benchmarks.report import print_report
@@ -17,7 +18,7 @@ from asd_policy.eval.benchmarks.scaling import calls_against_steps
 from asd_policy.eval.benchmarks.store import Store, read_bench
 from asd_policy.eval.benchmarks.subjects import Subject, load_demonstrations, load_subject
 from asd_policy.eval.folder import check_writable
-from asd_policy.eval.machine import describe_machine, package_version, resolve_device
+from asd_policy.eval.machine import describe_machine, package_version
 from asd_policy.progress import Stage
 from asd_policy.threads import choose_threads
 

@@ -17,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import asd_policy
 from asd_policy.console import plain_console
 from asd_policy.console import say as _say
+from asd_policy.device import resolve_device
 from asd_policy.eval.folder import check_writable, default_folder, write_json
-from asd_policy.eval.machine import describe_machine, git_commit, resolve_device
+from asd_policy.eval.machine import describe_machine, git_commit
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.verification.controls import control_roles
 from asd_policy.eval.verification.draws import Drawn, Role, Sampling, collect
