@@ -85,3 +85,28 @@ def test_training_takes_one(path, tmp_path, run, refused) -> None:
     card = json.loads((tmp_path / "o" / "card.json").read_text())
     assert card["training_data"]["episodes"] == 2
     refused("--filter-key is for robomimic", "train", "--data", "x.zarr", "--filter-key", "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("obs/object", (4, 14), r"object of demo_1 has shape \(4, 14\), expected \(4, 10\)"),
+        ("obs/object", (5, 10), r"object of demo_1 has shape \(5, 10\), expected \(4, 10\)"),
+        ("actions", (4, 6), r"actions of demo_1 has shape \(4, 6\), expected \(4, 7\)"),
+        ("interrupted", (3,), r"interrupted of demo_1 has shape \(3,\), expected \(4,\)"),
+    ],
+)
+def test_an_episode_unlike_the_others_is_named(path, name, shape, message) -> None:
+    """Also where another episode's error would make the sums fit again."""
+    with h5py.File(path, "a") as file:
+        demo = file["data/demo_1"]
+        if name in demo:
+            del demo[name]
+        demo[name] = np.zeros(shape, bool if name == "interrupted" else float)
+        if shape == (5, 10):
+            other = file["data/demo_2"]
+            rows = other["obs/object"][:-1]
+            del other["obs/object"]
+            other["obs/object"] = rows
+    with pytest.raises(DatasetError, match=message):
+        read_hdf5(path, list(KEYS))

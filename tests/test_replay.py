@@ -169,3 +169,26 @@ def test_episodes_that_are_too_short_are_counted() -> None:
     replay = Replay({}, np.zeros((52, 2), "f4"), ends, np.zeros(52, bool), {})
     assert too_short(replay, 2, 8, 16) == 2
     assert len(window_indices(replay, 2, 8, 16)) == 1 + 23
+
+
+def test_a_damaged_array_is_named(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    version = int(zarr.__version__.split(".")[0])
+    root = zarr.open_group(
+        str(tmp_path / "s.zarr"), mode="w", **({"zarr_format": 2} if version >= 3 else {})
+    )
+    root["data/object"] = np.zeros((60, 3), "f4")
+    root["data/action"] = np.random.default_rng(0).uniform(-1, 1, (60, 7)).astype("f4")
+    root["meta/episode_ends"] = np.array([25, 60])
+    (tmp_path / "s.zarr/data/action/0.0").write_bytes(b"junk")
+    with pytest.raises(DatasetError, match="data/action is damaged and cannot be read"):
+        load_replay(tmp_path / "s.zarr", ["object"])
+
+
+def test_npz_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.npz").write_bytes(b"")
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    for name in ("empty.npz", "array.npz"):
+        with pytest.raises(DatasetError, match=f"{name} holds no demonstrations as .npz"):
+            load_npz(tmp_path / name)

@@ -59,9 +59,11 @@ def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
     missing = [name for name in wanted if name not in root]
     if missing:
         raise DatasetError(f"{path} lacks the arrays {', '.join(missing)}")
-    arrays = [np.asarray(root[name]) for name in wanted]  # type: ignore[arg-type]
+    arrays = [_read(root, name, path) for name in wanted]
     *observations, actions, ends = arrays
-    marks = root["data/interrupted"] if "data/interrupted" in root else np.zeros(len(actions), bool)
+    marks = np.zeros(len(actions), bool)
+    if "data/interrupted" in root:
+        marks = _read(root, "data/interrupted", path)
     replay = Replay(
         {k: v.astype(np.float32) for k, v in zip(observation_keys, observations, strict=True)},
         actions.astype(np.float32),
@@ -108,6 +110,14 @@ def save_npz(replay: Replay, path: str | Path) -> None:
     np.savez_compressed(path, attributes=np.array(json.dumps(replay.attributes)), **arrays)
 
 
+def _read(root: Any, name: str, path: Path) -> np.ndarray:
+    """An array of a store, whole."""
+    try:
+        return np.asarray(root[name])
+    except (OSError, ValueError, RuntimeError) as error:  # the codecs' own
+        raise DatasetError(f"{path}: {name} is damaged and cannot be read: {error}") from error
+
+
 def load_npz(path: str | Path) -> Replay:
     """Inverse of :func:`save_npz`.
 
@@ -122,7 +132,7 @@ def load_npz(path: str | Path) -> Replay:
             observations = {key.removeprefix(prefix): arrays[key] for key in keys}
             rest = arrays["action"], arrays["episode_ends"], arrays["interrupted"]
             attributes = json.loads(str(arrays["attributes"]))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, LookupError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path} holds no demonstrations as .npz: {error}") from error
     replay = Replay(observations, *rest, attributes)
     check_replay(replay, path)

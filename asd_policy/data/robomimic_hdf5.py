@@ -186,6 +186,7 @@ def read_hdf5(
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{path} is no robomimic dataset: {error}") from error
+    _check_episodes(dict(zip(names, demos, strict=True)), observation_keys, path)
     observations = {key: np.concatenate([demo[key] for demo in demos]) for key in observation_keys}
     if "object" in observations and not has_published_layout(env_args):
         observations["object"] = _published(observations["object"], env_args, path)
@@ -249,3 +250,20 @@ def has_published_layout(env_meta: Mapping[str, Any]) -> bool:
         return bool(env_meta["object_layout"] == OBJECT_LAYOUT)
     version = str(env_meta.get("env_version") or "1.4").split(".")[:2]
     return [int(part) for part in version] < [1, 5]
+
+
+def _check_episodes(
+    demos: Mapping[str, Mapping[str, np.ndarray]], keys: Sequence[str], path: Path
+) -> None:
+    """Raise DatasetError, naming the episode, unless each has as many rows of everything as actions
+    and as many numbers in a row as the first one."""
+    first, widths = next(iter(demos.items()), ("", {}))
+    for name, demo in demos.items():
+        rows = len(demo["actions"])
+        for key in (*keys, "actions", "interrupted"):
+            expected = (rows, *widths[key].shape[1:])
+            if demo[key].shape != expected:
+                raise DatasetError(
+                    f"{path}: {key} of {name} has shape {demo[key].shape}, expected {expected}, as "
+                    f"its actions have {rows} rows and {first} has {expected[1:]} in a row"
+                )
