@@ -137,7 +137,7 @@ class Engine:
         @torch.inference_mode()
         def timed() -> float:
             with self._lock:
-                return _timed(call, x.device)
+                return _timed(call, x.device, self.ranks)
 
         return timed
 
@@ -186,10 +186,10 @@ class Engine:
         return self._runs[key]
 
 
-def _timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call. With one thread on a CPU, of its processor's time: other work on the
+def _timed(call: Callable[[], object], device: torch.device, ranks: int) -> float:
+    """Seconds of a call. Of one thread alone on a CPU, its processor's time: other work on the
     machine, which interrupts nearly every call of some milliseconds, does not count there."""
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    alone = device.type == "cpu" and torch.get_num_threads() == ranks == 1
     clock = time.thread_time if alone else time.perf_counter
     start = clock()
     call()
