@@ -78,6 +78,7 @@ COMMANDS = {
 # Functions of the words: doctor must run where tyro is missing, and the others take from the folder
 # of a run that is continued what the words leave out.
 _PARSE_THEMSELVES = {"doctor", "eval", "tasks", "rates"}
+_SIMULATE = {"eval", "tasks", "rates", "demos", "verify"}
 # Of what is printed, where the encoding of the output has no such character (and no NFKD form of
 # it either, as "..." is of "…").
 _PLAIN = {"–": "-", "—": "-", "−": "-", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "·": "-"}
@@ -114,6 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, words: Sequence[str]) -> int:
     if command not in _PARSE_THEMSELVES:
         import tyro
+    if command in _SIMULATE and os.environ.get("MUJOCO_GL"):
+        from asd_policy.envs.opengl import before_mujoco
+
+        before_mujoco()  # what it says may be wrong: said at once, not after seconds of loading
     module, _, name = COMMANDS[command][0].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     if command in _PARSE_THEMSELVES:

@@ -301,9 +301,9 @@ def test_a_wrong_opengl_is_one_line(words, tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: MUJOCO_GL=foo cannot be used here")
-    assert "expected one of egl, osmesa, glfw, cgl that works, or unset it" in last
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: MUJOCO_GL=foo cannot be used here")
+    assert "expected one of egl, osmesa, glfw, cgl that works, or unset it" in line
 
 
 def test_a_wrong_opengl_is_a_clear_exception_in_python():
