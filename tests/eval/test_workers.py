@@ -21,7 +21,7 @@ from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.rollout import MAX_RESTARTS
 from asd_policy.eval.slots import WorkerDied, WorkerSlot
-from asd_policy.eval.statistics import paired_success
+from asd_policy.eval.stats import paired_success
 
 
 @pytest.fixture
