@@ -38,7 +38,7 @@ def main_report(run_folder: tyro.conf.Positional[Path]) -> None:
     Args:
         run_folder: a folder that `asd-policy eval` wrote.
     """
-    from asd_policy.eval.html_report import write_page
+    from asd_policy.eval.show.page import write_page
 
     print(write_page(run_folder))
 

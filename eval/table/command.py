@@ -159,7 +159,7 @@ def make_table(
     """
     from asd_policy.eval.evaluator import evaluate
     from asd_policy.eval.table.compute import compute_table
-    from asd_policy.eval.table.show import WIDTH, show_table
+    from asd_policy.eval.table.tables import WIDTH, show_table
 
     runs = [] if options.merge else list(evaluations(options))
     with reserved(options.out):
