@@ -75,7 +75,7 @@ class Setup:
         return roll_out(self.policies, self.slots, jobs, recorder=recorder, listener=listener)
 
     def check_rendering(self) -> None:
-        """Raise AsdPolicyError unless a frame can be drawn."""
+        """Raise AsdPolicyError unless a frame can be rendered."""
         check_rendering(self.slots[0])
 
     def describe_machine(self) -> dict[str, Any]:

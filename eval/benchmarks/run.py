@@ -31,7 +31,7 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
 
     Raises:
         ValueError, OutputExistsError, OutputError, CheckpointError, DatasetError: what the user can
-            mend.
+            fix.
     """
     if options.figures is not None:
         say_figures(options.figures, say)

@@ -19,7 +19,7 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
     2 if any could not be told.
 
     Raises:
-        ValueError: what the user can mend.
+        ValueError: what the user can fix.
         OutputError: --json cannot be written.
     """
     check_compare_options(options)

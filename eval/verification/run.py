@@ -57,15 +57,15 @@ _NOT_SETTINGS = ("out", "resume", "checkpoint", "device", "threads")
 
 
 def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
-    """Draw, test, and say what came of it. Returns the exit status.
+    """Sample, test, and say what came of it. Returns the exit status.
 
     Args:
         options: what to do. console: where the tables go (default: stdout).
 
     Raises:
         ValueError, CheckpointError, DatasetError, OutputExistsError, OutputError: what the user can
-            mend.
-        KeyboardInterrupt: passed on; batches that were drawn are kept.
+            fix.
+        KeyboardInterrupt: passed on; batches that were sampled are kept.
     """
     check_verify_options(options)
     check_writable(options.out or _ROOT)
@@ -79,7 +79,7 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
         drawn = _draw(options, subject, roles)
     except BaseException:
         again = verify_command(dataclasses.replace(options, resume=True))
-        _say(f"What was drawn is kept in {options.out}; continue with\n  {again}")
+        _say(f"What was sampled is kept in {options.out}; continue with\n  {again}")
         raise
     result = _judge(options, subject, roles, drawn)
     write_json(options.out / "verify.json", result)
@@ -111,7 +111,7 @@ def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
 
 
 def _check_samplers(options: VerifyOptions, schedule: Schedule) -> None:
-    """Refuse now, rather than after minutes of drawing: ValueError from the sampler's own check."""
+    """Refuse now, not after minutes of sampling: ValueError from the sampler's own check."""
     for name in (options.sampler, options.reference):
         _config(options, name).schedule(schedule)
 
@@ -130,7 +130,7 @@ def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptio
 
 
 def _settings(options: VerifyOptions) -> Json:
-    """The options that say what is drawn and tested, and the code that draws it."""
+    """The options that say what is sampled and tested, and the code that samples it."""
     kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_SETTINGS}
     code = [asd_policy.__version__, git_commit(Path(asd_policy.__file__).parent)]
     return json.loads(json.dumps(kept | {"code": code}, default=str))
@@ -142,7 +142,7 @@ def _config(options: VerifyOptions, name: str) -> SamplerConfig:
 
 
 def _roles(options: VerifyOptions, subject: Subject) -> dict[str, Role]:
-    """Who draws. The sample and the reference first."""
+    """Who samples. The sample and the reference first."""
     reference = _config(options, options.reference)
     roles = [
         Role(SAMPLE, _config(options, options.sampler)),
