@@ -18,13 +18,15 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from asd_policy.eval.folder import SCHEMA_VERSION, read_run, write_text
+from asd_policy.eval.folder import read_env, read_run
 from asd_policy.eval.formats import MISSING, duration
 from asd_policy.eval.headline import REFERENCE, STYLES, headlines
 from asd_policy.eval.html_figures import draw_figures
 from asd_policy.eval.records import Episode
 from asd_policy.eval.report import is_busy, number, times
 from asd_policy.eval.results import summarize
+from asd_policy.eval.runs.files import write_text
+from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.samplers import law_of
 from asd_policy.eval.video import middle_frame
 from asd_policy.eval.windows import (
@@ -57,7 +59,7 @@ FORMATS: dict[str, Callable[[Any], str]] = STYLES | {
 
 
 def write_page(folder: Path) -> Path:
-    """Write report.html of the run in `folder`, from what the run kept; returns its path.
+    """Read the run in `folder`, compute its summary, and write its page; returns the page's path.
 
     Raises:
         ValueError: the folder holds no run, one of another schema version, or a damaged line.
@@ -65,31 +67,34 @@ def write_page(folder: Path) -> Path:
     """
     config, episodes = read_run(folder)
     version = config.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version != VERSION["config"]:
         raise ValueError(
-            f"expected a run of schema version {SCHEMA_VERSION}, got {version} in {folder}; "
+            f"expected a run of schema version {VERSION['config']}, got {version} in {folder}; "
             "report it with the asd-policy that made it"
         )
-    page = render_page(config, _read_env(folder), episodes, folder / "videos")
+    return keep_page(folder, config, episodes, summarize(config, episodes))
+
+
+def keep_page(folder: Path, config: Json, episodes: Sequence[Episode], results: Json) -> Path:
+    """Write report.html of a run that was read and whose summary was computed; returns its path.
+
+    Raises: as `write_page`.
+    """
+    page = render_page(config, read_env(folder), episodes, folder / "videos", results)
     write_text(folder / PAGE, page)
     return folder / PAGE
 
 
-def _read_env(folder: Path) -> Json:
-    try:
-        return json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected a run's env.json in {folder}: {error}") from error
-
-
-def render_page(config: Json, env: Json, episodes: Sequence[Episode], videos: Path) -> str:
+def render_page(
+    config: Json, env: Json, episodes: Sequence[Episode], videos: Path, results: Json
+) -> str:
     """The page of a run.
 
     Args:
         config, env, episodes: content of config.json, env.json and episodes.jsonl.
         videos: the folder of the run's films; it need not exist.
+        results: content of results.json.
     """
-    results = json.loads(json.dumps(summarize(config, episodes)))
     files = {
         "results.json": results,
         "config.json": config,

@@ -15,10 +15,9 @@ from typing import Any, TypeAlias
 
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.cluster.slots import open_ray_slots
-from asd_policy.eval.evaluator import Film, Setup
-from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.plan import Parts
 from asd_policy.eval.records import Episode
-from asd_policy.eval.rollout import Listener
+from asd_policy.eval.rollout import Film, Listener, Setup
 from asd_policy.eval.slots import Failure
 
 Job: TypeAlias = tuple[str, int]
@@ -95,7 +94,7 @@ class PolicyHost:
 
     def prepare(
         self,
-        options: EvalOptions,
+        parts: Parts,
         prepare: Callable[..., Setup] | None,
         parcel: Parcel | None,
         environ: Mapping[str, str],
@@ -105,7 +104,7 @@ class PolicyHost:
 
         Args:
             prepare: as `asd_policy.eval.setup.prepare`, which is the default.
-            parcel: the checkpoint; None: `options.checkpoint` is a path on this node.
+            parcel: the checkpoint; None: `parts.checkpoint` is a path on this node.
             environ: variables of the environments' processes.
             patience_s: for the first environment to have its place.
         """
@@ -118,9 +117,9 @@ class PolicyHost:
             with tempfile.TemporaryDirectory() as place:
                 if parcel is not None:
                     here = parcel.unpack(Path(place))
-                    options = dataclasses.replace(options, checkpoint=here)
-                self._setup = setup = prepare(options, open_slots=slots)
-            if options.video:
+                    parts = dataclasses.replace(parts, checkpoint=here)
+                self._setup = setup = prepare(parts, open_slots=slots)
+            if parts.video:
                 setup.check_rendering()
             machine = setup.describe_machine()
         except ValueError as error:  # such as a setting that the sampler refuses

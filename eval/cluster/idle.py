@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
-from asd_policy.eval.evaluator import Setup
-from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.plan import Parts
+from asd_policy.eval.rollout import Setup
 from asd_policy.eval.slots import OpenSlots
 
 ACTIONS = 8  # of a chunk that are executed (Ta of the shipped policies)
@@ -95,15 +95,13 @@ def _chunk(batch: int, chunk_s: float) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def prepare_idle(
-    options: EvalOptions, *, step_s: float, chunk_s: float, open_slots: OpenSlots
-) -> Setup:
+def prepare_idle(parts: Parts, *, step_s: float, chunk_s: float, open_slots: OpenSlots) -> Setup:
     """As `asd_policy.eval.setup.prepare`, of these."""
-    task = str(options.task)
-    make = functools.partial(IdleEnv, task, options.horizon or ACTIONS, step_s)
+    task = str(parts.task)
+    make = functools.partial(IdleEnv, task, parts.horizon or ACTIONS, step_s)
     return Setup(
-        policies={name: IdlePolicy(task, chunk_s) for name in options.samplers},
-        slots=open_slots(make, options.num_envs),
+        policies={name: IdlePolicy(task, chunk_s) for name in parts.samplers},
+        slots=open_slots(make, parts.num_envs),
         render_fps=CONTROL_FREQUENCY_HZ,
         checkpoint_sha256="",
         resolved={"device": "cpu", "gpu": None, "threads": 1},

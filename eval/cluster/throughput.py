@@ -31,15 +31,16 @@ from asd_policy.eval.cluster import connect
 from asd_policy.eval.cluster.driver import prepare_on_ray
 from asd_policy.eval.cluster.idle import ACTIONS, IdleEnv, IdlePolicy, prepare_idle
 from asd_policy.eval.cluster.slots import RaySlot
-from asd_policy.eval.folder import check_writable, write_json
 from asd_policy.eval.formats import duration
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.plan import resolve
 from asd_policy.eval.rollout import Listener, roll_out
+from asd_policy.eval.runs.files import check_writable, write_json
+from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.slots import Moment
 from asd_policy.files import writing
 
-SCHEMA_VERSION = 1
 # Steps a second of one core (software, low-dimensional), measured: SCALING.md.
 STEPS_PER_S = {"lift": 140.0, "can": 136.0, "square": 125.0, "tool_hang": 137.0, "transport": 62.0}
 _CORES, _GPUS = 1000, 8
@@ -94,12 +95,13 @@ def main(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
             f"got {options.episodes}"
         )
     check_writable(options.out)
-    most = EvalOptions(task=options.task, num_envs=max(options.envs), ray=options.ray)
+    asked = EvalOptions(task=options.task, num_envs=max(options.envs), ray=options.ray)
+    most = resolve(asked).parts
     with connect.connected(most) as ours:
         costs = measure_costs(options.task)
         runs = [measure_run(options, num_envs) for num_envs in options.envs]
         content = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": VERSION["throughput"],
             "machine": describe_machine({"threads": 1, "gpu": None})
             | {"ray": connect.cluster_size()},
             "settings": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
@@ -205,7 +207,7 @@ def measure_run(options: Options, num_envs: int) -> Json:
     ended = []
     _wait_for_room()
     with (
-        contextlib.closing(prepare_on_ray(asked, prepare=idle)) as setup,
+        contextlib.closing(prepare_on_ray(resolve(asked).parts, prepare=idle)) as setup,
         tempfile.TemporaryDirectory() as folder,
     ):
         for episode in setup.roll_out(jobs, _no_film, Path(folder), Listener()):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asd_policy.eval.comparison.options import CompareOptions
-from asd_policy.eval.folder import SCHEMA_VERSION, read_run
+from asd_policy.eval.folder import read_env, read_run
 from asd_policy.eval.records import Episode
+from asd_policy.eval.runs.schemas import VERSION
 
 Json = dict[str, Any]
 # What changes latency without changing what is computed.
@@ -77,12 +78,11 @@ def open_run(folder: Path) -> Run:
     """
     config, episodes = read_run(folder)
     version = config.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{folder}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
-    try:
-        machine = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        machine = {}
+    if version != VERSION["config"]:
+        raise ValueError(f"{folder}: expected schema_version {VERSION['config']}, got {version!r}")
+    machine: Json = {}
+    with contextlib.suppress(ValueError):
+        machine = read_env(folder)
     return Run(folder, config, machine, episodes)
 
 

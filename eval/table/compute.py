@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asd_policy.envs.tasks import TASKS
-from asd_policy.eval.folder import read_run
+from asd_policy.eval.folder import read_env, read_run
 from asd_policy.eval.records import Episode
 from asd_policy.eval.results import summarize
+from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.statistics import paired_success
 
 Json = dict[str, Any]
-SCHEMA_VERSION = 1
 REFERENCE = "ddpm"
 # What shards of one task may differ in, besides where and when they ran.
 _OF_A_SHARD = ("seed", "episodes", "num_envs", "device", "threads", "video", "name")
@@ -35,7 +34,7 @@ class Run:
 
     @property
     def machine(self) -> Json:
-        env = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+        env = read_env(self.path)
         return {key: env[key] for key in ("cpu", "cpu_count", "gpu", "threads")} | {
             "precision": self.config["resolved"]["precision"],
             "kernels": self.config["resolved"]["kernels"],
@@ -59,7 +58,7 @@ def compute_table(folders: Iterable[Path]) -> Json:
         )
     tasks = [name for name in TASKS if any(run.task == name for run in runs)]
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": VERSION["tasks"],
         "versions": sorted({run.config["asd_policy"] for run in runs}),
         "tasks": {task: _task([run for run in runs if run.task == task]) for task in tasks},
     }

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from asd_policy.eval.benchmarks.plots import STYLE, colour
-from asd_policy.eval.folder import write_json
 from asd_policy.eval.formats import amount, tick
+from asd_policy.eval.runs.files import write_json
 from asd_policy.eval.samplers import is_autospeculative
 from asd_policy.files import writing
 

@@ -18,10 +18,10 @@ from asd_policy.eval.comparison.outcome import compare_sides
 from asd_policy.eval.comparison.pairing import pairs_of
 from asd_policy.eval.comparison.report import print_comparison
 from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.folder import check_writable, reserved, write_json, writing
 from asd_policy.eval.html_report import write_page
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.report import print_report
+from asd_policy.eval.runs.files import check_writable, reserved, write_json, writing
 
 ODD = "a[/b]:smile:[red]x"
 
