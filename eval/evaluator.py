@@ -172,12 +172,12 @@ def _recorder(
 
 def _keep(folder: RunFolder, cut_short: bool = False) -> Json:
     """The summary, computed once: for results.json, for the page, and for the table."""
-    config, episodes = folder.kept()
-    results = summarize(config, episodes)
+    run = folder.kept()
+    results = summarize(run.config, run.episodes)
     # A full disk may be what cut it short, and is being said already.
     with contextlib.suppress(OutputError) if cut_short else contextlib.nullcontext():
         folder.write_results(results)
-        keep_page(folder.path, config, episodes, results)
+        keep_page(run, results)
     return results
 
 

@@ -14,6 +14,7 @@ videos/          <task>_seed<seed>_<sampler>_<outcome>.mp4
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import IO, Any
 from asd_policy.errors import OutputExistsError
 from asd_policy.eval.records import Episode
 from asd_policy.eval.runs.files import write_json
-from asd_policy.eval.runs.schemas import read_json
+from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.eval.runs.store import Store
 from asd_policy.files import writing
 
@@ -95,10 +96,10 @@ class RunFolder:
         self.episodes.append(episode)
         self._keys.add(key)
 
-    def kept(self) -> tuple[Json, list[Episode]]:
-        """Config and episodes as the disk has them: results come from nowhere else. (Ctrl-C may
+    def kept(self) -> Run:
+        """As the disk has it: results come from nowhere else. (Ctrl-C may
         fall between an episode's line and the list in memory.)"""
-        return read_run(self.path)
+        return open_run(self.path)
 
     def write_results(self, results: Json) -> None:
         """Replace results.json."""
@@ -107,6 +108,45 @@ class RunFolder:
     def close(self) -> None:
         """Let go of the folder."""
         self._lines.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as the disk has it."""
+
+    path: Path
+    config: Json
+    episodes: list[Episode]
+
+    @property
+    def settings(self) -> Json:
+        """The options that it was made with, and the checkpoint's hash."""
+        settings: Json = self.config["settings"]
+        return settings
+
+    def env(self) -> Json:
+        """Machine and versions.
+
+        Raises:
+            ValueError: they are missing, damaged, or of another version.
+        """
+        return read_json(self.path / "env.json", "env")
+
+
+def open_run(path: Path) -> Run:
+    """A run of this version.
+
+    Raises:
+        ValueError: as `read_run`, or it is of another version.
+    """
+    config, episodes = read_run(path)
+    version = config.get("schema_version")
+    if version != VERSION["config"]:
+        raise ValueError(
+            f"expected a run of schema version {VERSION['config']}, got {version} in {path}; "
+            "read it with the asd-policy that made it"
+        )
+    return Run(path, config, episodes)
 
 
 def read_run(path: Path) -> tuple[Json, list[Episode]]:
@@ -137,15 +177,6 @@ def _append(lines: IO[bytes], line: bytes) -> None:
         with contextlib.suppress(OSError):  # resuming would cut the torn line off, too
             lines.truncate(end)
         raise
-
-
-def read_env(path: Path) -> Json:
-    """Machine and versions of a run.
-
-    Raises:
-        ValueError: they are missing, damaged, or of another version.
-    """
-    return read_json(path / "env.json", "env")
 
 
 def _merged(there: Json | None, config: Json) -> Json:

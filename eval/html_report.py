@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from asd_policy.eval.folder import read_env, read_run
+from asd_policy.eval.folder import Run, open_run
 from asd_policy.eval.formats import MISSING, duration
 from asd_policy.eval.headline import REFERENCE, STYLES, headlines
 from asd_policy.eval.html_figures import draw_figures
@@ -26,7 +26,6 @@ from asd_policy.eval.records import Episode
 from asd_policy.eval.report import is_busy, number, times
 from asd_policy.eval.results import summarize
 from asd_policy.eval.runs.files import write_text
-from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.samplers import law_of
 from asd_policy.eval.video import middle_frame
 from asd_policy.eval.windows import (
@@ -65,24 +64,18 @@ def write_page(folder: Path) -> Path:
         ValueError: the folder holds no run, one of another schema version, or a damaged line.
         OutputError: the page cannot be written.
     """
-    config, episodes = read_run(folder)
-    version = config.get("schema_version")
-    if version != VERSION["config"]:
-        raise ValueError(
-            f"expected a run of schema version {VERSION['config']}, got {version} in {folder}; "
-            "report it with the asd-policy that made it"
-        )
-    return keep_page(folder, config, episodes, summarize(config, episodes))
+    run = open_run(folder)
+    return keep_page(run, summarize(run.config, run.episodes))
 
 
-def keep_page(folder: Path, config: Json, episodes: Sequence[Episode], results: Json) -> Path:
-    """Write report.html of a run that was read and whose summary was computed; returns its path.
+def keep_page(run: Run, results: Json) -> Path:
+    """Write report.html of a run whose summary was computed; returns its path.
 
     Raises: as `write_page`.
     """
-    page = render_page(config, read_env(folder), episodes, folder / "videos", results)
-    write_text(folder / PAGE, page)
-    return folder / PAGE
+    page = render_page(run.config, run.env(), run.episodes, run.path / "videos", results)
+    write_text(run.path / PAGE, page)
+    return run.path / PAGE
 
 
 def render_page(

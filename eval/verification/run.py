@@ -18,6 +18,7 @@ from asd_policy.console import plain_console
 from asd_policy.console import say as _say
 from asd_policy.device import resolve_device
 from asd_policy.eval.machine import describe_machine, git_commit
+from asd_policy.eval.options import command_line
 from asd_policy.eval.runs.files import check_writable, default_folder, now, write_json
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.samplers import sampler_settings
@@ -29,7 +30,6 @@ from asd_policy.eval.verification.moments import find_moments
 from asd_policy.eval.verification.options import (
     VerifyOptions,
     check_verify_options,
-    verify_command,
 )
 from asd_policy.eval.verification.oracle import oracle_subject
 from asd_policy.eval.verification.report import print_report
@@ -80,7 +80,7 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
     try:
         drawn = _draw(options, subject, roles)
     except BaseException:
-        again = verify_command(dataclasses.replace(options, resume=True))
+        again = command_line(dataclasses.replace(options, resume=True), "verify")
         _say(f"What was drawn is kept in {options.out}; continue with\n  {again}")
         raise
     result = _judge(options, subject, roles, drawn)
@@ -125,7 +125,7 @@ def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptio
     STORE.check(out, settings, options.resume)
     config = {
         "schema_version": VERSION["verify_config"],
-        "command": verify_command(options),
+        "command": command_line(options, "verify"),
         "started": now(),
         "settings": settings,
     }
@@ -189,7 +189,7 @@ def _judge(
     resolved = _resolved(options, subject, chain.num_steps)
     return {
         "schema_version": VERSION["verify"],
-        "command": verify_command(options),
+        "command": command_line(options, "verify"),
         "settings": _settings(options) | {"checkpoint_sha256": subject.describe["sha256"]},
         "subject": subject.describe,
         "resolved": resolved,
