@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.checkpoints import find_checkpoint, shipped
-from asd_policy.data.replay import Replay, load_npz, load_replay
+from asd_policy.data.replay import Replay
 from asd_policy.eval.benchmarks.flops import NetworkSize, network_size
 from asd_policy.networks import ConditionalUnet1D
 from asd_policy.policy import Checkpoint, Normalizer, PolicyConfig, load_checkpoint
@@ -142,22 +142,6 @@ def load_subject(name: str, device: torch.device, replay: Replay | None, seed: i
         card.get("calibration") or {},
         network_size(network, x, conditions[:1]),
     )
-
-
-def load_demonstrations(path: Path) -> Replay:
-    """A ``.npz`` file or a zarr store. Raises DatasetError."""
-    if path.suffix == ".npz":
-        return load_npz(path)
-    return load_replay(path, store_keys(path))
-
-
-def store_keys(path: Path) -> list[str]:
-    """Observation keys of a zarr store that this package made."""
-    for name in (".zattrs", "zarr.json"):
-        if (path / name).is_file():
-            attributes = json.loads((path / name).read_text(encoding="utf-8"))
-            return list(attributes.get("attributes", attributes).get("observation_keys", []))
-    return []
 
 
 def _folder(name: str) -> Path:
