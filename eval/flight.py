@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import zipfile
@@ -163,10 +164,12 @@ def _arrays(chunks: Sequence[tuple[Draw, int]]) -> dict[str, np.ndarray]:
 def write_flight(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write a file that is whole and on the disk, or not there."""
     partial = path.with_name(path.name + ".part")
+    packed = io.BytesIO()  # a zip file on a full disk would say so again when it is collected
+    said = json.dumps(header, allow_nan=False)
+    np.savez_compressed(packed, header=np.array(said), **arrays)
     try:
         with open(partial, "wb") as file:
-            said = json.dumps(header, allow_nan=False)
-            np.savez_compressed(file, header=np.array(said), **arrays)
+            file.write(packed.getbuffer())
             file.flush()
             os.fsync(file.fileno())
     except OSError:
