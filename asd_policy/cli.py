@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, words: Sequence[str]) -> int:
     if command not in _PARSE_THEMSELVES:
         import tyro
-    if command in _SIMULATE and os.environ.get("MUJOCO_GL"):
+    helps = {"-h", "--help"} & set(words)
+    if command in _SIMULATE and os.environ.get("MUJOCO_GL") and not helps:
         from asd_policy.envs.opengl import before_mujoco
 
         before_mujoco()  # what it says may be wrong: said at once, not after seconds of loading
