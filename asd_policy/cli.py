@@ -12,6 +12,7 @@ import codecs
 import importlib
 import importlib.metadata
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ COMMANDS = {
     ),
     "replay": (
         "asd_policy.eval.command:main_replay",
-        "Draw the chunks of a recorded evaluation again: are they bitwise the same?",
+        "Sample the chunks of a recorded evaluation again: are they bitwise the same?",
     ),
     "demos": (
         "asd_policy.training.collect:main_collect",
@@ -72,7 +73,7 @@ COMMANDS = {
     ),
     "doctor": (
         "asd_policy.eval.doctor:main_doctor",
-        "Say what works here, what does not, and the command that mends it.",
+        "Say what works here, what does not, and the command that fixes it.",
     ),
 }
 # Functions of the words: doctor must run where tyro is missing, and the others take from the folder
@@ -124,9 +125,15 @@ def _run(command: str, words: Sequence[str]) -> int:
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     if command in _PARSE_THEMSELVES:
         return int(function(words) or 0)
+    function.__doc__ = _flowing(function.__doc__ or "")
     # tyro parses, then calls; its own complaints leave by SystemExit(2), with the usage.
     status = tyro.cli(function, args=words, prog=f"asd-policy {command}")
     return status if isinstance(status, int) else 0
+
+
+def _flowing(docstring: str) -> str:
+    """Each argument's description on one line: help keeps the line breaks of the source."""
+    return re.sub(r"\n {12}(?=\S)", " ", docstring)
 
 
 def _print_in_any_encoding() -> None:

@@ -245,7 +245,7 @@ def _push(expert_action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class Disturbance:
-    """First-order autoregressive noise on the arm's components, started in its stationary law."""
+    """First-order autoregressive noise on the arm's components, stationary from the start."""
 
     def __init__(self, scale: float, action_dim: int, rng: np.random.Generator) -> None:
         self._rng = rng

@@ -314,6 +314,6 @@ def _card(file: RobomimicCheckpoint) -> dict[str, Any]:
     if steps is not None:
         made["note"] = (
             f"robomimic samples it by DDIM in {steps} steps; here it is the DDPM that it was "
-            "trained for, another law of actions (sampler ddim gives the former)"
+            "trained for, a different distribution of actions (sampler ddim gives the former)"
         )
     return made

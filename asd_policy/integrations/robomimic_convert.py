@@ -48,9 +48,9 @@ def main_convert(
     Averaged (EMA) weights are taken where the file has them. Nothing that the file holds is run.
 
     Args:
-        source: robomimic's file, model.pth.
-        folder: checkpoint folder to write.
-        trust_pickle: run the file's own code where it has some: only for a file that you trust.
+        source: The file that robomimic wrote, model.pth.
+        folder: The checkpoint folder to write.
+        trust_pickle: Run the file's own code where it has some: only for a file that you trust.
     """
     if (folder / CARD_FILE).exists():
         raise OutputExistsError(f"{folder} already holds a checkpoint; choose another folder")
@@ -81,8 +81,8 @@ def main_export(
     and 0.3 build what the file says.
 
     Args:
-        folder: checkpoint folder.
-        out: robomimic's file to write, model.pth.
+        folder: The checkpoint folder, or the name of a policy that ships.
+        out: The file to write for robomimic, model.pth.
     """
     if out.exists():
         raise OutputExistsError(f"{out} exists already; expected a path for a new file")

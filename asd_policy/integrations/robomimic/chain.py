@@ -39,8 +39,8 @@ def for_chain(config: SamplerConfig, algo_config: Any) -> SamplerConfig:
     raise CheckpointError(
         f"this checkpoint is configured for DDIM ({steps} steps, eta=0), whose steps have no noise "
         f"that could be coupled: it cannot be accelerated exactly. Either steps={trained} with "
-        f"sampler={config.name!r}, which samples the DDPM that the network was trained for "
-        f"(another law of actions than DDIM's), or sampler='ddim', which keeps its DDIM"
+        f"sampler={config.name!r}, which samples the DDPM that the network was trained for (a "
+        f"different distribution of actions than DDIM's), or sampler='ddim', which keeps its DDIM"
     )
 
 
@@ -51,7 +51,10 @@ def describe(schedule: Schedule, algo_config: Any) -> str:
     if schedule.config.eta is not None:
         return text
     if ddim_steps(algo_config) is not None:
-        return f"{text}; the checkpoint is configured for DDIM, whose law of actions is another"
+        return (
+            f"{text}; the checkpoint is configured for DDIM, whose distribution of actions is "
+            "different"
+        )
     if schedule.num_steps < schedule.config.num_steps:
         text += (
             f"; robomimic's own chain is another: diffusers 0.11.1, its pin, goes from t to t-1 "

@@ -45,10 +45,10 @@ def accelerate(
     Args:
         policy: from ``FileUtils.policy_from_checkpoint``, of the algorithm "diffusion_policy".
         sampler, options: a name with options of ``SamplerConfig``, or a ``SamplerConfig``. "asd"
-            draws actions of exactly the law of "ddpm", which is what robomimic samples from a
-            DDPM checkpoint. A checkpoint that is configured for DDIM (η = 0) has no noise to
+            samples actions of exactly the distribution of "ddpm", which is what robomimic samples
+            from a DDPM checkpoint. A checkpoint that is configured for DDIM (η = 0) has no noise to
             couple: ``steps=…`` with "asd" or "ddpm" samples the DDPM that its network was
-            trained for, in so many steps, which is another law of actions than DDIM's;
+            trained for, in so many steps, which is a different distribution of actions than DDIM's;
             "ddim" keeps its DDIM, with its steps, ``set_alpha_to_one`` and ``steps_offset``.
         engine, precision, compile: as for ``DiffusionPolicy``.
         verbose: say in one line which weights and which chain are used.
