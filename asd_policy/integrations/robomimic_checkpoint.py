@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 
 from asd_policy.errors import CheckpointError
+from asd_policy.integrations.plain_files import allowed, check_archive, refused
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
     ENCODER_PREFIX,
@@ -60,18 +59,6 @@ _ALLOWED: list[Any] = [
 ]
 
 
-@contextmanager
-def _allowed() -> Iterator[None]:
-    """PyTorch 2.4 has no context for it."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(_ALLOWED)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
 def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
     """The dictionary of a ``.pth`` file, its archive checked byte for byte.
 
@@ -87,17 +74,14 @@ def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
             values, or no robomimic checkpoint.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    _check_archive(path)
+    check_archive(path)
     try:
-        with _allowed():
+        with allowed(_ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].removeprefix("Weights only load failed. ")
         raise CheckpointError(
             f"{path} was not opened: it holds more than weights and plain values, or is damaged "
-            f"({reason}). {_CONVERT.format(path=path)}"
+            f"({refused(error)}). {_CONVERT.format(path=path)}"
         ) from error
     except Exception as error:  # a damaged file may make the reader raise anything
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
@@ -131,19 +115,6 @@ def _digest_of(model: Any) -> str | None:
         return weights_digest(model)
     except (AttributeError, TypeError, RuntimeError):
         return None  # no weights at all: not those that were exported
-
-
-def _check_archive(path: Path) -> None:
-    """PyTorch does not compare the archive's checksums, and reads tensors that were changed."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except Exception as error:  # so may the zip reader
-        raise CheckpointError(
-            f"{path} is no whole PyTorch file (a zip archive): {error}"
-        ) from error
-    if bad is not None:
-        raise CheckpointError(f"{path} is damaged: the checksum of {bad} is another")
 
 
 @dataclass(frozen=True)
