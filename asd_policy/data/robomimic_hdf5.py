@@ -82,7 +82,7 @@ def is_export_of(hdf5_path: Path, zarr_path: Path) -> bool:
             demos = [file[f"data/demo_{episode}"] for episode in range(len(ends))]
             theirs = {n: np.concatenate([np.asarray(d[f"{n}s"]) for d in demos]) for n in ours}
             return all(np.array_equal(theirs[name], rows) for name, rows in ours.items())
-    except (OSError, KeyError, ValueError):  # no HDF5, or of another kind
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError):  # of another kind, damaged
         return False
 
 
@@ -181,8 +181,12 @@ def read_hdf5(
             env_args = _env_args(data, path)
             names = _episodes(file, data, filter_key, path)
             demos = {name: _read_episode(data, name, observation_keys, path) for name in names}
-    except OSError as error:
-        raise DatasetError(f"{path} is no robomimic dataset: {reason(error)}") from error
+    except DatasetError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:  # HDF5's own
+        raise DatasetError(
+            f"{path} is no robomimic dataset, or a damaged one: {reason(error)}"
+        ) from error
     _check_episodes(demos, observation_keys, path)
     parts = list(demos.values())
     observations = {key: np.concatenate([demo[key] for demo in parts]) for key in observation_keys}
@@ -203,7 +207,7 @@ def _group(parent: Any, name: str, path: Path) -> Any:
     import h5py
 
     if not isinstance(parent.get(name), h5py.Group):
-        found = "a dataset" if name in parent else "none"
+        found = "something else" if name in parent else "none"
         raise DatasetError(
             f"{path} is no robomimic dataset: expected a group {name!r} in {parent.name!r}, "
             f"found {found}"
@@ -367,7 +371,7 @@ def _check_episodes(
         rows = len(np.atleast_1d(demo["actions"]))
         if not rows:
             raise DatasetError(f"{path}: {name} is empty, expected one action or more")
-        for key in (*keys, "actions", "interrupted"):
+        for key in ("actions", *keys, "interrupted"):
             expected = (rows, *widths[key].shape[1:])
             if demo[key].shape != expected:
                 raise DatasetError(

@@ -186,4 +186,5 @@ def _counted(missing: list[tuple[int, ...]], grid: Grid, name: str) -> str:
 
 def reason(error: Exception) -> str:
     """What a library says, in a line."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return str(said).partition("\n")[0] or type(error).__name__
