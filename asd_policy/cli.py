@@ -15,10 +15,12 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from asd_policy.errors import AsdPolicyError, Terminated, did_you_mean, for_user
+from asd_policy.errors import AsdPolicyError, DatasetWarning, Terminated, did_you_mean, for_user
 from asd_policy.threads import wait_passively
 
 # name -> (module:function, one line)
@@ -101,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = did_you_mean(words[0], COMMANDS)
         return _say(f"expected a command, one of {', '.join(COMMANDS)}; got {words[0]!r}{near}")
     try:
-        return _run(words[0], words[1:])
+        with _warnings_on_one_line():
+            return _run(words[0], words[1:])
     except KeyboardInterrupt as end:
         by_term = isinstance(end, Terminated)
         print("terminated" if by_term else "interrupted", file=sys.stderr)
@@ -143,6 +146,22 @@ def _print_in_any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where a caller has put something else there
             stream.reconfigure(errors="asd_policy.plain")
+
+
+@contextmanager
+def _warnings_on_one_line() -> Iterator[None]:
+    """Those about demonstrations that may be incomplete: for the user, without the source."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Any, *rest: Any, **more: Any) -> None:
+            if isinstance(message, DatasetWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                shown(message, *rest, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

@@ -28,6 +28,10 @@ class DatasetError(AsdPolicyError, ValueError):
     """A demonstration store that is missing, incomplete, or holds unusable data."""
 
 
+class DatasetWarning(UserWarning):
+    """Demonstrations that may be incomplete; the command line prints it on one line."""
+
+
 class OutputExistsError(AsdPolicyError, FileExistsError):
     """An output folder that already holds another run."""
 

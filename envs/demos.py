@@ -103,8 +103,8 @@ def make_store(
         ValueError: an argument out of range, an unknown task, or one without an expert.
         OutputExistsError: `out` is something else than a store, or another process makes it.
         OutputError: it cannot be written.
-        DatasetError: `out` or `<out>.partial` is of another recipe, `out` has more episodes, or the
-            expert fails too often.
+        DatasetError: `out` or `<out>.partial` is of another recipe, `out` has more episodes or is
+            damaged, or the expert fails too often.
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
     started = time.monotonic()
@@ -179,6 +179,7 @@ def _check(
     kept = read_store(out)
     if kept is not None:
         check_same_recipe(str(out), kept.recipe, recipe)
+        kept.columns()  # raises where a part of it is lost: before attempts are made
         have = len(kept.numbers)
         if episodes < have:
             raise DatasetError(

@@ -127,12 +127,12 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
     [
         ({"data__arm": None}, r"lacks the arrays data/arm$"),
         ({"data__action": None, "meta__episode_ends": None}, r"data/action, meta/episode_ends$"),
-        ({"data__arm": np.zeros((25, 2))}, r"data/arm has shape \(25, 2\), expected \(26, dim\)"),
-        ({"data__action": np.zeros(26)}, r"data/action has shape \(26,\), expected \(26, dim\)"),
+        ({"data__arm": np.ones((25, 2))}, r"data/arm has shape \(25, 2\), expected \(26, dim\)"),
+        ({"data__action": np.ones(26)}, r"data/action has shape \(26,\), expected \(26, dim\)"),
         ({"data__arm": np.full((26, 2), np.nan)}, r"data/arm holds NaN or infinite values"),
         ({"data__action": np.full((26, 2), 1.5)}, r"must lie in \[−1, 1\], found 1\.500"),
         (
-            {"data__interrupted": np.zeros(25, bool)},
+            {"data__interrupted": np.ones(25, bool)},
             r"data/interrupted has shape \(25,\), expected",
         ),
         ({"meta__episode_ends": np.array([12, 12, 26])}, r"must rise from above zero"),
@@ -177,7 +177,7 @@ def test_a_damaged_array_is_named(tmp_path: Path) -> None:
     root = zarr.open_group(
         str(tmp_path / "s.zarr"), mode="w", **({"zarr_format": 2} if version >= 3 else {})
     )
-    root["data/object"] = np.zeros((60, 3), "f4")
+    root["data/object"] = np.ones((60, 3), "f4")
     root["data/action"] = np.random.default_rng(0).uniform(-1, 1, (60, 7)).astype("f4")
     root["meta/episode_ends"] = np.array([25, 60])
     (tmp_path / "s.zarr/data/action/0.0").write_bytes(b"junk")

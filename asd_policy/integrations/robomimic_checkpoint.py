@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, DatasetError
 from asd_policy.integrations.plain_files import allowed, check_archive, refused
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
@@ -214,7 +214,7 @@ def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
     )
     try:
         return as_published(made)
-    except CheckpointError as error:
+    except (CheckpointError, DatasetError) as error:
         raise CheckpointError(f"{file.path}: {error}") from error
 
 
