@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from asd_policy.ambient import as_asked
 from asd_policy.errors import NonFiniteError
 from asd_policy.schedule import Schedule
 
@@ -38,9 +39,7 @@ def check_mode(network: object) -> None:
         ValueError: the network holds such a layer in training mode, or batch norm that has no
             running statistics and mixes rows in every mode.
     """
-    while isinstance(network, functools.partial):
-        network = network.func
-    network = getattr(network, "__self__", network)
+    network = owner(network)
     if not isinstance(network, nn.Module):
         return
     for name, layer in network.named_modules():
@@ -53,6 +52,13 @@ def check_mode(network: object) -> None:
         if layer.training and (_drops(layer) or isinstance(layer, _BatchNorm)):
             why = "draws at random" if _drops(layer) else "mixes the rows of a call"
             raise ValueError(f"the network's {of} {why} in training mode; call network.eval()")
+
+
+def owner(network: object) -> object:
+    """The object behind methods and what ``functools.partial`` binds."""
+    while isinstance(network, functools.partial):
+        network = network.func
+    return getattr(network, "__self__", network)
 
 
 def _drops(layer: nn.Module) -> bool:
@@ -104,7 +110,7 @@ class Denoiser:
             )
         timesteps = torch.cat([schedule.timesteps, past.long()])
         self.timesteps = timesteps.to(like.device)
-        steps = torch.arange(len(timesteps)).clamp_(max=schedule.num_steps - 1)
+        steps = torch.arange(len(timesteps), device="cpu").clamp_(max=schedule.num_steps - 1)
         self._real_steps = steps.to(like.device)
 
     def __call__(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
@@ -119,7 +125,7 @@ class Denoiser:
 
         Raises:
             NonFiniteError: the network returned a NaN or an infinity (step and chain are named).
-            ValueError: the network returned another shape than it was given.
+            ValueError: the network returned another shape than it was given, or no tensor.
         """
         prediction = self.predict(x, steps, chains)
         self._check(prediction, steps, chains)
@@ -135,14 +141,21 @@ class Denoiser:
             self._cond.copy_(cond)
 
     def predict(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
-        """What the network says, (N, D) and unchecked. Raises ValueError for another shape."""
+        """What the network says, (N, D) and unchecked; a plain network is called in the autocast
+        that surrounds the sampler. Raises ValueError for another shape."""
         points, cond = x.view(-1, *self.shape), self._cond
         if isinstance(self.network, PreparedNetwork):
             assert cond is not None
             prediction = self.network.evaluate(points, self._real_steps[steps], chains, cond)
         else:
             cond = None if cond is None else cond[chains]
-            prediction = self.network(points, self.timesteps[steps], cond)
+            with as_asked():
+                prediction = self.network(points, self.timesteps[steps], cond)
+        if not isinstance(prediction, Tensor):
+            raise ValueError(
+                f"the network must return a tensor of the shape it is given; got a "
+                f"{type(prediction).__name__}"
+            )
         if prediction.shape != points.shape:
             raise ValueError(
                 f"the network must return the shape it is given, {tuple(points.shape)}; "

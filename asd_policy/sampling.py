@@ -69,12 +69,15 @@ def sample(
     floating-point arithmetic) for fewer sequential network calls; the same seed does not give
     the same sample.
 
+    No gradients are recorded. Within ``torch.autocast`` the network is called in it, as its owner
+    asked; a prepared network and all other arithmetic keep their own precision.
+
     Args:
         denoiser: ``denoiser(x, timesteps, cond)`` → what the network predicts; x (N, *shape[1:]),
             timesteps (N,) int64, cond with N rows or None. It must treat rows independently.
         schedule: noise schedule the network was trained for.
         shape: (B, …): chains, and the shape of one sample.
-        cond: (B, …) condition of each chain.
+        cond: (B, …) condition of each chain: one tensor.
         sampler … use_clipped_model_output: see ``SamplerConfig``.
         engine: what runs it: one of ``asd_policy.engine.ENGINES``, or ``result.engine`` of an
             earlier call for the same network, chain and shape, which keeps what it captured.
@@ -86,13 +89,15 @@ def sample(
         dtype: of the chains.
 
     Raises:
-        ValueError: an unknown option, options that exclude each other, or a network in training
-            mode whose batch norm or dropout would change what is sampled.
+        ValueError: an unknown option, options that exclude each other, conditions that are not one
+            tensor, or a network in training mode whose batch norm or dropout would change what is
+            sampled.
         NonFiniteError: a NaN or an infinity in ``cond``, in what the network returned, or in the
             sample.
 
     Source: Hu, Das, Sadigh & Anari, ICML 2025, arXiv 2505.03983.
     """
+    _check_cond(cond, shape)
     device = _device(device, cond, generator)
     generator = seeded(seed, generator, device)
     config = SamplerConfig(
@@ -102,8 +107,6 @@ def sample(
         raise ValueError(
             f"shape must be (chains, sizes of one sample …), all positive; got {shape}"
         )
-    if cond is not None and len(cond) != shape[0]:
-        raise ValueError(f"cond must have {shape[0]} rows, one for each chain; got {len(cond)}")
     if cond is not None and cond.is_floating_point() and not bool(cond.isfinite().all()):
         raise NonFiniteError("cond holds a NaN or infinite value")
     runner = _engine(engine, denoiser, config.schedule(schedule), shape, (device, dtype))
@@ -112,8 +115,22 @@ def sample(
     x, stats = draw(config, runner, noise, cond, calibration)
     if not bool(x.isfinite().all()):
         raise NonFiniteError("the sample holds a NaN or infinite value")
-    # A copy made out here is an ordinary tensor, which callers may change or differentiate.
-    return Result(x.clone().view(shape), stats, calibration, runner)
+    # Copies made out here are ordinary tensors, which callers may change or differentiate.
+    return Result(x.clone().view(shape), stats.copy(), calibration, runner)
+
+
+def _check_cond(cond: object, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless there is one row for each chain."""
+    if cond is None:
+        return
+    if not isinstance(cond, Tensor) or not cond.ndim:
+        found = "a number" if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
+        raise ValueError(
+            f"cond must be a tensor with a row for each chain, or None; got {found} (several "
+            "conditions can be put side by side in one tensor, which the network takes apart)"
+        )
+    if len(cond) != shape[0]:
+        raise ValueError(f"cond must have {shape[0]} rows, one for each chain; got {len(cond)}")
 
 
 def _device(device: Any, cond: Tensor | None, generator: Streams) -> torch.device | str:
@@ -205,6 +222,7 @@ def calibrate(
     Returns:
         A calibration for the sampler, the number of steps and the network it was made with.
     """
+    _check_cond(cond, shape)
     generator = seeded(seed, generator, _device(options.get("device"), cond, generator))
     given: dict[str, Any] = {"shape": shape, "cond": cond, "generator": generator, **options}
     calibration = given["calibration"] = Calibration()

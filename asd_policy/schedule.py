@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asd_policy.ambient import untouched
 from asd_policy.errors import did_you_mean, whole
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
+HOST: dict[str, Any] = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
@@ -41,11 +43,11 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 def _betas(kind: str, num_steps: int, start: float, end: float) -> Tensor:
     if kind == "linear":
-        return torch.linspace(start, end, num_steps, dtype=torch.float64)
+        return torch.linspace(start, end, num_steps, **HOST)
     if kind == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, num_steps, dtype=torch.float64) ** 2
+        return torch.linspace(start**0.5, end**0.5, num_steps, **HOST) ** 2
     # Nichol & Dhariwal (2021), eq. 17; betas capped at 0.999.
-    u = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    u = torch.arange(num_steps + 1, **HOST) / num_steps
     bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
 
@@ -53,11 +55,11 @@ def _betas(kind: str, num_steps: int, start: float, end: float) -> Tensor:
 def _spaced_timesteps(num_steps: int, steps: int, spacing: str) -> Tensor:
     """Training timesteps that are visited, in descending order, as diffusers spaces them."""
     if spacing == "linspace":
-        grid = torch.linspace(0, num_steps - 1, steps, dtype=torch.float64).round()
+        grid = torch.linspace(0, num_steps - 1, steps, **HOST).round()
     elif spacing == "leading":
-        grid = torch.arange(steps, dtype=torch.float64) * (num_steps // steps)
+        grid = torch.arange(steps, **HOST) * (num_steps // steps)
     else:
-        grid = num_steps - torch.arange(steps, dtype=torch.float64) * (num_steps / steps)
+        grid = num_steps - torch.arange(steps, **HOST) * (num_steps / steps)
         grid = grid.round().flip(0) - 1
     return grid.flip(0).long()
 
@@ -91,7 +93,7 @@ class ScheduleConfig:
             if isinstance(value, (np.number, Tensor)):
                 object.__setattr__(self, name, float(value))
         if self.trained_betas is not None:
-            betas = torch.as_tensor(self.trained_betas, dtype=torch.float64).flatten()
+            betas = torch.as_tensor(self.trained_betas, **HOST).flatten()
             object.__setattr__(self, "trained_betas", tuple(betas.tolist()))
 
     def validate(self) -> None:
@@ -134,7 +136,7 @@ class ScheduleConfig:
 
     def betas(self) -> Tensor:
         if self.trained_betas is not None:
-            return torch.tensor(self.trained_betas, dtype=torch.float64)
+            return torch.tensor(self.trained_betas, **HOST)
         return _betas(self.beta_schedule, self.num_steps, self.beta_start, self.beta_end)
 
 
@@ -193,6 +195,7 @@ class Schedule:
         )  # fmt: skip
 
     @classmethod
+    @untouched(gradients=False)
     def from_config(cls, config: ScheduleConfig) -> Schedule:
         """Build the tables. Raises ValueError for a configuration that makes no sense."""
         config.validate()

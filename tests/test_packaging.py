@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(
 
 # A module may import those of a lower rank, and its own package.
 RANK = {
-    "errors": 0, "threads": 0, "networks": 1, "schedule": 1, "denoiser": 2, "coupling": 3,
-    "chains": 4, "drafts": 5, "samplers": 6, "engine": 7, "sampling": 8, "policy": 9,
+    "ambient": 0, "errors": 0, "threads": 0, "networks": 1, "schedule": 1, "denoiser": 2,
+    "coupling": 3, "chains": 4, "drafts": 5, "samplers": 6, "engine": 7, "sampling": 8, "policy": 9,
     "integrations": 10,
 }  # fmt: skip
 MAY_IMPORT = {
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "envs": {"errors", "data", "console", "files", "progress"},
     "data": {"errors"},
     "training": {
+        "ambient",
         "errors",
         "console",
         "device",

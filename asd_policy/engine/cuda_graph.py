@@ -20,9 +20,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from asd_policy.ambient import Autocast, asked_for, own_precision
+from asd_policy.denoiser import owner
 from asd_policy.engine.eager import Engine, raise_if_bad
 from asd_policy.engine.kernels import make_kernels
 from asd_policy.errors import EngineError
+from asd_policy.networks.weights import Watch
 from asd_policy.samplers.asd import AutospeculativeDecoding
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.ddpm import sample_ddpm
@@ -65,6 +68,8 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         cudnn = torch.backends.cudnn
         searching, cudnn.benchmark = cudnn.benchmark, True  # shapes are those of every replay
+        casts = torch.is_autocast_cache_enabled()  # of weights, which a graph must make anew
+        torch.set_autocast_cache_enabled(False)
         try:
             with self.working():
                 for _ in range(3):  # libraries choose algorithms and allocate workspaces
@@ -84,6 +89,7 @@ class CudaRecorder:
             raise EngineError(f"capturing {what} as a CUDA graph failed: {error}") from error
         finally:
             cudnn.benchmark = searching
+            torch.set_autocast_cache_enabled(casts)
         return graph.replay, torch.cuda.memory_allocated(self._device) - before
 
     def read_later(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
@@ -91,7 +97,9 @@ class CudaRecorder:
         launched.record(self._stream)
         with torch.cuda.stream(self._reader):
             self._reader.wait_event(launched)
-            copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+            copies = [
+                torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True) for t in tensors
+            ]
             for copy, tensor in zip(copies, tensors, strict=True):
                 copy.copy_(tensor, non_blocking=True)
             copied = torch.cuda.Event()
@@ -153,7 +161,11 @@ class CudaGraphEngine(Engine):
         self._recorder: Recorder = recorder or CudaRecorder(device)
         self._fallback = fallback
         self._graphs: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
-        self._steps: dict[int, SequentialSteps] = {}
+        self._steps: dict[tuple[int, Autocast], SequentialSteps] = {}
+        # A prepared network is copied in place; of another, graphs know where its weights lie.
+        module = owner(self.source)
+        self._module = module if isinstance(module, torch.nn.Module) else None
+        self._watch = None if self._module is None else Watch(self._module)
         self.bytes_by_bucket: dict[str, int] = {}
 
     def _decode(
@@ -195,6 +207,10 @@ class CudaGraphEngine(Engine):
         """The graphs of ``key``, captured at first; None once that has failed under "auto"."""
         if self.name == "eager":
             return None
+        if self._watch is not None and self._watch.moved():
+            assert self._module is not None
+            self._graphs.clear()
+            self._watch = Watch(self._module)
         if key not in self._graphs:
             try:
                 self._graphs[key] = capture(key)
@@ -258,17 +274,19 @@ class CudaGraphEngine(Engine):
         return parts
 
     @torch.inference_mode()
+    @own_precision()
     def sequential(
         self, noise: Noise, cond: Tensor | None, name: str = "ddpm"
     ) -> tuple[Tensor, Stats]:
         with self._lock:
             start, batch = time.perf_counter(), len(noise.initial)
             size, denoiser = self.schedule.num_steps, self._denoiser(batch, cond)
-            steps = self._steps.get(batch)
+            key = batch, asked_for()
+            steps = self._steps.get(key)
             if steps is None or steps.denoiser is not denoiser:
                 kernels = make_kernels(self.kernels)
                 steps = SequentialSteps(denoiser, self.schedule, noise.initial, kernels)
-                self._steps[batch] = steps
+                self._steps[key] = steps
             replay = self._captured(steps, self._capture_step)
             if replay is None:
                 return sample_ddpm(denoiser, self.schedule, noise, name)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from asd_policy.ambient import as_asked, own_precision
 from asd_policy.denoiser import Network, PreparedNetwork
 from asd_policy.engine.eager import Engine, Result
 from asd_policy.errors import EngineError
@@ -64,7 +65,9 @@ class SplitNetwork:
 
     def _announce(self, *numbers: int) -> None:
         header = torch.zeros(8, dtype=torch.int64, device=self._like.device)
-        header[: len(numbers)] = torch.tensor([int(n) for n in numbers])
+        header[: len(numbers)] = torch.tensor(
+            [int(n) for n in numbers], dtype=torch.int64, device=header.device
+        )
         try:
             dist.broadcast(header, 0)
         except RuntimeError as error:
@@ -117,7 +120,8 @@ class SplitNetwork:
             assert self._condition is not None
             return self._network.evaluate(x, steps, chains, self._condition)
         cond = None if self._condition is None else self._condition[chains]
-        return self._network(x, self._timesteps[steps], cond)
+        with as_asked():
+            return self._network(x, self._timesteps[steps], cond)
 
 
 class DistributedEngine(Engine):
@@ -157,6 +161,7 @@ class DistributedEngine(Engine):
             self.close()
 
     @torch.inference_mode()
+    @own_precision()
     def serve(self) -> None:
         """On ranks other than 0: evaluate rows for rank 0 until it closes."""
         if dist.get_rank() == 0:

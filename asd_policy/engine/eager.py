@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from asd_policy.ambient import asked_for, own_precision
 from asd_policy.chains import Chains
 from asd_policy.denoiser import Denoiser, Network, PreparedNetwork
 from asd_policy.engine.kernels import choose_kernels, make_kernels
@@ -28,7 +29,8 @@ KEPT = 8  # states of chains, one for each batch size, window and form
 class Engine:
     """Runs the samplers of one network on one device.
 
-    States of chains are kept between chunks. Threads may share an engine: chunks are drawn one
+    No gradients, and no autocast but in a plain network. States of chains are kept between chunks.
+    Threads may share an engine: chunks are drawn one
     after the other.
 
     Args:
@@ -58,6 +60,7 @@ class Engine:
         self._runs: OrderedDict[tuple[object, ...], AutospeculativeDecoding] = OrderedDict()
 
     @torch.inference_mode()
+    @own_precision()
     def sequential(
         self, noise: Noise, cond: Tensor | None, name: str = "ddpm"
     ) -> tuple[Tensor, Stats]:
@@ -66,6 +69,7 @@ class Engine:
             return sample_ddpm(self._denoiser(len(noise.initial), cond), self.schedule, noise, name)
 
     @torch.inference_mode()
+    @own_precision()
     def paradigms(
         self, noise: Noise, cond: Tensor | None, window: int, tolerance: float
     ) -> tuple[Tensor, Stats]:
@@ -75,6 +79,7 @@ class Engine:
             return sample_paradigms(denoiser, self.schedule, noise, window, tolerance)
 
     @torch.inference_mode()
+    @own_precision()
     def asd(
         self,
         noise: Noise,
@@ -125,6 +130,7 @@ class Engine:
         return x, run.stats(counts, clock.seconds())
 
     @torch.inference_mode()
+    @own_precision()
     def timer(self, rows: int, cond: Tensor | None) -> Callable[[], float]:
         """A function that makes one network call on ``rows`` rows and returns what it took, in
         seconds; cond is (1, …) or None. It is valid until the engine's next chunk."""
@@ -135,6 +141,7 @@ class Engine:
             call = self._repeatable(lambda: denoiser.predict(x, zeros, zeros), rows)
 
         @torch.inference_mode()
+        @own_precision()
         def timed() -> float:
             with self._lock:
                 return _timed(call, x.device, self.ranks)
@@ -177,7 +184,7 @@ class Engine:
     ) -> AutospeculativeDecoding:
         denoiser = self._denoiser(len(noise.initial), cond)
         batch, dim = noise.initial.shape
-        key = (batch, window, *form)
+        key = (batch, window, *form, asked_for())  # a captured round keeps its autocast
         if key not in self._runs or self._runs[key].denoiser is not denoiser:
             chains = Chains(self.schedule, batch, dim, window, noise.initial)
             kernels = make_kernels(self.kernels)

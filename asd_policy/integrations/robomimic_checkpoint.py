@@ -19,7 +19,10 @@ from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
     ENCODER_PREFIX,
     NETWORK_PREFIX,
+    architecture,
     ddim_steps,
+    groups_in,
+    groups_of,
     network_from_weights,
     offset_and_scale,
     trained_schedule,
@@ -201,7 +204,7 @@ def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
             f"observations of {sum(keys.values())}"
         )
     try:
-        config = PolicyConfig(keys, file.action_dim, **horizon, **_unet_sizes(network, algo))
+        config = PolicyConfig(keys, file.action_dim, **horizon, **_unet_sizes(network))
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
     made = Checkpoint(
@@ -225,24 +228,18 @@ def _network(file: RobomimicCheckpoint) -> ConditionalUnet1D:
     if other:
         raise CheckpointError(f"{file.path}: weights that are not known: {', '.join(other[:5])}")
     try:
-        return network_from_weights(own, _groups(file.config["algo"]))
+        groups = groups_of(file.content["model"], file.config["algo"], own)
+        return network_from_weights(own, groups)
     except CheckpointError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
 
 
-def _groups(algo: Mapping[str, Any]) -> int:
-    return int(algo.get("unet", {}).get("n_groups", 8))
-
-
-def _unet_sizes(network: ConditionalUnet1D, algo: Mapping[str, Any]) -> dict[str, Any]:
-    weights = network.state_dict()
-    levels = len(network.down_modules)
-    first = [weights[f"down_modules.{i}.0.blocks.0.block.0.weight"] for i in range(levels)]
+def _unet_sizes(network: ConditionalUnet1D) -> dict[str, Any]:
+    sizes = architecture(network.state_dict(), groups_in(network))
+    kept = "down_dims", "kernel_size", "n_groups", "cond_predict_scale"
     return {
-        "down_dims": tuple(level.shape[0] for level in first),
-        "step_embed_dim": weights["diffusion_step_encoder.1.weight"].shape[1],
-        "kernel_size": first[0].shape[2],
-        "n_groups": _groups(algo),
+        **{name: sizes[name] for name in kept},
+        "step_embed_dim": sizes["diffusion_step_embed_dim"],
     }
 
 
@@ -254,7 +251,7 @@ def _normalizer(statistics: Any, sizes: Mapping[str, int], what: str) -> Normali
         offset = np.concatenate([pair[0].reshape(-1) for pair in found.values()])
         scale = np.concatenate([pair[1].reshape(-1) for pair in found.values()])
     try:
-        return Normalizer(torch.as_tensor(offset - scale), torch.as_tensor(offset + scale))
+        return Normalizer(torch.from_numpy(offset - scale), torch.from_numpy(offset + scale))
     except ValueError as error:
         raise CheckpointError(f"normalization of the {what}: {error}") from error
 

@@ -22,7 +22,9 @@ from asd_policy.integrations.robomimic_checkpoint import (
 )
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
+    GROUPS,
     NETWORK_PREFIX,
+    groups_in,
     with_training_length,
 )
 from asd_policy.integrations.robomimic_layout import as_simulated
@@ -131,11 +133,21 @@ def to_robomimic(made: Checkpoint) -> dict[str, Any]:
             "robomimic's networks see quaternions as they are observed, and this policy's sees "
             "matrices; one trained with --rotations quaternion, the default, can be written"
         )
+    if not made.config.cond_predict_scale:
+        raise CheckpointError(
+            "robomimic's networks scale and shift activations, and this policy's only shifts them"
+        )
     made, environment = as_simulated(made, environment_of(made.card))
     weights = {NETWORK_PREFIX + k: v.cpu() for k, v in made.network.state_dict().items()}
     keys = made.config.observation_keys
     content: dict[str, Any] = {
-        "model": {"nets": weights, "optimizers": {}, "lr_schedulers": {}, "ema": weights},
+        "model": {
+            "nets": weights,
+            "optimizers": {},
+            "lr_schedulers": {},
+            "ema": weights,
+            GROUPS: groups_in(made.network),
+        },
         "config": _configuration(made),
         "algo_name": ALGO_NAME,
         "env_metadata": environment,

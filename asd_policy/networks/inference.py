@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asd_policy.ambient import own_precision
 from asd_policy.networks.fused import LEAST_KERNEL, Fused
+from asd_policy.networks.layers import check_layers
 from asd_policy.networks.products import Products
 from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D
 
@@ -38,8 +40,18 @@ def _residual_blocks(network: ConditionalUnet1D) -> list[ConditionalResidualBloc
     return cast(list[ConditionalResidualBlock1D], blocks)
 
 
-def _film_linear(block: ConditionalResidualBlock1D) -> nn.Linear:
-    return cast(nn.Linear, block.cond_encoder[1])
+def _film(block: ConditionalResidualBlock1D) -> tuple[Tensor, Tensor]:
+    """Weight (2C, cond) and bias (2C,) that make a block's scale and shift. Of one that only
+    shifts, the scale is 1, exactly."""
+    linear = cast(nn.Linear, block.cond_encoder[1])
+    if block.scales:
+        return linear.weight, linear.bias
+    none = torch.zeros_like(linear.weight)
+    return torch.cat([none, linear.weight]), torch.cat([torch.ones_like(linear.bias), linear.bias])
+
+
+def _channels(block: ConditionalResidualBlock1D) -> int:
+    return cast(nn.Linear, block.cond_encoder[1]).out_features // (2 if block.scales else 1)
 
 
 def _kernel_size(network: ConditionalUnet1D) -> int:
@@ -54,7 +66,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.layers = layers
         blocks = _residual_blocks(network)
-        self.sizes = [_film_linear(b).out_features // 2 for b in blocks for _ in range(2)]
+        self.sizes = [_channels(b) for b in blocks for _ in range(2)]
         self.blocks = nn.ModuleList(layers.residual(b) for b in blocks)
         downs, ups = _levels(network.down_modules)[:-1], _levels(network.up_modules)
         self.downs = nn.ModuleList(layers.down(cast(nn.Conv1d, lv[2].conv)) for lv in downs)
@@ -88,8 +100,10 @@ class InferenceUnet1D(nn.Module):
     ``network(x, timesteps[steps], cond[chains])`` is, to rounding,
     ``prepared(x, prepared.timestep_film[steps] + prepared.condition(cond, B)[chains])``.
 
-    The weights are copied: training ``network`` afterwards changes nothing here. They are laid out
-    for the device that ``network`` is on, so prepare again rather than move. No gradients. On CUDA
+    The weights are copied: training ``network`` afterwards changes nothing here
+    (``PreparedUnet1D`` copies them again), and ``network`` stays as it is. They are laid out for
+    the device that it is on, so prepare again rather than move. No gradients, and no autocast:
+    the precision is the one asked for. On CUDA
     there is no synchronisation, and shapes depend on those of the arguments alone, so that the call
     can be captured in a CUDA graph. To compile, compile ``trunk`` of "products", which is one
     graph: ``prepared.trunk.compile(fullgraph=True)`` (the choice of TF32 is made around it, at
@@ -110,7 +124,8 @@ class InferenceUnet1D(nn.Module):
 
     Raises:
         ValueError: unknown precision or layers, "tf32" without CUDA, "fused" for convolutions of
-            one point, timesteps of another shape or dtype.
+            one point, timesteps of another shape or dtype, or a network whose layers were exchanged
+            for others (``check_layers``).
     """
 
     timestep_film: Tensor
@@ -126,6 +141,7 @@ class InferenceUnet1D(nn.Module):
         super().__init__()
         like = next(network.parameters())
         _check_precision(precision, like.device)
+        check_layers(network)
         if timesteps.dim() != 1 or timesteps.dtype != torch.int64:
             found = f"{timesteps.dtype} of shape {tuple(timesteps.shape)}"
             raise ValueError(f"timesteps must be int64 of shape (K,), got {found}")
@@ -148,10 +164,10 @@ class InferenceUnet1D(nn.Module):
             self.trunk.bfloat16()
 
     @torch.no_grad()
+    @own_precision()
     def _prepare_film(self, network: ConditionalUnet1D, timesteps: Tensor) -> None:
-        linears = [_film_linear(block) for block in _residual_blocks(network)]
-        weight = torch.cat([linear.weight for linear in linears])
-        bias = torch.cat([linear.bias for linear in linears])
+        films = [_film(block) for block in _residual_blocks(network)]
+        weight, bias = (torch.cat(parts) for parts in zip(*films, strict=True))
         # Mish([e(t), c]) is [Mish(e(t)), Mish(c)].
         embedding = F.mish(network.diffusion_step_encoder(timesteps))
         timestep_weight, cond_weight = weight.tensor_split([embedding.shape[1]], dim=1)
@@ -178,7 +194,8 @@ class InferenceUnet1D(nn.Module):
             raise ValueError(f"the condition must be {expected}, got {found}")
         if cond is None:
             return self.timestep_film.new_zeros(batch, self.timestep_film.shape[1])
-        return F.linear(F.mish(cond), self.cond_weight)
+        with own_precision():
+            return F.linear(F.mish(cond.to(self.cond_weight.dtype)), self.cond_weight)
 
     @torch.no_grad()
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
@@ -198,10 +215,11 @@ class InferenceUnet1D(nn.Module):
             expected = f"(N, multiple of {self.length_multiple}, {self.input_dim})"
             raise ValueError(f"x must be of shape {expected}, got {tuple(x.shape)}")
         h = x.bfloat16() if self.precision == "bf16" else x
-        if not x.is_cuda:
-            return self.trunk(h, film).to(x.dtype)
-        with _tensor_cores(self.precision == "tf32"):
-            return self.trunk(h, film).to(x.dtype)
+        with own_precision():
+            if not x.is_cuda:
+                return self.trunk(h, film).to(x.dtype)
+            with _tensor_cores(self.precision == "tf32"):
+                return self.trunk(h, film).to(x.dtype)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asd_policy.ambient import own_precision
 from asd_policy.errors import CheckpointError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint, difference_table, load_checkpoint
 from asd_policy.policy.chunks import ChunkSampler
@@ -42,7 +43,9 @@ class DiffusionPolicy:
     its actions depend neither on how many others are stepped beside it nor on their order.
 
     Args:
-        checkpoint: a trained policy. sampler: how chunks are drawn. device: where.
+        checkpoint: a policy, whose network is moved to the device and otherwise left as it is: it
+            may be trained on, and the next chunk is drawn with the weights of then.
+        sampler: how chunks are drawn. device: where.
         engine: what draws them, one of ``asd_policy.engine.ENGINES``.
         precision: of the network: "fp32", "tf32" (on CUDA) or "bf16".
         compile: run the network through ``torch.compile``, which takes its time at first.
@@ -74,7 +77,7 @@ class DiffusionPolicy:
         self.sampler = sampler or SamplerConfig()
         self.config, self.card = checkpoint.config, checkpoint.card
         self.device = torch.device(device)
-        self.network = checkpoint.network.to(self.device).eval().requires_grad_(False)
+        self.network = checkpoint.network.to(self.device)  # else as it is: it may be training
         self._observation_normalizer = checkpoint.observation_normalizer.to(self.device)
         self._action_normalizer = checkpoint.action_normalizer.to(self.device)
         self._sampler = ChunkSampler(
@@ -337,7 +340,7 @@ class DiffusionPolicy:
         """
         if not np.isfinite(histories).all():
             raise NonFiniteError("an observation holds a NaN or infinite value")
-        with torch.inference_mode():
+        with torch.inference_mode(), own_precision(networks_too=True):
             history = torch.from_numpy(histories).to(self.device)
             cond = self._observation_normalizer.normalize(history)
             chunks, stats = self._sampler.draw(cond.flatten(1), generators, calibration)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -39,7 +39,8 @@ def streams(generator: Streams, batch: int) -> list[torch.Generator]:
                 f"expected {batch} generators, one for each chain; got {len(generator)}"
             )
         return list(generator)
-    device = "cpu" if generator is None else generator.device
+    # Without one, PyTorch's own on the CPU, whatever the default device is.
+    device = torch.device("cpu") if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=device).tolist()
     return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
@@ -140,6 +141,11 @@ class Stats:
     decided: Tensor
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def copy(self) -> Stats:
+        """With tensors of their own; ordinary ones, if it is not made in inference mode."""
+        names = ("calls", "evaluations", "accepted", "decided")
+        return replace(self, **{name: getattr(self, name).clone() for name in names})
+
     def __repr__(self) -> str:
         calls, rows = self.calls.tolist(), self.evaluations.float().mean().item()
         return one_line(self.sampler, self.window, calls, rows, sum(self.seconds.values()))
@@ -157,8 +163,8 @@ class Stats:
 
 def sequential_stats(sampler: str, batch: int, num_steps: int, seconds: dict[str, float]) -> Stats:
     """Statistics of a sampler that takes one call a step and drafts nothing."""
-    calls = torch.full((batch,), num_steps)
-    zeros = torch.zeros((batch, num_steps), dtype=torch.long)
+    calls = torch.full((batch,), num_steps, dtype=torch.long, device="cpu")
+    zeros = torch.zeros((batch, num_steps), dtype=torch.long, device="cpu")
     return Stats(sampler, 1, calls, calls.clone(), zeros, zeros.clone(), seconds)
 
 

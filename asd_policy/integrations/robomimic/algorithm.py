@@ -24,9 +24,12 @@ from asd_policy.integrations.robomimic.actions import fitted_statistics
 from asd_policy.integrations.robomimic.rollout import chunk_sampler, encode, rollout_networks
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
+    GROUPS,
     NETWORK_PREFIX,
     architecture,
     ddim_steps,
+    groups_in,
+    groups_of,
     trained_schedule,
 )
 from asd_policy.networks.unet1d import ConditionalUnet1D
@@ -240,14 +243,15 @@ class DiffusionPolicyUNet(PolicyAlgo):
             steps = ddim_steps(self.algo_config)
             config = SamplerConfig("ddpm") if steps is None else SamplerConfig("ddim", steps=steps)
             self._sampler = chunk_sampler(self, config)
-        seed = int(torch.randint(2**63 - 1, ()))
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         generator = torch.Generator(self.device).manual_seed(seed)
         chunks, _ = self._sampler.draw(encode(nets["obs_encoder"], frames), [generator])
         first = self._horizon("observation") - 1
         return chunks[0, first : first + self._horizon("action")].clone()
 
     def serialize(self) -> dict[str, Any]:
-        """Weights, averages, optimizers and schedulers, in the layout of 0.5."""
+        """Weights, averages, optimizers and schedulers, in the layout of 0.5; and the number of
+        groups, which 0.5 takes for 8."""
         schedulers = {
             name: None if value is None else value.state_dict()
             for name, value in self.lr_schedulers.items()
@@ -256,6 +260,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
             "nets": self.nets.state_dict(),
             "optimizers": {name: value.state_dict() for name, value in self.optimizers.items()},
             "lr_schedulers": schedulers,
+            GROUPS: groups_in(self.nets["policy"]["noise_pred_net"]),
             "ema": None if self.ema is None else self.ema.network.state_dict(),
         }
 
@@ -265,7 +270,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
         Raises:
             CheckpointError: weights that do not fit, in one table.
         """
-        self._fit_network(model_dict["nets"])
+        self._fit_network(model_dict)
         _load(self.nets, model_dict["nets"])
         if self.ema is not None:
             # Without averages, the weights themselves are the best estimate of them.
@@ -278,15 +283,15 @@ class DiffusionPolicyUNet(PolicyAlgo):
                     self.lr_schedulers[name].load_state_dict(state)
         self.reset()
 
-    def _fit_network(self, weights: dict[str, Tensor]) -> None:
+    def _fit_network(self, model: dict[str, Any]) -> None:
         """Rebuild the network where the weights are of another size than ``algo.unet`` says."""
+        weights = model["nets"]
         start = len(NETWORK_PREFIX)
         own = {k[start:]: v for k, v in weights.items() if k.startswith(NETWORK_PREFIX)}
         network = self.nets["policy"]["noise_pred_net"]
-        groups = int(self.algo_config.unet.n_groups)
-        sizes = architecture(own, groups)
+        sizes = architecture(own, groups_of(model, self.algo_config, own))
         ends = sizes["input_dim"], sizes["global_cond_dim"]
-        same = sizes == architecture(network.state_dict(), groups)
+        same = sizes == architecture(network.state_dict(), groups_in(network))
         if not same and ends == (self.ac_dim, self.condition_dim):
             self._set_networks(self.nets["policy"]["obs_encoder"], ConditionalUnet1D(**sizes))
             self._create_optimizers()

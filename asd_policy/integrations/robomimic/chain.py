@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from asd_policy.errors import CheckpointError
-from asd_policy.integrations.robomimic_format import ddim_steps
+from asd_policy.integrations.robomimic_format import check_finite, ddim_steps
+from asd_policy.networks import ConditionalUnet1D, OthersUnet1D
+from asd_policy.networks.layers import is_plain
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import Schedule
 
@@ -22,6 +26,21 @@ def check_algorithm(algo: Any) -> None:
             f"expected a policy of the algorithm 'diffusion_policy' (a UNet), got a "
             f"{type(algo).__name__} of the algorithm {name!r}: only diffusion has steps to save"
         )
+
+
+def as_unet(network: nn.Module) -> nn.Module:
+    """The algorithm's network as samplers call it: itself, not a copy.
+
+    Raises:
+        CheckpointError: it is no ``ConditionalUnet1D``, or its weights are not finite.
+    """
+    check_finite(network.state_dict())
+    if isinstance(network, ConditionalUnet1D) and is_plain(network, ConditionalUnet1D):
+        return network
+    try:
+        return OthersUnet1D(network)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def for_chain(config: SamplerConfig, algo_config: Any) -> SamplerConfig:

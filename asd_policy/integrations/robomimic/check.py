@@ -226,7 +226,7 @@ def same_noise(ours: AcceleratedPolicy, seeds: Sequence[int]) -> Iterator[None]:
     if VERSION >= (0, 5):
         torch.randn = drawn
     else:
-        torch.randint = lambda *args, **kwargs: torch.tensor(seeds[0])  # type: ignore[assignment]
+        torch.randint = lambda *args, **kwargs: torch.tensor(seeds[0], device="cpu")  # type: ignore[assignment]
     try:
         yield
     finally:

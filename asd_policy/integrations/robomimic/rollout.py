@@ -16,11 +16,12 @@ import torch
 from robomimic.algo import RolloutPolicy
 from torch import Tensor
 
+from asd_policy.ambient import own_precision
 from asd_policy.errors import NonFiniteError
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
-from asd_policy.integrations.robomimic.chain import check_algorithm, describe, for_chain
+from asd_policy.integrations.robomimic.chain import as_unet, check_algorithm, describe, for_chain
 from asd_policy.integrations.robomimic.observations import ObservationScale
-from asd_policy.integrations.robomimic_format import network_from_weights, trained_schedule
+from asd_policy.integrations.robomimic_format import trained_schedule
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.chunks import ChunkSampler
 from asd_policy.policy.draws import ChunkStats, chunk_stats
@@ -40,7 +41,10 @@ def accelerate(
     verbose: bool = True,
     **options: Any,
 ) -> AcceleratedPolicy:
-    """The same policy with another sampler; its weights are copied, on its own device.
+    """The same policy with another sampler, on its own device.
+
+    Its network is left as it is, and may be trained on: the next chunk is drawn with the weights of
+    then.
 
     Args:
         policy: from ``FileUtils.policy_from_checkpoint``, of the algorithm "diffusion_policy".
@@ -119,7 +123,7 @@ class AcceleratedPolicy(RolloutPolicy):
         self.device = torch.device(algo.device)
         self.chunks = chunk_sampler(algo, sampler, engine, precision, compile)
         nets, self.uses_ema = rollout_networks(algo)
-        self.encoder = nets["obs_encoder"]
+        self.encoder, self._network = nets["obs_encoder"], nets["noise_pred_net"]
         self._scaling = ObservationScale(self.shapes, wrapped.obs_normalization_stats or {})
         release_05 = "batched_ob" in inspect.signature(wrapped._prepare_observation).parameters
         pictures = any(len(shape) > 1 for shape in self.shapes.values())
@@ -184,7 +188,7 @@ class AcceleratedPolicy(RolloutPolicy):
         return list(self._episodes[index].queue)
 
     def _episode(self, seed: int | None) -> _Episode:
-        number = int(torch.randint(2**63 - 1, ())) if seed is None else int(seed)
+        number = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else int(seed)
         return _Episode(torch.Generator(self.device).manual_seed(number))
 
     def __call__(
@@ -288,12 +292,14 @@ class AcceleratedPolicy(RolloutPolicy):
             episode.frames.popleft()
 
     @torch.inference_mode()
+    @own_precision(networks_too=True)
     def _draw(
         self, frames: dict[str, np.ndarray], episodes: list[_Episode]
     ) -> tuple[np.ndarray, Stats, float]:
         """The executed actions (B, Ta, action_dim) of one chunk for each environment, what they
         cost, and seconds in all."""
         start = time.perf_counter()
+        self._follow()
         cond = self.encode(self._prepare(frames))
         if not _finite(cond):
             bad = [k for k, v in frames.items() if not np.isfinite(v).all()]
@@ -304,6 +310,15 @@ class AcceleratedPolicy(RolloutPolicy):
         if not _finite(actions):
             raise NonFiniteError("the sampler returned a NaN or infinite action")
         return actions.cpu().numpy(), stats, time.perf_counter() - start
+
+    def _follow(self) -> None:
+        """Take over networks that robomimic has put in the place of those that were accelerated;
+        weights that changed are copied again by themselves."""
+        nets, self.uses_ema = rollout_networks(self.policy)
+        self.encoder = nets["obs_encoder"]
+        if nets["noise_pred_net"] is not self._network:
+            self._network = nets["noise_pred_net"]
+            self.chunks = chunk_sampler(self.policy, *self._options)
 
     def encode(self, frames: Mapping[str, Tensor]) -> Tensor:
         """Prepared frames, key → (B, To, \\*shape), through the policy's encoder: (B, features)."""
@@ -362,20 +377,17 @@ def chunk_sampler(
     precision: str = "fp32",
     compile: bool = False,
 ) -> ChunkSampler:
-    """What draws chunks of an algorithm's actions, with a copy of its network.
+    """What draws chunks of an algorithm's actions, with copies of its network's weights, which are
+    copied again where it is trained on.
 
     Raises:
-        CheckpointError: its network is no ``ConditionalUnet1D``.
+        CheckpointError: its network is no ``ConditionalUnet1D``, or its weights are not finite.
         ValueError: as :class:`ChunkSampler`.
     """
-    network = rollout_networks(algo)[0]["noise_pred_net"]
-    groups = [m.num_groups for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
-    copy = network_from_weights(
-        {k: v.detach().cpu() for k, v in network.state_dict().items()}, (groups or [8])[0]
-    ).to(algo.device)
+    network = as_unet(rollout_networks(algo)[0]["noise_pred_net"])
     shape = int(algo.algo_config["horizon"]["prediction_horizon"]), int(algo.ac_dim)
     schedule = trained_schedule(algo.algo_config)
-    return ChunkSampler(copy, schedule, shape, sampler, algo.device, engine, precision, compile)
+    return ChunkSampler(network, schedule, shape, sampler, algo.device, engine, precision, compile)
 
 
 def encode(encoder: Any, frames: Mapping[str, Tensor]) -> Tensor:
