@@ -40,6 +40,10 @@ class EngineError(AsdPolicyError, RuntimeError):
     """An engine that cannot do here what was asked of it."""
 
 
+class CopyError(AsdPolicyError, TypeError):
+    """An object that can neither be copied nor pickled."""
+
+
 class IntegrationError(AsdPolicyError, ImportError):
     """Another library, of a version that this package does not know."""
 

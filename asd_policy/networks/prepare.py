@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from asd_policy.networks.inference import InferenceUnet1D
@@ -19,11 +21,19 @@ class PreparedUnet1D:
     def __init__(self, unet: InferenceUnet1D, compile: bool = False) -> None:
         self.unet, self.compile = unet, compile
         if compile:
-            # The number of rows stays a symbol: windows and batches of every size are two
-            # compilations (one row, and more), and none comes as a surprise in a control loop.
-            unet.trunk.compile(dynamic=True, fullgraph=True)
+            self._compile()
         else:
             pack(unet)
+
+    def _compile(self) -> None:
+        # The number of rows stays a symbol: windows and batches of every size are two
+        # compilations (one row, and more), and none comes as a surprise in a control loop.
+        self.unet.trunk.compile(dynamic=True, fullgraph=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.compile:  # what was compiled is not copied
+            self._compile()
 
     @property
     def precision(self) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from copy import deepcopy
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,20 @@ class _Product(nn.Module):
             rows = matrix.t().contiguous()
             self._packed = torch.ops.mkldnn._reorder_linear_weight(rows, _PACKED_FOR)
             self.weight = matrix.new_empty(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """oneDNN's layout can neither be copied nor pickled: a copy lays the matrix out itself."""
+        state: dict[str, Any] = super().__getstate__()
+        if self._packed is None:
+            return state
+        matrix = self._packed.to_dense().t()
+        return state | {"_packed": True, "_buffers": self._buffers | {"weight": matrix}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("_packed", None)
+        super().__setstate__(state)
+        if packed:
+            self.pack()
 
     def forward(self, rows: Tensor) -> Tensor:
         if self._packed is None:
