@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -17,13 +16,11 @@ import mujoco
 # isort: on
 import numpy as np
 
+from asd_policy.envs.requirements import check_simulator
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task
-from asd_policy.errors import CopyError, MissingExtraError
+from asd_policy.errors import CopyError
 
-if importlib.util.find_spec("robosuite") is None:  # said here, and not first by a worker process
-    raise MissingExtraError(
-        "the simulator needs robosuite, which is not installed: pip install 'asd-policy[sim]'"
-    )
+check_simulator()  # said here, and not first by a worker process
 
 # The controller of the published robomimic datasets. robosuite 1.5's own default differs in the
 # frame of the commands: "base", which is rotated against the world for Transport's robots.
