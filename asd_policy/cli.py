@@ -126,6 +126,10 @@ def _run(command: str, words: Sequence[str]) -> int:
         before_mujoco()  # what it says may be wrong: said at once, not after seconds of loading
     module, _, name = COMMANDS[command][0].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    if command in _SIMULATE and not {"-h", "--help"} & set(words):
+        from asd_policy.envs.requirements import check_simulator
+
+        check_simulator()
     if command in _PARSE_THEMSELVES:
         return int(function(words) or 0)
     function.__doc__ = _flowing(function.__doc__ or "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import dis
 import operator
+import platform
 import re
 import sys
 from collections.abc import Iterable
@@ -42,6 +43,10 @@ class OutputError(AsdPolicyError, OSError):
 
 class EngineError(AsdPolicyError, RuntimeError):
     """An engine that cannot do here what was asked of it."""
+
+
+class CopyError(AsdPolicyError, TypeError):
+    """An object that can neither be copied nor pickled."""
 
 
 class IntegrationError(AsdPolicyError, ImportError):
@@ -85,6 +90,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f"; did you mean {near[found[0]]!r}?" if found else ""
 
 
+_PYTHON = platform.python_version()
 # What to write in brackets for pip → the modules that it brings.
 EXTRAS = {
     "sim": {
@@ -94,6 +100,20 @@ EXTRAS = {
     "sim,robomimic": {"robomimic"},
     "ray": {"ray"},
 }  # fmt: skip
+
+
+_FIRST_WITHOUT_SIMULATOR = (3, 13)
+
+
+def wrong_python(version: str) -> str | None:
+    """One sentence where the simulator is not for this Python; None where it is."""
+    if tuple(int(part) for part in version.split(".")[:2]) < _FIRST_WITHOUT_SIMULATOR:
+        return None
+    return (
+        f"the extra 'sim' brings it for Python 3.10 to 3.12 only, and this is {version} (robosuite "
+        "needs a NumPy below 2, which has no wheels from 3.13 on): python3.12 -m venv sim && "
+        "sim/bin/pip install 'asd-policy[sim]'"
+    )
 
 
 def missing_extra(error: ModuleNotFoundError, what: str) -> str | None:
@@ -113,6 +133,8 @@ def missing_extra(error: ModuleNotFoundError, what: str) -> str | None:
     for top in ((error.name or "").partition(".")[0], *importers[:ours]):
         for extra, brought in EXTRAS.items():
             if top in brought:
+                if top in ("robosuite", "mujoco") and (why := wrong_python(_PYTHON)):
+                    return f"{what} needs {error.name}; {why}"
                 return (
                     f"{what} needs {error.name}, which is not installed: "
                     f"pip install 'asd-policy[{extra}]'"

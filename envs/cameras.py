@@ -44,6 +44,10 @@ class CameraObservations(gym.ObservationWrapper[dict[str, np.ndarray], Any, Any]
         self._sizes = dict(sizes)
         self._drawers: dict[tuple[int, int], OffscreenCamera] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without OpenGL contexts: a copy opens its own, at its first picture."""
+        return vars(self) | {"_drawers": {}}
+
     def _cameras(self) -> list[str]:
         model = self._simulation.model._model
         kind = mujoco.mjtObj.mjOBJ_CAMERA

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector import AsyncVectorEnv
 
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.workers import follow_parent
@@ -175,7 +175,6 @@ class WorkerSlot:
                     shared_memory=False,
                     copy=False,
                     context="spawn",  # torch's threads and fork do not mix
-                    autoreset_mode=AutoresetMode.DISABLED,
                 )
         except (EOFError, OSError) as error:
             raise AsdPolicyError(

@@ -56,12 +56,15 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """CUDA graphs in one memory pool, on a stream of their own."""
+    """CUDA graphs in one memory pool, on a stream of their own. A copy has others."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream, self._reader = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+
+    def __reduce__(self) -> tuple[type[CudaRecorder], tuple[torch.device]]:
+        return CudaRecorder, (self._device,)
 
     def record(self, work: Callable[[], object], what: str) -> tuple[Replay, int]:
         before = torch.cuda.memory_allocated(self._device)
@@ -160,6 +163,9 @@ class CudaGraphEngine(Engine):
             raise EngineError(f"CUDA graphs need a CUDA device, got {str(device)!r}")
         self._recorder: Recorder = recorder or CudaRecorder(device)
         self._fallback = fallback
+
+    def _keep(self) -> None:
+        super()._keep()
         self._graphs: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
         self._steps: dict[tuple[int, Autocast], SequentialSteps] = {}
         # A prepared network is copied in place; of another, graphs know where its weights lie.
@@ -167,6 +173,10 @@ class CudaGraphEngine(Engine):
         self._module = module if isinstance(module, torch.nn.Module) else None
         self._watch = None if self._module is None else Watch(self._module)
         self.bytes_by_bucket: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_graphs", "_steps", "bytes_by_bucket")
+        return {k: v for k, v in super().__getstate__().items() if k not in kept}
 
     def _decode(
         self, run: AutospeculativeDecoding, noise: Noise, calibration: Calibration

@@ -7,7 +7,7 @@ noise and decisions exist on rank 0 alone, so that ranks cannot disagree on them
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from torch import Tensor
 from asd_policy.ambient import as_asked, own_precision
 from asd_policy.denoiser import Network, PreparedNetwork
 from asd_policy.engine.eager import Engine, Result
-from asd_policy.errors import EngineError
+from asd_policy.errors import CopyError, EngineError
 from asd_policy.schedule import Schedule
 
 _STOP, _CONDITION, _EVALUATE = range(3)
@@ -149,6 +149,12 @@ class DistributedEngine(Engine):
         self._split = SplitNetwork(network, schedule, self.shape, self.like)
         self.network = self._split
         self.ranks = dist.get_world_size()
+
+    def __getstate__(self) -> NoReturn:
+        raise CopyError(
+            "a distributed engine belongs to the ranks of its process group and cannot be copied: "
+            "make another on every rank, as DiffusionPolicy.load(…, engine='distributed') does"
+        )
 
     def lead(self, work: Callable[[], Result]) -> Result | None:
         """On rank 0, do it; meanwhile the others serve. Every rank calls this."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from asd_policy.ambient import asked_for, own_precision
 from asd_policy.chains import Chains
 from asd_policy.denoiser import Denoiser, Network, PreparedNetwork
 from asd_policy.engine.kernels import choose_kernels, make_kernels
+from asd_policy.errors import CopyError
 from asd_policy.samplers.asd import AutospeculativeDecoding
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.ddpm import sample_ddpm
@@ -30,8 +32,8 @@ class Engine:
     """Runs the samplers of one network on one device.
 
     No gradients, and no autocast but in a plain network. States of chains are kept between chunks.
-    Threads may share an engine: chunks are drawn one
-    after the other.
+    Threads may share an engine: chunks are drawn one after the other. A copy has a network of its
+    own, and makes its states anew.
 
     Args:
         network: as for :func:`asd_policy.sample`, or prepared.
@@ -55,9 +57,34 @@ class Engine:
         self.source = network  # as it was given; a subclass may wrap it
         self.like = torch.empty(0, torch.Size(shape).numel(), device=device, dtype=dtype)
         self.kernels = choose_kernels(kernels, self.like)
+        self._keep()
+
+    def _keep(self) -> None:
+        """Begin with no states: those of a copy would lie where the original's do."""
         self._lock = threading.Lock()
         self._denoisers: OrderedDict[int, Denoiser] = OrderedDict()
         self._runs: OrderedDict[tuple[object, ...], AutospeculativeDecoding] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_denoisers", "_runs")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._keep()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        made = memo[id(self)] = object.__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        name = str(getattr(self.source, "__qualname__", ""))
+        if "<" in name:  # pickle finds functions by their names; deepcopy takes any
+            raise CopyError(
+                f"the engine of {name} cannot be pickled: define this denoiser at the top of a "
+                "module, or pickle the result's sample, stats and calibration without the engine"
+            )
+        return super().__reduce_ex__(protocol)
 
     @torch.inference_mode()
     @own_precision()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,9 +40,7 @@ class PreparedUnet1D:
         self._watch = Watch(network)
         self.unet = self._copy()
         if compile:
-            # The number of rows stays a symbol: windows and batches of every size are two
-            # compilations (one row, and more), and none comes as a surprise in a control loop.
-            self.unet.trunk.compile(dynamic=True, fullgraph=True)
+            self._compile()
 
     @untouched(gradients=False)
     def _copy(self) -> InferenceUnet1D:
@@ -51,6 +51,16 @@ class PreparedUnet1D:
         if not self.compile:
             pack(unet)
         return unet
+
+    def _compile(self) -> None:
+        # The number of rows stays a symbol: windows and batches of every size are two
+        # compilations (one row, and more), and none comes as a surprise in a control loop.
+        self.unet.trunk.compile(dynamic=True, fullgraph=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.compile:  # what was compiled is not copied
+            self._compile()
 
     @property
     def precision(self) -> str:

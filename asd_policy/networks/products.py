@@ -13,7 +13,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from copy import deepcopy
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,20 @@ class Product(nn.Module):
     def take_packed(self, other: Product) -> None:
         """The layout of other weights, of the same sizes."""
         self._packed = other._packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """oneDNN's layout can neither be copied nor pickled: a copy lays the matrix out itself."""
+        state: dict[str, Any] = super().__getstate__()
+        if self._packed is None:
+            return state
+        matrix = self._packed.to_dense().t()
+        return state | {"_packed": True, "_buffers": self._buffers | {"weight": matrix}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("_packed", None)
+        super().__setstate__(state)
+        if packed:
+            self.pack()
 
     def forward(self, rows: Tensor) -> Tensor:
         if self._packed is None:

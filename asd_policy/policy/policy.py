@@ -35,6 +35,10 @@ class _Environment:
     queue: deque[np.ndarray] = field(default_factory=deque)
 
 
+def _tell_nobody(draw: Draw) -> None:
+    """What is done with a draw that nobody asked to hear of."""
+
+
 class DiffusionPolicy:
     """Receding-horizon control with a diffusion model of action chunks (Chi et al., 2023).
 
@@ -51,6 +55,9 @@ class DiffusionPolicy:
         compile: run the network through ``torch.compile``, which takes its time at first.
         threads: CPU threads that chunks are drawn with; None chooses by the network's size: one
             for those that a second thread makes hardly faster, torch's own number for large ones.
+
+    A copy (``copy.deepcopy``, ``pickle``) is in the middle of the same episodes, will draw the same
+    numbers, and has a network, an engine and a calibration of its own; ``on_draw`` stays behind.
 
     With ``window="auto"`` the network is timed when the first policy of its kind is made on a
     machine, and what was found is kept in the user's cache folder. Nothing is timed later on: the
@@ -95,9 +102,13 @@ class DiffusionPolicy:
         self.schedule, self.engine = self._sampler.schedule, self._sampler.engine
         self.calibration = self._sampler.calibration
         self.last_chunks: list[ChunkStats | None] = []
-        self.on_draw: Callable[[Draw], None] = lambda draw: None
+        self.on_draw: Callable[[Draw], None] = _tell_nobody
         self._environments: list[_Environment] = []
         self.reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what listens: a flight recorder records one policy."""
+        return vars(self) | {"on_draw": _tell_nobody}
 
     @classmethod
     def load(

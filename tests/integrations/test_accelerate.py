@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import cProfile
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -173,14 +174,15 @@ def test_goals_are_ignored_and_tensors_are_taken() -> None:
     np.testing.assert_array_equal(made[0], made[1])
 
 
-def test_a_copy_goes_on_apart() -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_goes_on_apart(copied) -> None:
     """With networks of its own, in the middle of an episode."""
     ours = quiet(small_policy(), window=4)
     ours.chunks.calibration.frozen = True
     ours.start_episode(1)
     for t in range(3):
         ours(observation(t, time=None))
-    other = copy.deepcopy(ours)
+    other = copied(ours)
     kept = [ours(observation(t, time=None)) for t in range(3, 12)]
     went = [other(observation(t, time=None)) for t in range(3, 12)]
     np.testing.assert_array_equal(kept, went)

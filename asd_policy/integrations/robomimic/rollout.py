@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import time
@@ -25,6 +24,7 @@ from asd_policy.integrations.robomimic_format import trained_schedule
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.chunks import ChunkSampler
 from asd_policy.policy.draws import ChunkStats, chunk_stats
+from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Stats
 
@@ -83,12 +83,6 @@ class _Episode:
     generator: torch.Generator
     frames: deque[dict[str, np.ndarray]] = field(default_factory=deque)
     queue: deque[np.ndarray] = field(default_factory=deque)
-
-    def copy(self) -> _Episode:
-        """The same numbers will be drawn by both."""
-        generator = torch.Generator(self.generator.device)
-        generator.set_state(self.generator.get_state())
-        return _Episode(generator, deque(self.frames), deque(self.queue))
 
 
 class AcceleratedPolicy(RolloutPolicy):
@@ -149,14 +143,13 @@ class AcceleratedPolicy(RolloutPolicy):
         chain = describe(self.chunks.schedule, self.policy.algo_config)
         return f"{self.chunks.sampler.name} on a {chain.format(weights=weights)}"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> AcceleratedPolicy:
-        """Another policy with networks of its own, in the middle of the same episodes."""
-        made = AcceleratedPolicy(copy.deepcopy(self.wrapped, memo), *self._options)
-        memo[id(self)] = made
-        made.chunks.calibration = copy.deepcopy(self.chunks.calibration, memo)
-        made._episodes = [episode.copy() for episode in self._episodes]
-        made._stacked = self._stacked
-        return made
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has networks of its own and is in the middle of the same episodes."""
+        state = self.chunks.calibration, self._episodes, self._stacked
+        return AcceleratedPolicy, (self.wrapped, *self._options), state
+
+    def __setstate__(self, state: tuple[Calibration, list[_Episode], bool]) -> None:
+        self.chunks.calibration, self._episodes, self._stacked = state
 
     def __repr__(self) -> str:
         return f"AcceleratedPolicy({self.description})\n{self.policy!r}"
