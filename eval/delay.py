@@ -38,7 +38,7 @@ import numpy as np
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.rollout import Policy
 from asd_policy.eval.slots import Observation
-from asd_policy.eval.statistics import latency_ms, mean
+from asd_policy.eval.stats import latency_ms, mean
 
 if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats

@@ -1,28 +1,32 @@
-"""The flight recorder: what every chunk was drawn from, and what came out, in the run's folder.
+"""The flight recorder keeps what every chunk was sampled from, and what came out, with the run.
 
-flight/<sampler>_seed<seed>.zarr.zip, one for each finished episode, written whole under another
-name and put in place in one step, before the episode's line in episodes.jsonl: a kill leaves an
-episode's flight or none, and one that is run again replaces it. Each is a zarr group (format 2):
+There is one file for each finished episode, flight/<sampler>_seed<seed>.npz. It is written whole
+under another name and put in place in one step, before the episode's line in episodes.jsonl: a
+kill leaves an episode's flight or none, and an episode that is run again replaces it. NumPy reads
+it (`np.load`); it holds these arrays:
 
-action       (C, Tp, action_dim) float32: C chunks, whole, in the order they were drawn
+action       (C, Tp, action_dim) float32: C chunks, whole, in the order they were sampled
 accepted     (C, K) bool: the drafts of these steps were accepted …
 decided      (C, K) bool: … of those that were decided upon
-chunk        (C, 7) int64, its columns named in the attributes: the window it was drawn with, what
-             it cost, and which rows of the arrays below it was drawn from
+chunk        (C, 7) int64, its columns named in the header: the window it was sampled with, what
+             it cost, and which rows of the arrays below it was sampled from
 observation  (R, To, Do) float32: raw histories, the newest last
 stream       (R, 2) int64: the seed of a row's random stream, and the chunks that it had given
 slopes       (S, K) float64: that ASD drafted with
+header       JSON: sampler and its settings, checkpoint, engine, versions and machine
 
-A chunk that was drawn in a batch depends, in its last bits, on the whole batch: so its companions'
-rows are kept beside its own, and no flight needs another. Noise is kept as its seed. Attributes:
-sampler and its settings, checkpoint, engine, versions and machine.
+The last bits of a chunk depend on the whole batch it was sampled in: so its companions' rows are
+kept beside its own, and no flight needs another. Noise is kept as its seed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +35,14 @@ import numpy as np
 
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.records import Episode
-from asd_policy.eval.zarr_zip import pack, unpack
 from asd_policy.files import writing
 
 if TYPE_CHECKING:
     from asd_policy.policy import Draw
 
-FOLDER, SUFFIX = "flight", ".zarr.zip"
-FORMAT = "asd-policy flight 1"
+FOLDER = "flight"
+FORMAT = "asd-policy flight 2"
+_OLD_SUFFIX, _OLD_FORMAT = ".zarr.zip", "asd-policy flight 1"  # until version 0.1: a zarr group
 COLUMNS = ("window", "calls", "evaluations", "first_row", "rows", "row", "slopes")
 
 
@@ -47,8 +51,10 @@ class FlightDamagedError(AsdPolicyError, ValueError):
 
 
 def flight_path(run: Path, sampler: str, seed: int) -> Path:
-    """Where the flight of an episode is."""
-    return run / FOLDER / f"{sampler}_seed{seed}{SUFFIX}"
+    """Where the flight of an episode is, or will be."""
+    path = run / FOLDER / f"{sampler}_seed{seed}.npz"
+    old = path.with_suffix(_OLD_SUFFIX)
+    return old if old.exists() and not path.exists() else path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +128,10 @@ class FlightRecorder:
             "sampler": episode.sampler,
         }
         header |= {"seed": episode.seed, **self._header}
-        content = pack(header, _arrays(chunks))
-        path = flight_path(self._run, episode.sampler, episode.seed)
+        path = self._run / FOLDER / f"{episode.sampler}_seed{episode.seed}.npz"
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-            _put(path, content)
+            write_flight(path, header, _arrays(chunks))
 
 
 def _arrays(chunks: Sequence[tuple[Draw, int]]) -> dict[str, np.ndarray]:
@@ -155,12 +160,13 @@ def _arrays(chunks: Sequence[tuple[Draw, int]]) -> dict[str, np.ndarray]:
     }
 
 
-def _put(path: Path, content: bytes) -> None:
-    """A file that is whole, or not there."""
+def write_flight(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a file that is whole and on the disk, or not there."""
     partial = path.with_name(path.name + ".part")
     try:
         with open(partial, "wb") as file:
-            file.write(content)
+            said = json.dumps(header, allow_nan=False)
+            np.savez_compressed(file, header=np.array(said), **arrays)
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -175,11 +181,33 @@ def read_flight(path: Path) -> Flight:
     Raises:
         FlightDamagedError: it is missing, or is not what was written.
     """
+    old = path.name.endswith(_OLD_SUFFIX)
     try:
-        header, arrays = unpack(path)
+        header, arrays = _read_old(path) if old else _read(path)
         flight = Flight(header, **arrays)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError,
+            zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         raise FlightDamagedError(f"{path} cannot be read as a recorded flight: {error}") from error
-    if header.get("format") != FORMAT or header.get("columns") != list(COLUMNS):
-        raise FlightDamagedError(f"{path}: expected {FORMAT!r}, got {header.get('format')!r}")
+    expected = _OLD_FORMAT if old else FORMAT
+    if header.get("format") != expected or header.get("columns") != list(COLUMNS):
+        raise FlightDamagedError(f"{path}: expected {expected!r}, got {header.get('format')!r}")
     return flight
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with np.load(path, allow_pickle=False) as kept:
+        arrays = dict(kept)
+    return json.loads(str(arrays.pop("header"))), arrays
+
+
+def _read_old(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Of a zarr group (format 2) in a zip, whose arrays are one zlib chunk each."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}  # checks the CRCs
+    for name in [name.partition("/")[0] for name in content if name.endswith("/.zarray")]:
+        about = json.loads(content[f"{name}/.zarray"])
+        chunk = ".".join("0" * len(about["shape"]))
+        raw = zlib.decompress(content[f"{name}/{chunk}"]) if 0 not in about["shape"] else b""
+        arrays[name] = np.frombuffer(raw, about["dtype"]).reshape(about["shape"])
+    return json.loads(content[".zattrs"]), arrays

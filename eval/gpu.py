@@ -12,18 +12,16 @@ from pathlib import Path
 
 
 def import_from_checkout() -> None:
-    """Make asd_policy importable from the checkout, with envs/, eval/ and checkpoints/ inside it.
-
-    The folder of this script must not be searched: it holds modules named as the standard
-    library's are.
-    """
+    """Import asd_policy from the checkout, with envs/, eval/ and checkpoints/ inside it."""
     root = Path(__file__).resolve().parents[1]
-    sys.path[:] = [str(root), *(p for p in sys.path if Path(p or ".").resolve() != root / "eval")]
-    spec = importlib.util.find_spec("asd_policy")
+    spec = importlib.util.spec_from_file_location(
+        "asd_policy",
+        root / "asd_policy" / "__init__.py",
+        submodule_search_locations=[str(root / "asd_policy"), str(root)],
+    )
     assert spec is not None
     assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
-    package.__path__.append(str(root))  # asd_policy.eval is <root>/eval
     sys.modules["asd_policy"] = package
     spec.loader.exec_module(package)
 

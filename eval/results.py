@@ -19,7 +19,7 @@ from asd_policy.eval.distributions import (
 from asd_policy.eval.folder import SCHEMA_VERSION
 from asd_policy.eval.records import ChunkRecord, Episode
 from asd_policy.eval.samplers import is_autospeculative
-from asd_policy.eval.statistics import latency_ms, mean, paired_success, ratio, success_rate
+from asd_policy.eval.stats import latency_ms, mean, paired_success, ratio, success_rate
 
 _PARTS = ("draft", "network", "verify", "other")
 

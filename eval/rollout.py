@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats
 
 MAX_RESTARTS = 3  # of one episode: what kills its worker so often is no accident
-_PATIENCE_S = 300.0  # with no place for any environment
-_LOOK_S = 0.05
 
 
 class Policy(Protocol):
@@ -134,29 +131,15 @@ class _Rollout:
         self.recorder, self.listener = recorder, listener
         self.runs: dict[int, _Run] = {}
         self.warm: set[str] = set()
-        self.returned: deque[tuple[str, int, int]] = deque()  # lost their place: (.., restarts)
         for policy in policies.values():
             policy.reset([0] * len(slots))
 
     def fill(self, jobs: Iterator[tuple[str, int]]) -> bool:
-        """Begin the next episodes wherever a slot is free; wait while none has a place. False:
-        nothing is left to run."""
-        end = time.monotonic() + _PATIENCE_S
-        while not (free := self._free()) and not self.runs:
-            if time.monotonic() > end:
-                raise AsdPolicyError(
-                    f"no environment has had a place to run for {_PATIENCE_S:.0f} seconds"
-                )
-            time.sleep(_LOOK_S)
-        for index in free:
-            if self.returned:
-                self._begin(index, *self.returned.popleft())
-            elif (job := next(jobs, None)) is not None:
+        """Begin the next episodes wherever a slot is free. False: nothing is left to run."""
+        for index in range(len(self.slots)):
+            if index not in self.runs and (job := next(jobs, None)) is not None:
                 self._begin(index, *job)
         return bool(self.runs)
-
-    def _free(self) -> list[int]:
-        return [i for i, slot in enumerate(self.slots) if i not in self.runs and slot.ready()]
 
     def _begin(self, index: int, sampler: str, seed: int, restarts: int = 0) -> None:
         self.listener.started(sampler, seed)
@@ -174,29 +157,27 @@ class _Rollout:
 
     def _due(self, sampler: str) -> list[int]:
         """The slots whose turn it is. One that needs a chunk waits for the others to need theirs:
-        however differently they began, chunks are drawn in one batch. None waits for a reset."""
+        however differently they began, chunks are sampled in one batch."""
         policy = self.policies[sampler]
         ours = [i for i in sorted(self.runs) if self.runs[i].sampler == sampler]
-        here = [i for i in ours if self.runs[i].begun or self.slots[i].ready()]
-        return [i for i in here if policy.queued(i)] or here or ours
+        return [i for i in ours if policy.queued(i)] or ours
 
     def _act(self, sampler: str, due: Sequence[int]) -> list[int]:
-        """Acts for those that are due and have a place; returns them. A batched call is timed
-        whole: so long each robot waits."""
+        """Act for those that are due; return them. A batched call is timed whole: so long each
+        robot waits."""
+        if not due:
+            return due
         policy = self.policies[sampler]
         for index in due:
             if not self.runs[index].begun:
                 self._receive(index)
-        indices = [index for index in due if index in self.runs]
-        if not indices:
-            return []
-        runs = [self.runs[index] for index in indices]
+        runs = [self.runs[index] for index in due]
         observation = {
             key: np.stack([np.asarray(run.observation[key]) for run in runs])
             for key in policy.observation_keys
         }
         start = time.perf_counter()
-        actions = policy.act_batch(observation, indices=indices)
+        actions = policy.act_batch(observation, indices=due)
         elapsed = time.perf_counter() - start
         for row, run in enumerate(runs):
             run.cold |= sampler not in self.warm
@@ -204,14 +185,14 @@ class _Rollout:
             run.policy_s += elapsed / len(runs)
             if (chunk := policy.last_chunks[row]) is not None:
                 run.chunks.append(chunk)
-            self.slots[indices[row]].send(actions[row], policy.coming(indices[row]))
+            self.slots[due[row]].send(actions[row], policy.coming(due[row]))
         self.warm.add(sampler)
-        return indices
+        return due
 
     def _receive(self, index: int) -> None:
-        """The moment that a slot was asked for; where its worker has died, the first one of the
-        same episode in another worker, or nothing while there is no room for another."""
-        while index in self.runs:
+        """Take the moment that a slot was asked for; where its worker has died, the first one of
+        the same episode in another worker."""
+        while True:
             try:
                 moment = self.slots[index].receive()
             except WorkerDied as death:
@@ -229,12 +210,7 @@ class _Rollout:
             ) from death
         self._discard(run)
         self.slots[index].restart()
-        again = (run.sampler, run.seed, run.restarts + 1)
-        if self.slots[index].ready():
-            self._begin(index, *again)
-        else:
-            del self.runs[index]
-            self.returned.append(again)
+        self._begin(index, run.sampler, run.seed, run.restarts + 1)
 
     def finished(self) -> Generator[Episode, None, None]:
         """Take the episodes that are over off their slots."""

@@ -16,7 +16,7 @@ from asd_policy.errors import CheckpointError, IntegrationError
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.samplers import sampler_settings
-from asd_policy.eval.slots import OpenSlots, make_env, open_slots
+from asd_policy.eval.slots import make_env, open_slots
 from asd_policy.eval.subject import ROBOMIMIC_SUFFIX, checkpoint_of, with_its_task
 from asd_policy.integrations.robomimic_checkpoint import (
     RobomimicCheckpoint,
@@ -28,11 +28,8 @@ from asd_policy.policy import DiffusionPolicy, SamplerConfig
 from asd_policy.progress import Stage
 
 
-def prepare(options: EvalOptions, open_slots: OpenSlots = open_slots) -> Setup:
+def prepare(options: EvalOptions) -> Setup:
     """Load one policy for each sampler and make the environments they share.
-
-    Args:
-        open_slots: makes so many places for environments, given how one is made.
 
     Raises:
         ValueError: an unknown task or device, or a setting that the sampler refuses.

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import pickle
-import signal
 import time
-import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker
-from typing import Any, NoReturn, Protocol
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv
 
 from asd_policy.envs.registration import register_envs
-from asd_policy.envs.workers import follow_parent
+from asd_policy.envs.workers import follow_parent, interrupts_held
 from asd_policy.errors import AsdPolicyError, MissingExtraError, missing_extra
 
 Observation = Mapping[str, np.ndarray]
@@ -69,16 +69,12 @@ class WorkerDied(AsdPolicyError):
 class Slot(Protocol):
     """A place for one episode at a time. `start` or `send`, then `receive`, in turn."""
 
-    def ready(self) -> bool:
-        """Whether the next call would not wait: a `start` for the environment to have a place, a
-        `receive` for what was asked. (True where that is not worth asking.)"""
-
     def start(self, seed: int, film: bool) -> None:
         """Ask for the first moment of the episode of this seed, with pictures or without."""
 
     def send(self, action: np.ndarray, coming: Sequence[np.ndarray] = ()) -> None:
-        """Ask for the moment after this action. `coming`: the actions that will follow it until
-        the episode ends, for an environment far away to run ahead with."""
+        """Ask for the moment after this action. `coming`: the actions that will follow it unless
+        the episode ends, for an environment in another process to run ahead with."""
 
     def receive(self) -> Moment:
         """The moment that was asked for.
@@ -88,8 +84,7 @@ class Slot(Protocol):
         """
 
     def restart(self) -> None:
-        """A new environment in the place of one that died. Where there is no room for it now, it
-        is not `ready` until there is."""
+        """Put a new environment in the place of one that died."""
 
     def close(self) -> None:
         """Let go of the environment."""
@@ -132,9 +127,6 @@ class LocalSlot:
         self._stage = Stage(make)
         self._asked: Callable[[], Moment] | None = None
 
-    def ready(self) -> bool:
-        return True
-
     def start(self, seed: int, film: bool) -> None:
         self._asked = lambda: self._stage.start(seed, film)
 
@@ -154,8 +146,11 @@ class LocalSlot:
 
 
 class WorkerSlot:
-    """An environment in a process of its own, a vector environment of gymnasium's with one row:
-    one that dies can be replaced without the others.
+    """An environment in a process of its own, a pool of one: one that dies can be replaced without
+    the others.
+
+    A message carries all actions that are certain, and its answer all their moments: one round trip
+    for each chunk, not for each step. The rollout takes the moments one by one, as from any slot.
 
     Args:
         make: makes the environment; a function that can be pickled and needs no torch. Called in
@@ -167,59 +162,66 @@ class WorkerSlot:
         self._open()
 
     def _open(self) -> None:
-        self._asked = self._lost = False
-        try:
-            with _interrupts_wait():
-                self._vector = AsyncVectorEnv(
-                    [_Host(self._make)],
-                    shared_memory=False,
-                    copy=False,
-                    context="spawn",  # torch's threads and fork do not mix
-                )
-        except (EOFError, OSError) as error:
-            raise AsdPolicyError(
-                "an environment's process ended while it started, and has said why above; a "
-                "program that evaluates in several environments must be importable, its own work "
-                "under `if __name__ == '__main__':`"
-            ) from error
-
-    def ready(self) -> bool:
-        return True
+        self._answer: Future[list[Moment]] | None = None
+        self._planned: deque[np.ndarray] = deque()  # sent, not yet asked for by the rollout
+        self._told: deque[Moment] = deque()
+        # Spawned, since torch's threads and fork do not mix.
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, context, _begin, (self._make,))
+        others = set(multiprocessing.active_children())
+        with interrupts_held():
+            self._up = self._pool.submit(os.getpid)
+        (self.process,) = set(multiprocessing.active_children()) - others
 
     def start(self, seed: int, film: bool) -> None:
-        self._ask(
-            lambda: self._vector.reset_async(seed=[seed], options={"film": film}),
-            lambda: self._vector.reset_wait()[0],
-        )
+        self._planned.clear()
+        self._told.clear()
+        self._ask(_start, seed, film)
 
     def send(self, action: np.ndarray, coming: Sequence[np.ndarray] = ()) -> None:
-        self._ask(lambda: self._vector.step_async((action,)), lambda: self._vector.step_wait()[0])
+        if self._planned:
+            planned = self._planned.popleft()
+            assert np.array_equal(action, planned), "the environment ran ahead with another action"
+            return
+        assert not self._told, "the last moment was not received"
+        self._planned.extend(coming)
+        self._ask(_run, [action, *coming])
 
-    def _ask(self, question: Callable[[], None], answer: Callable[[], Any]) -> None:
-        assert not self._asked, "the last moment was not received"
-        self._asked, self._answer = True, answer
+    def _ask(self, task: Callable[..., list[Moment]], *given: Any) -> None:
+        assert self._answer is None, "the last moment was not received"
         try:
-            question()
-        except OSError:  # the pipe has no other end: `receive` will say so
-            self._lost = True
+            self._answer = self._pool.submit(task, *given)
+        except BrokenProcessPool as error:  # `receive` will say so
+            self._answer = Future()
+            self._answer.set_exception(error)
 
     def receive(self) -> Moment:
-        assert self._asked, "nothing was asked for"
-        self._asked = False
-        process = self._vector.processes[0]
+        if not self._told:
+            assert self._answer is not None, "nothing was asked for"
+            answer, self._answer = self._answer, None
+            self._told.extend(self._result(answer))
+        return self._told.popleft()
+
+    def _result(self, answer: Future[list[Moment]]) -> list[Moment]:
         try:
-            if self._lost:
-                raise EOFError
-            (told,) = self._answer()
-        except (EOFError, OSError) as error:
-            self._lost = True
-            process.join()
+            return answer.result()
+        except BrokenProcessPool as error:
+            if self._up.exception() is not None:
+                raise AsdPolicyError(
+                    "an environment's process ended while it started, and has said why above; a "
+                    "program that evaluates in several environments must be importable, its own "
+                    "work under `if __name__ == '__main__':`"
+                ) from error
+            self.process.join()
             raise WorkerDied(
-                f"an environment's process ended by itself (exit code {process.exitcode})"
+                f"an environment's process ended by itself (exit code {self.process.exitcode})"
             ) from error
-        if isinstance(told, Failure):
-            told.throw()
-        return told
+        except (AsdPolicyError, gym.error.Error):  # they say what is wrong
+            raise
+        except Exception as error:
+            raise RuntimeError(
+                f"an environment failed in its process: {error!r}"
+            ) from error.__cause__
 
     def restart(self) -> None:
         self.close()
@@ -227,12 +229,10 @@ class WorkerSlot:
 
     def close(self) -> None:
         # A simulator has nothing to save. Asking it to end would wait for what it is doing now.
-        for process in self._vector.processes:
-            process.kill()
-            process.join()
-        for pipe in self._vector.parent_pipes:
-            pipe.close()
-        self._vector.closed = True
+        with interrupts_held():
+            self.process.kill()
+            self.process.join()
+            self._pool.shutdown(cancel_futures=True)
 
 
 def make_env(
@@ -257,9 +257,6 @@ def make_env(
     return CameraObservations(env, cameras)
 
 
-OpenSlots = Callable[[Callable[[], Env], int], Sequence[Slot]]
-
-
 def open_slots(make: Callable[[], Env], count: int) -> list[Slot]:
     """One environment in this process, which costs no start, or several in one worker each."""
     if count == 1:
@@ -277,99 +274,51 @@ def open_slots(make: Callable[[], Env], count: int) -> list[Slot]:
 
 # --- the worker's side --------------------------------------------------------------------------
 
-
-class _Anything(gym.Space[Any]):
-    """A space that holds every object: gymnasium hands those through as they are, and the parent
-    need not make an environment to know its spaces."""
-
-    def contains(self, x: Any) -> bool:
-        return True
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Anything)
-
-    __hash__ = None  # type: ignore[assignment]
+_make: Callable[[], Env]
+_stage: Stage | None = None
 
 
-class _Host(gym.Env[Any, Any]):
-    """What gymnasium's worker runs: a `Stage`, made in the worker, that tells moments and failures
-    alike as observations. (Gymnasium itself passes an exception on without its traceback.)
-
-    Called, as the function that makes an environment, it gives itself: the parent's copy makes
-    nothing and closes nothing.
-    """
-
-    observation_space = action_space = _Anything()
-
-    def __init__(self, make: Callable[[], Env]):
-        self._make, self._parent = make, os.getpid()
-        self._stage: Stage | None = None
-
-    def __call__(self) -> _Host:
-        if os.getpid() != self._parent:
-            follow_parent()
-        return self
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        assert seed is not None
-        assert options is not None
-        return self._tell(lambda stage: stage.start(seed, options["film"])), {}
-
-    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return self._tell(lambda stage: stage.step(action)), 0.0, False, False, {}
-
-    def _tell(self, ask: Callable[[Stage], Moment]) -> Moment | Failure:
-        try:
-            if self._stage is None:
-                self._stage = Stage(self._make)
-            return ask(self._stage)
-        except Exception as error:
-            return Failure.of(error)
+def _begin(make: Callable[[], Env]) -> None:
+    global _make
+    follow_parent()
+    _make = make
 
 
-class _InWorker(Exception):
-    """The traceback of a worker, as text, in the place of a cause."""
+def _start(seed: int, film: bool) -> list[Moment]:
+    """The first moment of an episode."""
+    global _stage
+    with picklable_errors():
+        if _stage is None:
+            _stage = Stage(_make)
+        return [_stage.start(seed, film)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """An exception on its way from a worker."""
-
-    pickled: bytes
-    trace: str
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        if isinstance(error, ModuleNotFoundError):  # while its traceback is here
-            message = missing_extra(error, "the simulator")
-            error = error if message is None else MissingExtraError(message)
-        try:
-            pickled = pickle.dumps(error)
-            pickle.loads(pickled)
-        except Exception:  # one that holds what cannot be pickled
-            pickled = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-        return cls(pickled, trace)
-
-    def throw(self, place: str = "an environment failed in its process") -> NoReturn:
-        """Raise it: the package's own and gymnasium's as they are, which say what is wrong, and
-        others as a fault."""
-        error, cause = pickle.loads(self.pickled), _InWorker(f"in the worker:\n{self.trace}")
-        if isinstance(error, (AsdPolicyError, gym.error.Error)):
-            raise error from cause
-        raise RuntimeError(f"{place}: {error!r}") from cause
+def _run(actions: Sequence[np.ndarray]) -> list[Moment]:
+    """The moments after each of these actions, to the episode's end at most."""
+    assert _stage is not None, "no episode was started"
+    told: list[Moment] = []
+    with picklable_errors():
+        for action in actions:
+            told.append(_stage.step(action))
+            if told[-1].over:
+                break
+    return told
 
 
 @contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back while a process starts, which inherits that: it is the parent's to answer,
-    and a half-started worker would answer with a traceback."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # its own start would let signals through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def picklable_errors() -> Iterator[None]:
+    """Turn an exception that would not survive the way to another process into one that does, and
+    a missing module into the command that installs it."""
     try:
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except ModuleNotFoundError as error:
+        message = missing_extra(error, "the simulator")
+        if message is None:
+            raise
+        raise MissingExtraError(message) from error
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # one that holds what cannot be pickled, or is made of other arguments
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from asd_policy.eval.options import EvalOptions
 @dataclasses.dataclass(frozen=True)
 class Share:
     """So many policies at once, each with so many CPUs and GPUs of its own, and environments of
-    one CPU each."""
+    one CPU each on the same node."""
 
     policies: int
     cpus: int
@@ -60,28 +60,55 @@ def _start(options: EvalOptions, quiet: dict[str, Any]) -> None:
 
 def share(options: EvalOptions) -> Share:
     """What of the options fits into what is free on the cluster: a policy for each GPU, or one on
-    a CPU where there is none (or `--device cpu`), and environments on the other CPUs.
+    a CPU where there is none (or `--device cpu`), and its environments on CPUs of its node.
 
     Raises:
-        AsdPolicyError: not even one policy with one environment has room, or no GPU where
+        AsdPolicyError: no node has room for a policy with one environment, or there is no GPU where
             `--device cuda` asks for one.
     """
     total, free = ray.cluster_resources(), ray.available_resources()
     gpus = int(total.get("GPU", 0)) if options.device != "cpu" else 0
     if options.device == "cuda" and not gpus:
         raise AsdPolicyError("--device cuda needs a GPU, and the cluster has none")
-    cpus = _cpus_of_a_policy(options)
-    if total.get("CPU", 0) < cpus + 1:
+    wanted = _policies(options, max(1, int(free.get("GPU", 0))) if gpus else 0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus:
+        nodes = [node for node in nodes if node.get("GPU", 0)]
+    return fit(nodes, int(free.get("CPU", 0)), wanted, _cpus_of_a_policy(options), options.num_envs)
+
+
+def fit(
+    nodes: Sequence[Mapping[str, float]], free_cpus: int, policies: int, cpus: int, num_envs: int
+) -> Share:
+    """As many of so many policies as there is room for, each with as many of its environments.
+
+    Args:
+        nodes: of each node that may hold a policy: its "CPU" and "GPU", free or not. A policy takes
+            a GPU where there are any.
+        free_cpus: of the whole cluster. Where not even one policy fits into them, it is waited for.
+        cpus: of a policy, beside one for each environment.
+
+    Raises:
+        AsdPolicyError: no node has room for a policy with one environment.
+    """
+    gpus = int(any(node.get("GPU", 0) for node in nodes))
+
+    def places(envs: int) -> int:
+        each = cpus + envs
+        there = [int(node.get("CPU", 0)) // each for node in nodes]
+        if gpus:
+            there = [min(n, int(node["GPU"])) for n, node in zip(there, nodes, strict=True)]
+        return min(sum(there), free_cpus // each) if free_cpus >= cpus + 1 else sum(there)
+
+    fitting = min(policies, places(1))
+    if not fitting:
+        largest = max((node.get("CPU", 0) for node in nodes), default=0)
         raise AsdPolicyError(
-            f"the cluster cannot place an environment: it has {total.get('CPU', 0):g} CPUs, and "
-            f"needs {cpus} for the policy and 1 for each environment"
+            f"the cluster cannot place an environment: its largest node has {largest:g} CPUs, and "
+            f"a policy needs {cpus} there and 1 for each environment"
         )
-    policies = _policies(options, max(1, int(free.get("GPU", 0))) if gpus else 0)
-    room = int(free.get("CPU", 0))
-    policies = max(1, min(policies, room // (cpus + 1)))
-    fit = room // policies - cpus  # none: they are waited for
-    num_envs = min(options.num_envs, fit) if fit > 0 else options.num_envs
-    return Share(policies, cpus, 1 if gpus else 0, num_envs)
+    envs = next(n for n in range(num_envs, 0, -1) if places(n) >= fitting)
+    return Share(fitting, cpus, gpus, envs)
 
 
 def _policies(options: EvalOptions, gpus: int) -> int:

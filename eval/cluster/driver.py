@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -28,13 +29,12 @@ from asd_policy.eval.evaluator import Film, Setup
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.records import Episode
 from asd_policy.eval.rollout import MAX_RESTARTS, Listener
-from asd_policy.eval.slots import Failure
 from asd_policy.eval.subject import checkpoint_of, with_its_task
 from asd_policy.files import writing
 
 PATIENCE_S = 300.0  # for an actor to have its place; a cluster may have to grow first
 _LOOK_S = 0.25
-_SENT_ON = ("MUJOCO_GL",)  # to the environments, unless their node has its own
+_SENT_ON = ("MUJOCO_GL",)  # to the actors, unless their node has its own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class RaySetup(Setup):
 
 def prepare_on_ray(
     options: EvalOptions,
-    prepare: Callable[..., Setup] | None = None,
+    prepare: Callable[[EvalOptions], Setup] | None = None,
     patience_s: float = PATIENCE_S,
 ) -> RaySetup:
     """Reach the cluster and start policies and environments there.
@@ -69,10 +69,10 @@ def prepare_on_ray(
     Args:
         prepare: makes policies and environments, in the policies' actors, where it must be
             importable (default: `asd_policy.eval.setup.prepare`).
-        patience_s: for an actor to have its place.
+        patience_s: seconds for an actor to have its place.
 
     Raises:
-        AsdPolicyError: no cluster, or no room for one policy and one environment.
+        AsdPolicyError: no cluster, or no node with room for a policy and one environment.
         ValueError, CheckpointError: as `asd_policy.eval.setup.prepare`.
     """
     options = with_its_task(options)
@@ -89,7 +89,7 @@ def prepare_on_ray(
         device = "cuda" if share.gpus else "cpu"
         there = dataclasses.replace(options, num_envs=share.num_envs, device=device)
         environ = {name: os.environ[name] for name in _SENT_ON if name in os.environ}
-        asked = (there, prepare, ray.put(parcel), environ, patience_s)
+        asked = (there, prepare, ray.put(parcel), environ)
         crew = Crew(share, asked, patience_s, ours)
         try:
             first = crew.start()
@@ -123,7 +123,9 @@ class Member:
     def open(self) -> None:
         """Ask for an actor, and it to load."""
         actor = ray.remote(PolicyHost).options(
-            num_cpus=self._share.cpus, num_gpus=self._share.gpus, max_restarts=0
+            num_cpus=self._share.cpus + self._share.num_envs,
+            num_gpus=self._share.gpus,
+            max_restarts=0,
         )
         self._actor = actor.remote()
         self.placed = self._actor.up.remote()
@@ -153,7 +155,7 @@ class Member:
         self.asked = self._actor.exchange.remote(jobs)
 
     def kill(self) -> None:
-        """End the actor, and with it those of its environments."""
+        """End the actor, and with it its environments."""
         with contextlib.suppress(Exception):  # it, or the whole cluster, may be gone
             ray.kill(self._actor)
 
@@ -218,13 +220,12 @@ class Crew:
             try:
                 answer = ray.get(answered)
             except RayTaskError as error:
+                if isinstance(error.cause, (AsdPolicyError, gym.error.Error)):
+                    raise error.cause from error  # it says what is wrong
                 raise RuntimeError(f"a policy failed in its actor: {error.cause!r}") from error
             except RayError as error:
                 self._replace(member, error)
                 continue
-            for one in answer if isinstance(answer, list) else [answer]:
-                if isinstance(one, Failure):
-                    one.throw("a policy failed in its actor")
             if isinstance(answer, Prepared):
                 member.prepared = answer
             yield member, answer if isinstance(answer, list) else []

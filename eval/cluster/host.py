@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
+import os
 import platform
 import queue
 import tempfile
@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from asd_policy.errors import AsdPolicyError
-from asd_policy.eval.cluster.slots import open_ray_slots
 from asd_policy.eval.evaluator import Film, Setup
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.records import Episode
 from asd_policy.eval.rollout import Listener
-from asd_policy.eval.slots import Failure
+from asd_policy.eval.slots import picklable_errors
 
 Job: TypeAlias = tuple[str, int]
 _CHECKPOINT_SUFFIXES = (".json", ".safetensors")
@@ -78,16 +77,16 @@ class Finished:
     films: dict[str, bytes]
 
 
-Told: TypeAlias = "Started | Finished | Failure"
+Told: TypeAlias = "Started | Finished"
 
 
 class PolicyHost:
     """What a policy's actor runs. The rollout has a thread of its own, so that the actor can be
-    given more episodes meanwhile."""
+    given more episodes meanwhile; the environments are beside it, in processes of their own."""
 
     def __init__(self) -> None:
         self._jobs = _Jobs()
-        self._told: queue.SimpleQueue[Told] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[Told | Exception] = queue.SimpleQueue()
         self._setup: Setup | None = None
 
     def up(self) -> None:
@@ -96,38 +95,35 @@ class PolicyHost:
     def prepare(
         self,
         options: EvalOptions,
-        prepare: Callable[..., Setup] | None,
+        prepare: Callable[[EvalOptions], Setup] | None,
         parcel: Parcel | None,
         environ: Mapping[str, str],
-        patience_s: float,
-    ) -> Prepared | Failure:
-        """Load the policies and ask for the environments.
+    ) -> Prepared:
+        """Load the policies and open the environments.
 
         Args:
             prepare: as `asd_policy.eval.setup.prepare`, which is the default.
             parcel: the checkpoint; None: `options.checkpoint` is a path on this node.
-            environ: variables of the environments' processes.
-            patience_s: for the first environment to have its place.
+            environ: variables that are set unless this node has its own.
         """
-        slots = functools.partial(open_ray_slots, environ=environ, patience_s=patience_s)
-        try:
-            if prepare is None:
-                from asd_policy.eval.setup import prepare as real
-
-                prepare = real
-            with tempfile.TemporaryDirectory() as place:
-                if parcel is not None:
-                    here = parcel.unpack(Path(place))
-                    options = dataclasses.replace(options, checkpoint=here)
-                self._setup = setup = prepare(options, open_slots=slots)
-            if options.video:
-                setup.check_rendering()
-            machine = setup.describe_machine()
-        except ValueError as error:  # such as a setting that the sampler refuses
-            ours = isinstance(error, AsdPolicyError)
-            return Failure.of(error if ours else _said(error))
-        except Exception as error:
-            return Failure.of(error)
+        for name, value in environ.items():
+            os.environ.setdefault(name, value)
+        with picklable_errors():
+            try:
+                if prepare is None:
+                    from asd_policy.eval.setup import prepare
+                with tempfile.TemporaryDirectory() as place:
+                    if parcel is not None:
+                        here = parcel.unpack(Path(place))
+                        options = dataclasses.replace(options, checkpoint=here)
+                    self._setup = setup = prepare(options)
+                if options.video:
+                    setup.check_rendering()
+                machine = setup.describe_machine()
+            except AsdPolicyError:
+                raise
+            except ValueError as error:  # such as a setting that the sampler refuses
+                raise AsdPolicyError(str(error)) from error
         return Prepared(
             setup.checkpoint_sha256, setup.render_fps, setup.resolved, machine, platform.node()
         )
@@ -137,13 +133,18 @@ class PolicyHost:
         threading.Thread(target=self._roll_out, args=(film,), daemon=True).start()
 
     def exchange(self, jobs: Sequence[Job]) -> list[Told]:
-        """Take more episodes, and tell what has happened: nothing, after a second of that."""
+        """Take more episodes, and tell what has happened: nothing, after a second of that. Raises
+        what ended the rollout."""
         self._jobs.add(jobs)
         told: list[Told] = []
-        with contextlib.suppress(queue.Empty):
-            told.append(self._told.get(timeout=_ANSWER_S))
-            while True:
-                told.append(self._told.get_nowait())
+        with contextlib.suppress(queue.Empty), picklable_errors():
+            one = self._told.get(timeout=_ANSWER_S)
+            while not isinstance(one, Exception):
+                told.append(one)
+                one = self._told.get_nowait()
+            if not told:
+                raise one
+            self._told.put(one)  # what was finished before comes first
         return told
 
     def _roll_out(self, film: Film) -> None:
@@ -155,7 +156,7 @@ class PolicyHost:
                     self._jobs.running -= 1
                     self._told.put(Finished(episode, _taken(Path(place))))
         except Exception as error:
-            self._told.put(Failure.of(error))
+            self._told.put(error)
 
 
 class _Jobs(Iterator[Job]):
@@ -186,9 +187,3 @@ def _taken(place: Path) -> dict[str, bytes]:
     for path in paths:
         path.unlink()
     return films
-
-
-def _said(error: ValueError) -> AsdPolicyError:
-    said = AsdPolicyError(str(error))
-    said.__traceback__ = error.__traceback__
-    return said

@@ -9,7 +9,7 @@ import numpy as np
 from asd_policy.eval.comparison.paired import difference_interval, episodes_needed, ratio_of
 from asd_policy.eval.comparison.pairing import Side, common_seeds, differing_places
 from asd_policy.eval.records import Episode
-from asd_policy.eval.statistics import paired_success, success_rate
+from asd_policy.eval.stats import paired_success, success_rate
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from asd_policy.eval.statistics import difference_interval
+from asd_policy.eval.stats import difference_interval
 
 RESAMPLES = 2000
 Array = np.ndarray

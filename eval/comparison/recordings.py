@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy.errors import DatasetError
-from asd_policy.eval.statistics import mean, paired_success, success_rate
+from asd_policy.eval.stats import mean, paired_success, success_rate
 from asd_policy.integrations.robomimic_format import RECORDING_VERSION
 
 SCHEMA_VERSION = RECORDING_VERSION

@@ -12,7 +12,7 @@ from asd_policy.envs.tasks import TASKS
 from asd_policy.eval.folder import read_run
 from asd_policy.eval.records import Episode
 from asd_policy.eval.results import summarize
-from asd_policy.eval.statistics import paired_success
+from asd_policy.eval.stats import paired_success
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1

@@ -369,6 +369,12 @@ def test_the_script_runs_from_a_checkout_with_the_core_alone(tmp_path):
     assert "--train-minutes" in done.stdout
 
 
+@pytest.mark.skipif(not (ROOT / "eval" / "gpu.py").is_file(), reason="needs the checkout")
+def test_no_module_beside_the_script_has_a_name_of_the_standard_library():
+    """Python searches the script's folder first."""
+    assert {path.stem for path in (ROOT / "eval").iterdir()}.isdisjoint(sys.stdlib_module_names)
+
+
 def test_the_headline_comes_first_on_a_gpu():
     torch = pytest.importorskip("torch")
     groups = gpu.stages("net", 100, torch.device("cuda"), "auto", quick=False)

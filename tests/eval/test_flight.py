@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +15,14 @@ from eval_standin import prepare as prepare_standin
 from eval_tiny import make_checkpoint, prepare
 
 from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.flight import FlightDamagedError, flight_path, read_flight
+from asd_policy.eval.flight import FlightDamagedError, flight_path, read_flight, write_flight
 from asd_policy.eval.options import EvalOptions, ReplayOptions
 from asd_policy.eval.replay import replay
-from asd_policy.eval.zarr_zip import pack
 from asd_policy.policy import save_checkpoint
 from reference.tiny import tiny_checkpoint
 
 SEED = 100_000
+OLD = Path(__file__).parents[1] / "data" / "flight1.zarr.zip"
 # What replay.json may not hold.
 WRONG = [
     ("run", 1),
@@ -116,18 +118,17 @@ def test_a_recorded_run_is_the_same_run_as_one_that_is_not(record, tmp_path):
     assert a == b
 
 
-def test_a_flight_is_a_zarr_group_that_anyone_can_read(record):
-    import zarr
-
+def test_a_flight_is_a_file_that_numpy_reads(record):
     options, _ = record(samplers=("asd",), window=4, num_envs=2)
     path = flight_path(options.out, "asd", SEED)
-    root = zarr.open_group(zarr.storage.ZipStore(str(path), mode="r"), mode="r")
+    root = np.load(path)
+    attributes = json.loads(str(root["header"]))
     count = len(chunks_of(options)["asd", SEED])
     assert root["action"].shape == (count, 8, 2)
     assert root["accepted"].shape == root["decided"].shape == (count, 12)
     assert root["observation"].shape[1:] == (2, 5)
-    assert root.attrs["seed"] == SEED
-    assert root.attrs["machine"]["versions"]["torch"] == torch.__version__
+    assert attributes["seed"] == SEED
+    assert attributes["machine"]["versions"]["torch"] == torch.__version__
     flight = read_flight(path)
     for number, chunk in enumerate(chunks_of(options)["asd", SEED]):
         assert flight.accepted[number].sum() == chunk["accepted"]
@@ -149,7 +150,7 @@ def rewrite(path, change):
         if field.name != "header"
     }
     change(arrays)
-    path.write_bytes(pack(flight.header, arrays))
+    write_flight(path, flight.header, arrays)
 
 
 @pytest.mark.parametrize(
@@ -182,17 +183,44 @@ def test_a_file_that_is_damaged_is_found(record, quiet):
     options, _ = record(samplers=("asd",), window=4)
     path = flight_path(options.out, "asd", SEED)
     with zipfile.ZipFile(path) as archive:
-        at = archive.getinfo("action/0.0.0").header_offset + 60
+        member = archive.getinfo("action.npy")
+    at = member.header_offset + 60 + member.compress_size // 2
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(FlightDamagedError, match=r"cannot be read as a recorded.*Bad CRC-32"):
+    with pytest.raises(FlightDamagedError, match="cannot be read as a recorded flight"):
         read_flight(path)
     result = replayed(options, quiet)
     assert {v["seed"] for v in result["verdicts"] if not v["same"]} == {SEED}
     flight_path(options.out, "asd", SEED + 1).unlink()
     assert replayed(options, quiet)["same"] == 0
     kept(options, [("verdicts/0/same", True), ("verdicts/0/chunk", KeyError)])
+
+
+def test_a_recording_of_the_first_format_is_read_like_one_of_now(tmp_path, quiet):
+    """The file is one that version 0.1 wrote of the same run."""
+    options = EvalOptions(episodes=1, record=True, samplers=("asd",), out=tmp_path / "run")
+    evaluate(options, prepare=prepare_standin, console=quiet)
+    now = flight_path(options.out, "asd", SEED)
+    flight = read_flight(now)
+    now.unlink()
+    shutil.copy(OLD, options.out / "flight" / f"asd_seed{SEED}.zarr.zip")
+    old = read_flight(flight_path(options.out, "asd", SEED))
+    assert old.header["format"] == "asd-policy flight 1"
+    assert old.header["resolved"] == flight.header["resolved"]
+    for field in dataclasses.fields(flight)[1:]:
+        then, again = getattr(old, field.name), getattr(flight, field.name)
+        np.testing.assert_array_equal(then, again)
+        assert then.dtype == again.dtype
+
+
+def test_a_damaged_recording_of_the_first_format_is_found(tmp_path):
+    content = bytearray(OLD.read_bytes())
+    content[len(content) // 2] ^= 1
+    path = tmp_path / OLD.name
+    path.write_bytes(bytes(content))
+    with pytest.raises(FlightDamagedError, match="cannot be read as a recorded flight"):
+        read_flight(path)
 
 
 def test_a_changed_weight_is_found_and_named(record, quiet, tmp_path):
@@ -266,8 +294,8 @@ def test_no_episode_is_recorded_twice_or_lost_when_resuming(tmp_path, quiet):
     lines = (options.out / "episodes.jsonl").read_bytes().splitlines(keepends=True)
     # Killed between an episode's flight and its line, and in the middle of the next flight.
     (options.out / "episodes.jsonl").write_bytes(b"".join(lines[:5]))
-    (options.out / "flight" / f"asd_seed{SEED + 3}.zarr.zip").unlink()
-    (options.out / "flight" / f"asd_seed{SEED + 3}.zarr.zip.part").write_bytes(b"PK")
+    (options.out / "flight" / f"asd_seed{SEED + 3}.npz").unlink()
+    (options.out / "flight" / f"asd_seed{SEED + 3}.npz.part").write_bytes(b"PK")
     again = dataclasses.replace(options, resume=True)
     evaluate(again, prepare=prepare_standin, console=quiet)
     after = {path.name: path.read_bytes() for path in (options.out / "flight").iterdir()}

@@ -105,7 +105,7 @@ def test_a_disk_that_is_full(tmp_path, script, record):
     assert len(set(every)) == len(every) == 30
     assert not list((tmp_path / "full").rglob("*.part"))
     if record:
-        kept = {f"{name}_seed{seed}.zarr.zip" for name, seed in every}
+        kept = {f"{name}_seed{seed}.npz" for name, seed in every}
         assert {p.name for p in (tmp_path / "continued" / "flight").iterdir()} == kept
         for path in (tmp_path / "full" / "flight").iterdir():
             read_flight(path)

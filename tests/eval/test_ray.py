@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ray = pytest.importorskip("ray", reason="needs the extra: pip install 'asd-policy[ray]'")
@@ -44,7 +43,7 @@ def options(tmp_path):
 
 
 def run(options, quiet, env_class=LineEnv, patience_s=400.0, **wanted):
-    make = functools.partial(prepare, env_class=env_class, **wanted)
+    make = functools.partial(prepare, env_class=env_class, workers=True, **wanted)
     there = functools.partial(prepare_on_ray, prepare=make, patience_s=patience_s)
     return evaluate(options, prepare=there, console=quiet)
 
@@ -116,13 +115,12 @@ def test_a_lost_environment_is_replaced(cluster, options, quiet, tmp_path, at):
     assert {k[1]: e["restarts"] for k, e in episodes(one.out).items() if e["restarts"]} == {
         100_001: 2
     }
-    # On a busy machine one of the two may be there only after the last episode.
-    assert 1 + 2 <= len(list(tmp_path.glob("pid-*"))) <= 2 + 2
+    assert len(list(tmp_path.glob("pid-*"))) == 2 + 2
 
 
 def test_an_episode_that_kills_every_actor_is_given_up(cluster, options, quiet, tmp_path):
     world = functools.partial(Dies, folder=tmp_path, seed=100_001, at=3, times=100)
-    with pytest.raises(AsdPolicyError, match=r"seed 100001 of asd was given up: .*actor was lost"):
+    with pytest.raises(AsdPolicyError, match=r"seed 100001 of asd was given up: .*exit code -9"):
         run(options, quiet, world)
     assert nothing_is_left_running()
 
@@ -208,7 +206,9 @@ def test_more_environments_than_there_is_room_for(cluster, options, quiet, capsy
     assert {e["num_envs"] for e in episodes(options.out).values()} == {3}
 
 
-def test_a_cluster_that_is_busy_is_an_error(cluster, options, quiet):
+def occupied():
+    """An actor that has all CPUs of a node."""
+
     @ray.remote(num_cpus=4)
     class Hog:
         def up(self):
@@ -216,6 +216,11 @@ def test_a_cluster_that_is_busy_is_an_error(cluster, options, quiet):
 
     hog = Hog.remote()
     ray.get(hog.up.remote())
+    return hog
+
+
+def test_a_cluster_that_is_busy_is_an_error(cluster, options, quiet):
+    hog = occupied()
     try:
         with pytest.raises(AsdPolicyError, match=r"placed no policy in 1 seconds; free now: 0 CPU"):
             run(options, quiet, patience_s=1.0)
@@ -227,7 +232,9 @@ def test_a_cluster_that_is_busy_is_an_error(cluster, options, quiet):
 def test_a_missing_gpu_or_cpu_is_an_error(cluster, options, quiet):
     with pytest.raises(AsdPolicyError, match="needs a GPU, and the cluster has none"):
         run(dataclasses.replace(options, device="cuda"), quiet)
-    with pytest.raises(AsdPolicyError, match=r"it has 4 CPUs, and needs 4 for the policy and 1"):
+    with pytest.raises(
+        AsdPolicyError, match=r"largest node has 4 CPUs, and a policy needs 4 there and 1"
+    ):
         run(dataclasses.replace(options, threads=4), quiet)
 
 
@@ -240,16 +247,19 @@ def test_a_checkpoint_travels_as_bytes(cluster, options, quiet, tmp_path):
         evaluate(dataclasses.replace(options, checkpoint=folder), console=quiet)
 
 
-def test_two_nodes_of_which_one_is_killed(cluster, options, quiet, tmp_path):
-    """The second node holds environments, and perhaps the policy: all go on elsewhere."""
-    node = add_node(cluster, 2)
+def test_the_node_of_the_policy_is_killed(cluster, options, quiet, tmp_path):
+    """The policy and its environments go on together on another node."""
+
+    hog = occupied()
+    node = add_node(cluster, 4)  # the only one with room
     cluster.wait_for_nodes()
-    many = dataclasses.replace(options, episodes=20, num_envs=5)
+    many = dataclasses.replace(options, episodes=20, num_envs=3)
     world = functools.partial(Traced, folder=tmp_path)
-    setup = functools.partial(prepare, env_class=world, step_s=0.02)
+    setup = functools.partial(prepare, env_class=world, step_s=0.02, workers=True)
 
     def there(asked):
         made = prepare_on_ray(asked, prepare=setup, patience_s=400.0)
+        ray.kill(hog)
         crew = made.crew
         gather = crew._finished
 
@@ -266,36 +276,3 @@ def test_two_nodes_of_which_one_is_killed(cluster, options, quiet, tmp_path):
     assert outcomes(many.out) == outcomes(here(many, quiet, tmp_path))
     assert results["restarts"] >= 1
     assert nothing_is_left_running()
-
-
-def test_throughput_is_measured_and_kept(cluster, tmp_path, capsys):
-    from asd_policy.eval.cluster import throughput
-
-    out = tmp_path / "out"
-    throughput.main(throughput.Options(envs=(1, 2), step_ms=1, chunk_ms=1, chunks=2, out=out))
-    content = json.loads((out / "throughput.json").read_text())
-    check("throughput", content)
-    assert content["machine"]["ray"]["cpus"] == 4
-    assert [run["episodes"] for run in content["runs"]] == [2, 4]
-    assert "2 environments: " in capsys.readouterr().out
-    assert nothing_is_left_running()
-
-
-def test_a_slot_runs_ahead_with_the_queue(cluster):
-    from asd_policy.eval.cluster.slots import RaySlot
-
-    queue = [np.array([push], np.float32) for push in (-1.0, -1.0, -1.0)]
-    slot = RaySlot(functools.partial(LineEnv, 40, 0.0), {})
-    try:
-        slot.start(3, film=False)
-        first = slot.receive().observation["place"]
-        slot.send(queue[0], queue[1:])
-        second = slot.receive().observation["place"]
-        assert slot.ready(), "the moments after it are here"
-        slot.send(queue[1], queue[2:])
-        np.testing.assert_allclose(slot.receive().observation["place"], first - 2.0, atol=1e-6)
-        np.testing.assert_allclose(second, first - 1.0, atol=1e-6)
-        with pytest.raises(AssertionError, match="ran ahead with another action"):
-            slot.send(np.array([0.5], np.float32))
-    finally:
-        slot.close()

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEPT = {
     "bench": ("cpu-2-cores/*.json", "h200/bench.json"), "rates": ("rates/*.json",),
     "tasks": ("*.json",), "first_minutes": ("first_minutes/*.json",),
-    "throughput": ("cluster/*.json",), "verify": ("verify/*.json",),
+    "verify": ("verify/*.json",),
 }  # fmt: skip
 RESULTS = [
     pytest.param(name, path, id=f"{path.parent.name}/{path.stem}")
@@ -39,7 +39,7 @@ WRITERS = {
     "rates": "rates", "replay": "replay", "tasks": "table.compute",
     "compare": "comparison.outcome", "verify": "verification.store",
     "verify_config": "verification.store", "bench": "benchmarks.store",
-    "plan": "benchmarks.training", "options": "resume", "throughput": "cluster.throughput",
+    "plan": "benchmarks.training", "options": "resume",
     "recording": "comparison.recordings", "first_minutes": "benchmarks.first_minutes",
 }  # fmt: skip
 
@@ -69,8 +69,6 @@ def test_each_schema_is_one():
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_each_schema_is_of_the_version_that_is_written(name):
-    if name == "throughput":
-        pytest.importorskip("ray", reason="needs the extra: pip install 'asd-policy[ray]'")
     module = importlib.import_module(f"asd_policy.eval.{WRITERS[name]}")
     version = {"const": module.SCHEMA_VERSION}
     assert validator(name).schema["properties"]["schema_version"] == version

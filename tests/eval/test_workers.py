@@ -21,7 +21,7 @@ from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.rollout import MAX_RESTARTS
 from asd_policy.eval.slots import WorkerDied, WorkerSlot
-from asd_policy.eval.statistics import paired_success
+from asd_policy.eval.stats import paired_success
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_worker_that_was_killed_between_two_questions():
         slot.start(3, film=False)
         first = slot.receive()
         assert (first.success, first.over, first.frame) == (False, False, None)
-        (process,) = slot._vector.processes
+        process = slot.process
         process.kill()
         process.join()
         slot.send(np.array([-0.5], np.float32))
@@ -139,6 +139,32 @@ def test_a_worker_that_was_killed_between_two_questions():
         assert again.frame.shape == (32, 32, 3)
     finally:
         slot.close()
+
+
+def test_a_slot_runs_ahead_with_the_queue():
+    queue = [np.array([push], np.float32) for push in (-1.0, -1.0, -1.0)]
+    slot = WorkerSlot(functools.partial(LineEnv, 40, 0.0))
+    try:
+        slot.start(3, film=False)
+        first = slot.receive().observation["place"]
+        slot.send(queue[0], queue[1:])
+        second = slot.receive().observation["place"]
+        slot.send(queue[1], queue[2:])
+        np.testing.assert_allclose(slot.receive().observation["place"], first - 2.0, atol=1e-6)
+        np.testing.assert_allclose(second, first - 1.0, atol=1e-6)
+        with pytest.raises(AssertionError, match="ran ahead with another action"):
+            slot.send(np.array([0.5], np.float32))
+    finally:
+        slot.close()
+
+
+def test_a_program_that_cannot_be_imported_is_told_so(tmp_path, script):
+    program = PROGRAM.replace("if __name__", "if True or __name__")
+    text = program.format(folder=str(tmp_path), out=str(tmp_path / "run"))
+    done = subprocess.run(script(text), capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "must be importable, its own work under `if __name__ == '__main__':`" in last
 
 
 # --- the process that evaluates is killed or interrupted ----------------------------------------

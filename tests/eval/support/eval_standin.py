@@ -18,7 +18,7 @@ import numpy as np
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.samplers import sampler_settings
-from asd_policy.eval.slots import LocalSlot, OpenSlots
+from asd_policy.eval.slots import LocalSlot
 from asd_policy.eval.slots import open_slots as open_workers
 
 K, CHUNK, TAIL = 10, 4, 3
@@ -155,17 +155,16 @@ def prepare(
     step_s: float = 0.0,
     env_class: Callable[..., Any] = LineEnv,
     workers: bool = False,
-    open_slots: OpenSlots | None = None,
 ) -> Setup:
     """Stand-ins for the real policies and environments of `options`; several environments are in
-    this process too, unless `workers` or where `open_slots` opens them."""
+    this process too, unless `workers`."""
     make = functools.partial(env_class, options.horizon or 40, step_s)
     settings = {name: sampler_settings(name, options) for name in options.samplers}
     return Setup(
         policies={
             name: PushPolicy(s["sampler"], s.get("window", "auto")) for name, s in settings.items()
         },
-        slots=(open_slots or (open_workers if workers else open_here))(make, options.num_envs),
+        slots=(open_workers if workers else open_here)(make, options.num_envs),
         render_fps=20.0,
         checkpoint_sha256="0" * 64,
         resolved={
