@@ -60,9 +60,9 @@ def main_train(
 
     Args:
         task: the task whose observation keys and action size the policy has.
-        data: zarr stores made by `asd-policy demos` (default: outputs/demos/<task>.zarr), the same
-            as one file (.npz, `python eval/gpu.py --export`), or robomimic datasets,
-            low-dimensional (.hdf5); several are taken together.
+        data: zarr stores (folders, or .zarr.zip) of `asd-policy demos` or in Chi et al.'s layout
+            (default: outputs/demos/<task>.zarr), the same as one file (.npz, `python eval/gpu.py
+            --export`), or robomimic datasets, low-dimensional (.hdf5); several are taken together.
         filter_key: of a robomimic dataset: the mask whose episodes are read ("train").
         out: checkpoint folder to write (default: outputs/train/<task>).
         steps: optimizer steps.
