@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from asd_policy.data.zarr_store import ZarrStore, write_zarr
-from asd_policy.envs.attempts import attempt_path
+from asd_policy.envs.attempts import read_attempt
 from asd_policy.envs.recipe import FORMAT, Recipe, settings
 from asd_policy.envs.workers import interrupts_held
 from asd_policy.errors import OutputExistsError
@@ -95,11 +95,11 @@ def write_store(
         columns = {name: [rows] for name, rows in kept.columns().items()}
         lengths = [int(length) for length in kept.lengths]
     for number in numbers[len(lengths) :]:
-        with np.load(attempt_path(folder, number)) as file:
-            lengths.append(len(file["action"]))
-            for name in file.files:
-                if name != "success":
-                    columns.setdefault(name, []).append(file[name])
+        attempt = read_attempt(folder, number)
+        lengths.append(len(attempt["action"]))
+        for name, rows in attempt.items():
+            if name != "success":
+                columns.setdefault(name, []).append(rows)
     shutil.rmtree(path, ignore_errors=True)
     arrays = {f"data/{name}": np.concatenate(parts) for name, parts in columns.items()}
     arrays["meta/episode_ends"] = np.cumsum(np.array(lengths, dtype=np.int64))

@@ -192,3 +192,34 @@ def test_npz_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     for name in ("empty.npz", "array.npz"):
         with pytest.raises(DatasetError, match=f"{name} holds no demonstrations as .npz"):
             load_npz(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attributes": np.array("[1")}, r"holds no demonstrations as \.npz"),
+        ({"attributes": np.array("[1]")}, r"holds no demonstrations as \.npz"),
+        ({"observation/object": None, "observation/arm": None}, "it has no observations"),
+        ({"interrupted": None}, "interrupted is not a file in the archive"),
+        ({"action": np.array(["up"] * 26)}, "action holds <U2, expected numbers"),
+        ({"episode_ends": np.array([12.0, 17.5, 26.0])}, "must be a row of whole numbers, found"),
+        ({"action": np.full((26, 2), 1.00001)}, r"found 1\.00001 in row 0 of episode 0$"),
+    ],
+)
+def test_npz_that_holds_no_usable_data(tmp_path: Path, changes: dict, message: str) -> None:
+    save_npz(tiny_replay(), tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as file:
+        arrays = {**file, **changes}
+    np.savez(tmp_path / "s.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(DatasetError, match=message):
+        load_npz(tmp_path / "s.npz")
+
+
+def test_npz_that_was_cut_short(tmp_path: Path) -> None:
+    save_npz(tiny_replay(), tmp_path / "s.npz")
+    whole = (tmp_path / "s.npz").read_bytes()
+    middle = len(whole) // 3
+    for content in (whole[:middle], whole[:middle] + b"junk" + whole[middle + 4 :]):
+        (tmp_path / "s.npz").write_bytes(content)
+        with pytest.raises(DatasetError, match=r"s\.npz holds no demonstrations as \.npz: "):
+            load_npz(tmp_path / "s.npz")

@@ -174,6 +174,15 @@ def test_a_zip_file_is_read_as_the_folder_is(tmp_path: Path) -> None:
             load_replay(zipped(lose(path, "data/action", 0)), ["object"])
 
 
+def test_a_zip_file_of_a_folder_says_what_it_holds(tmp_path: Path) -> None:
+    ours(tmp_path / "whole" / "s.zarr")
+    message = (
+        r"whole\.zip is not a zarr group: expected one at the top of the zip file, .*: s\.zarr"
+    )
+    with pytest.raises(DatasetError, match=message):
+        load_replay(zipped(tmp_path / "whole"), ["object"])
+
+
 def test_a_zip_file_that_is_damaged(tmp_path: Path) -> None:
     path = zipped(ours(tmp_path / "s.zarr"))
     content = path.read_bytes()
@@ -198,6 +207,7 @@ def test_a_zip_file_that_is_damaged(tmp_path: Path) -> None:
         ("data/object", [0]),
         ("data/object", [3, 4]),
         ("data/object", [7]),
+        ("data/object", list(range(8))),
         ("data/action", [2, 5]),
         ("data/interrupted", [1]),
         ("data/interrupted", [0, 1, 2, 3, 5, 6, 7]),
@@ -235,7 +245,6 @@ def quiet(first: int, end: int) -> np.ndarray:
         ({"data__interrupted": quiet(0, ROWS)}, "8 of 8 chunks of data/interrupted are"),
         ({"data__interrupted": quiet(700, 1700)}, "1 of 8 chunks of data/interrupted is"),
         ({"data__interrupted": quiet(0, 720)}, "1 of 8 chunks of data/interrupted is"),
-        ({"data__object": np.zeros((ROWS, 3), "f4")}, "8 of 8 chunks of data/object are"),
     ],
 )
 def test_chunks_that_were_left_out_are_read_with_a_warning(
@@ -314,6 +323,15 @@ def test_a_shard_that_is_lost_is_found(tmp_path: Path) -> None:
     lose(tmp_path / "s.zarr", "data/object", 1)
     with pytest.raises(DatasetError, match="1 of 4 chunks of data/object is missing and would"):
         load_replay(tmp_path / "s.zarr", ["object"])
+
+
+@pytest.mark.parametrize("zarr_format", FORMATS)
+def test_marks_whose_metadata_are_lost_are_found(tmp_path: Path, zarr_format: int) -> None:
+    path = theirs(tmp_path / "s.zarr", zarr_format)
+    (path / "data/interrupted" / (".zarray" if zarr_format == 2 else "zarr.json")).unlink()
+    for there in (path, zipped(path)):
+        with pytest.raises(DatasetError, match=r"lacks the array data/interrupted$"):
+            load_replay(there, ["object"])
 
 
 def test_without_a_fill_value_nothing_stands_in(tmp_path: Path) -> None:

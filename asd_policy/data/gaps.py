@@ -2,9 +2,10 @@
 
 zarr reads both as the array's fill value. Writers may leave out a chunk that holds nothing else
 (zarr 3 does, zarr 2 does not), and a copy that was cut short has lost chunks. Without a digest,
-three things tell: a writer that kept one such chunk leaves out none; a run of fill over whole
-chunks hardly ever begins and ends where they do; and without a fill value nothing can stand in.
-Where all rows are missing, or the run goes on beside the gap, it cannot be told.
+four things tell: a writer that kept one such chunk leaves out none; what was measured is not the
+same everywhere; a run of fill values over whole chunks hardly ever begins and ends where they do;
+and without a fill value nothing can stand in. Where all marks are missing, or the run goes on
+beside the gap, it cannot be told.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def surely_lost(grid: Grid, missing: Collection[Chunk], values: np.ndarray) -> b
         missing: their places, at least one.
         values: the array as zarr reads it.
     """
-    if grid.fill is None:
+    everything = len(missing) == len(grid.keys)
+    if grid.fill is None or (everything and values.dtype.kind == "f"):
         return True
     fill = _equals(values, grid.fill)
     there = set(grid.keys) - set(missing)

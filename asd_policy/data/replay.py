@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.data.zarr_store import ZarrStore
+from asd_policy.data.zarr_store import ZarrStore, reason
 from asd_policy.errors import DatasetError
 
 ROUNDING = 1e-6  # by which an action may be outside [−1, 1]
-_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError)  # of a zip file
+# What NumPy raises of an .npz file that is damaged, or is none.
+DAMAGED_NPZ = (
+    OSError, LookupError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,8 @@ def load_npz(path: str | Path) -> Replay:
             attributes = dict(json.loads(str(arrays["attributes"])))
         if not keys:
             raise ValueError("it has no observations")
-    except (*_DAMAGED, OSError, LookupError, ValueError, TypeError, EOFError) as error:
-        raise DatasetError(f"{path} holds no demonstrations as .npz: {error}") from error
+    except DAMAGED_NPZ as error:
+        raise DatasetError(f"{path} holds no demonstrations as .npz: {reason(error)}") from error
     return checked_replay(Replay(observations, *rest, attributes), path)
 
 

@@ -69,14 +69,14 @@ class ZarrStore:
             self._root: Any = zarr.open_group(source, mode="r")
             self.attributes: dict[str, Any] = dict(self._root.attrs)
         except Exception as error:  # whatever zarr makes of files that are damaged
-            raise DatasetError(f"{path} is not a zarr group: {reason(error)}") from error
+            raise DatasetError(f"{path} is not a zarr group: {_what_else(path, error)}") from error
         digests = self.attributes.pop(DIGESTS, None)
         self._digests: dict[str, Any] = digests if isinstance(digests, dict) else {}
 
     def __contains__(self, name: str) -> bool:
         """Whether an array is there, or was: one that is lost cannot be read."""
         try:
-            return name in self._digests or name in self._root
+            return name in self._digests or name in self._root or bool(self._files(name))
         except Exception:  # it is there, damaged: reading says how
             return True
 
@@ -182,6 +182,17 @@ class ZarrStore:
 def _counted(missing: list[tuple[int, ...]], grid: Grid, name: str) -> str:
     total = int(np.prod(grid.counts))
     return f"{len(missing)} of {total} chunks of {name} {'is' if len(missing) == 1 else 'are'}"
+
+
+def _what_else(path: Path, error: Exception) -> str:
+    """Why there is no group: a folder was zipped, perhaps, and not what is in it."""
+    if path.is_dir():
+        return reason(error)
+    with zipfile.ZipFile(path) as archive:
+        names = {name.partition("/")[0] for name in archive.namelist()}
+    if names & {".zgroup", "zarr.json"}:
+        return reason(error)
+    return f"expected one at the top of the zip file, found there: {', '.join(sorted(names)[:5])}"
 
 
 def reason(error: Exception) -> str:

@@ -136,6 +136,19 @@ def test_a_store_without_digests_grows_into_one_that_has_them(small):
     assert set(digests) == {"data/action", "data/object", "meta/attempt", "meta/episode_ends"}
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
+def test_an_attempt_that_is_damaged_is_named(tmp_path, refused, run, share):
+    """Its file as it was is gone on with."""
+    out = tmp_path / "lift.zarr"
+    attempt = attempt_path(made_up(out), 2)
+    whole = attempt.read_bytes()
+    attempt.write_bytes(whole[: int(share * len(whole))])
+    words = ("demos", "--out", out, "--episodes", 3, "--workers", 1)
+    refused(r"error: \S+attempt-000002\.npz is damaged and cannot be read: .*; remove it", *words)
+    attempt.write_bytes(whole)
+    assert run(*words)[0] == 0
+
+
 def test_growing_needs_the_policy_that_drove(tmp_path):
     out = tmp_path / "lift.zarr"
     shutil.rmtree(made_up(out))
