@@ -91,14 +91,12 @@ class OthersUnet1D(nn.Module):
         except (LookupError, RuntimeError) as error:
             raise ValueError(f"the U-Net's weights are of another construction: {error}") from error
         expected, got = (
-            {name: tuple(value.shape) for name, value in state.items()}
+            {(name, tuple(value.shape)) for name, value in state.items()}
             for state in (unet.state_dict(), weights)
         )
-        differ = [
-            f"{k} {got.get(k, '(none)')}" for k in sorted({*expected.items()} ^ {*got.items()})
-        ]
+        differ = [f"{name} {shape}" for name, shape in sorted(expected ^ got)]
         if differ:
-            listed = ", ".join(dict.fromkeys(differ[:6]))
+            listed = ", ".join(differ[:6])
             raise ValueError(f"the U-Net's weights are of another construction: {listed}")
         return unet
 

@@ -44,7 +44,8 @@ class Watch:
         return self._places_now() != self._places
 
     def _tensors(self) -> list[Tensor]:
-        return [slot[key] for slot, key in self._slots if slot.get(key) is not None]
+        present = (slot.get(key) for slot, key in self._slots)
+        return [tensor for tensor in present if tensor is not None]
 
     def _places_now(self) -> list[int]:
         parts = [id(part) for parts in self._parts for part in parts.values()]

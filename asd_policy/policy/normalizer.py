@@ -103,7 +103,7 @@ class Normalizer:
     def from_dict(
         cls, values: Mapping[str, Sequence[float]], quaternions: Sequence[int] = ()
     ) -> Normalizer:
-        return cls(*(_float(values[name]) for name in ("low", "high")), quaternions=quaternions)
+        return cls(_float(values["low"]), _float(values["high"]), quaternions=quaternions)
 
 
 def _float(values: Tensor | Sequence[float]) -> Tensor:

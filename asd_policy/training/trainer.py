@@ -182,7 +182,8 @@ class Trainer:
         """Clean chunks (N, Tp, Da), conditions (N, To·Do), noise and timesteps of this step."""
         seed = np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0]
         generator = torch.Generator("cpu").manual_seed(int(seed))
-        size, host = self.config.batch_size, {"generator": generator, "device": "cpu"}
+        size = self.config.batch_size
+        host: dict[str, Any] = {"generator": generator, "device": "cpu"}
         picks = torch.randint(self.num_windows, (size,), **host)
         rows = self._windows[picks].to(self.device)
         timesteps = torch.randint(self.schedule.config.num_steps, (size,), **host)
