@@ -92,21 +92,30 @@ class Stage:
         else:
             print(message, file=sys.stderr, flush=True)
 
+    @property
+    def live(self) -> bool:
+        """Whether the line is redrawn, on a terminal, and not written again and again."""
+        return self._bar is not None
+
     def times(self) -> str:
         """For example "0:31 gone, 8:12 left"."""
-        gone = time.monotonic() - self._began
+        gone, left = f"{_clock(time.monotonic() - self._began)} gone", self.left_s()
+        return gone if left is None else f"{gone}, {_clock(left)} left"
+
+    def left_s(self) -> float | None:
+        """Seconds to go, from the mean of the pieces so far; None before the first."""
         made = self._done - self._first
         if self._total is None or made <= 0:
-            return f"{_clock(gone)} gone"
-        left = gone / made * (self._total - self._done)
-        return f"{_clock(gone)} gone, {_clock(left)} left"
+            return None
+        return (time.monotonic() - self._began) / made * (self._total - self._done)
 
     def _say_line(self) -> None:
         self._said, self._last_said = time.monotonic(), self._done
         count = [] if self._total is None else [f"{self._done}/{self._total}"]
         words = [" ".join([self._text, *count]), *([self._note] if self._note else [])]
         fresh = self._total is None or self._done == self._first
-        self.say(", ".join(words if fresh else [*words, self.times()]) + (" ..." if fresh else ""))
+        told = words if fresh and self.left_s() is None else [*words, self.times()]
+        self.say(", ".join(told) + " ..." * fresh)
 
     def _live_line(self) -> Progress | None:
         """On a terminal that can be redrawn, where there is rich."""

@@ -7,7 +7,7 @@
 
 The pieces: `options` (what is asked), `samplers` (names to sampler settings), `rollout` (policy and
 environments to episode records), `folder` (what is kept, and how it survives a kill), `results` (a
-pure function of what was kept), `report` and `progress` (what is shown).
+pure function of what was kept), `show` (what people see).
 """
 
 if __name__ != "asd_policy.eval":

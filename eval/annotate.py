@@ -28,7 +28,7 @@ def annotated(
         frame: (height, width, 3) uint8.
         title: task, seed and sampler.
         step: control steps done so far.
-        chunk: the last chunk drawn for this episode; None before the first.
+        chunk: the last chunk sampled for this episode; None before the first.
 
     The strip has a column for each denoising step, from noise (left) to action (right): tall for an
     accepted draft, short and of another colour for a rejected one, a line where none was decided

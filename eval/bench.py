@@ -14,8 +14,8 @@ from asd_policy.progress import Stage
 def main_bench(options: Annotated[BenchOptions, tyro.conf.arg(name="")]) -> int:
     """Measure what a chunk costs: latency, calls, acceptance, use of the hardware.
 
-    With no options: the shipped Lift policy, one chain, on this machine, in about three minutes.
-    Prints tables, and keeps every figure under outputs/bench/.
+    With no options, it measures the shipped Lift policy, one chain, on this machine, in about three
+    minutes. It prints tables, and keeps every figure under outputs/bench/.
     """
     if options.out is not None:  # refused at once, not after seconds of loading
         check_writable(options.out)

@@ -19,8 +19,8 @@ from asd_policy.eval.resume import ended_by_sigterm, find_evaluation, find_optio
 def main_eval(words: Sequence[str]) -> None:
     """Roll a policy out, one episode for each seed and sampler, and compare the samplers.
 
-    With no options: the shipped Lift policy, sampled by ASD and by sequential DDPM on the same 20
-    seeds. Prints one table, and keeps every episode under outputs/eval/.
+    With no options, it samples the shipped Lift policy by ASD and by sequential DDPM on the same 20
+    seeds. It prints one table, and keeps every episode under outputs/eval/.
     """
     options = parse("eval", words, EvalOptions, main_eval.__doc__, find_evaluation)
     with ended_by_sigterm():
@@ -38,17 +38,17 @@ def main_report(run_folder: tyro.conf.Positional[Path]) -> None:
     Args:
         run_folder: a folder that `asd-policy eval` wrote.
     """
-    from asd_policy.eval.html_report import write_page
+    from asd_policy.eval.show.page import write_page
 
     print(write_page(run_folder))
 
 
 def main_rates(words: Sequence[str]) -> None:
-    """Success against control rate, the world going on while the policy thinks.
+    """Measure success against control rate, while the world goes on as the policy thinks.
 
-    An evaluation for each rate, in a folder of its own, with the delays of this machine. Keeps
-    rates.json and a figure beside them. The faster the control steps, the later a slow sampler's
-    chunks come: this shows what its speed is worth.
+    Each rate has an evaluation in a folder of its own, with the delays of this machine; rates.json
+    and a figure lie beside them. The faster the control steps, the later a slow sampler's chunks
+    come: this shows what its speed is worth.
     """
     find = functools.partial(
         find_options, RatesOptions, root=Path("outputs/rates"), command="rates"
@@ -61,10 +61,10 @@ def main_rates(words: Sequence[str]) -> None:
 
 
 def main_replay(options: Annotated[ReplayOptions, tyro.conf.arg(name="")]) -> int:
-    """Draw chunks of a recorded evaluation again, and say whether they are bitwise the same.
+    """Sample chunks of a recorded evaluation again, and say whether they are bitwise the same.
 
-    Exit status 0: all are; 1: some differ, or their record is damaged. With no options: 10 chunks,
-    drawn at random. Keeps what it found in the run's replay.json.
+    With no options, it samples 10 chunks, chosen at random. It keeps what it found in the run's
+    replay.json. Exit status 0: all are the same; 1: some differ, or their record is damaged.
     """
     from asd_policy.eval.replay import replay
 

@@ -12,13 +12,13 @@ from asd_policy.eval.comparison.options import CompareOptions
 def main_compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> int:
     """Compare two evaluations, or two samplers of one, on the seeds that both have done.
 
-    Success: McNemar's test, the interval of the difference, and whether the first is not worse
-    than the second by more than --margin (two one-sided tests). Cost: ratios of latency and of
-    network calls with bootstrap intervals. Two recordings of robomimic's rollouts
-    (`run_trained_agent --record FILE`) are taken too; of them success and times are printed.
+    Success is compared by McNemar's test, the interval of the difference, and two one-sided tests
+    of whether the first is worse than the second by more than --margin; cost by ratios of latency
+    and of network calls with bootstrap intervals. It takes two recordings of robomimic's rollouts
+    too (`run_trained_agent --record FILE`), and prints their success and times.
 
-    Exit status: 0 not worse within the margin; 1 worse by more than the margin; 2 could not tell,
-    too few episodes (or an error of use, which starts with "error:").
+    Exit status 0: the first is not worse within the margin; 1: it is worse by more than the margin;
+    2: too few episodes to tell (or an error of use, which starts with "error:").
     """
     if len(options.runs) == 2 and all(path.is_file() for path in options.runs):
         from asd_policy.eval.comparison.recordings import compare_recordings

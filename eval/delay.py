@@ -21,8 +21,8 @@ from its observation on:
    robot goes on holding still, and the policy is asked anew.
 
 A measured delay is the latency of this very chunk on this machine. The first chunk of a process
-pays for warming up, which is done before a robot moves: it is drawn twice from the same noise, and
-the second time counts as its delay.
+pays for warming up, which is done before a robot moves: it is sampled twice from the same noise,
+and the second time counts as its delay.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class DelayedPolicy:
     """A policy whose chunks come late, in an otherwise ordinary loop (the rules are above).
 
     Args:
-        policy: draws the chunks.
+        policy: samples the chunks.
         delay_s: of each chunk, in seconds of the wall clock; None is as long as it took.
         rate_hz: control steps in a second of the wall clock.
         held: components of an action that are repeated while the robot holds still (the command
@@ -194,7 +194,7 @@ class DelayedPolicy:
         return np.stack([self._robots[index].act() for index in indices])
 
     def _ask(self, indices: Sequence[int]) -> list[ChunkStats]:
-        """Have chunks drawn; tells their costs, each with its `delay`."""
+        """Have chunks sampled; tells their costs, each with its `delay`."""
         to, action_horizon, tp = self._policy.horizons
         chunks = self._policy.predict(indices)
         told = []
@@ -210,7 +210,7 @@ class DelayedPolicy:
         return told
 
     def _warm(self, observations: Observation, indices: Sequence[int]) -> None:
-        """Draw the first chunk of this process once more, beforehand. Its record tells what it
+        """Sample the first chunk of this process once more, beforehand. Its record tells what it
         took now, cold, as it does in the ordinary loop."""
         self._cold = False
         self._policy.predict(indices)
@@ -232,7 +232,7 @@ def delayed(
     """The policies with `delay`: "measured", or milliseconds.
 
     Raises:
-        AsdPolicyError: a policy that draws no chunks to be late.
+        AsdPolicyError: a policy that samples no chunks to be late.
     """
     for policy in policies.values():
         if not hasattr(policy, "predict"):
@@ -258,7 +258,7 @@ def deadlines(settings: Mapping[str, Any], episodes: Sequence[Any]) -> dict[str,
     chunks = [chunk for episode in episodes for chunk in episode.chunks]
     starts = [episode.chunks[0] for episode in episodes if episode.chunks]
     delays = latency_ms(None, [chunk["delay_s"] for chunk in chunks])
-    del delays["first"]  # none is apart: the first was drawn twice
+    del delays["first"]  # none is apart: the first was sampled twice
     return {
         "delay": settings["delay"],
         "control_rate_hz": settings["control_rate"],

@@ -1,6 +1,6 @@
-"""`asd-policy doctor`: what works here, what does not, and the command that mends it.
+"""`asd-policy doctor`: what works here, what does not, and the command that fixes it.
 
-Needs the core alone, and less where that is what is broken: it imports nothing that it looks at.
+It needs the core alone, and less where that is what is broken: it imports nothing that it looks at.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OPENGL = "apt-get install libosmesa6      # or, with a GPU driver: apt-get inst
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the answer; `mend` is the command to type."""
+    """One line of the answer; `mend` is the command that fixes it."""
 
     name: str
     status: Status
@@ -41,7 +41,7 @@ def main_doctor(words: Sequence[str]) -> int:
     """Look, print, and return the exit status: 0 all well, 1 something is broken."""
     parser = argparse.ArgumentParser(
         prog="asd-policy doctor",
-        description="Say what works here, what does not, and the command that mends it. "
+        description="Say what works here, what does not, and the command that fixes it. "
         "Exit status 0: nothing is broken (an optional part may be missing); 1: something is.",
     )
     parser.add_argument("--json", action="store_true", help="print facts and findings as JSON")
@@ -209,16 +209,16 @@ def _robomimic(facts: Facts) -> Iterator[Finding]:
 
 
 def _rendering(facts: Facts) -> Iterator[Finding]:
-    drawing, asked = facts["backends"], facts["mujoco_gl"]
-    if not drawing:
+    rendering, asked = facts["backends"], facts["mujoco_gl"]
+    if not rendering:
         text = "not tried: it needs MuJoCo (only pictures and films need it)"
         yield Finding("rendering", "missing", text, _install(facts))
         return
-    good = [name for name, draws in drawing.items() if draws]
-    tried = ", ".join(f"{name} {'draws' if draws else 'fails'}" for name, draws in drawing.items())
+    good = [name for name, works in rendering.items() if works]
+    tried = ", ".join(f"{name} {'renders' if ok else 'fails'}" for name, ok in rendering.items())
     name = (asked or "").strip().lower()
-    if name and (name not in BACKENDS or not drawing.get(name)):
-        why = "none of " + ", ".join(BACKENDS) if name not in BACKENDS else "does not draw here"
+    if name and (name not in BACKENDS or not rendering.get(name)):
+        why = "none of " + ", ".join(BACKENDS) if name not in BACKENDS else "does not render here"
         mend = f"export MUJOCO_GL={good[0]}" if good else f"unset MUJOCO_GL; {_OPENGL}"
         yield Finding("rendering", "broken", f"MUJOCO_GL={asked}: {why} ({tried})", mend)
     elif good:
@@ -230,7 +230,7 @@ def _rendering(facts: Facts) -> Iterator[Finding]:
     if facts["triton_after_opengl"] is False:
         text = (
             "software OpenGL and Triton each bring an LLVM, and Triton loaded second ends the "
-            "process; this package loads it first, and a program of yours that draws must too"
+            "process; this package loads it first, and a program of yours that renders must too"
         )
         yield Finding(
             "Triton and OpenGL", "note", text, "import triton      # in Python, at the top"

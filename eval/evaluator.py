@@ -27,15 +27,15 @@ from asd_policy.eval.folder import (
     read_run,
     reserved,
 )
-from asd_policy.eval.html_report import write_page
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import EvalOptions, check_options, command_line, with_realtime
-from asd_policy.eval.progress import RunProgress
 from asd_policy.eval.records import Episode
-from asd_policy.eval.report import print_report
 from asd_policy.eval.results import summarize
 from asd_policy.eval.rollout import Listener, Policy, roll_out
 from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.show.page import write_page
+from asd_policy.eval.show.progress import RunProgress
+from asd_policy.eval.show.terminal import print_report
 from asd_policy.eval.slots import Slot
 from asd_policy.eval.subject import with_its_task
 from asd_policy.eval.video import Recorder, check_rendering
@@ -75,7 +75,7 @@ class Setup:
         return roll_out(self.policies, self.slots, jobs, recorder=recorder, listener=listener)
 
     def check_rendering(self) -> None:
-        """Raise AsdPolicyError unless a frame can be drawn."""
+        """Raise AsdPolicyError unless a frame can be rendered."""
         check_rendering(self.slots[0])
 
     def describe_machine(self) -> dict[str, Any]:
@@ -215,10 +215,7 @@ def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
     if options.delay is not None:
         late = delayed(setup.policies, options.delay, options.control_rate, setup.held_components)
         setup = dataclasses.replace(setup, policies=late)
-    console = plain_console(stderr=True)
-    bar = RunProgress(console, options.samplers, options.episodes, setup.places)
-    for episode in folder.episodes:
-        bar.kept(episode)
+    bar = RunProgress(options.samplers, options.episodes, folder.episodes, setup.places)
     with bar as progress:
         episodes = setup.roll_out(
             (job for job in schedule(options) if job not in done),

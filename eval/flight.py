@@ -75,7 +75,7 @@ class Flight:
         return int(self.chunk[number, COLUMNS.index(name)])
 
     def rows(self, number: int) -> slice:
-        """The rows of `observation` and `stream` from which a chunk's batch was drawn."""
+        """The rows of `observation` and `stream` from which a chunk's batch was sampled."""
         first = self.column(number, "first_row")
         return slice(first, first + self.column(number, "rows"))
 
@@ -93,7 +93,7 @@ class FlightRecorder:
         self._chunks: dict[tuple[str, int], list[tuple[Draw, int]]] = {}
 
     def attach(self, policies: Mapping[str, Any]) -> None:
-        """Have the policies, by sampler, tell what they draw.
+        """Have the policies, by sampler, tell what they sample.
 
         Raises:
             AsdPolicyError: one cannot.
@@ -101,7 +101,7 @@ class FlightRecorder:
         for sampler, policy in policies.items():
             if not hasattr(policy, "on_draw"):
                 raise AsdPolicyError(
-                    f"--record needs a policy that tells what it draws; {type(policy).__name__} "
+                    f"--record needs a policy that tells what it samples; {type(policy).__name__} "
                     "(of pictures, say) does not"
                 )
             policy.on_draw = functools.partial(self.drawn, sampler)

@@ -7,7 +7,7 @@ env.json         versions and machine
 episodes.jsonl   one line an episode, written and flushed as it ends
 results.json     computed from config.json and episodes.jsonl, nothing else
 report.html      the run as a page, from the files above and the films
-flight/          with --record: what every chunk was drawn from
+flight/          with --record: what every chunk was sampled from
 videos/          <task>_seed<seed>_<sampler>_<outcome>.mp4
 """
 

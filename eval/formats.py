@@ -1,6 +1,9 @@
-"""Numbers as people write them, for the page and for every figure."""
+"""Numbers as people write them, for the page, every table and every figure."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 MISSING = "–"
 
@@ -36,6 +39,36 @@ def tick(value: float) -> str:
 def two_digits(value: float) -> str:
     """A quantity of any size to two digits: "0.0012", "0.34", "12", never "1.2e-03"."""
     return tick(float(f"{value:.1e}"))
+
+
+def number(value: float | None) -> str:
+    """A mean in a table: one decimal below a hundred, none above."""
+    if value is None:
+        return MISSING
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def times(ratio: float | None) -> str:
+    """A speedup: "3.01x"."""
+    return MISSING if ratio is None else f"{ratio:.2f}x"
+
+
+def percent(share: float | None) -> str:
+    """A share in a table: "97.5%"."""
+    return MISSING if share is None else f"{100 * share:.1f}%"
+
+
+def significant(value: float | None, digits: int = 2) -> str:
+    """A number of any size to so many digits: "0.34", "1.2e-36"."""
+    return MISSING if value is None else f"{value:.{digits}g}"
+
+
+def success(rate: Mapping[str, Any]) -> str:
+    """A success rate with its interval: "18/20 70–97%". `rate`: `count`, `n` and `ci95`."""
+    if not rate["n"]:
+        return MISSING
+    low, high = rate["ci95"]
+    return f"{rate['count']}/{rate['n']} {100 * low:.0f}–{100 * high:.0f}%"
 
 
 def _short(value: float) -> str:

@@ -17,11 +17,12 @@ from asd_policy.samplers.names import SAMPLER_NAMES, ddim_steps_of
 HELD_OUT_SEED = 100_000
 
 _SAMPLERS_HELP = (
-    "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's law in "
-    "fewer calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), asd-paper (as "
-    "published: frozen draft, two calls a round), ddpm (sequential, the reference), ddim and "
-    "paradigms (both approximate), ddim-clipped (ddim along the noise that belongs to the clipped "
-    "sample, in place of the network's own), asd-ddim (its law, --eta above 0, in fewer calls). "
+    "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's "
+    "distribution in fewer calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), "
+    "asd-paper (as published: frozen draft, two calls a round), ddpm (sequential, the reference), "
+    "ddim and paradigms (both approximate), ddim-clipped (ddim along the noise that belongs to the "
+    "clipped sample, in place of the network's own), asd-ddim (its distribution, --eta above 0, in "
+    "fewer calls). "
     "ddim-16 is ddim in 16 steps, whatever --ddim-steps says; so is any other number."
 )
 _SEED_HELP = (
@@ -33,8 +34,8 @@ _WINDOW_HELP = (
     "cost on this machine and from the acceptance that is stored with the policy."
 )
 _MEASURE_HELP = (
-    "Time the network anew for --window auto. Otherwise the times count that it took when it was "
-    "first used on this machine, which are kept in the user's cache folder."
+    "Time the network anew for --window auto. Without this, --window auto uses the times of the "
+    "network's first use on this machine, which are kept in the user's cache folder."
 )
 _COMPILE_HELP = (
     "Compile the network at the first chunks: seconds on a GPU, up to some minutes on a CPU."
@@ -49,7 +50,7 @@ _RATE_HELP = (
     "the simulation still steps by what the policy was trained for."
 )
 _RECORD_HELP = (
-    "Keep what every chunk was drawn from, and its actions, in flight/ (zarr), for "
+    "Keep what every chunk was sampled from, and its actions, in flight/ (a .npz an episode), for "
     "`asd-policy replay`."
 )
 _RESUME_HELP = (
@@ -61,7 +62,8 @@ _RESUME_HELP = (
 
 _RAY_HELP = (
     "Run on a Ray cluster (auto, HOST:PORT or ray://HOST:PORT; with no ADDRESS one is started "
-    "here): a policy on every GPU, or one on a CPU, each with --num-envs environments on CPUs."
+    "here): a policy on every GPU, or one on a CPU, each with --num-envs environments on CPUs of "
+    "its node."
 )
 
 
@@ -92,19 +94,19 @@ class EvalOptions:
     eta: float = 0.0
     """Noise of ddim and asd-ddim, from 0 (none) to 1 (as much as ddpm)."""
     tolerance: float = 0.1
-    """Of paradigms: larger is faster and less exact."""
+    """Tolerance of paradigms; a larger one is faster and less exact."""
     horizon: Annotated[int | None, _arg("INT")] = None
     """Steps after which an episode has failed; None is the task's."""
     num_envs: int = 1
-    """Robots driven at once by one batched policy, above 1 each simulated in a process of its own.
-    Measure latency with 1."""
+    """Robots driven at once by one batched policy; more than 1 are each simulated in a process of
+    their own. Measure latency with 1."""
     ray: Annotated[tuple[str, ...] | None, _arg("[ADDRESS]", _RAY_HELP)] = None
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
     engine: Literal["auto", "eager", "cuda_graph"] = "auto"
     """What runs the sampler; auto is cuda_graph on a GPU."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of the network (tf32 on a GPU only)."""
+    """Number format of the network (tf32 on a GPU only)."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _COMPILE_HELP)] = False
     threads: Annotated[int | None, _arg("INT")] = None
     """CPU threads of the policy; None is one for a network that more make hardly faster, and as
@@ -118,7 +120,7 @@ class EvalOptions:
     video: int = 0
     """Film the first N episodes of each sampler as mp4 (needs OpenGL)."""
     name: Annotated[str | None, _arg("STR")] = None
-    """Ends the output folder's name; None is the task."""
+    """End of the output folder's name; None is the task."""
     out: Annotated[Path | None, _arg("DIR")] = None
     """Output folder; None is outputs/eval/<date>-<time>-<name>."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _RESUME_HELP)] = False
@@ -251,7 +253,7 @@ class RatesOptions(EvalOptions):
 
 @dataclasses.dataclass(frozen=True)
 class ReplayOptions:
-    """Which chunks of which recorded run to draw again."""
+    """Which chunks of which recorded run to sample again."""
 
     run: tyro.conf.Positional[Path]
     """Folder of an evaluation that was made with --record."""
@@ -262,11 +264,11 @@ class ReplayOptions:
     chunk: Annotated[int | None, _arg("INT")] = None
     """Only the chunk of this number in its episode, counted from 0."""
     all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Every one of these. (Without this and --sample: all where --seed names an episode, else 10.)
+    """All of these chunks. (Without this and --sample: all where --seed names an episode, else 10.)
     """
     sample: Annotated[int | None, _arg("INT")] = None
-    """So many of these, drawn at random, the same ones each time."""
+    """Only so many of these chunks, chosen at random, the same ones each time."""
     checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None
     """The policy, where it lies elsewhere than it did."""
     device: Annotated[str | None, _arg("NAME")] = None
-    """Where to draw them; None is where they were drawn."""
+    """Where to sample them; None is where they were sampled."""

@@ -7,20 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from asd_policy.console import plain_console, say
 from asd_policy.eval.evaluator import Setup, evaluate
 from asd_policy.eval.folder import default_folder, read_run, reserved, write_json
-from asd_policy.eval.formats import duration, tick
+from asd_policy.eval.formats import duration
 from asd_policy.eval.options import EvalOptions, RatesOptions, command_line
 from asd_policy.eval.results import summarize
 from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options
+from asd_policy.eval.show.tables import print_lines, table
 from asd_policy.eval.subject import with_its_task
-from asd_policy.files import writing
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1  # of rates.json
@@ -57,9 +55,8 @@ def run_rates(
         with continued_with(again, root / OPTIONS_FILE):
             result = _evaluate(options, root, prepare, console)
     console = console or plain_console()
-    _print(console, result)
-    kept = f"Kept: {root}/ (rates.json, rates.svg, a folder for each rate)"
-    console.print(Text(kept), soft_wrap=True)
+    console.print(_table(result))
+    print_lines(console, [f"Kept: {root}/ (rates.json, rates.svg, a folder for each rate)"])
     return result
 
 
@@ -78,7 +75,7 @@ def _evaluate(
         done.append(out)
         result = gather(done)
         write_json(root / "rates.json", result)
-        draw(result, root / "rates.svg")
+        save_figure(result, root / "rates.svg")
     return result
 
 
@@ -110,18 +107,17 @@ def gather(folders: Sequence[Path]) -> Json:
     }
 
 
-def draw(result: Json, path: Path) -> None:
+def save_figure(result: Json, path: Path) -> None:
     """Two panels over the control rate: success with its 95% interval, and steps held still."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    from asd_policy.eval.benchmarks.plots import COLOURS, STYLE
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from asd_policy.eval.show.figures import COLOURS, STYLE, label_ticks, save
 
     rates = [entry["control_rate_hz"] for entry in result["rates"]]
     with matplotlib.rc_context(STYLE):
-        figure, (top, bottom) = plt.subplots(2, 1, figsize=(6, 6), sharex=True)
+        figure = Figure(figsize=(6, 6))
+        top, bottom = figure.subplots(2, 1, sharex=True)
         for i, name in enumerate(result["rates"][0]["samplers"]):
             found = [entry["samplers"][name] for entry in result["rates"]]
             look = {
@@ -139,31 +135,29 @@ def draw(result: Json, path: Path) -> None:
             bottom.plot(at, held, **look)
         top.set(ylabel="success, %", ylim=(-3, 103), xscale="log")
         bottom.set(ylabel="steps held still, %", ylim=(-3, 103), xlabel="control rate, Hz")
-        bottom.set_xticks(rates, [tick(rate) for rate in rates], minor=False)
-        bottom.set_xticks([], minor=True)
+        label_ticks(bottom.xaxis, rates)
         top.legend()
         delay = result["delay"] if result["delay"] == "measured" else duration(result["delay"])
         top.set_title(f"{result['task']}: chunks come late ({delay})", loc="left")
-        with writing(path):
-            figure.savefig(path, bbox_inches="tight")
-        plt.close(figure)
+        save(figure, path, ("svg",))
 
 
-def _print(console: Console, result: Json) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    for title in ("Hz", "sampler", "success", "95%", "delay p50", "steps late", "held still"):
-        table.add_column(title, justify="left" if title == "sampler" else "right", no_wrap=True)
+def _table(result: Json) -> Table:
+    rows = []
     for entry in result["rates"]:
         for name, summary in entry["samplers"].items():
             success, late = summary["success"], summary["deadlines"]
             low, high = success["ci95"]
-            table.add_row(
-                f"{entry['control_rate_hz']:g}",
-                Text(name),
-                f"{success['count']}/{success['n']}",
-                f"{100 * low:.0f}–{100 * high:.0f}%",
-                duration(late["delay_ms"]["p50"]),
-                f"{late['delay_steps_mean']:.1f}",
-                f"{late['held_steps']}/{late['steps']}",
+            rows.append(
+                [
+                    f"{entry['control_rate_hz']:g}",
+                    name,
+                    f"{success['count']}/{success['n']}",
+                    f"{100 * low:.0f}–{100 * high:.0f}%",
+                    duration(late["delay_ms"]["p50"]),
+                    f"{late['delay_steps_mean']:.1f}",
+                    f"{late['held_steps']}/{late['steps']}",
+                ]
             )
-    console.print(table)
+    headers = ("Hz", "sampler", "success", "95%", "delay p50", "steps late", "held still")
+    return table(headers, rows, left=(1,))

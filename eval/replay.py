@@ -1,4 +1,4 @@
-"""`asd-policy replay`: chunks of a recorded run, drawn again from what the flight recorder kept."""
+"""`asd-policy replay` samples chunks of a recorded run again, from what the recorder kept."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Place = tuple[str, int, int]  # sampler, seed, number of the chunk
 
 
 class _AsRecorded(Calibration):
-    """What a chunk was drawn with: learns nothing, chooses nothing."""
+    """What a chunk was sampled with: learns nothing, chooses nothing."""
 
     def __init__(self, slopes: np.ndarray | None, window: int, frozen: bool):
         super().__init__()
@@ -56,7 +56,7 @@ class _AsRecorded(Calibration):
 
 
 def replay(options: ReplayOptions, console: Console | None = None) -> Json:
-    """Draw chunks again and compare; print what was found, and write it to replay.json.
+    """Sample chunks again and compare; print what was found, and write it to replay.json.
 
     Raises:
         ValueError: no run, one without a flight recorder, or no such chunk.
@@ -210,7 +210,7 @@ def _check_fit(policy: DiffusionPolicy, flight: Flight) -> None:
 
 
 def _verdict(policy: DiffusionPolicy, flight: Flight, number: int) -> Json:
-    """Draw one chunk again, in the batch that it was drawn in."""
+    """Sample one chunk again, in the batch that it was sampled in."""
     rows, row = flight.rows(number), flight.column(number, "row")
     which, window = flight.column(number, "slopes"), flight.column(number, "window")
     slopes = flight.slopes[which] if which >= 0 else None
@@ -243,7 +243,7 @@ def _verdict(policy: DiffusionPolicy, flight: Flight, number: int) -> Json:
 
 def _print(console: Console, result: Json) -> None:
     count, same = result["chunks"], result["same"]
-    console.print(f"{same} of {count} chunks are bitwise the same, drawn again as recorded.")
+    console.print(f"{same} of {count} chunks are bitwise the same, sampled again as recorded.")
     differing = [verdict for verdict in result["verdicts"] if not verdict["same"]]
     for verdict in differing[:_SHOWN]:
         console.print(Text(_line(verdict)), soft_wrap=True)

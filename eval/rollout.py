@@ -39,7 +39,7 @@ class Policy(Protocol):
         """Start an episode in one of them."""
 
     def queued(self, index: int) -> int:
-        """Actions that one of them can take before the next chunk must be drawn."""
+        """Actions that one of them can take before the next chunk must be sampled."""
 
     def coming(self, index: int) -> Sequence[np.ndarray]:
         """The queued actions of one of them, in the order in which `act_batch` will give them."""

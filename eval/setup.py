@@ -100,7 +100,7 @@ def _load_policies(checkpoint: Path, place: dict[str, Any], options: EvalOptions
 
 
 def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
-    """Pictures that a policy sees, key → (height, width), and that can be drawn here."""
+    """Pictures that a policy sees, key → (height, width), and that can be rendered here."""
     pictures: dict[str, tuple[int, int]] = getattr(policy, "pictures", {})
     if pictures:
         from gymnasium.error import DependencyNotInstalled
@@ -111,7 +111,7 @@ def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
             rendering.choose_backend()
         except DependencyNotInstalled as error:
             raise CheckpointError(
-                f"{checkpoint} sees {', '.join(pictures)}, which cannot be drawn here: {error}"
+                f"{checkpoint} sees {', '.join(pictures)}, which cannot be rendered here: {error}"
             ) from error
     return pictures
 

@@ -12,14 +12,14 @@ from asd_policy.progress import Stage
 
 
 def main_verify(options: Annotated[VerifyOptions, tyro.conf.arg(name="")]) -> int:
-    """Test whether a sampler draws from the same distribution as sequential DDPM.
+    """Test whether a sampler has the same distribution as sequential DDPM.
 
-    With no options: ASD on the shipped Lift policy, 1000 chunks of each sampler at 8 observations
-    (some minutes on two CPU cores). Prints a table and one sentence, and keeps the chunks, every
-    figure and a picture under outputs/verify/.
+    With no options, it tests ASD on the shipped Lift policy, with 1000 chunks of each sampler at 8
+    observations (some minutes on two CPU cores). It prints a table and one sentence, and keeps the
+    chunks, every number and a figure under outputs/verify/.
 
-    Exit status: 0 equal as far as could be told; 1 the distributions differ; 2 could not tell, too
-    few chunks (or an error of use, which starts with "error:").
+    Exit status 0: they are equal as far as could be told; 1: the distributions differ; 2: too few
+    chunks to tell (or an error of use, which starts with "error:").
     """
     if options.out is not None:  # refused at once, not after seconds of loading
         check_writable(options.out)

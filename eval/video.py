@@ -35,7 +35,7 @@ class Recorder:
 
     def add(self, frame: np.ndarray, chunk: ChunkStats | None) -> None:
         """Append one (height, width, 3) uint8 frame: the first is of step 0. `chunk` is the last
-        that was drawn for this episode, None before the first."""
+        that was sampled for this episode, None before the first."""
         from asd_policy.eval.annotate import annotated  # Pillow, where a film is made only
 
         seen = annotated(frame, self._title, self._frames, chunk)
@@ -58,7 +58,7 @@ class Recorder:
 
 
 def check_rendering(slot: Slot) -> None:
-    """Draw one frame of a freshly reset environment, or raise AsdPolicyError saying what is
+    """Render one frame of a freshly reset environment, or raise AsdPolicyError saying what is
     missing: better now than after the first episode."""
     from gymnasium.error import DependencyNotInstalled
 

@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 
 def windows_used(window: Json) -> list[int]:
-    """The windows that chunks were drawn with, ascending; none before the first chunk.
+    """The windows that chunks were sampled with, ascending; none before the first chunk.
 
     Args:
         window: results.json's `samplers/NAME/window`. Runs of earlier versions could change the
@@ -107,7 +107,7 @@ def _common_window(results: Json) -> tuple[str, ...] | None:
         if drawn:
             places.append(("samplers", name, "window", "chosen"))
             used.update(drawn)
-        elif name in resolved:  # known, though no chunk was drawn
+        elif name in resolved:  # known, though no chunk was sampled
             places.append(("resolved", "windows", name))
             used.add(resolved[name])
     return places[0] if len(used) == 1 else None

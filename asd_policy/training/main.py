@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from tyro.conf import FlagCreatePairsOff, arg
 
 from asd_policy.console import plain_console
@@ -29,6 +19,7 @@ from asd_policy.errors import OutputExistsError
 from asd_policy.files import check_writable, writing
 from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
+from asd_policy.progress import Stage
 from asd_policy.schedule import Schedule, check_choice
 from asd_policy.training.trainer import Report, TrainConfig, Trainer
 
@@ -182,10 +173,10 @@ def _run(
     if trainer.step in marks:  # stopped there, perhaps before it was saved
         save()
     try:
-        with _reporter(trainer, console) as report:
+        with Stage("step", trainer.config.steps, trainer.step) as stage:
 
             def after(now: Report) -> None:
-                report(now)
+                stage.update(now.step, f"loss {now.loss:.4f}")
                 if now.step in marks:
                     save()
 
@@ -193,35 +184,6 @@ def _run(
     except KeyboardInterrupt:
         console.print(f"Stopped at step {trainer.step}; run the same command to go on.")
         raise
-
-
-@contextmanager
-def _reporter(trainer: Trainer, console: Console) -> Iterator[Callable[[Report], None]]:
-    """A live bar on a terminal; elsewhere a line every half minute."""
-    total = trainer.config.steps
-    if not console.is_terminal:
-        said = time.monotonic()
-
-        def say(now: Report) -> None:
-            nonlocal said
-            if time.monotonic() - said > 30 or now.step == total:
-                console.print(f"step {now.step}/{total}, loss {now.loss:.4f}")
-                said = time.monotonic()
-
-        yield say
-        return
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, refresh_per_second=2) as progress:
-        bar = progress.add_task("train", total=total, completed=trainer.step, loss=trainer.loss)
-        yield lambda now: progress.update(bar, completed=now.step, loss=now.loss)
 
 
 def _card(task: str, trainer: Trainer, replay: Replay) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""One cell made ready: it warms up, then draws chunks that are timed from outside the sampler."""
+"""One cell made ready: it warms up, then samples chunks that are timed from outside the sampler."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from asd_policy.sampling import draw
 from asd_policy.schedule import Schedule
 
 Json = dict[str, Any]
-CALIBRATION_CHAINS = 16  # drawn, at least, for slopes and acceptance
+CALIBRATION_CHAINS = 16  # sampled, at least, for slopes and acceptance
 FIRST = 1000  # number of the first chunk that is measured; those before it are thrown away
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One timed draw: seconds of wall clock, those for its noise, and what the sampler counted."""
+    """One timed chunk: seconds of wall clock, those for its noise, and what the sampler counted."""
 
     seconds: float
     noise_s: float
@@ -42,7 +42,7 @@ class Chunk:
 
 
 class Contestant(Protocol):
-    """A cell that can draw."""
+    """A cell that can sample."""
 
     cell: Cell
 
@@ -88,7 +88,7 @@ def make_contestant(
 
 
 def _streams(seed: int, chunk: int, batch: int, device: torch.device) -> list[torch.Generator]:
-    """One for each chain; on a GPU they draw there."""
+    """One for each chain; on a GPU they are there."""
     first = (seed * 1_000_003 + chunk) * batch
     return [torch.Generator(device).manual_seed(first + i) for i in range(batch)]
 
@@ -195,7 +195,7 @@ class EngineContestant:
         self.engine.close()  # what only the calibration needed
 
     def _throw_away(self) -> Callable[[int], Stats]:
-        """Draws chunks at other observations and with other noise than those that are measured."""
+        """Samples chunks at other observations and with other noise than the measured ones."""
         number = itertools.count()
 
         def chunk(window: int) -> Stats:

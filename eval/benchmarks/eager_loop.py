@@ -2,7 +2,7 @@
 
 One call of the plain module a step, with the timestep moved to the device and expanded, then the
 scheduler's arithmetic on (B, T, D) tensors in about a dozen small operations, its coefficients
-computed anew from ᾱ each time, and noise drawn at each step; under ``torch.no_grad``.
+computed anew from ᾱ each time, and noise sampled at each step; under ``torch.no_grad``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def sample_eager_loop(
     Args:
         network: ``network(x, timesteps, cond)``. schedule: a DDPM's.
         initial: (B, *shape). cond: (B, …) or None.
-        noise: (B, *shape) of step n, for tests; drawn where None.
+        noise: (B, *shape) of step n, for tests; sampled where None.
 
     Returns:
         (B, *shape) samples and their statistics.

@@ -22,46 +22,47 @@ class BenchOptions:
     """A benchmark's settings. Lists are combined with each other. Checked by `check_options`."""
 
     samplers: tuple[str, ...] = (EAGER_LOOP, "ddpm", "asd", "asd-paper", "ddim-10")
-    """eager-loop (as packages run today), ddpm, asd, asd-slope, asd-memory, asd-frozen, asd-paper,
-    paradigms, ddim-N."""
+    """Samplers to measure: eager-loop (as packages run today), ddpm, asd, asd-slope, asd-memory,
+    asd-frozen, asd-paper, paradigms, ddim-N."""
     engines: tuple[str, ...] = ("auto",)
-    """auto, eager, cuda_graph; auto is cuda_graph on a GPU."""
+    """What runs the samplers: auto, eager, cuda_graph; auto is cuda_graph on a GPU."""
     kernels: tuple[str, ...] = ("auto",)
     """What does a round's arithmetic: auto, torch, native, triton."""
     precisions: tuple[str, ...] = ("fp32",)
-    """Of the network: fp32, tf32 (GPU), bf16."""
+    """Number formats of the network: fp32, tf32 (GPU), bf16."""
     batches: tuple[int, ...] = (1,)
-    """Chains drawn at once."""
+    """Chains sampled at once."""
     windows: tuple[str, ...] = ("auto",)
     """Steps that ASD guesses ahead: auto, or whole numbers."""
     networks: tuple[str, ...] = ("shipped",)
-    """shipped (the Lift policy), chi (256-512-1024 channels, untrained), can and others that ship,
-    or checkpoint folders."""
+    """Networks to measure: shipped (the Lift policy), chi (256-512-1024 channels, untrained), can
+    and others that ship, or checkpoint folders."""
     steps: tuple[int, ...] = ()
-    """K, denoising steps; none given: as trained. Above that, the same noise on a finer grid."""
+    """Denoising steps K; none given, as trained. More are the same noise on a finer grid."""
     compile: bool = False
     """Run networks through torch.compile (the time it takes is reported)."""
     chunks: int = 40
-    """Rounds of measurement; in each, fast samplers draw several chunks and slow ones one."""
+    """Rounds of measurement; in each, fast samplers make several chunks and slow ones one."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1."""
+    """Where the networks run: auto, cpu, cuda, cuda:1."""
     threads: int | None = None
     """CPU threads; None is one for networks that more make hardly faster, and as many as torch
     takes where one of them is large."""
     data: Path | None = None
     """Demonstrations (.npz, or a zarr store) whose observations condition the chunks."""
     seed: int = 0
-    """Of the noise; the same for every sampler."""
+    """Seed of the noise; the same for every sampler."""
     calls_against_steps: bool = False
     """Only count calls against K = 50 … 800 on a mixture whose denoiser is known exactly."""
     figures: Path | None = None
-    """Only draw the figures of a finished benchmark in this folder."""
+    """Only plot the figures of a finished benchmark in this folder."""
     out: Path | None = None
     """Output folder; None is outputs/bench/<date>-<time>."""
     resume: bool = False
     """Go on with the benchmark in --out: finished cells are kept, and the lists may grow."""
     quick: bool = False
-    """A few chunks and small ceilings: to see that everything works. No figures to quote."""
+    """Measure a few chunks and small ceilings, to see that everything works. The numbers are not to
+    be quoted."""
 
 
 def check_options(options: BenchOptions) -> None:

@@ -12,11 +12,11 @@ import torch
 from asd_policy.device import resolve_device
 from asd_policy.eval.benchmarks.cells import Group, plan
 from asd_policy.eval.benchmarks.options import BenchOptions, check_device, check_options
-from asd_policy.eval.benchmarks.report import print_report
 from asd_policy.eval.benchmarks.runner import Runner
 from asd_policy.eval.benchmarks.scaling import calls_against_steps
 from asd_policy.eval.benchmarks.store import Store, read_bench
 from asd_policy.eval.benchmarks.subjects import Subject, load_demonstrations, load_subject
+from asd_policy.eval.benchmarks.tables import print_benchmark
 from asd_policy.eval.folder import check_writable
 from asd_policy.eval.machine import describe_machine, package_version
 from asd_policy.progress import Stage
@@ -31,7 +31,7 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
 
     Raises:
         ValueError, OutputExistsError, OutputError, CheckpointError, DatasetError: what the user can
-            mend.
+            fix.
     """
     if options.figures is not None:
         say_figures(options.figures, say)
@@ -119,7 +119,7 @@ def scale(store: Store, quick: bool, say: Say) -> None:
 
 def finish(store: Store, say: Say) -> int:
     """Tables, figures, and where everything is."""
-    print_report(store.content, say)
+    print_benchmark(store.content, say)
     say_figures(store.folder, say)
     say(f"Kept: {store.folder}/bench.json")
     failed = [cell for cell in store.content["cells"] if "error" in cell]
@@ -127,14 +127,13 @@ def finish(store: Store, say: Say) -> int:
 
 
 def say_figures(folder: Path, say: Say) -> None:
-    """Draw the figures beside the JSON, where matplotlib is installed."""
+    """Plot the figures beside the JSON, where matplotlib is installed."""
     content = read_bench(folder)
     try:
-        from asd_policy.eval.benchmarks.plots import draw_figures
+        from asd_policy.eval.benchmarks.figures import save_figures
     except ImportError:
-        say("No figures: matplotlib is not installed. `asd-policy bench --figures` draws them.")
+        say("No figures: matplotlib is not installed. `asd-policy bench --figures` plots them.")
         return
-    target = folder.parent if folder.suffix == ".json" else folder
-    drawn = draw_figures(content, target)
-    if drawn:
-        say("Figures: " + ", ".join(str(path) for path in drawn))
+    saved = save_figures(content, folder.parent if folder.suffix == ".json" else folder)
+    if saved:
+        say("Figures: " + ", ".join(map(str, saved)))

@@ -1,7 +1,7 @@
 """Runs the matrix: groups in order, the samplers of a group chunk by chunk in turn.
 
 What else the machine does drifts over minutes; taken in turn, A, B, C, A, B, C …, it hits all
-alike. In a round a fast sampler draws up to ten chunks, so that its percentiles mean something.
+alike. In a round a fast sampler makes up to ten chunks, so that its percentiles mean something.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from asd_policy.eval.benchmarks.contestants import (
     Forms,
     make_contestant,
 )
-from asd_policy.eval.benchmarks.figures_of import summarize
 from asd_policy.eval.benchmarks.options import EAGER_LOOP
 from asd_policy.eval.benchmarks.store import Store
 from asd_policy.eval.benchmarks.subjects import Subject
+from asd_policy.eval.benchmarks.summary import summarize
 from asd_policy.eval.machine import processor_wait_s
 from asd_policy.progress import Stage
 
@@ -224,7 +224,7 @@ class Runner:
 
 
 def _repeats(seconds: Sequence[float]) -> list[int]:
-    """Chunks that each draws in a round: up to ten, and no more than a quarter of the slowest's
+    """Chunks that each samples in a round: up to ten, and no more than a quarter of the slowest's
     time."""
     slowest = max(seconds, default=0.0)
     return [min(10, max(1, int(slowest / (4 * own)))) for own in seconds]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asd_policy.denoiser import Network
 from asd_policy.engine import make_engine
-from asd_policy.eval.benchmarks.figures_of import standard_error
+from asd_policy.eval.benchmarks.summary import standard_error
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import draw_noise, streams

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy.errors import OutputExistsError
-from asd_policy.eval.benchmarks.figures_of import add_speedups
+from asd_policy.eval.benchmarks.summary import add_speedups
 from asd_policy.eval.folder import default_folder, write_json
 from asd_policy.files import writing
 

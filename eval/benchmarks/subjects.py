@@ -26,7 +26,7 @@ OBSERVATIONS = Path(__file__).parent / "lift_observations.json"
 
 @dataclass(frozen=True)
 class Subject:
-    """A network with what it takes to draw chunks.
+    """A network with what it takes to sample chunks.
 
     Attributes:
         network: the plain module, on its device. schedule: it was trained for.

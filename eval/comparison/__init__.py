@@ -2,5 +2,5 @@
 
 The pieces: `options` (what is asked), `pairing` (which episodes belong together, and whether they
 may be compared), `paired` (the statistics), `outcome` (the comparison as JSON, with its verdict),
-`report` (what is shown), `run` (from options to exit status).
+`tables` (what is shown), `run` (from options to exit status).
 """

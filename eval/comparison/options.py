@@ -18,7 +18,7 @@ _SAMPLERS_HELP = (
     "each sampler that both have, of one folder its two samplers, ddpm last."
 )
 _MARGIN_HELP = (
-    "Loss of success that would not matter, as a share of episodes: 0.05 is 5 in a hundred."
+    "A loss of success that would not matter, as a share of episodes: 0.05 is 5 in a hundred."
 )
 
 
@@ -34,7 +34,7 @@ class CompareOptions:
     samplers: Annotated[tuple[str, ...], _arg("A B", _SAMPLERS_HELP)] = ()
     margin: Annotated[float, _arg("FLOAT", _MARGIN_HELP)] = 0.05
     seed: int = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
     allow_different_checkpoints: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None)] = False
     """Compare runs of different policies too."""
     json: Annotated[Path | None, _arg("FILE")] = None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.text import Text
 
 from asd_policy.console import plain_console
 from asd_policy.eval.comparison.options import CompareOptions, check_compare_options
 from asd_policy.eval.comparison.outcome import SCHEMA_VERSION, WORSE, compare_sides
 from asd_policy.eval.comparison.pairing import pairs_of
-from asd_policy.eval.comparison.report import print_comparison
+from asd_policy.eval.comparison.tables import print_comparison
 from asd_policy.eval.folder import check_writable, write_json
+from asd_policy.eval.show.tables import print_lines
 from asd_policy.files import writing
 
 
@@ -19,7 +19,7 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
     2 if any could not be told.
 
     Raises:
-        ValueError: what the user can mend.
+        ValueError: what the user can fix.
         OutputError: --json cannot be written.
     """
     check_compare_options(options)
@@ -36,5 +36,5 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
             options.json.parent.mkdir(parents=True, exist_ok=True)
         content = {"schema_version": SCHEMA_VERSION, "status": status, "comparisons": found}
         write_json(options.json, content)
-        console.print(Text(f"Kept: {options.json}"), soft_wrap=True)
+        print_lines(console, [f"Kept: {options.json}"])
     return status

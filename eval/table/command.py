@@ -37,10 +37,10 @@ from asd_policy.eval.resume import (
 
 CONTESTANTS = ("ddpm", "asd", "asd-paper", "asd-frozen", "paradigms", "ddim-10", "ddim-16")
 
-_TASKS_HELP = "Which tasks; none named: all that have a shipped policy."
+_TASKS_HELP = "Tasks of the table; none named: all that have a shipped policy."
 _SHARD_HELP = (
-    "i/n: do the i-th of n equal parts of the seeds (i from 0), here or on another machine, at the "
-    "same time as others or not. Put together with --merge, or in one --out."
+    "Do the i-th of n equal parts of the seeds (i from 0), here or on another machine, at the same "
+    "time as others or not. --merge, or one --out, puts them together."
 )
 _MERGE_HELP = "Run nothing; make the table of the runs in these folders, into --out."
 _RESUME_HELP = (
@@ -74,7 +74,7 @@ class TableOptions:
     device: str = "auto"
     """Where the policies run: auto, cpu, cuda, cuda:1."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of the networks (tf32 on a GPU only)."""
+    """Number format of the networks (tf32 on a GPU only)."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """CPU threads of the policy; None is one for a network that more make hardly faster, and as
     many as torch takes for a large one."""
@@ -159,7 +159,7 @@ def make_table(
     """
     from asd_policy.eval.evaluator import evaluate
     from asd_policy.eval.table.compute import compute_table
-    from asd_policy.eval.table.show import WIDTH, show_table
+    from asd_policy.eval.table.tables import WIDTH, show_table
 
     runs = [] if options.merge else list(evaluations(options))
     with reserved(options.out):

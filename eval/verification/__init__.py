@@ -1,8 +1,8 @@
-"""`asd-policy verify`: does a sampler draw from the distribution of the sequential chain?
+"""`asd-policy verify`: does a sampler have the distribution of the sequential chain?
 
-The pieces: `options` (what is asked), `subjects` and `oracle` (a network with what it takes to draw
-chunks), `moments` (the observations), `store` (the output folder), `draws` (chunks, in batches that
-survive a kill), `controls` (samplers that are known to be wrong), `equality` (the tests), `power`
-(the smallest shift that they catch), `verdict` (verify.json from all of that), `report` and
-`figure` (what is shown), `run` (from options to exit status).
+The pieces: `options` (what is asked), `subjects` and `oracle` (a network with what it takes to
+sample chunks), `moments` (the observations), `store` (the output folder), `draws` (chunks, in
+batches that survive a kill), `controls` (samplers that are known to be wrong), `equality` (the
+tests), `power` (the smallest shift that they catch), `verdict` (verify.json from all of that),
+`tables` and `figures` (what is shown), `run` (from options to exit status).
 """

@@ -28,7 +28,8 @@ PEEK = 0.3  # standard deviations of a step by which a draft follows that step's
 
 
 def control_roles(subject: Subject, reference: SamplerConfig) -> Sequence[Role]:
-    """What is drawn besides. The first is the reference again; the others have other laws."""
+    """What is sampled besides. The first is the reference again; the others have other
+    distributions."""
     steps = min(10, subject.schedule.config.num_steps)
     whole = subject.schedule.num_steps
     chain = SamplerConfig("asd", "frozen", 1, whole, reference.steps, reference.eta)

@@ -36,7 +36,7 @@ class Drawn:
 
     Attributes:
         chunks: (M, n, Tp, Da) float32. calls, evaluations: (M, n) network calls and rows.
-        seconds: of drawing, by whichever processes did.
+        seconds: of sampling, by whichever processes did.
     """
 
     chunks: Array
@@ -47,7 +47,7 @@ class Drawn:
 
 @dataclass
 class Role:
-    """A sampler that draws, under the name of its folder.
+    """A sampler, under the name of its folder.
 
     Attributes:
         config: the sampler. change: applied to its noise (controls).
@@ -108,10 +108,10 @@ class Sampling:
 def collect(
     make: Callable[[], Sampling], folder: Path, batches: int, tick: Callable[[int], None]
 ) -> Drawn:
-    """All batches of a role: those on the disk are read, the others drawn and kept.
+    """All batches of a role: those on the disk are read, the others sampled and kept.
 
     Args:
-        make: sets the sampler up; called only if something must be drawn.
+        make: sets the sampler up; called only if something must be sampled.
         folder: the role's. tick: told the chunks of each batch as it is there.
     """
     sampling, parts = None, []

@@ -1,4 +1,4 @@
-"""Whether two sets of chunks have one law, given the observation.
+"""Whether two sets of chunks have one distribution, given the observation.
 
 Every test compares within each observation and only then combines, so that what differs between
 observations is not mistaken for a difference between samplers. Differences that all observations
@@ -149,7 +149,7 @@ def kolmogorov_smirnov(sample: Array, reference: Array) -> tuple[Array, Array]:
 
 def by_observation(sample: Array, reference: Array) -> tuple[Array, Array]:
     """Two-sample tests of (M, n, P) against (M, m, P) at each observation, their p-values combined
-    by Fisher's method (given the law they are independent, since the noise is).
+    by Fisher's method (given the distribution they are independent, since the noise is).
 
     Returns:
         (P,) −2·Σ log p, which is χ² with 2M degrees of freedom or smaller, and its p-values.

@@ -1,4 +1,4 @@
-"""The observations at which chunks are drawn, (M, To, Do) in data units, and their origin."""
+"""The observations at which chunks are sampled, (M, To, Do) in data units, and their origin."""
 
 from __future__ import annotations
 

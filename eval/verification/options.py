@@ -17,26 +17,26 @@ _SAMPLER_HELP = (
 )
 _SOURCE_HELP = (
     "Where the fixed observations come from. episodes: moments along episodes of the checkpoint's "
-    "task, driven by the policy; synthetic: drawn within the checkpoint's normalizer; a file: "
+    "task, driven by the policy; synthetic: sampled within the checkpoint's normalizer; a file: "
     "demonstrations as .npz or zarr; auto: episodes where the task is known, else synthetic."
 )
 _DETECT_HELP = (
     "The shift of one action number, in its standard deviations, that must be caught with "
-    "probability 0.9; if too few chunks were drawn for that, equality cannot be told (exit 2)."
+    "probability 0.9; if too few chunks were sampled for that, equality cannot be told (exit 2)."
 )
 _ORACLE_HELP = (
-    "Without a checkpoint: a mixture of Gaussians whose denoiser is known exactly, and a Gaussian "
-    "whose chain has an exactly known law, with which both samplers are compared too."
+    "Use no checkpoint, but a mixture of Gaussians whose denoiser is known exactly, and a Gaussian "
+    "whose chain has an exactly known distribution, with which both samplers are compared too."
 )
 _CONTROLS_HELP = (
-    "Also test what must be found equal (DDPM drawn again) and what must be found different: that "
-    "sample shifted, DDIM in 10 steps, and couplings with one thing wrong."
+    "Also test what must be found equal (DDPM sampled again) and what must be found different "
+    "(that sample shifted, DDIM in 10 steps, and couplings with one thing wrong)."
 )
 _WINDOW_HELP = (
-    "Steps guessed ahead. Not auto: for a large batch that would be sequential sampling itself."
+    "Steps guessed ahead. (auto would choose sequential sampling itself for a large batch.)"
 )
 _RESUME_HELP = (
-    "Go on with the verification in --out: batches that were drawn are kept. Repeat the options; "
+    "Go on with the verification in --out: batches that were sampled are kept. Repeat the options; "
     "--chunks may grow, --controls may be added."
 )
 LEAST_CHUNKS = 5  # at each observation
@@ -59,7 +59,7 @@ class VerifyOptions:
     chunks: int = 1000
     """Chunks of each sampler, over all observations (rounded up to whole batches)."""
     observations: int = 8
-    """Fixed observations."""
+    """Number of fixed observations."""
     source: Annotated[
         Literal["auto", "episodes", "synthetic"] | Path,
         _arg("auto|episodes|synthetic|FILE", _SOURCE_HELP),
@@ -78,17 +78,17 @@ class VerifyOptions:
     eta: float = 0.0
     """Noise of ddim and asd-ddim, from 0 (none) to 1 (as much as ddpm)."""
     tolerance: float = 0.1
-    """Of paradigms: larger is faster and less exact."""
+    """Tolerance of paradigms; a larger one is faster and less exact."""
     seed: int = 0
-    """Of noise, observations, random directions and permutations."""
+    """Seed of noise, observations, random directions and permutations."""
     batch: int = 64
-    """Chunks drawn together."""
+    """Chunks sampled together."""
     device: str = "auto"
     """Where the network runs: auto, cpu, cuda, cuda:1."""
     engine: Literal["auto", "eager", "cuda_graph"] = "auto"
     """What runs the samplers; auto is cuda_graph on a GPU."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of the network (tf32 on a GPU only)."""
+    """Number format of the network (tf32 on a GPU only)."""
     threads: Annotated[int | None, _arg("INT")] = None
     """CPU threads; None is torch's own choice."""
     out: Annotated[Path | None, _arg("DIR")] = None
@@ -97,12 +97,12 @@ class VerifyOptions:
 
     @property
     def reference(self) -> str:
-        """The sampler whose law the one under test must have."""
+        """The sampler whose distribution the one under test must have."""
         return "ddim-clipped" if self.sampler == "asd-ddim" else "ddpm"
 
     @property
     def each(self) -> int:
-        """Chunks that a batch draws at each observation."""
+        """Chunks of a batch at each observation."""
         return max(1, self.batch // self.observations)
 
     @property

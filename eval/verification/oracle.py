@@ -61,7 +61,7 @@ class Oracle:
         return predict
 
     def exact(self, chain: Schedule) -> Exact:
-        """The law of a chain's last point at s = 0: every step is linear with Gaussian noise."""
+        """The distribution of a chain's last point at s = 0: steps are linear, noise Gaussian."""
         variances = self.deviations.square()
         mean, variance = torch.zeros_like(variances), torch.ones_like(variances)
         bars = chain.alphas_cumprod[chain.timesteps]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import asd_policy
 from asd_policy.console import plain_console
@@ -24,7 +22,7 @@ from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.verification.controls import control_roles
 from asd_policy.eval.verification.draws import Drawn, Role, Sampling, collect
 from asd_policy.eval.verification.equality import compare
-from asd_policy.eval.verification.figure import draw_figure
+from asd_policy.eval.verification.figures import save_figure
 from asd_policy.eval.verification.moments import find_moments
 from asd_policy.eval.verification.options import (
     VerifyOptions,
@@ -32,7 +30,6 @@ from asd_policy.eval.verification.options import (
     verify_command,
 )
 from asd_policy.eval.verification.oracle import oracle_subject
-from asd_policy.eval.verification.report import print_report
 from asd_policy.eval.verification.store import SCHEMA_VERSION, claim, load_arrays, save_arrays
 from asd_policy.eval.verification.subjects import (
     Subject,
@@ -40,6 +37,7 @@ from asd_policy.eval.verification.subjects import (
     gripper_column,
     open_checkpoint,
 )
+from asd_policy.eval.verification.tables import print_verification
 from asd_policy.eval.verification.verdict import (
     controls_json,
     exact_tests,
@@ -48,26 +46,26 @@ from asd_policy.eval.verification.verdict import (
     tests_json,
     verdict_json,
 )
+from asd_policy.progress import Stage
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import Schedule
 
 Json = dict[str, Any]
 SAMPLE, REFERENCE = "sample", "reference"
-_PLAIN_LINE_S = 10.0
 _ROOT = Path("outputs/verify")
 _NOT_SETTINGS = ("out", "resume", "checkpoint", "device", "threads")
 
 
 def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
-    """Draw, test, and say what came of it. Returns the exit status.
+    """Sample, test, and say what came of it. Returns the exit status.
 
     Args:
         options: what to do. console: where the tables go (default: stdout).
 
     Raises:
         ValueError, CheckpointError, DatasetError, OutputExistsError, OutputError: what the user can
-            mend.
-        KeyboardInterrupt: passed on; batches that were drawn are kept.
+            fix.
+        KeyboardInterrupt: passed on; batches that were sampled are kept.
     """
     check_verify_options(options)
     check_writable(options.out or _ROOT)
@@ -81,12 +79,12 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
         drawn = _draw(options, subject, roles)
     except BaseException:
         again = verify_command(dataclasses.replace(options, resume=True))
-        _say(f"What was drawn is kept in {options.out}; continue with\n  {again}")
+        _say(f"What was sampled is kept in {options.out}; continue with\n  {again}")
         raise
     result = _judge(options, subject, roles, drawn)
     write_json(options.out / "verify.json", result)
-    draw_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
-    print_report(console or plain_console(), result, options.out)
+    save_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
+    print_verification(console or plain_console(), result, options.out)
     return int(result["verdict"]["status"])
 
 
@@ -113,7 +111,7 @@ def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
 
 
 def _check_samplers(options: VerifyOptions, schedule: Schedule) -> None:
-    """Refuse now, rather than after minutes of drawing: ValueError from the sampler's own check."""
+    """Refuse now, not after minutes of sampling: ValueError from the sampler's own check."""
     for name in (options.sampler, options.reference):
         _config(options, name).schedule(schedule)
 
@@ -132,7 +130,7 @@ def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptio
 
 
 def _settings(options: VerifyOptions) -> Json:
-    """The options that say what is drawn and tested, and the code that draws it."""
+    """The options that say what is sampled and tested, and the code that samples it."""
     kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_SETTINGS}
     code = [asd_policy.__version__, git_commit(Path(asd_policy.__file__).parent)]
     return json.loads(json.dumps(kept | {"code": code}, default=str))
@@ -144,7 +142,7 @@ def _config(options: VerifyOptions, name: str) -> SamplerConfig:
 
 
 def _roles(options: VerifyOptions, subject: Subject) -> dict[str, Role]:
-    """Who draws. The sample and the reference first."""
+    """Who samples. The sample and the reference first."""
     reference = _config(options, options.reference)
     roles = [
         Role(SAMPLE, _config(options, options.sampler)),
@@ -158,13 +156,19 @@ def _draw(options: VerifyOptions, subject: Subject, roles: dict[str, Role]) -> d
     assert options.out is not None
     each = options.each
     total = options.batches * each * len(subject.conditions)
-    drawn = {}
-    with DrawProgress(total * len(roles)) as progress:
+    titles = {SAMPLE: options.sampler, REFERENCE: options.reference}
+    chunks, drawn = 0, {}
+    with Stage(f"{options.sampler}, chunks", total * len(roles)) as stage:
+
+        def tick(count: int) -> None:
+            nonlocal chunks
+            chunks += count
+            stage.update(chunks)
+
         for name, role in roles.items():
-            title = {SAMPLE: options.sampler, REFERENCE: options.reference}.get(name, name)
+            stage.update(chunks, text=f"{titles.get(name, name)}, chunks")
             make = partial(Sampling, subject, role, each, options.engine, options.seed)
-            folder = options.out / "draws" / name
-            drawn[name] = collect(make, folder, options.batches, progress.ticker(title))
+            drawn[name] = collect(make, options.out / "draws" / name, options.batches, tick)
     return drawn
 
 
@@ -219,37 +223,3 @@ def _resolved(options: VerifyOptions, subject: Subject, steps: int) -> Json:
         "trained_steps": chain.config.num_steps,
         "gripper": subject.gripper,
     }
-
-
-class DrawProgress:
-    """Chunks drawn: a bar on a terminal, a plain line now and then anywhere else (on stderr)."""
-
-    def __init__(self, total: int) -> None:
-        self._console = plain_console(stderr=True)
-        self._total, self._done, self._shown = total, 0, time.monotonic()
-        self._bar = Progress(
-            BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("chunks"),
-            TimeRemainingColumn(), TextColumn("{task.description}", style="cyan", markup=False),
-            console=self._console, disable=not self._console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> DrawProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def ticker(self, name: str) -> Any:
-        """A function that counts chunks drawn by a sampler of this name."""
-        self._bar.update(self._task, description=name)
-        return partial(self._tick, name)
-
-    def _tick(self, name: str, chunks: int) -> None:
-        self._done += chunks
-        self._bar.update(self._task, completed=self._done)
-        late = time.monotonic() - self._shown >= _PLAIN_LINE_S
-        if not self._console.is_terminal and (late or self._done == self._total):
-            self._shown = time.monotonic()
-            _say(f"{self._done:>6}/{self._total} chunks  {name}")

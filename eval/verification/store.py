@@ -23,7 +23,7 @@ from asd_policy.files import writing
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1
-# On resuming: these decide what has been drawn.
+# On resuming: these decide what has been sampled.
 FIXED = (
     "sampler", "oracle", "checkpoint_sha256", "observations", "source", "window", "steps",
     "ddim_steps", "eta", "tolerance", "seed", "batch", "precision", "code",

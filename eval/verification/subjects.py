@@ -27,7 +27,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Exact:
-    """A law that is known: at observation ``index`` chunks are normal, number by number.
+    """A distribution that is known: at observation ``index`` chunks are normal, number by number.
 
     ``mean``, ``deviation``: (Tp, Da), of the chain's last point.
     """
@@ -39,7 +39,7 @@ class Exact:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network with what it takes to draw chunks and to speak of them.
+    """A network with what it takes to sample chunks and to speak of them.
 
     Attributes:
         describe: for verify.json.
@@ -49,7 +49,7 @@ class Subject:
         action_scale: (Da,) action units in one unit of a chunk.
         gripper: column whose sign tells modes apart, or None.
         calibration: of the drafts, stored with the checkpoint; empty if there is none.
-        exact: given a chain, a law that it is known to have; None for a trained network.
+        exact: given a chain, a distribution that it is known to have; None for a trained network.
     """
 
     describe: dict[str, Any]

@@ -1,4 +1,4 @@
-"""verify.json: what was drawn, tested and found."""
+"""verify.json: what was sampled, tested and found."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHIFTED_BY = 2.0  # times --detect
 
 
 def exact_tests(drawn: Drawn, exact: Exact, name: str, seed: int) -> list[Test]:
-    """One-sample tests against a law that is known: random directions, and the residuals' norm."""
+    """One-sample tests against a known distribution: random directions, and the residuals' norm."""
     standard = (drawn.chunks[exact.index].astype(np.float64) - exact.mean) / exact.deviation
     standard = standard.reshape(len(standard), -1)
     directions = np.random.default_rng(seed).normal(size=(standard.shape[1], EXACT_DIRECTIONS))
@@ -84,7 +84,7 @@ def controls_json(
     drawn: dict[str, Drawn],
     hardest: Json,
 ) -> list[Json]:
-    """What the same tests say of samples whose law is known to be equal or different."""
+    """What the same tests say of samples whose distribution is known to be equal or different."""
     if not drawn:
         return []
     again, *others = drawn
@@ -152,8 +152,8 @@ def verdict_json(options: VerifyOptions, tests: list[Json], power: Json, control
     if rejecting:
         status, word = DIFFERS, "DIFFERS"
         sentence = (
-            f"{options.sampler} does not draw from {options.reference}'s distribution: {rejecting} "
-            f"of {len(tests)} tests reject at alpha {options.alpha:g}; {smallest}."
+            f"{options.sampler} does not have {options.reference}'s distribution: "
+            f"{rejecting} of {len(tests)} tests reject at alpha {options.alpha:g}; {smallest}."
         )
     elif not power["enough"]:
         status, word = COULD_NOT_TELL, "COULD NOT TELL, TOO FEW CHUNKS"

@@ -14,7 +14,7 @@ from eval_schemas import check
 from asd_policy import cli
 from asd_policy.data.replay import load_npz, save_npz
 from asd_policy.errors import DatasetError, EngineError
-from asd_policy.eval.benchmarks import contestants, gpu, plots, training
+from asd_policy.eval.benchmarks import contestants, figures, gpu, training
 from asd_policy.policy import save_checkpoint
 from reference.tiny import tiny_checkpoint, tiny_replay
 
@@ -62,7 +62,7 @@ def little_calibration(monkeypatch):
 @pytest.fixture
 def no_figures(monkeypatch):
     """For tests of other things: drawing takes seconds."""
-    monkeypatch.setattr(plots, "draw_figures", lambda content, folder: [])
+    monkeypatch.setattr(figures, "save_figures", lambda content, folder: [])
 
 
 def content_of(folder, wrong=()):

@@ -8,15 +8,15 @@ import torch
 
 from asd_policy.checkpoints import find_checkpoint
 from asd_policy.denoiser import Denoiser
-from asd_policy.eval.benchmarks import report, runner
+from asd_policy.eval.benchmarks import runner, tables
 from asd_policy.eval.benchmarks.cells import cell, plan, sampler_config
 from asd_policy.eval.benchmarks.eager_loop import sample_eager_loop
-from asd_policy.eval.benchmarks.figures_of import add_speedups, latency_figures, standard_error
 from asd_policy.eval.benchmarks.flops import network_size
 from asd_policy.eval.benchmarks.options import BenchOptions
 from asd_policy.eval.benchmarks.scaling import DIM, exponent, mixture_network
 from asd_policy.eval.benchmarks.store import Store
 from asd_policy.eval.benchmarks.subjects import load_subject
+from asd_policy.eval.benchmarks.summary import add_speedups, latency_figures, standard_error
 from asd_policy.policy import load_checkpoint, save_checkpoint
 from asd_policy.samplers.ddpm import sample_ddpm
 from asd_policy.samplers.result import draw_noise, streams
@@ -288,13 +288,14 @@ def test_the_exponent_is_that_of_a_power_law():
 
 
 def test_tables_are_plain_text_without_rich(monkeypatch):
-    columns = [("name", lambda row: row["name"]), ("ms", lambda row: report.number(row["ms"]))]
+    columns = [("name", lambda row: row["name"]), ("ms", lambda row: tables.number(row["ms"]))]
     rows = [{"name": "asd", "ms": 1.234}, {"name": "eager-loop", "ms": 123.4}]
-    drawn = report.table(columns, rows)
+    drawn = tables.table(columns, rows)
     assert "─" in drawn
     for name in [name for name in sys.modules if name.split(".")[0] == "rich"]:
         monkeypatch.setitem(sys.modules, name, None)
-    assert report.table(columns, rows).splitlines() == [
+    monkeypatch.delitem(sys.modules, "asd_policy.eval.show.tables")
+    assert tables.table(columns, rows).splitlines() == [
         "name          ms",
         "asd         1.23",
         "eager-loop   123",
@@ -302,6 +303,6 @@ def test_tables_are_plain_text_without_rich(monkeypatch):
 
 
 def test_numbers_have_the_digits_that_matter():
-    assert [report.number(v) for v in (0.1234, 9.99, 12.34, 99.96, 1234.5, None)] == [
+    assert [tables.number(v) for v in (0.1234, 9.99, 12.34, 99.96, 1234.5, None)] == [
         "0.12", "9.99", "12.3", "100", "1234", "–",
     ]  # fmt: skip

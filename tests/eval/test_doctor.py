@@ -89,7 +89,7 @@ def test_where_all_is_well_nothing_is_wrong():
          "pip install robomimic==0.3.0"),
         ({"versions/egl_probe": None, "cmake": "4.1.0"}, "robomimic", "CMake 4.1.0 cannot build it",
          "pip install 'cmake<4' && pip install egl_probe"),
-        ({"mujoco_gl": "egl"}, "rendering", "MUJOCO_GL=egl: does not draw here",
+        ({"mujoco_gl": "egl"}, "rendering", "MUJOCO_GL=egl: does not render here",
          "export MUJOCO_GL=osmesa"),
         ({"mujoco_gl": "vulkan"}, "rendering", "none of egl, osmesa", "export MUJOCO_GL=osmesa"),
         ({"mujoco_gl": "egl", "backends/osmesa": False}, "rendering", "egl fails, osmesa fails",

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from asd_policy.eval.records import Episode
-from asd_policy.eval.report import print_report
 from asd_policy.eval.results import summarize
+from asd_policy.eval.show.terminal import print_report
 from asd_policy.eval.stats import difference_interval
 
 

@@ -17,10 +17,10 @@ from asd_policy.errors import OutputExistsError
 from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import HELD_OUT_SEED
-from asd_policy.eval.table import show
+from asd_policy.eval.table import figures
 from asd_policy.eval.table.command import CONTESTANTS, TableOptions, evaluations, make_table
 from asd_policy.eval.table.compute import compute_table
-from asd_policy.eval.table.show import tasks_figure
+from asd_policy.eval.table.figures import tasks_figure
 
 # What tasks.json may not hold.
 LIFT = "tasks/lift/"
@@ -69,7 +69,7 @@ def wide():
 def make(quiet, wide, monkeypatch):
     """Make a table with the stand-ins; returns the content of its tasks.json. Its figure is an
     empty one: drawing takes longer than all the rest."""
-    monkeypatch.setattr(show, "tasks_figure", lambda content: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(figures, "tasks_figure", lambda content: Figure(figsize=(1, 1)))
     run = functools.partial(evaluate, prepare=prepare, console=quiet)
 
     def make_and_read(options):

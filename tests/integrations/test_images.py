@@ -101,7 +101,7 @@ def test_without_rendering_the_keys_are_named(path, refused, monkeypatch) -> Non
 
     monkeypatch.setattr(rendering, "choose_backend", nothing)
     refused(
-        "sees agentview_image, which cannot be drawn here: rendering needs OpenGL",
+        "sees agentview_image, which cannot be rendered here: rendering needs OpenGL",
         "eval", "--checkpoint", path,
     )  # fmt: skip
 

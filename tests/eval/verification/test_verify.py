@@ -81,7 +81,7 @@ def test_ddim_in_ten_steps_differs(run, tmp_path):
     words = ("--sampler", "ddim", "--chunks", 400, "--out", tmp_path / "out")
     status, output, _ = run(*ORACLE, *words)
     assert status == 1, output
-    assert "DIFFERS (exit status 1): ddim does not draw from ddpm's distribution" in output
+    assert "DIFFERS (exit status 1): ddim does not have ddpm's distribution" in output
     assert result(tmp_path / "out")["verdict"]["status"] == 1
 
 

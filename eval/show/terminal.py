@@ -1,20 +1,18 @@
-"""results.json as a person reads it. Every number shown is in the file."""
+"""results.json as a person reads it on a terminal. Every number shown is in the file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from asd_policy.eval.formats import number, success, times
+from asd_policy.eval.show.tables import print_lines, print_tables, table
 from asd_policy.eval.windows import sampled_sequentially, window_phrases
 
-MISSING = "–"
-_COLOURS = ("green", "red", "yellow")  # of a verdict, by exit status
 _WIDE = 100  # columns that the one-table layout takes
 _BUSY = 0.05  # thread-seconds of waiting in each second: a free machine has well under 0.01
 
@@ -24,61 +22,34 @@ Column = tuple[str, Callable[[Summary], str]]  # two-line header, cell
 
 def print_report(console: Console, results: dict[str, Any], folder: Path) -> None:
     """The table, and what is needed to read it."""
-    if console.width >= _WIDE:
-        tables = [_table(results, [*_COLUMNS, *_SPLIT])]
-    else:
-        tables = [_table(results, _COLUMNS), _table(results, _SPLIT)]
-    for table in tables:
-        console.print()
-        console.print(table)
-    console.print()
-    lines = [
-        _setting(results),
-        *_deadlines(results),
-        *_remarks(results),
-        *_pairs(results),
-        _time_line(results),
-    ]
+    together = console.width >= _WIDE
+    columns = [[*_COLUMNS, *_SPLIT]] if together else [_COLUMNS, _SPLIT]
+    print_tables(console, [_table(results, those) for those in columns])
     videos = "; videos/" if (folder / "videos").is_dir() else ""
     page = "; report.html" if (folder / "report.html").is_file() else ""
-    lines.append(
-        f"Kept: {folder}/ (results.json: every figure above; episodes.jsonl{page}{videos})"
+    print_lines(
+        console,
+        [
+            _setting(results),
+            *_deadlines(results),
+            *_remarks(results),
+            *_pairs(results),
+            _time_line(results),
+            f"Kept: {folder}/ (results.json: every figure above; episodes.jsonl{page}{videos})",
+        ],
     )
-    for line in lines:
-        console.print(Text(line), soft_wrap=True, highlight=False)
 
 
 def _table(results: dict[str, Any], columns: Sequence[Column]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    table.add_column("\nsampler", no_wrap=True)
-    for header, _ in columns:
-        table.add_column(header, justify="right", no_wrap=True)
-    for name, summary in results["samplers"].items():
-        table.add_row(Text(name), *(cell(summary) for _, cell in columns))
-    return table
-
-
-def _success(success: dict[str, Any]) -> str:
-    if not success["n"]:
-        return MISSING
-    low, high = success["ci95"]
-    return f"{success['count']}/{success['n']} {100 * low:.0f}–{100 * high:.0f}%"
-
-
-def number(value: float | None) -> str:
-    """One decimal below a hundred, none above."""
-    if value is None:
-        return MISSING
-    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
-
-
-def times(value: float | None) -> str:
-    """A speedup."""
-    return MISSING if value is None else f"{value:.2f}x"
+    rows = [
+        [name, *(cell(summary) for _, cell in columns)]
+        for name, summary in results["samplers"].items()
+    ]
+    return table(["sampler", *(header for header, _ in columns)], rows, dense=True)
 
 
 _COLUMNS: list[Column] = [
-    ("success\n95% interval", lambda s: _success(s["success"])),
+    ("success\n95% interval", lambda s: success(s["success"])),
     ("calls\n/chunk", lambda s: number(s["network_calls_per_chunk"])),
     ("evals\n/chunk", lambda s: number(s["network_evaluations_per_chunk"])),
     ("chunk\np50 ms", lambda s: number(s["chunk_latency_ms"]["p50"])),
@@ -201,11 +172,3 @@ def _time_line(results: dict[str, Any]) -> str:
             named = [f"{part} {100 * share:.0f}%" for part, share in time["share"].items() if share]
             shares.append(f"{name} {time['total_s']:.1f} s ({', '.join(named)})")
     return "Time: " + (", ".join(shares) or "none")
-
-
-def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
-    """The answer of a command that answers by its exit status: `word`, `status`, `sentence`."""
-    text = Text(f"{verdict['word']} (exit status {verdict['status']})")
-    text.stylize(f"bold {_COLOURS[verdict['status']]}")
-    text.append(Text(f": {verdict['sentence']}", style="not bold default"))
-    console.print(text, soft_wrap=True, highlight=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,49 +11,34 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from asd_policy.eval.benchmarks.options import ASD_FORMS
 from asd_policy.eval.benchmarks.scaling import exponent
-from asd_policy.eval.formats import amount, duration, tick
-from asd_policy.files import writing
+from asd_policy.eval.formats import amount, duration
+from asd_policy.eval.show.figures import (
+    PARTS,
+    STYLE,
+    colour,
+    label_ticks,
+    log_ticks,
+    percent,
+    save,
+    time_or_zero,
+    write_ticks,
+)
 
 Json = dict[str, Any]
-# One colour a sampler in every figure (Okabe and Ito's, safe for colour-blind readers).
-COLOURS = {
-    "asd": "#0072B2",
-    "asd-paper": "#D55E00",
-    "ddpm": "#000000",
-    "eager-loop": "#999999",
-    "ddim-10": "#009E73",
-    "ddim-16": "#66C2A5",
-    "asd-memory": "#56B4E9",
-    "asd-slope": "#CC79A7",
-    "asd-frozen": "#E69F00",
-    "paradigms": "#F0E442",
-}
-PARTS = ("network", "draft", "verify", "noise", "other")
-PART_COLOURS = ("#B9C4CE", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E5E5E5",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "asd-policy",
-}
 
 
-def draw_figures(content: Json, folder: Path) -> list[Path]:
-    """Draw what there are figures for; returns the PNG files (an SVG lies beside each).
+def save_figures(content: Json, folder: Path) -> list[Path]:
+    """Write the figures there are numbers for; return the PNG files (an SVG lies beside each).
 
     Args:
         content: of bench.json. folder: where to put them.
     """
     cells = [cell for cell in content["cells"] if "error" not in cell]
-    drawn = []
+    saved = []
     with matplotlib.rc_context(STYLE):
         for name, figure in (
             ("latency", latency_figure(cells, content)),
@@ -61,14 +46,10 @@ def draw_figures(content: Json, folder: Path) -> list[Path]:
             ("acceptance", acceptance_figure(cells, content)),
             ("time_split", split_figure(cells, content)),
         ):
-            if figure is None:
-                continue
-            for suffix in ("svg", "png"):
-                path = folder / f"{name}.{suffix}"
-                with writing(path):
-                    figure.savefig(path, dpi=160, bbox_inches="tight")
-            drawn.append(path)
-    return drawn
+            if figure is not None:
+                save(figure, folder / f"{name}.png")
+                saved.append(folder / f"{name}.png")
+    return saved
 
 
 def machine_line(content: Json) -> str:
@@ -118,26 +99,6 @@ def _of(cells: Iterable[Json], **wanted: Any) -> list[Json]:
     return [cell for cell in cells if all(cell[key] == value for key, value in wanted.items())]
 
 
-def colour(sampler: str) -> str:
-    return COLOURS.get(sampler, "#666666")
-
-
-def _plain_numbers(
-    axis: Any, ticks: Sequence[float], written: Callable[[float], str] = tick
-) -> None:
-    axis.set_ticks(list(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 times powers of ten that span the values."""
-    ticks = [m * 10.0**e for e in range(-3, 7) for m in (1, 2, 5)]
-    below = max([t for t in ticks if t <= low], default=ticks[0])
-    above = min([t for t in ticks if t >= high], default=ticks[-1])
-    return [t for t in ticks if below <= t <= above]
-
-
 # ---- latency ------------------------------------------------------------------------------------
 
 
@@ -169,11 +130,11 @@ def _latency_lines(axes: Axes, cells: Sequence[Json]) -> None:
         axes.plot(batches, p50, "o-", color=colour(sampler), label=sampler, markersize=4)
         axes.fill_between(batches, p50, p95, color=colour(sampler), alpha=0.15, linewidth=0)
     axes.set(
-        xscale="log", yscale="log", xlabel="chains drawn at once", ylabel="time, median (to p95)"
+        xscale="log", yscale="log", xlabel="chains sampled at once", ylabel="time, median (to p95)"
     )
-    _plain_numbers(axes.xaxis, sorted({cell["batch"] for cell in cells}))
+    label_ticks(axes.xaxis, sorted({cell["batch"] for cell in cells}))
     values = [cell["latency_ms"][q] for cell in cells for q in ("p50", "p95")]
-    _plain_numbers(axes.yaxis, _log_ticks(min(values), max(values)), duration)
+    label_ticks(axes.yaxis, log_ticks(min(values), max(values)), duration)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -192,9 +153,7 @@ def _latency_bars(axes: Axes, cells: Sequence[Json]) -> None:
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: duration(value) if value else "0")
-    )
+    write_ticks(axes.xaxis, time_or_zero)
     axes.set_xlabel("time: median, and a line to p95")
 
 
@@ -233,8 +192,8 @@ def _calls_panel(axes: Axes, title: str, lines: Sequence[Json]) -> None:
     least = min(value for line in lines for value in line["calls"])
     axes.set(xscale="log", yscale="log", xlabel="K, denoising steps")
     axes.set_ylabel("network calls a chunk")
-    _plain_numbers(axes.xaxis, everywhere)
-    _plain_numbers(axes.yaxis, _log_ticks(least, ends[1]))
+    label_ticks(axes.xaxis, everywhere)
+    label_ticks(axes.yaxis, log_ticks(least, ends[1]))
     axes.set_ylim(0.8 * least, 1.2 * ends[1])
     axes.set_title(title, loc="left")
     axes.legend(loc="upper left", fontsize=9)
@@ -282,7 +241,7 @@ def acceptance_figure(cells: Sequence[Json], content: Json) -> Figure | None:
         label = f"{cell['sampler']} (θ={cell['window_used']}, {amount(cell['calls'])} calls)"
         axes.plot(steps.mean(1), share, color=colour(cell["sampler"]), label=label)
     axes.set(xlabel="step, from noise to action", ylabel="drafts accepted", ylim=(0, 1.02))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+    write_ticks(axes.yaxis, percent)
     network = Path(chosen[0]["network"]).name
     axes.set_title(f"Acceptance by step · {network}, K={chosen[0]['steps']}", loc="left")
     axes.legend(loc="lower left")
@@ -301,7 +260,7 @@ def split_figure(cells: Sequence[Json], content: Json) -> Figure | None:
     axes = figure.subplots()
     left = np.zeros(len(chosen))
     names = [f"{c['sampler']} ({duration(c['latency_ms']['mean'])})" for c in chosen]
-    for part, shade in zip(PARTS, PART_COLOURS, strict=True):
+    for part, shade in PARTS.items():
         shares = 100 * np.array([cell["split_share"][part] for cell in chosen])
         axes.barh(names, shares, left=left, color=shade, label=part, height=0.62)
         left += shares

@@ -1,7 +1,7 @@
 """Figures of the report, as SVG that takes its colours from the page (needs matplotlib).
 
-Everything drawn is a number of results.json. Text stays text, so that it can be read out, searched
-and follows the page's font; colours that must suit a dark page are CSS variables.
+Everything plotted is a number of results.json. Text stays text, so that it can be read out and
+searched, and follows the page's font; colours that must suit a dark page are CSS variables.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from asd_policy.eval.benchmarks.plots import COLOURS, PART_COLOURS, PARTS, STYLE
-from asd_policy.eval.formats import duration, tick
+from asd_policy.eval.show.figures import (
+    COLOURS,
+    PARTS,
+    STYLE,
+    label_ticks,
+    percent,
+    time_or_zero,
+    write_ticks,
+)
 
 Json = dict[str, Any]
-# Drawn in a colour that stands for a variable of the page's style sheet. (Not black itself: in SVG
-# black is the default and would not be written down.)
+# Each of these colours stands for a variable of the page's style sheet. (None is black itself: in
+# SVG black is the default and would not be written down.)
 _INK, _LINE, _GRID, _LATE = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {
     _INK: "--ink", _LINE: "--muted", _GRID: "--line", _LATE: "--bad", "#0072b2": "--blue",
@@ -46,7 +53,6 @@ _STYLE = STYLE | {
 _WIDTH = 4.5  # inches: legible in a column of 360 pixels
 _LARGEST = 1.5  # CSS pixels of a point, where there is room
 _POLICY_PARTS = ("network", "draft", "verify", "other")
-_PART_COLOUR = dict(zip(PARTS, PART_COLOURS, strict=True))
 _TIME_COLOUR = {"policy": "#0072B2", "simulation": "#B9C4CE", "rendering": "#E69F00"}
 
 
@@ -58,18 +64,14 @@ def colour(sampler: str) -> str:
     return COLOURS.get(alike.get(sampler, sampler), "#888888")
 
 
-def draw_figures(results: Json) -> dict[str, str]:
+def page_figures(results: Json) -> dict[str, str]:
     """Name → SVG element, of each figure that the run has numbers for.
 
     The same results give the same text, byte for byte.
     """
-    drawn: dict[str, str] = {}
     with matplotlib.rc_context(_STYLE):
-        for name, draw in FIGURES.items():
-            figure = draw(results)
-            if figure is not None:
-                drawn[name] = _svg(figure, name)
-    return drawn
+        figures = {name: plot(results) for name, plot in FIGURES.items()}
+        return {name: _svg(figure, name) for name, figure in figures.items() if figure is not None}
 
 
 def _svg(figure: Figure, name: str) -> str:
@@ -106,14 +108,6 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _percent(value: float, _: int) -> str:
-    return f"{100 * value:.0f}%"
-
-
-def _duration(value: float, _: int) -> str:
-    return duration(value) if value else "0"
-
-
 def success_figure(results: Json) -> Figure | None:
     """Rate and 95% interval of each sampler."""
     names = [n for n in _names(results) if results["samplers"][n]["success"]["n"]]
@@ -127,7 +121,7 @@ def success_figure(results: Json) -> Figure | None:
         axes.plot([success["rate"]], [row], "o", color=colour(name), markersize=7)
     _rows(axes, names)
     axes.set(xlim=(-0.02, 1.02), xlabel="share of episodes that succeeded")
-    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    write_ticks(axes.xaxis, percent)
     return figure
 
 
@@ -162,9 +156,7 @@ def _time_axis(axes: Axes, low: float, high: float) -> None:
         if len(ticks) <= 7:
             break
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(_duration))
+    label_ticks(axes.xaxis, ticks, time_or_zero)
     axes.set_xlabel("time from observation to chunk")
 
 
@@ -175,9 +167,9 @@ def chunk_time_figure(results: Json) -> Figure | None:
     if not split:
         return None
     figure, axes = _panels(results, 0.36)
-    _stack(axes, split, {part: _PART_COLOUR[part] for part in _POLICY_PARTS})
+    _stack(axes, split, {part: PARTS[part] for part in _POLICY_PARTS})
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_duration))
+    write_ticks(axes.xaxis, time_or_zero)
     axes.set_xlabel("a chunk's time, mean")
     return figure
 
@@ -191,7 +183,7 @@ def run_time_figure(results: Json) -> Figure | None:
     figure, axes = _panels(results, 0.36)
     _stack(axes, split, _TIME_COLOUR)
     axes.set(xlim=(0, 1), xlabel="share of the run's time")
-    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    write_ticks(axes.xaxis, percent)
     return figure
 
 
@@ -233,7 +225,7 @@ def acceptance_figure(results: Json) -> Figure | None:
     bar = figure.colorbar(
         mesh, ax=axes, pad=0.03, aspect=max(3, 4 * len(shares)), ticks=[0, 0.5, 1]
     )
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(_percent))
+    write_ticks(bar.ax.yaxis, percent)
     bar.outline.set_visible(False)
     return figure
 
@@ -263,9 +255,7 @@ def _calls_axis(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values, default=1) / 1.4, max(values, default=1) * 1.4
     ticks = [m * 10**e for e in range(5) for m in (1, 2, 5) if low <= m * 10**e <= high]
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    label_ticks(axes.yaxis, ticks)
 
 
 FIGURES: dict[str, Callable[[Json], Figure | None]] = {

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from asd_policy.eval.headline import as_text, headlines
 from asd_policy.eval.samplers import law_of
+from asd_policy.eval.show.headline import as_text, headlines
 from asd_policy.eval.stats import paired_success
 
 

@@ -15,13 +15,13 @@ from eval_standin import prepare
 from PIL import Image
 from rich.console import Console
 
-from asd_policy.eval import html_report
 from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.folder import read_run
-from asd_policy.eval.headline import as_text, headlines
-from asd_policy.eval.html_report import PAGE, render_page, write_page
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.report import is_busy
+from asd_policy.eval.show import page as module
+from asd_policy.eval.show.headline import as_text, headlines
+from asd_policy.eval.show.page import PAGE, render_page, write_page
+from asd_policy.eval.show.terminal import is_busy
 
 NAMES = ("asd", "ddpm", "ddim")
 
@@ -108,7 +108,7 @@ def test_films_are_near_the_top_with_a_picture_from_their_middle(page, folder, m
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(body))).convert("L"))
         assert picture.shape[1] <= 320
         assert picture[-20:].max() > 200  # the stand-in's world, and not a black frame
-    monkeypatch.setattr(html_report, "_POSTERS", 1)
+    monkeypatch.setattr(module, "_POSTERS", 1)
     config, episodes = read_run(folder)
     text = render_page(config, read(folder, "env.json"), episodes, folder / "videos")
     assert text.count(" poster=") == 1

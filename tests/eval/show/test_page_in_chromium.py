@@ -8,9 +8,9 @@ import pytest
 from eval_standin import prepare
 from rich.console import Console
 
-from asd_policy.eval import html_report
 from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.show import page as module
 
 PROGRAM = chromium.find()
 pytestmark = pytest.mark.skipif(
@@ -119,8 +119,8 @@ def test_tables_say_that_they_scroll_where_they_do(tab, folder, width):
 def test_no_request_leaves(tab, folder, tmp_path, monkeypatch, embedded):
     copied = shutil.copytree(folder, tmp_path / "copy")
     if not embedded:
-        monkeypatch.setattr(html_report, "EMBEDDED_BYTES", 0)
-        html_report.write_page(copied)
+        monkeypatch.setattr(module, "EMBEDDED_BYTES", 0)
+        module.write_page(copied)
     tab.open(copied / "report.html", 1400)
     requests = tab.requests()
     own = (copied / "report.html").as_uri(), "data:", (copied / "videos").as_uri()

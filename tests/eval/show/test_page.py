@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import matplotlib.colors
 import numpy as np
@@ -14,13 +15,14 @@ import pytest
 from eval_standin import prepare
 from rich.console import Console
 
-from asd_policy.eval import html_figures, html_report
 from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.folder import read_run
-from asd_policy.eval.html_report import FORMATS, PAGE, render_page, write_page
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.report import print_report
 from asd_policy.eval.results import summarize
+from asd_policy.eval.show import page as module
+from asd_policy.eval.show import page_figures
+from asd_policy.eval.show.page import FORMATS, PAGE, render_page, write_page
+from asd_policy.eval.show.terminal import print_report
 
 NAMES = ("asd", "ddpm", "ddim")
 FIGURES = (
@@ -150,7 +152,7 @@ def numbers_of(value):
 def printed_but_not_in(printed, results):
     """Numbers of the printed table, given what it was printed from, that `results` lacks."""
     console = Console(file=io.StringIO(), width=120)
-    print_report(console, printed, folder=html_report.Path("run"))
+    print_report(console, printed, folder=Path("run"))
     text = re.sub(r"95%|p50|p95", "", console.file.getvalue())
     return set(re.findall(r"\d+(?:\.\d+)?", text)) - numbers_of(results)
 
@@ -202,21 +204,21 @@ def test_results_are_recomputed_from_episodes_and_a_changed_line_changes_them(fo
 def test_the_figures_draw_the_results(folder):
     results = content(folder)["results.json"]
     samplers = results["samplers"]
-    latency = html_figures.latency_figure(results)
+    latency = page_figures.latency_figure(results)
     for axes, name in zip(latency.axes, NAMES, strict=True):
         values, edges, _ = axes.patches[0].get_data()
         assert list(values) == samplers[name]["chunk_latency_histogram"]
         assert list(edges) == results["latency_bins_ms"]
         assert [line.get_xdata()[0] for line in axes.lines] == [50.0, 200.0]
         assert sum(values) == samplers[name]["chunks"] > 0
-    success = html_figures.success_figure(results).axes[0]
+    success = page_figures.success_figure(results).axes[0]
     for row, name in enumerate(NAMES):
         bar, dot = success.lines[2 * row : 2 * row + 2]
         assert list(bar.get_xdata()) == samplers[name]["success"]["ci95"]
         assert list(dot.get_xdata()) == [samplers[name]["success"]["rate"]]
-    heat = html_figures.acceptance_figure(results).axes[0].collections[0].get_array()
+    heat = page_figures.acceptance_figure(results).axes[0].collections[0].get_array()
     assert np.ravel(heat).tolist() == samplers["asd"]["acceptance_by_step"]
-    calls = html_figures.calls_figure(results).axes[0]
+    calls = page_figures.calls_figure(results).axes[0]
     for line, name in zip(calls.lines, NAMES, strict=True):
         rows = [row for row in samplers[name]["calls_by_chunk"] if row["episodes"]]
         assert list(line.get_ydata()) == [row["mean"] for row in rows]
@@ -225,8 +227,8 @@ def test_the_figures_draw_the_results(folder):
 @pytest.mark.parametrize(
     ("draw", "key"),
     [
-        (html_figures.chunk_time_figure, "overhead_ms_per_chunk"),
-        (html_figures.run_time_figure, "time"),
+        (page_figures.chunk_time_figure, "overhead_ms_per_chunk"),
+        (page_figures.run_time_figure, "time"),
     ],
 )
 def test_the_bars_draw_the_split_of_the_time(folder, draw, key):
@@ -240,7 +242,7 @@ def test_the_bars_draw_the_split_of_the_time(folder, draw, key):
 
 def test_samplers_are_told_apart_by_colour():
     names = ("asd", "asd-slope", "asd-memory", "asd-frozen", "asd-paper", "ddpm", "ddim")
-    shades = [matplotlib.colors.to_hex(html_figures.colour(name)) for name in names]
+    shades = [matplotlib.colors.to_hex(page_figures.colour(name)) for name in names]
     assert len(set(shades)) == len(names)
 
 
@@ -304,7 +306,7 @@ def test_films_are_held_where_small_and_linked_where_large(folder, page, monkeyp
     assert len(films) == 2 * len(NAMES)
     assert all(film.startswith("data:video/mp4;base64,") for film in films)
     assert "films are part of this page" in page
-    monkeypatch.setattr(html_report, "EMBEDDED_BYTES", 100)
+    monkeypatch.setattr(module, "EMBEDDED_BYTES", 100)
     copied = shutil.copytree(folder, tmp_path / "copy")
     text = write_page(copied).read_text()
     films = [a["src"] for tag, a in Reader(text).tags if tag == "video"]

@@ -19,13 +19,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from asd_policy.eval.folder import SCHEMA_VERSION, read_run, write_text
-from asd_policy.eval.formats import MISSING, duration
-from asd_policy.eval.headline import REFERENCE, STYLES, headlines
-from asd_policy.eval.html_figures import draw_figures
+from asd_policy.eval.formats import MISSING, duration, number, times
 from asd_policy.eval.records import Episode
-from asd_policy.eval.report import is_busy, number, times
 from asd_policy.eval.results import summarize
 from asd_policy.eval.samplers import law_of
+from asd_policy.eval.show.headline import REFERENCE, STYLES, headlines
+from asd_policy.eval.show.page_figures import page_figures
+from asd_policy.eval.show.terminal import is_busy
 from asd_policy.eval.video import middle_frame
 from asd_policy.eval.windows import (
     base_command,
@@ -109,7 +109,7 @@ def render_page(config: Json, env: Json, episodes: Sequence[Episode], videos: Pa
             headlines=headlines(results, busy),
             laws={name: law_of(name) for name in names},
             reference=REFERENCE if REFERENCE in names else names[0],
-            figures={name: Markup(svg) for name, svg in draw_figures(results).items()},
+            figures={name: Markup(svg) for name, svg in page_figures(results).items()},
             busy=busy,
             sequential=sampled_sequentially(results),
             fixed=fixed_options(config, results),

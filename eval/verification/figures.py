@@ -1,4 +1,4 @@
-"""The picture of a verification: distribution functions, p-values, power."""
+"""The figure of a verification: distribution functions, p-values, power (needs matplotlib)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
-from asd_policy.eval.benchmarks.plots import STYLE
 from asd_policy.eval.formats import tick, two_digits
+from asd_policy.eval.show.figures import STYLE, save, write_ticks
 from asd_policy.eval.verification.equality import (
     Array,
     critical_distance,
     projections,
     rank_differences,
 )
-from asd_policy.files import writing
 
 Json = dict[str, Any]
 SHADES = {
@@ -29,10 +27,10 @@ SHADES = {
     "spread": "#D55E00",
 }
 RED = "#C00000"
-_LEAST_P = 1e-6  # smaller ones are drawn here, as the axis says
+_LEAST_P = 1e-6  # smaller ones are plotted here, as the axis says
 
 
-def draw_figure(result: Json, sample: Array, reference: Array, folder: Path) -> None:
+def save_figure(result: Json, sample: Array, reference: Array, folder: Path) -> None:
     """Write verify.png and verify.svg.
 
     Args:
@@ -52,14 +50,7 @@ def draw_figure(result: Json, sample: Array, reference: Array, folder: Path) -> 
             f"{result['subject']['name']}: {verdict['word'].lower()}",
             x=0.01, ha="left", fontweight="bold",
         )  # fmt: skip
-        for suffix in ("png", "svg"):
-            path = folder / f"verify.{suffix}"
-            with writing(path):  # "tight": no label is cut off, whatever it says
-                figure.savefig(path, dpi=160, metadata=_metadata(suffix), bbox_inches="tight")
-
-
-def _metadata(suffix: str) -> dict[str, Any]:
-    return {"Date": None} if suffix == "svg" else {}
+        save(figure, folder / "verify.png")
 
 
 def _differences(axes: Axes, result: Json, sample: Array, reference: Array) -> None:
@@ -125,7 +116,7 @@ def _power(axes: Axes, result: Json) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.3)
     axes.grid(axis="y", visible=False)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    write_ticks(axes.xaxis, tick)
     axes.set_xlabel("standard deviations (red: --detect)")
     axes.set_title(
         f"Smallest shift caught, probability {power['probability']:.0%}", loc="left", fontsize=10

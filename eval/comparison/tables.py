@@ -4,65 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from asd_policy.eval.report import MISSING, print_verdict
+from asd_policy.eval.formats import MISSING, significant
+from asd_policy.eval.show.tables import print_lines, print_tables, print_verdict, table
 
 Json = dict[str, Any]
 
 
 def print_comparison(console: Console, found: Json) -> None:
     """One comparison: success, cost, verdict."""
-    console.print()
-    console.print(_success(found))
-    console.print()
-    console.print(_ratios(found))
-    console.print()
-    for line in _lines(found):
-        console.print(Text(line), soft_wrap=True, highlight=False)
+    print_tables(console, [_success(found), _ratios(found)])
+    print_lines(console, _lines(found))
     print_verdict(console, found["verdict"])
 
 
 def _success(found: Json) -> Table:
-    table = _table("success", "rate", "95% interval")
+    rows = []
     for side in ("a", "b"):
         rate = found["success"][side]
         low, high = (100 * bound for bound in rate["ci95"])
-        table.add_row(
-            Text(_label(found, side)),
-            f"{rate['count']}/{rate['n']}",
-            f"{100 * rate['rate']:.1f}%",
-            f"{low:.1f} to {high:.1f}%",
-        )
+        counted = f"{rate['count']}/{rate['n']}", f"{100 * rate['rate']:.1f}%"
+        rows.append([_label(found, side), *counted, f"{low:.1f} to {high:.1f}%"])
     low, high = (100 * bound for bound in found["success"]["difference_ci95"])
-    difference = 100 * found["success"]["difference"]
-    table.add_row("difference, in points", "", f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}")
-    return table
+    difference = f"{100 * found['success']['difference']:+.1f}"
+    rows.append(["difference, in points", "", difference, f"{low:+.1f} to {high:+.1f}"])
+    return table(("", "success", "rate", "95% interval"), rows)
 
 
 def _ratios(found: Json) -> Table:
-    table = _table(*(found[side]["sampler"] for side in ("a", "b")), "ratio", "95% interval")
+    rows = []
     for name, ratio in found["ratios"].items():
-        interval = ratio["ci95"]
-        table.add_row(
-            Text(name),
-            _number(ratio["a"]),
-            _number(ratio["b"]),
-            _number(ratio["ratio"]),
-            MISSING if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}",
-        )
-    return table
-
-
-def _table(*headers: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("", no_wrap=True)
-    for header in headers:
-        table.add_column(Text(header), justify="right", no_wrap=True)
-    return table
+        ends = ratio["ci95"]
+        interval = MISSING if ends is None else " to ".join(significant(end, 3) for end in ends)
+        rows.append([name, *(significant(ratio[k], 3) for k in ("a", "b", "ratio")), interval])
+    samplers = (found[side]["sampler"] for side in ("a", "b"))
+    return table(("", *samplers, "ratio", "95% interval"), rows)
 
 
 def _label(found: Json, side: str) -> str:
@@ -96,7 +74,3 @@ def _lines(found: Json) -> list[str]:
     if found["a"]["checkpoint_sha256"] != found["b"]["checkpoint_sha256"]:
         lines.append("The checkpoints differ.")
     return lines
-
-
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3g}"

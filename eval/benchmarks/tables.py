@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+from asd_policy.eval.formats import MISSING
+
 Json = dict[str, Any]
 Column = tuple[str, Callable[[Json], str]]
-MISSING = "–"
 SPLIT = (("draft", "draft"), ("net", "network"), ("verify", "verify"), ("noise", "noise"),
          ("other", "other"))  # fmt: skip
 
 
-def print_report(content: Json, write: Callable[[str], None] = print) -> None:
+def print_benchmark(content: Json, write: Callable[[str], None] = print) -> None:
     """Every table of a benchmark. Every number shown is in the file."""
     cells = content["cells"]
     for (network, steps, batch), group in groupby(sorted(cells, key=_place), key=_place):
@@ -177,9 +178,10 @@ def table(columns: Sequence[Column], rows: Sequence[Json]) -> str:
     cells = [[cell(row) for _, cell in columns] for row in rows]
     headers = [header for header, _ in columns]
     try:
-        return _rich_table(headers, cells)
+        from asd_policy.eval.show.tables import as_text
     except ImportError:
         return _plain_table(headers, cells)
+    return as_text(headers, cells)
 
 
 def _plain_table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
@@ -192,20 +194,3 @@ def _plain_table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
         )
         for line in lines
     )
-
-
-def _rich_table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    import io
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    for i, header in enumerate(headers):
-        drawn.add_column(header, justify="left" if i == 0 else "right", no_wrap=True)
-    for line in cells:
-        drawn.add_row(*line)
-    console = Console(file=io.StringIO(), width=200, markup=False, emoji=False)
-    console.print(drawn)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
