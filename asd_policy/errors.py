@@ -94,8 +94,8 @@ _PYTHON = platform.python_version()
 # What to write in brackets for pip → the modules that it brings.
 EXTRAS = {
     "sim": {
-        "gymnasium", "h5py", "imageio", "jinja2", "matplotlib", "mujoco", "PIL", "rich",
-        "robosuite", "scipy", "tyro", "zarr",
+        "annotated_types", "gymnasium", "h5py", "imageio", "jinja2", "matplotlib", "mujoco", "PIL",
+        "pydantic", "rich", "robosuite", "scipy", "tyro", "zarr",
     },
     "sim,robomimic": {"robomimic"},
     "ray": {"ray"},

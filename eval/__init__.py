@@ -5,9 +5,10 @@
 
     results = evaluate(EvalOptions(task="lift", samplers=("asd", "ddpm"), episodes=20))
 
-The pieces: `options` (what is asked), `samplers` (names to sampler settings), `rollout` (policy and
-environments to episode records), `folder` (what is kept, and how it survives a kill), `results` (a
-pure function of what was kept), `show` (what people see).
+The pieces: `options` (what is asked), `plan` (what that comes to, once), `rollout` (policies and
+environments to episode records), `runs` (what is kept: the forms of the files), `folder` (a run's
+folder, and how it survives a kill), `results` (a summary: a pure function of what was kept), and
+`show` (what people see). Imports go one way; tests/eval/test_rooms.py says which.
 """
 
 if __name__ != "asd_policy.eval":

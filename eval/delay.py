@@ -31,14 +31,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
 from asd_policy.errors import AsdPolicyError
+from asd_policy.eval.records import Lateness
 from asd_policy.eval.rollout import Policy
 from asd_policy.eval.slots import Observation
-from asd_policy.eval.stats import latency_ms, mean
 
 if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats
@@ -73,7 +73,7 @@ class Delay:
     useless: bool
     held_steps: int = 0
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Lateness:
         """For the chunk's record in `episodes.jsonl`."""
         return {
             "asked_at_step": self.step,
@@ -244,30 +244,4 @@ def delayed(
     return {
         name: DelayedPolicy(cast(ChunkPolicy, policy), seconds, rate_hz, held)
         for name, policy in policies.items()
-    }
-
-
-def deadlines(settings: Mapping[str, Any], episodes: Sequence[Any]) -> dict[str, Any] | None:
-    """What a sampler's delays came to, for results.json; None of a loop without delays.
-
-    Args:
-        settings: of the run. episodes: its `Episode`s, of one sampler.
-    """
-    if settings.get("delay") is None:
-        return None
-    chunks = [chunk for episode in episodes for chunk in episode.chunks]
-    starts = [episode.chunks[0] for episode in episodes if episode.chunks]
-    delays = latency_ms(None, [chunk["delay_s"] for chunk in chunks])
-    del delays["first"]  # none is apart: the first was sampled twice
-    return {
-        "delay": settings["delay"],
-        "control_rate_hz": settings["control_rate"],
-        "chunks": len(chunks),
-        "delay_ms": delays,
-        "delay_steps_mean": mean([chunk["delay_steps"] for chunk in chunks]),
-        "late_chunks": sum(chunk["delay_steps"] > 1 for chunk in chunks),
-        "useless_chunks": sum(chunk["useless"] for chunk in chunks),
-        "steps": sum(episode.steps for episode in episodes),
-        "held_steps": sum(chunk["held_steps"] for chunk in chunks),
-        "held_steps_at_start": sum(chunk["held_steps"] for chunk in starts),
     }

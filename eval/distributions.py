@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from asd_policy.eval.records import ChunkRecord, Episode
+from asd_policy.eval.stats import latency_ms, mean
 
 _BINS_A_DECADE = 20  # 12% wide: finer than the eye needs, coarse enough for 100 chunks
 
@@ -62,3 +63,29 @@ def calls_by_chunk(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
             row |= {"mean": float(np.mean(calls)), "min": min(calls), "max": max(calls)}
         rows.append(row)
     return rows
+
+
+def deadlines(settings: Mapping[str, Any], episodes: Sequence[Any]) -> dict[str, Any] | None:
+    """What a sampler's delays came to, for results.json; None of a loop without delays.
+
+    Args:
+        settings: of the run. episodes: its `Episode`s, of one sampler.
+    """
+    if settings.get("delay") is None:
+        return None
+    chunks = [chunk for episode in episodes for chunk in episode.chunks]
+    starts = [episode.chunks[0] for episode in episodes if episode.chunks]
+    delays = latency_ms(None, [chunk["delay_s"] for chunk in chunks])
+    del delays["first"]  # none is apart: the first was drawn twice
+    return {
+        "delay": settings["delay"],
+        "control_rate_hz": settings["control_rate"],
+        "chunks": len(chunks),
+        "delay_ms": delays,
+        "delay_steps_mean": mean([chunk["delay_steps"] for chunk in chunks]),
+        "late_chunks": sum(chunk["delay_steps"] > 1 for chunk in chunks),
+        "useless_chunks": sum(chunk["useless"] for chunk in chunks),
+        "steps": sum(episode.steps for episode in episodes),
+        "held_steps": sum(chunk["held_steps"] for chunk in chunks),
+        "held_steps_at_start": sum(chunk["held_steps"] for chunk in starts),
+    }

@@ -17,8 +17,8 @@ from asd_policy.envs.opengl import BACKENDS
 from asd_policy.envs.requirements import conflicts, release
 from asd_policy.errors import wrong_python
 from asd_policy.eval.probes import CORE, NATIVE, SIM, UNKNOWN, Facts, gather
+from asd_policy.eval.runs.schemas import VERSION
 
-SCHEMA_VERSION = 1  # of what --json prints
 # ok; note: works, with something to know; missing: optional, the rest works; broken.
 Status = Literal["ok", "note", "missing", "broken"]
 _COLOURS = {"ok": "32", "note": "36", "missing": "33", "broken": "31"}
@@ -62,9 +62,9 @@ def diagnose(facts: Facts) -> list[Finding]:
 
 
 def as_json(facts: Facts, findings: Sequence[Finding], well: bool) -> Facts:
-    """What --json prints; its form is schemas/doctor.json."""
+    """What --json prints; its form is `asd_policy.eval.runs.studies.Doctor`."""
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": VERSION["doctor"],
         "well": well,
         "findings": [dataclasses.asdict(finding) for finding in findings],
         "facts": facts,

@@ -1,6 +1,6 @@
 """The output folder of one run: what is kept, and how it survives a kill.
 
-Each file's form is a JSON Schema in schemas/.
+The form of each file is a type in `asd_policy.eval.runs`.
 
 config.json      what was asked, and what it resolved to
 env.json         versions and machine
@@ -14,16 +14,17 @@ videos/          <task>_seed<seed>_<sampler>_<outcome>.mp4
 from __future__ import annotations
 
 import contextlib
-import datetime
+import dataclasses
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from asd_policy.errors import OutputExistsError
 from asd_policy.eval.records import Episode
+from asd_policy.eval.runs.files import write_json
+from asd_policy.eval.runs.schemas import VERSION, read_json
+from asd_policy.eval.runs.store import Store
 from asd_policy.files import writing
 
 try:
@@ -32,20 +33,14 @@ except ImportError:  # Windows: two processes resuming one folder at once are no
     fcntl = None  # type: ignore[assignment]
 
 Json = dict[str, Any]
-# Of config.json, env.json, results.json and episodes.jsonl together; a line of the last has none of
-# its own. The form of each is in schemas/. Raise it when a reader of the old form would be misled.
-SCHEMA_VERSION = 2
-_FREE_TO_CHANGE = ("video", "name")  # on resuming
-_MAY_GROW = ("episodes",)
-_NO_OPTIONS = ("checkpoint_sha256", "schema_version")
-_OF_A_MACHINE = ("device", "engine", "precision", "compile", "threads")
-
-
-def default_folder(name: str, root: Path = Path("outputs/eval")) -> Path:
-    """outputs/eval/<date>-<time>-<name>, numbered where that second already has one."""
-    stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
-    candidates = (root / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 1000))
-    return next(path for path in candidates if not path.exists())
+STORE = Store(
+    what="a run",
+    form="config",
+    ours=lambda config: "num_envs" in config["settings"],  # a verification has none
+    free=("video", "name"),
+    may_grow=("episodes",),
+    restores=True,
+)
 
 
 class RunFolder:
@@ -66,7 +61,7 @@ class RunFolder:
                 or another process is writing to it.
             OutputError: the folder cannot be written to.
         """
-        there = check_folder(path, config["settings"], resume)
+        there = STORE.check(path, config["settings"], resume)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what a full disk refused must not be left in a buffer and written later.
@@ -101,10 +96,10 @@ class RunFolder:
         self.episodes.append(episode)
         self._keys.add(key)
 
-    def kept(self) -> tuple[Json, list[Episode]]:
-        """Config and episodes as the disk has them: results come from nowhere else. (Ctrl-C may
+    def kept(self) -> Run:
+        """As the disk has it: results come from nowhere else. (Ctrl-C may
         fall between an episode's line and the list in memory.)"""
-        return read_run(self.path)
+        return open_run(self.path)
 
     def write_results(self, results: Json) -> None:
         """Replace results.json."""
@@ -115,96 +110,43 @@ class RunFolder:
         self._lines.close()
 
 
-@contextlib.contextmanager
-def reserved(path: Path) -> Iterator[None]:
-    """An output folder that is there and can be written to, before anything is loaded. What was
-    made for it and is still empty at the end is removed.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as the disk has it."""
+
+    path: Path
+    config: Json
+    episodes: list[Episode]
+
+    @property
+    def settings(self) -> Json:
+        """The options that it was made with, and the checkpoint's hash."""
+        settings: Json = self.config["settings"]
+        return settings
+
+    def env(self) -> Json:
+        """Machine and versions.
+
+        Raises:
+            ValueError: they are missing, damaged, or of another version.
+        """
+        return read_json(self.path / "env.json", "env")
+
+
+def open_run(path: Path) -> Run:
+    """A run of this version.
 
     Raises:
-        OutputError: it cannot be made, or nothing can be written in it.
-        OutputExistsError: a file has its name.
+        ValueError: as `read_run`, or it is of another version.
     """
-    with writing(path):
-        if path.exists() and not path.is_dir():
-            raise OutputExistsError(f"the output must be a folder, but {path} is a file")
-        made = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-    try:
-        with writing(path), tempfile.TemporaryFile(dir=path):
-            pass
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # not empty: so are those above it
-            for folder in made:
-                folder.rmdir()
-
-
-def check_writable(path: Path) -> None:
-    """Raise what `reserved` raises, and leave everything as it is."""
-    with reserved(path):
-        pass
-
-
-def check_folder(path: Path, settings: Json, resume: bool) -> Json | None:
-    """Raise OutputExistsError unless a run with these `settings` (or with some of them that are
-    known so far) may start or continue in `path`. Writes nothing. Returns the config.json that is
-    there, if any."""
-    with writing(path):
-        if path.exists() and not path.is_dir():
-            raise OutputExistsError(f"the output must be a folder, but {path} is a file")
-        if not path.exists() or _nothing_kept(path):
-            return None
-    config = read_config(path)
-    if config is None:
-        raise OutputExistsError(
-            f"the output folder must be new, empty, or hold an evaluation; {path} holds other files"
+    config, episodes = read_run(path)
+    version = config.get("schema_version")
+    if version != VERSION["config"]:
+        raise ValueError(
+            f"expected a run of schema version {VERSION['config']}, got {version} in {path}; "
+            "read it with the asd-policy that made it"
         )
-    version = {"schema_version": config.get("schema_version")}
-    there, now = config["settings"] | version, settings | {"schema_version": SCHEMA_VERSION}
-    check_same(path, there, now, _FREE_TO_CHANGE, _MAY_GROW)
-    if not resume:
-        raise OutputExistsError(
-            f"{path} already holds a run with these settings; add --resume to continue it, "
-            "or choose another --out"
-        )
-    return config
-
-
-def check_same(
-    path: Path, there: Json, now: Json, free: Sequence[str] = (), may_grow: Sequence[str] = ()
-) -> None:
-    """Raise OutputExistsError, naming each option, the value that is kept and the one that came,
-    where the options `now` are not those of the run in `path`. `free` ones may be others; those
-    that `may_grow` may be larger numbers, or lists with more in them."""
-    found = [
-        f"{_option(key)}: {_said(there.get(key))} there, {'only ' * grows}{_said(now[key])} now"
-        for key in sorted(now.keys() - set(free))
-        for grows in [key in may_grow and there.get(key) is not None]
-        if not (_reaches(now[key], there[key]) if grows else now[key] == there.get(key))
-    ]
-    if not found:
-        return
-    keys = {key for key in now if there.get(key) != now[key]}
-    why = "; a run has one machine setting, so that its latencies are of one" * bool(
-        keys.intersection(_OF_A_MACHINE)
-    )
-    or_else = "" if keys.intersection(_NO_OPTIONS) else "leave them out to go on with --resume, or "
-    raise OutputExistsError(
-        f"{path} holds a run with other settings ({'; '.join(found)}){why}; "
-        f"{or_else}choose another --out"
-    )
-
-
-def _reaches(now: Any, there: Any) -> bool:
-    return set(there) <= set(now) if isinstance(there, list) else bool(now >= there)
-
-
-def _option(key: str) -> str:
-    return key if key in _NO_OPTIONS else "--" + key.replace("_", "-")
-
-
-def _said(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return Run(path, config, episodes)
 
 
 def read_run(path: Path) -> tuple[Json, list[Episode]]:
@@ -213,7 +155,7 @@ def read_run(path: Path) -> tuple[Json, list[Episode]]:
     Raises:
         ValueError: `path` holds no run, or a line before the last is damaged.
     """
-    config = read_config(path)
+    config = STORE.read(path)
     if config is None:
         raise ValueError(f"expected an evaluation's folder with a config.json, got {path}")
     try:
@@ -221,27 +163,6 @@ def read_run(path: Path) -> tuple[Json, list[Episode]]:
     except OSError as error:
         raise ValueError(f"{path} holds no episodes: episodes.jsonl: {error.strerror}") from error
     return config, _parse(lines, path)[0]
-
-
-def write_json(path: Path, value: Json) -> None:
-    """Write a value as `write_text` does."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a kill leaves the old one or the new one.
-
-    Raises:
-        OutputError: the disk is full, or the like; the old one is left.
-    """
-    partial = path.with_name(path.name + ".part")
-    with writing(path):
-        try:
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def _append(lines: IO[bytes], line: bytes) -> None:
@@ -256,23 +177,6 @@ def _append(lines: IO[bytes], line: bytes) -> None:
         with contextlib.suppress(OSError):  # resuming would cut the torn line off, too
             lines.truncate(end)
         raise
-
-
-def _nothing_kept(path: Path) -> bool:
-    """Empty, or left by a run that was killed before its config.json was written."""
-    sizes = {entry.name: entry.stat().st_size for entry in path.iterdir()}
-    return sizes.keys() <= {"episodes.jsonl", "config.json.part"} and not sizes.get(
-        "episodes.jsonl", 0
-    )
-
-
-def read_config(path: Path) -> Json | None:
-    """The config.json of a run; None where there is none."""
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) and isinstance(config.get("settings"), dict) else None
 
 
 def _merged(there: Json | None, config: Json) -> Json:

@@ -143,16 +143,16 @@ def check_options(options: EvalOptions) -> None:
     if repeated:
         raise ValueError(f"--samplers names each sampler once; got {', '.join(repeated)} again")
     for name in ("episodes", "ddim_steps", "num_envs"):
-        _at_least(name, getattr(options, name), 1)
+        at_least(name, getattr(options, name), 1)
     for name in ("steps", "horizon", "threads"):
         if getattr(options, name) is not None:
-            _at_least(name, getattr(options, name), 1)
+            at_least(name, getattr(options, name), 1)
     for name in ("seed", "video"):
-        _at_least(name, getattr(options, name), 0)
+        at_least(name, getattr(options, name), 0)
     if options.seed + options.episodes > 2**64:
         raise ValueError(f"--seed: seeds must be below 2^64, got {options.seed}")
     if options.window != "auto":
-        _at_least("window", options.window, 1, "auto or ")
+        at_least("window", options.window, 1, "auto or ")
     if not 0.0 <= options.eta <= 1.0:
         raise ValueError(f"--eta must be from 0 to 1, got {options.eta}")
     if not (options.tolerance > 0.0 and math.isfinite(options.tolerance)):
@@ -210,7 +210,8 @@ def with_realtime(options: EvalOptions) -> EvalOptions:
     return dataclasses.replace(options, realtime=False, delay="measured")
 
 
-def _at_least(name: str, value: object, least: int, or_else: str = "") -> None:
+def at_least(name: str, value: object, least: int, or_else: str = "") -> None:
+    """Raise ValueError unless an option's value is a whole number, so large or larger."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         option = "--" + name.replace("_", "-")
         raise ValueError(f"{option} must be {or_else}a whole number, {least} or more; got {value}")

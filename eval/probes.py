@@ -27,6 +27,7 @@ Facts = dict[str, Any]
 CORE = {"torch": "torch", "numpy": "numpy", "safetensors": "safetensors"}
 OPTIONAL = {"triton": "triton", "robomimic": "robomimic", "egl_probe": "egl_probe"}
 SIM = {
+    "annotated-types": "annotated_types",
     "gymnasium": "gymnasium",
     "h5py": "h5py",
     "imageio": "imageio",
@@ -35,6 +36,7 @@ SIM = {
     "matplotlib": "matplotlib",
     "mujoco": "mujoco",
     "pillow": "PIL",
+    "pydantic": "pydantic",
     "rich": "rich",
     "robosuite": "robosuite",
     "scipy": "scipy",

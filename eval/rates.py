@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,25 @@ from rich.console import Console
 from rich.table import Table
 
 from asd_policy.console import plain_console, say
-from asd_policy.eval.evaluator import Setup, evaluate
-from asd_policy.eval.folder import default_folder, read_run, reserved, write_json
+from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.formats import duration
 from asd_policy.eval.options import EvalOptions, RatesOptions, command_line
-from asd_policy.eval.results import summarize
-from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options
+from asd_policy.eval.plan import Parts
+from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options, store_of
+from asd_policy.eval.rollout import Setup
+from asd_policy.eval.runs.files import default_folder, reserved, write_json
+from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.show.tables import print_lines, table
 from asd_policy.eval.subject import with_its_task
 
 Json = dict[str, Any]
-SCHEMA_VERSION = 1  # of rates.json
 _KEPT = ("success", "deadlines", "chunk_latency_ms", "network_calls_per_chunk")
 
 
 def run_rates(
     options: RatesOptions,
     *,
-    prepare: Callable[[EvalOptions], Setup] | None = None,
+    prepare: Callable[[Parts], Setup] | None = None,
     console: Console | None = None,
 ) -> Json:
     """Evaluate at every rate, in <out>/<rate>hz; after each, rewrite rates.json and the figure.
@@ -50,7 +51,7 @@ def run_rates(
     options = dataclasses.replace(options, out=root)
     with reserved(root):
         say(f"Output folder: {root}")
-        keep_options(root / OPTIONS_FILE, "rates", options, ("episodes", "rates"))
+        keep_options(root, store_of("rates", may_grow=("episodes", "rates")), "rates", options)
         again = command_line(dataclasses.replace(options, resume=True), "rates")
         with continued_with(again, root / OPTIONS_FILE):
             result = _evaluate(options, root, prepare, console)
@@ -63,32 +64,37 @@ def run_rates(
 def _evaluate(
     options: RatesOptions,
     root: Path,
-    prepare: Callable[[EvalOptions], Setup] | None,
+    prepare: Callable[[Parts], Setup] | None,
     console: Console | None,
 ) -> Json:
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvalOptions)}
-    done: list[Path] = []
+    done: dict[float, Json] = {}
     for rate in sorted(options.rates):
-        out = root / f"{rate:g}hz"
-        here = {"out": out, "control_rate": rate}
-        evaluate(EvalOptions(**{**shared, **here}), prepare=prepare, console=console, part=True)
-        done.append(out)
-        result = gather(done)
+        here = EvalOptions(**{**shared, "out": root / _folder(rate), "control_rate": rate})
+        done[rate] = evaluate(here, prepare=prepare, console=console, part=True)
+        result = gather(options.delay, done)
         write_json(root / "rates.json", result)
         save_figure(result, root / "rates.svg")
     return result
 
 
-def gather(folders: Sequence[Path]) -> Json:
-    """The content of rates.json: computed from the config and episodes in each folder."""
-    rates = []
-    for folder in folders:
-        config, episodes = read_run(folder)
-        results = summarize(config, episodes)
-        rates.append(
+def _folder(rate: float) -> str:
+    return f"{rate:g}hz"
+
+
+def gather(delay: str | float | None, done: Mapping[float, Json]) -> Json:
+    """The content of rates.json: of the summary of each rate's evaluation."""
+    *_, last = done.values()
+    return {
+        "schema_version": VERSION["rates"],
+        "task": last["task"],
+        "delay": delay,
+        "resolved": last["resolved"],
+        "seeds": last["seeds"],
+        "rates": [
             {
-                "control_rate_hz": config["settings"]["control_rate"],
-                "folder": folder.name,
+                "control_rate_hz": rate,
+                "folder": _folder(rate),
                 "complete": results["complete"],
                 "processor_wait_share": results["processor_wait_share"],
                 "samplers": {
@@ -96,14 +102,8 @@ def gather(folders: Sequence[Path]) -> Json:
                     for name, summary in results["samplers"].items()
                 },
             }
-        )
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "task": config["settings"]["task"],
-        "delay": config["settings"]["delay"],
-        "resolved": results["resolved"],
-        "seeds": results["seeds"],
-        "rates": rates,
+            for rate, results in done.items()
+        ],
     }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+
+from asd_policy.eval.runs.forms import Amount, Closed, Count, Positive
+from asd_policy.eval.runs.schemas import read
 
 if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats
@@ -15,15 +17,43 @@ if TYPE_CHECKING:
 _DIGITS = 7  # a tenth of a microsecond
 
 
-ChunkRecord: TypeAlias = dict[str, Any]
+class ChunkRecord(Closed):
+    """What a chunk cost."""
+
+    latency_s: Amount
+    batch: Positive
+    calls: Count
+    evaluations: Count
+    rejections: Count
+    accepted: Count
+    decided: Count
+    draft_s: Amount
+    network_s: Amount
+    verify_s: Amount
+    other_s: float
+    """The rest of latency_s; rounding may leave it below zero."""
+    window: Positive
 
 
-def chunk_record(chunk: ChunkStats) -> ChunkRecord:
+class Lateness(Closed):
+    """In a loop with delays: when a chunk was asked for, and how late it came."""
+
+    asked_at_step: Count
+    delay_s: Amount
+    delay_steps: Count
+    held_steps: Count
+    useless: bool
+
+
+class LateChunk(ChunkRecord, Lateness):
+    """What a chunk cost, and how late it came."""
+
+
+def chunk_record(chunk: ChunkStats) -> ChunkRecord | LateChunk:
     """A chunk as numbers. `accepted` and `decided` are summed; the episode keeps them by step.
     In a loop with delays, also when the chunk was asked for and how late it came
     (`asd_policy.eval.delay.Delay`)."""
-    delay = getattr(chunk, "delay", None)
-    return {
+    cost: ChunkRecord = {
         "latency_s": round(float(chunk.latency_s), _DIGITS),
         "batch": int(chunk.batch),
         "calls": int(chunk.calls),
@@ -36,8 +66,12 @@ def chunk_record(chunk: ChunkStats) -> ChunkRecord:
         "verify_s": round(float(chunk.verify_s), _DIGITS),
         "other_s": round(float(chunk.other_s), _DIGITS),
         "window": int(chunk.window),
-        **({} if delay is None else delay.record()),
     }
+    delay = getattr(chunk, "delay", None)
+    if delay is None:
+        return cost
+    late: Lateness = delay.record()
+    return {**cost, **late}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +88,27 @@ class Episode:
     `restarts`: how often its worker process died, and the episode began again.
     """
 
+    __pydantic_config__: ClassVar = {
+        "extra": "forbid",
+        "alias_generator": lambda name: name.rstrip("_"),
+    }
     sampler: str
-    seed: int
+    seed: Count
     success: bool
-    steps: int
+    steps: Count
     return_: float
     cold: bool
-    num_envs: int
-    restarts: int
-    wall_s: float
-    processor_wait_s: float | None
-    policy_s: float
-    simulation_s: float
-    rendering_s: float
-    chunks: Sequence[ChunkRecord]
-    accepted_by_step: Sequence[int]
-    decided_by_step: Sequence[int]
-    control_step_s: Sequence[float]
+    num_envs: Positive
+    restarts: Count
+    wall_s: Amount
+    processor_wait_s: Amount | None
+    policy_s: Amount
+    simulation_s: Amount
+    rendering_s: Amount
+    chunks: list[ChunkRecord | LateChunk]
+    accepted_by_step: list[Count]
+    decided_by_step: list[Count]
+    control_step_s: list[Amount]
 
     def to_line(self) -> str:
         """One line of JSON. A non-finite number raises ValueError: it would not be JSON."""
@@ -85,11 +123,7 @@ class Episode:
     @classmethod
     def from_line(cls, line: str | bytes) -> Episode:
         """Read `to_line` back. Raises ValueError for anything but a whole record."""
-        record = json.loads(line)
-        if not isinstance(record, Mapping):
-            raise ValueError(f"an episode's line must hold a JSON object, got {record!r:.40}")
-        names = {field.name.rstrip("_"): field.name for field in dataclasses.fields(cls)}
-        if record.keys() != names.keys():
-            wrong = ", ".join(sorted(record.keys() ^ names.keys()))
-            raise ValueError(f"an episode's line must hold {', '.join(names)}; wrong: {wrong}")
-        return cls(**{names[key]: value for key, value in record.items()})
+        try:
+            return read("episode", line)
+        except ValueError as error:
+            raise ValueError(f"an episode's line must hold a whole Episode: {error}") from error

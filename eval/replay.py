@@ -17,9 +17,11 @@ from asd_policy.console import plain_console
 from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import TASKS, agreed_task
 from asd_policy.eval.flight import FOLDER, Flight, FlightDamagedError, flight_path, read_flight
-from asd_policy.eval.folder import check_writable, read_run, write_json
+from asd_policy.eval.folder import read_run
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import ReplayOptions
+from asd_policy.eval.runs.files import check_writable, write_json
+from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.setup import load_policy
 from asd_policy.eval.subject import task_of
 from asd_policy.samplers.calibration import Calibration
@@ -28,7 +30,6 @@ from asd_policy.samplers.result import Stats
 if TYPE_CHECKING:
     from asd_policy.policy import DiffusionPolicy
 
-SCHEMA_VERSION = 1  # of replay.json
 _SAMPLE = 10  # chunks, where nothing says which
 _SHOWN = 10  # of those that differ
 _PLACE = ("device", "engine", "precision", "compile", "threads")
@@ -72,7 +73,7 @@ def replay(options: ReplayOptions, console: Console | None = None) -> Json:
     verdicts = [found for episode in _by_episode(places) for found in replayer.episode(*episode)]
     same = sum(verdict["same"] for verdict in verdicts)
     result = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": VERSION["replay"],
         "run": str(options.run),
         "chunks": len(verdicts),
         "same": same,

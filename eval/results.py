@@ -4,20 +4,21 @@ recomputed from what it kept."""
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from asd_policy.eval.delay import deadlines
 from asd_policy.eval.distributions import (
     calls_by_chunk,
     chunks_over,
+    deadlines,
     histogram,
     latency_bins_ms,
     periods_ms,
 )
-from asd_policy.eval.folder import SCHEMA_VERSION
 from asd_policy.eval.records import ChunkRecord, Episode
+from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.samplers import is_autospeculative
 from asd_policy.eval.stats import latency_ms, mean, paired_success, ratio, success_rate
 
@@ -55,8 +56,8 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, 
         samplers[name]["chunks_over"] = chunks_over(chunks, periods)
     for summary in samplers.values():
         summary["speedup"] = _speedup(summary, samplers.get("ddpm"))
-    return {
-        "schema_version": SCHEMA_VERSION,
+    content = {
+        "schema_version": VERSION["results"],
         "complete": all(len(kept) == len(seeds) for kept in by_sampler.values()),
         "task": settings["task"],
         "seeds": {"first": seeds.start, "last": seeds.stop - 1, "count": len(seeds)},
@@ -72,6 +73,7 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, 
             for a, b in itertools.combinations(names, 2)
         ],
     }
+    return dict(json.loads(json.dumps(content)))  # as it is read back: lists, and keys of text
 
 
 def _sampler(name: str, settings: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def _time(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def _mean_ms(chunks: Sequence[ChunkRecord], key: str) -> float | None:
+def _mean_ms(chunks: Sequence[Any], key: str) -> float | None:
     seconds = mean([c[key] for c in chunks])
     return None if seconds is None else 1e3 * seconds
 

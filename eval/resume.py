@@ -1,8 +1,9 @@
 """Going on with a run: which one, and with the options that it was begun with.
 
 The options of an evaluation are in its config.json. `rates` and `tasks`, which are made of
-evaluations, keep theirs in a file of their own (schemas/options.json). What the words of a command
-leave out comes from there; what they say otherwise is refused, by name (`folder.check_same`).
+evaluations, keep theirs in a file of their own (`asd_policy.eval.runs.studies.Options`). What the
+words of a command leave out comes from there; what they say otherwise is refused, by name
+(`runs.store.Store`).
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ import tyro
 
 from asd_policy.console import say
 from asd_policy.errors import OutputExistsError, Terminated
-from asd_policy.eval.folder import SCHEMA_VERSION as FOLDER_VERSION
-from asd_policy.eval.folder import check_same, is_held, read_config, write_json
+from asd_policy.eval.folder import STORE, is_held
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.runs.files import now, write_json
+from asd_policy.eval.runs.schemas import VERSION
+from asd_policy.eval.runs.store import Store
 
 Json = dict[str, Any]
 Options = TypeVar("Options", bound=EvalOptions)
 AnyOptions = TypeVar("AnyOptions")
-SCHEMA_VERSION = 1  # of options.json
 OPTIONS_FILE = "options.json"
 # What names the run's place, or is spelled in another way.
 _NOT_KEPT = ("out", "resume", "ray", "realtime", "control_rate", "merge", "shard")
@@ -83,7 +85,7 @@ def find_evaluation(options: EvalOptions) -> EvalOptions | None:
     if not options.resume:
         return None
     out = options.out or _newest(Path("outputs/eval"), _evaluation, "evaluation")
-    config = read_config(out)
+    config = STORE.read(out)
     if config is None:
         return None
     settings = dict(config["settings"])
@@ -97,7 +99,7 @@ def find_options(kind: type[Options], options: Options, root: Path, command: str
     if not options.resume:
         return None
     out = options.out or _newest(root, functools.partial(_of_parts, command), f"`{command}`")
-    kept = read_options(out / OPTIONS_FILE, command)
+    kept = store_of(command).read(out)
     return None if kept is None else restored(kind, kept["options"], out)
 
 
@@ -132,7 +134,7 @@ class _Begun(NamedTuple):
 def _newest(root: Path, look: Callable[[Path], _Begun | None], what: str) -> Path:
     """The newest run in `root` that is unfinished, and that no process is at; says which."""
     there = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    found = [(run, path) for path in there for run in [look(path)] if run is not None]
+    found = [(run, path) for path in there for run in [_looked(look, path)] if run is not None]
     left = [(run, path) for run, path in found if not run.finished]
     free = [(run.started, path) for run, path in left if not run.held]
     if not free:
@@ -147,9 +149,16 @@ def _newest(root: Path, look: Callable[[Path], _Begun | None], what: str) -> Pat
     return newest
 
 
+def _looked(look: Callable[[Path], _Begun | None], path: Path) -> _Begun | None:
+    try:
+        return look(path)
+    except ValueError:  # one that is damaged is not the one to continue
+        return None
+
+
 def _evaluation(path: Path) -> _Begun | None:
-    config = read_config(path)
-    if config is None or config.get("schema_version") != FOLDER_VERSION:
+    config = STORE.read(path)
+    if config is None or config.get("schema_version") != VERSION["config"]:
         return None
     results = _read(path / "results.json") or {"complete": False}
     finished = results["complete"] and results["seeds"]["count"] == config["settings"]["episodes"]
@@ -157,7 +166,7 @@ def _evaluation(path: Path) -> _Begun | None:
 
 
 def _of_parts(command: str, path: Path) -> _Begun | None:
-    kept = read_options(path / OPTIONS_FILE, command)
+    kept = store_of(command).read(path)
     if kept is None:
         return None
     result = _read(path / "rates.json") or {"rates": []}
@@ -181,40 +190,37 @@ def _read(path: Path) -> Json | None:
 # --- the options of a command that is made of evaluations ---------------------------------------
 
 
-def read_options(file: Path, command: str) -> Json | None:
-    """What `keep_options` wrote; None where there is nothing of this command."""
-    content = _read(file)
-    return content if content is not None and content.get("command") == command else None
+def store_of(command: str, file: str = OPTIONS_FILE, may_grow: Sequence[str] = ()) -> Store:
+    """Where a command that is made of evaluations keeps its options."""
+    return Store(
+        what=f"a run of `{command}`",
+        form="options",
+        file=file,
+        key="options",
+        ours=lambda content: bool(content.get("command") == command),
+        free=("video", "name", "checkpoint"),  # of a checkpoint the hash counts: see config.json
+        may_grow=may_grow,
+        restores=True,
+    )
 
 
 def kept_form(options: Any) -> Json:
     """The options that make a run what it is, as they will be read back."""
     kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_KEPT}
-    return json.loads(json.dumps(kept, default=str))
+    return dict(json.loads(json.dumps(kept, default=str)))
 
 
-def keep_options(file: Path, command: str, options: Any, may_grow: Sequence[str]) -> None:
+def keep_options(folder: Path, store: Store, command: str, options: Any) -> None:
     """Write the options, or raise OutputExistsError where others are kept."""
-    now = kept_form(options)
-    there = read_options(file, command)
-    started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    if there is not None:
-        version = {"schema_version": there["schema_version"]}
-        check_same(
-            file.parent,
-            there["options"] | version,
-            now | {"schema_version": SCHEMA_VERSION},
-            ("video", "name", "checkpoint"),  # of a checkpoint the hash counts: see config.json
-            may_grow,
-        )
-        if not options.resume:
-            raise OutputExistsError(
-                f"{file.parent} already holds this run of `{command}`; add --resume to continue "
-                "it, or choose another --out"
-            )
-        started = there["started"]
-    content = {"schema_version": SCHEMA_VERSION, "command": command, "started": started}
-    write_json(file, content | {"options": now})
+    asked = kept_form(options)
+    there = store.check(folder, asked, options.resume, beside=True)
+    content = {
+        "schema_version": VERSION["options"],
+        "command": command,
+        "started": now() if there is None else there["started"],
+        "options": asked,
+    }
+    write_json(folder / store.file, content)
 
 
 @contextlib.contextmanager

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from asd_policy.errors import AsdPolicyError, NonFiniteError
-from asd_policy.eval.machine import processor_wait_s
+from asd_policy.eval.machine import describe_machine, processor_wait_s
 from asd_policy.eval.records import Episode, chunk_record
 from asd_policy.eval.slots import Moment, Observation, Slot, WorkerDied
-from asd_policy.eval.video import Recorder
+from asd_policy.eval.video import Recorder, check_rendering
 
 if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats
@@ -58,6 +60,49 @@ class Listener:
 
     started: Callable[[str, int], None] = lambda sampler, seed: None
     ticked: Callable[[], None] = lambda: None
+
+
+Film = Callable[[Path, str, int], Recorder | None]
+"""(folder, sampler, seed) → the film of an episode, None where it is not filmed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run is made of: one policy for each sampler, and the environments they share.
+
+    `checkpoint_sha256` is part of what must not change when a run is resumed; `resolved` is what
+    "auto" and the defaults came to (device, threads, precision, steps of each sampler).
+    `held_components`: of an action, what is repeated while a robot holds still (a gripper's
+    command). `places`: how many policies run at once, each with environments of its own.
+    """
+
+    policies: Mapping[str, Policy]
+    slots: Sequence[Slot]
+    render_fps: float
+    checkpoint_sha256: str
+    resolved: dict[str, Any]
+    held_components: Sequence[int] = ()
+    places: int = 1
+
+    def roll_out(
+        self, jobs: Iterator[tuple[str, int]], film: Film, folder: Path, listener: Listener
+    ) -> Generator[Episode, None, None]:
+        """The episodes of these (sampler, seed), each as it ends; films go to `folder`."""
+        recorder = functools.partial(film, folder)
+        return roll_out(self.policies, self.slots, jobs, recorder=recorder, listener=listener)
+
+    def check_rendering(self) -> None:
+        """Raise AsdPolicyError unless a frame can be drawn."""
+        check_rendering(self.slots[0])
+
+    def describe_machine(self) -> dict[str, Any]:
+        """The machine that the policy runs on, and versions."""
+        return describe_machine(self.resolved)
+
+    def close(self) -> None:
+        """Close the environments."""
+        for slot in self.slots:
+            slot.close()
 
 
 class _Run:

@@ -13,11 +13,10 @@ from asd_policy.device import resolve_device
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
 from asd_policy.errors import CheckpointError, IntegrationError
-from asd_policy.eval.evaluator import Setup
-from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.plan import Parts
+from asd_policy.eval.rollout import Setup
 from asd_policy.eval.slots import make_env, open_slots
-from asd_policy.eval.subject import ROBOMIMIC_SUFFIX, checkpoint_of, with_its_task
+from asd_policy.eval.subject import ROBOMIMIC_SUFFIX, checkpoint_of
 from asd_policy.integrations.robomimic_checkpoint import (
     RobomimicCheckpoint,
     read_checkpoint,
@@ -28,27 +27,19 @@ from asd_policy.policy import DiffusionPolicy, SamplerConfig
 from asd_policy.progress import Stage
 
 
-def prepare(options: EvalOptions) -> Setup:
+def prepare(parts: Parts) -> Setup:
     """Load one policy for each sampler and make the environments they share.
 
     Raises:
         ValueError: an unknown task or device, or a setting that the sampler refuses.
         CheckpointError: a checkpoint that is missing, damaged, or not for this task.
     """
-    options = with_its_task(options)
     before_mujoco()  # environments in processes of their own would say it later
-    task = get_task(str(options.task))
-    device = resolve_device(options.device)
-    checkpoint = checkpoint_of(options)
-    place: dict[str, Any] = {
-        "device": device,
-        "engine": options.engine,
-        "precision": options.precision,
-        "compile": options.compile,
-        "threads": options.threads,
-    }
-    policies = _load_policies(checkpoint, place, options)
-    policy = policies[options.samplers[0]]
+    task = get_task(parts.task)
+    device = resolve_device(parts.device)
+    checkpoint = checkpoint_of(parts)
+    policies = _load_policies(checkpoint, parts.place | {"device": device}, parts)
+    policy = next(iter(policies.values()))
     policy.check_observation_space(task.observation_keys)
     if policy.action_dim != task.action_dim:
         raise ValueError(
@@ -57,11 +48,11 @@ def prepare(options: EvalOptions) -> Setup:
         )
     check_environment(policy.card.get("env_metadata"), task, checkpoint)
     cameras = _cameras(policy, checkpoint)
-    robots = min(options.num_envs, options.episodes * len(options.samplers))
+    robots = parts.robots
     for each in policies.values():
         each.reset([0] * robots)  # "auto" chooses the window for so many
     torch.set_num_threads(policy.threads)
-    made = functools.partial(make_env, task.env_id, options.horizon, bool(options.video), cameras)
+    made = functools.partial(make_env, task.env_id, parts.horizon, bool(parts.video), cameras)
     with Stage(f"building {robots} simulated robot" + "s" * (robots > 1)):
         slots = open_slots(made, robots)
     return Setup(
@@ -76,8 +67,8 @@ def prepare(options: EvalOptions) -> Setup:
             "threads": policy.threads,
             "engine": policy.engine.name,
             "kernels": policy.engine.kernels,
-            "precision": options.precision,
-            "compile": options.compile,
+            "precision": parts.precision,
+            "compile": parts.compile,
             "parameters": policy.parameters,
             "horizons": list(policy.horizons),
             "control_hz": CONTROL_FREQUENCY_HZ,
@@ -88,13 +79,13 @@ def prepare(options: EvalOptions) -> Setup:
     )
 
 
-def _load_policies(checkpoint: Path, place: dict[str, Any], options: EvalOptions) -> dict[str, Any]:
+def _load_policies(checkpoint: Path, place: dict[str, Any], parts: Parts) -> dict[str, Any]:
     """One for each sampler."""
     policies: dict[str, Any] = {}
-    for name in options.samplers:
+    for name, settings in parts.samplers.items():
         with Stage(f"loading the policy, {name} (a network that is new here is timed)"):
-            policies[name] = load_policy(checkpoint, place, sampler_settings(name, options))
-            if options.measure:
+            policies[name] = load_policy(checkpoint, place, settings)
+            if parts.measure:
                 policies[name].measure()
     return policies
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from asd_policy.eval.folder import check_writable
+from asd_policy.eval.runs.files import check_writable
 from asd_policy.eval.verification.options import VerifyOptions
 from asd_policy.progress import Stage
 

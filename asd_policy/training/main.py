@@ -53,10 +53,10 @@ def main_train(
 
     Args:
         task: The task, whose observation keys and action size the policy takes.
-        data: Where the demonstrations are: zarr stores (folders, or .zarr.zip) of `asd-policy demos`
-            or in Chi et al.'s layout, the same as one file (.npz, `python eval/gpu.py --export`),
-            or robomimic's low-dimensional datasets (.hdf5). Several are taken together. None is
-            outputs/demos/<task>.zarr.
+        data: Where the demonstrations are: zarr stores (folders, or .zarr.zip) of `asd-policy
+            demos` or in Chi et al.'s layout, the same as one file (.npz, `python eval/gpu.py
+            --export`), or robomimic's low-dimensional datasets (.hdf5). Several are taken together.
+            None is outputs/demos/<task>.zarr.
         filter_key: The mask of a robomimic dataset whose episodes are read ("train"); None reads
             all.
         out: The checkpoint folder to write; None is outputs/train/<task>.

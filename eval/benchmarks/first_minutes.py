@@ -24,9 +24,9 @@ import numpy as np
 import tyro
 
 from asd_policy.eval.machine import describe_machine
+from asd_policy.eval.runs.schemas import VERSION, read_json
 
 Json = dict[str, Any]
-SCHEMA_VERSION = 1
 SPIN = "while True: pass"
 
 
@@ -55,7 +55,7 @@ def run_once(episodes: int, cache: Path, words: tuple[str, ...] = ()) -> Json:
             check=True,
         )
         seconds = time.perf_counter() - start
-        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+        results = read_json(out / "results.json", "results")
     asd, ddpm = results["samplers"]["asd"], results["samplers"]["ddpm"]
     return {
         "seconds": seconds,
@@ -92,7 +92,7 @@ def main(
                     found = run_once(episodes, cache)
                 kept.append({"beside": count, "run": number, **found})
                 machine = describe_machine({"threads": found["threads"], "gpu": None})
-                content: Json = {"schema_version": SCHEMA_VERSION, "fresh": fresh}
+                content: Json = {"schema_version": VERSION["first_minutes"], "fresh": fresh}
                 content |= {"episodes": episodes, "machine": machine, "runs": kept}
                 out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
                 print(_line(kept[-1]), flush=True)

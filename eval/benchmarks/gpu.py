@@ -17,8 +17,9 @@ from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.benchmarks.cells import Cell, Group, cell
 from asd_policy.eval.benchmarks.options import EAGER_LOOP, BenchOptions
 from asd_policy.eval.benchmarks.run import finish, measure, open_store, scale
-from asd_policy.eval.benchmarks.subjects import load_demonstrations, load_subject, store_keys
+from asd_policy.eval.benchmarks.subjects import load_subject
 from asd_policy.eval.benchmarks.training import OutOfTime, train_for
+from asd_policy.eval.demonstrations import load_demonstrations, store_keys
 
 HEADLINE = ("asd", "ddpm", "ddim-10", "asd-paper")
 WINDOWS = ("8", "16", "32", "64", "100")

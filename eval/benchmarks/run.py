@@ -14,11 +14,12 @@ from asd_policy.eval.benchmarks.cells import Group, plan
 from asd_policy.eval.benchmarks.options import BenchOptions, check_device, check_options
 from asd_policy.eval.benchmarks.runner import Runner
 from asd_policy.eval.benchmarks.scaling import calls_against_steps
-from asd_policy.eval.benchmarks.store import Store, read_bench
-from asd_policy.eval.benchmarks.subjects import Subject, load_demonstrations, load_subject
+from asd_policy.eval.benchmarks.store import BenchFile, read_bench
+from asd_policy.eval.benchmarks.subjects import Subject, load_subject
 from asd_policy.eval.benchmarks.tables import print_benchmark
-from asd_policy.eval.folder import check_writable
+from asd_policy.eval.demonstrations import load_demonstrations
 from asd_policy.eval.machine import describe_machine, package_version
+from asd_policy.eval.runs.files import check_writable
 from asd_policy.progress import Stage
 from asd_policy.threads import choose_threads
 
@@ -60,7 +61,7 @@ def load_subjects(options: BenchOptions, device: torch.device) -> dict[str, Subj
     return {name: load_subject(name, device, replay, options.seed) for name in options.networks}
 
 
-def open_store(options: BenchOptions, device: str, more: Json) -> Store:
+def open_store(options: BenchOptions, device: str, more: Json) -> BenchFile:
     """The output folder; ``more`` is added to what is said of the machine."""
     settings = {
         key: str(value) if isinstance(value, Path) else value
@@ -68,7 +69,7 @@ def open_store(options: BenchOptions, device: str, more: Json) -> Store:
         if key not in ("out", "resume", "figures")
     } | {"device": device}
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
-    return Store.claim(options.out, settings, bench_machine(device) | more, options.resume)
+    return BenchFile.claim(options.out, settings, bench_machine(device) | more, options.resume)
 
 
 def bench_machine(device: str) -> Json:
@@ -89,7 +90,7 @@ def bench_machine(device: str) -> Json:
 
 
 def measure(
-    store: Store,
+    store: BenchFile,
     subjects: dict[str, Subject],
     groups: Sequence[Group],
     options: BenchOptions,
@@ -107,7 +108,7 @@ def measure(
     return complete
 
 
-def scale(store: Store, quick: bool, say: Say) -> None:
+def scale(store: BenchFile, quick: bool, say: Say) -> None:
     """Calls against K, unless the store has them."""
     if store.content["calls_against_steps"]:
         return
@@ -117,7 +118,7 @@ def scale(store: Store, quick: bool, say: Say) -> None:
     store.write(calls_against_steps=results, complete=True)
 
 
-def finish(store: Store, say: Say) -> int:
+def finish(store: BenchFile, say: Say) -> int:
     """Tables, figures, and where everything is."""
     print_benchmark(store.content, say)
     say_figures(store.folder, say)

@@ -25,7 +25,7 @@ from asd_policy.eval.benchmarks.contestants import (
     make_contestant,
 )
 from asd_policy.eval.benchmarks.options import EAGER_LOOP
-from asd_policy.eval.benchmarks.store import Store
+from asd_policy.eval.benchmarks.store import BenchFile
 from asd_policy.eval.benchmarks.subjects import Subject
 from asd_policy.eval.benchmarks.summary import summarize
 from asd_policy.eval.machine import processor_wait_s
@@ -48,7 +48,7 @@ class Runner:
 
     def __init__(
         self,
-        store: Store,
+        store: BenchFile,
         subjects: dict[str, Subject],
         device: torch.device,
         chunks: int,

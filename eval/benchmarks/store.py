@@ -7,23 +7,25 @@ calls_against_steps, complete.
 
 from __future__ import annotations
 
-import datetime
-import json
 from pathlib import Path
 from typing import Any
 
-from asd_policy.errors import OutputExistsError
 from asd_policy.eval.benchmarks.summary import add_speedups
-from asd_policy.eval.folder import default_folder, write_json
-from asd_policy.files import writing
+from asd_policy.eval.runs.files import default_folder, now, write_json
+from asd_policy.eval.runs.schemas import VERSION, read_json
+from asd_policy.eval.runs.store import Store
 
 Json = dict[str, Any]
-SCHEMA_VERSION = 1
 FILE = "bench.json"
-FIXED = ("chunks", "device", "seed", "quick", "threads", "data")  # on resuming; lists may grow
+STORE = Store(
+    what="a benchmark",
+    form="bench",
+    file=FILE,
+    fixed=("chunks", "device", "seed", "quick", "threads", "data"),  # the lists may grow
+)
 
 
-class Store:
+class BenchFile:
     """One benchmark's file.
 
     Attributes:
@@ -34,7 +36,7 @@ class Store:
         self.folder, self.content = folder, content
 
     @classmethod
-    def claim(cls, out: Path | None, settings: Json, machine: Json, resume: bool) -> Store:
+    def claim(cls, out: Path | None, settings: Json, machine: Json, resume: bool) -> BenchFile:
         """Start in a new folder, or go on with the benchmark in one.
 
         Raises:
@@ -42,13 +44,11 @@ class Store:
                 or one that ``resume`` was not given for.
         """
         folder = out or default_folder("bench", Path("outputs/bench"))
-        there = check_folder(folder, settings, resume)
+        there = STORE.check(folder, settings, resume, beside=resume)  # a training, say
         if there is None:
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
             there = {
-                "schema_version": SCHEMA_VERSION,
-                "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+                "schema_version": VERSION["bench"],
+                "started": now(),
                 "settings": settings,
                 "machine": [machine],
                 "networks": {},
@@ -84,34 +84,6 @@ class Store:
         write_json(self.folder / FILE, self.content)
 
 
-def check_folder(folder: Path, settings: Json, resume: bool) -> Json | None:
-    """What the folder's file holds, if a benchmark with ``settings`` may go on there; None if one
-    may start. Raises OutputExistsError otherwise. Writes nothing."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputExistsError(f"the output must be a folder, but {folder} is a file")
-    if not (folder / FILE).exists():
-        if folder.exists() and any(folder.iterdir()) and not resume:
-            raise OutputExistsError(f"{folder} holds other files; choose another --out")
-        return None
-    there = read_bench(folder)
-    changed = [
-        f"{key}: {there['settings'].get(key)} there, {settings.get(key)} now"
-        for key in FIXED
-        if there["settings"].get(key) != settings.get(key)
-    ]
-    if changed:
-        raise OutputExistsError(
-            f"{folder} holds a benchmark with other settings ({'; '.join(changed)}); "
-            "choose another --out"
-        )
-    if not resume:
-        raise OutputExistsError(
-            f"{folder} already holds a benchmark; add --resume to go on with it, or choose "
-            "another --out"
-        )
-    return there
-
-
 def read_bench(folder: Path) -> Json:
     """The content of a folder's bench.json.
 
@@ -120,10 +92,6 @@ def read_bench(folder: Path) -> Json:
     """
     path = folder if folder.suffix == ".json" else folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no benchmark at {path}: {error}") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
-    return content
+        return read_json(path, "bench")
+    except ValueError as error:
+        raise ValueError(f"no benchmark at {error}") from error

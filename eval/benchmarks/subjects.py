@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.checkpoints import find_checkpoint, shipped
-from asd_policy.data.replay import Replay, load_npz, load_replay
-from asd_policy.data.zarr_store import ZarrStore
-from asd_policy.errors import DatasetError
+from asd_policy.data.replay import Replay
 from asd_policy.eval.benchmarks.flops import NetworkSize, network_size
 from asd_policy.networks import ConditionalUnet1D
 from asd_policy.policy import Checkpoint, Normalizer, PolicyConfig, load_checkpoint
@@ -144,24 +142,6 @@ def load_subject(name: str, device: torch.device, replay: Replay | None, seed: i
         card.get("calibration") or {},
         network_size(network, x, conditions[:1]),
     )
-
-
-def load_demonstrations(path: Path) -> Replay:
-    """A ``.npz`` file or a zarr store. Raises DatasetError."""
-    if path.suffix == ".npz":
-        return load_npz(path)
-    return load_replay(path, store_keys(path))
-
-
-def store_keys(path: Path) -> list[str]:
-    """Observation keys of a zarr store that this package made. Raises DatasetError."""
-    keys = ZarrStore(path).attributes.get("observation_keys")
-    if not keys:
-        raise DatasetError(
-            f"{path}: expected a store that `asd-policy demos` wrote; it does not name its "
-            "observation_keys"
-        )
-    return list(keys)
 
 
 def _folder(name: str) -> Path:

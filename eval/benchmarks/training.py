@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 
 from asd_policy.data.replay import Replay
 from asd_policy.eval.benchmarks.ceilings import matmul_precision
-from asd_policy.eval.folder import write_json
+from asd_policy.eval.runs.files import write_json
+from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.files import writing
 from asd_policy.policy import PolicyConfig, save_checkpoint
 from asd_policy.policy.checkpoint import CARD_FILE
@@ -21,7 +21,6 @@ from asd_policy.training.trainer import Report, TrainConfig, Trainer
 
 Say = Callable[[str], None]
 PLAN, STATE = "plan.json", "train_state.pt"
-SCHEMA_VERSION = 1  # of plan.json
 DIFFUSION_STEPS = 100
 PROBE_STEPS = 30  # timed, to know how many steps the minutes hold
 SHARE = 0.93  # of the minutes that steps take; the rest is for saving and calibration
@@ -98,17 +97,15 @@ def _plan(
         "learning_rate": 3e-4,
         "warmup_steps": min(500, steps // 10),
     }
-    write_json(path, {"schema_version": SCHEMA_VERSION} | recipe)
+    write_json(path, {"schema_version": VERSION["plan"]} | recipe)
     say(f"Training: {1e3 * each:.1f} ms a step, so {steps} steps of {batch_size}")
     return TrainConfig(**recipe)
 
 
 def _read_plan(path: Path) -> TrainConfig:
     """Raises ValueError where it is not of this version."""
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    version = plan.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+    plan = read_json(path, "plan")
+    del plan["schema_version"]
     return TrainConfig(**plan)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from asd_policy.errors import AsdPolicyError
-from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.plan import Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Share:
     num_envs: int
 
 
-def connect(options: EvalOptions) -> bool:
+def connect(parts: Parts) -> bool:
     """Join the cluster of `--ray ADDRESS`, or start one on this machine. A program that has joined
     one already stays with it. Returns whether `ray.shutdown` is due in the end.
 
@@ -34,13 +34,13 @@ def connect(options: EvalOptions) -> bool:
     """
     if ray.is_initialized():
         return False
-    (address,) = options.ray or ("",)
+    (address,) = parts.ray or ("",)
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address:
             ray.init(address, **quiet)
         else:
-            _start(options, quiet)
+            _start(parts, quiet)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError, Exception …
         ray.shutdown()
         reason = str(error).strip().partition("\n")[0]
@@ -49,17 +49,17 @@ def connect(options: EvalOptions) -> bool:
     return True
 
 
-def _start(options: EvalOptions, quiet: dict[str, Any]) -> None:
+def _start(parts: Parts, quiet: dict[str, Any]) -> None:
     """One with room for everything: as many processes as worker processes would be."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    gpus = _gpus_here() if options.device != "cpu" else 0
-    each = _cpus_of_a_policy(options) + options.num_envs
-    cpus = each * _policies(options, gpus)
+    gpus = _gpus_here() if parts.device != "cpu" else 0
+    each = _cpus_of_a_policy(parts) + parts.num_envs
+    cpus = each * _policies(parts, gpus)
     ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, **quiet)
 
 
-def share(options: EvalOptions) -> Share:
-    """What of the options fits into what is free on the cluster: a policy for each GPU, or one on
+def share(parts: Parts) -> Share:
+    """What of the parts fits into what is free on the cluster: a policy for each GPU, or one on
     a CPU where there is none (or `--device cpu`), and its environments on CPUs of its node.
 
     Raises:
@@ -67,14 +67,14 @@ def share(options: EvalOptions) -> Share:
             `--device cuda` asks for one.
     """
     total, free = ray.cluster_resources(), ray.available_resources()
-    gpus = int(total.get("GPU", 0)) if options.device != "cpu" else 0
-    if options.device == "cuda" and not gpus:
+    gpus = int(total.get("GPU", 0)) if parts.device != "cpu" else 0
+    if parts.device == "cuda" and not gpus:
         raise AsdPolicyError("--device cuda needs a GPU, and the cluster has none")
-    wanted = _policies(options, max(1, int(free.get("GPU", 0))) if gpus else 0)
+    wanted = _policies(parts, max(1, int(free.get("GPU", 0))) if gpus else 0)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus:
         nodes = [node for node in nodes if node.get("GPU", 0)]
-    return fit(nodes, int(free.get("CPU", 0)), wanted, _cpus_of_a_policy(options), options.num_envs)
+    return fit(nodes, int(free.get("CPU", 0)), wanted, _cpus_of_a_policy(parts), parts.num_envs)
 
 
 def fit(
@@ -111,14 +111,14 @@ def fit(
     return Share(fitting, cpus, gpus, envs)
 
 
-def _policies(options: EvalOptions, gpus: int) -> int:
+def _policies(parts: Parts, gpus: int) -> int:
     """No more than there are episodes for."""
-    batches = -(-options.episodes * len(options.samplers) // options.num_envs)
+    batches = -(-parts.episodes * len(parts.samplers) // parts.num_envs)
     return max(1, min(gpus, batches))
 
 
-def _cpus_of_a_policy(options: EvalOptions) -> int:
-    return options.threads or 1
+def _cpus_of_a_policy(parts: Parts) -> int:
+    return parts.threads or 1
 
 
 def _gpus_here() -> int:
@@ -139,9 +139,9 @@ def cluster_size() -> dict[str, Any]:
 
 
 @contextmanager
-def connected(options: EvalOptions) -> Iterator[bool]:
+def connected(parts: Parts) -> Iterator[bool]:
     """`connect`, undone where the block raises; else the caller shuts down."""
-    ours = connect(options)
+    ours = connect(parts)
     try:
         yield ours
     except BaseException:

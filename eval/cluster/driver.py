@@ -25,11 +25,10 @@ from ray.exceptions import RayError, RayTaskError
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.cluster import connect
 from asd_policy.eval.cluster.host import Finished, Job, Parcel, PolicyHost, Prepared, Started, Told
-from asd_policy.eval.evaluator import Film, Setup
-from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.plan import Parts
 from asd_policy.eval.records import Episode
-from asd_policy.eval.rollout import MAX_RESTARTS, Listener
-from asd_policy.eval.subject import checkpoint_of, with_its_task
+from asd_policy.eval.rollout import MAX_RESTARTS, Film, Listener, Setup
+from asd_policy.eval.subject import checkpoint_of
 from asd_policy.files import writing
 
 PATIENCE_S = 300.0  # for an actor to have its place; a cluster may have to grow first
@@ -60,8 +59,8 @@ class RaySetup(Setup):
 
 
 def prepare_on_ray(
-    options: EvalOptions,
-    prepare: Callable[[EvalOptions], Setup] | None = None,
+    parts: Parts,
+    prepare: Callable[[Parts], Setup] | None = None,
     patience_s: float = PATIENCE_S,
 ) -> RaySetup:
     """Reach the cluster and start policies and environments there.
@@ -75,19 +74,18 @@ def prepare_on_ray(
         AsdPolicyError: no cluster, or no node with room for a policy and one environment.
         ValueError, CheckpointError: as `asd_policy.eval.setup.prepare`.
     """
-    options = with_its_task(options)
-    checkpoint = checkpoint_of(options)
+    checkpoint = checkpoint_of(parts)
     parcel = Parcel.of(checkpoint) if checkpoint.exists() else None
-    with connect.connected(options) as ours:
-        share = connect.share(options)
-        if share.num_envs < options.num_envs:
+    with connect.connected(parts) as ours:
+        share = connect.share(parts)
+        if share.num_envs < parts.num_envs:
             print(
-                f"The cluster has room for {share.num_envs} of {options.num_envs} environments "
+                f"The cluster has room for {share.num_envs} of {parts.num_envs} environments "
                 "for each policy.",
                 file=sys.stderr,
             )
         device = "cuda" if share.gpus else "cpu"
-        there = dataclasses.replace(options, num_envs=share.num_envs, device=device)
+        there = dataclasses.replace(parts, num_envs=share.num_envs, device=device)
         environ = {name: os.environ[name] for name in _SENT_ON if name in os.environ}
         asked = (there, prepare, ray.put(parcel), environ)
         crew = Crew(share, asked, patience_s, ours)

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from asd_policy.errors import AsdPolicyError
-from asd_policy.eval.evaluator import Film, Setup
-from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.plan import Parts
 from asd_policy.eval.records import Episode
-from asd_policy.eval.rollout import Listener
+from asd_policy.eval.rollout import Film, Listener, Setup
 from asd_policy.eval.slots import picklable_errors
 
 Job: TypeAlias = tuple[str, int]
@@ -94,8 +93,8 @@ class PolicyHost:
 
     def prepare(
         self,
-        options: EvalOptions,
-        prepare: Callable[[EvalOptions], Setup] | None,
+        parts: Parts,
+        prepare: Callable[[Parts], Setup] | None,
         parcel: Parcel | None,
         environ: Mapping[str, str],
     ) -> Prepared:
@@ -103,7 +102,7 @@ class PolicyHost:
 
         Args:
             prepare: as `asd_policy.eval.setup.prepare`, which is the default.
-            parcel: the checkpoint; None: `options.checkpoint` is a path on this node.
+            parcel: the checkpoint; None: `parts.checkpoint` is a path on this node.
             environ: variables that are set unless this node has its own.
         """
         for name, value in environ.items():
@@ -115,9 +114,9 @@ class PolicyHost:
                 with tempfile.TemporaryDirectory() as place:
                     if parcel is not None:
                         here = parcel.unpack(Path(place))
-                        options = dataclasses.replace(options, checkpoint=here)
-                    self._setup = setup = prepare(options)
-                if options.video:
+                        parts = dataclasses.replace(parts, checkpoint=here)
+                    self._setup = setup = prepare(parts)
+                if parts.video:
                     setup.check_rendering()
                 machine = setup.describe_machine()
             except AsdPolicyError:

@@ -12,7 +12,6 @@ from asd_policy.eval.records import Episode
 from asd_policy.eval.stats import paired_success, success_rate
 
 Json = dict[str, Any]
-SCHEMA_VERSION = 1
 NOT_WORSE, WORSE, COULD_NOT_TELL = 0, 1, 2  # exit statuses
 # name -> (key of a chunk's record, factor, quantile or None for the mean)
 RATIOS: dict[str, tuple[str, float, float | None]] = {
@@ -76,7 +75,7 @@ def _success(ours: list[Episode], theirs: list[Episode], margin: float) -> Json:
 
 def _values(episodes: list[Episode], key: str, unit: float) -> list[np.ndarray]:
     """Of every chunk but the first of a process, episode by episode."""
-    chunks = [e.chunks[1:] if e.cold else e.chunks for e in episodes]
+    chunks: list[list[Any]] = [[*e.chunks[1:]] if e.cold else [*e.chunks] for e in episodes]
     return [np.array([unit * chunk[key] for chunk in kept], dtype=float) for kept in chunks]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asd_policy.eval.comparison.options import CompareOptions
-from asd_policy.eval.folder import SCHEMA_VERSION, read_run
+from asd_policy.eval.folder import Run, open_run
 from asd_policy.eval.records import Episode
 
 Json = dict[str, Any]
@@ -40,50 +39,22 @@ class Side:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run as it was kept."""
-
-    folder: Path
-    config: Json
-    machine: Json
-    episodes: Sequence[Episode]
-
-    @property
-    def samplers(self) -> list[str]:
-        return list(self.config["settings"]["samplers"])
-
-    def side(self, sampler: str) -> Side:
-        """One sampler's part of the run.
-
-        Raises:
-            ValueError: the run has no such sampler, or no finished episode of it.
-        """
-        if sampler not in self.samplers:
-            raise ValueError(
-                f"{self.folder} has no sampler {sampler!r}; it has {', '.join(self.samplers)}"
-            )
-        episodes = {e.seed: e for e in self.episodes if e.sampler == sampler}
-        if not episodes:
-            raise ValueError(f"{self.folder} has no finished episode of {sampler}")
-        return Side(self.folder, sampler, self.config, self.machine, episodes)
-
-
-def open_run(folder: Path) -> Run:
-    """Read an evaluation's folder.
+def side_of(run: Run, sampler: str) -> Side:
+    """One sampler's part of a run.
 
     Raises:
-        ValueError: it holds none, or one of another schema version.
+        ValueError: the run has no such sampler, or no finished episode of it.
     """
-    config, episodes = read_run(folder)
-    version = config.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{folder}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
-    try:
-        machine = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        machine = {}
-    return Run(folder, config, machine, episodes)
+    samplers = run.settings["samplers"]
+    if sampler not in samplers:
+        raise ValueError(f"{run.path} has no sampler {sampler!r}; it has {', '.join(samplers)}")
+    episodes = {e.seed: e for e in run.episodes if e.sampler == sampler}
+    if not episodes:
+        raise ValueError(f"{run.path} has no finished episode of {sampler}")
+    machine: Json = {}
+    with contextlib.suppress(ValueError):  # what is compared does not hang on it
+        machine = run.env()
+    return Side(run.path, sampler, run.config, machine, episodes)
 
 
 def pairs_of(options: CompareOptions) -> list[tuple[Side, Side]]:
@@ -94,40 +65,41 @@ def pairs_of(options: CompareOptions) -> list[tuple[Side, Side]]:
     """
     runs = [open_run(folder) for folder in options.runs]
     first, last = runs[0], runs[-1]
+    ours, theirs = first.settings["samplers"], last.settings["samplers"]
     check_alike(first, last, options.allow_different_checkpoints)
     if options.samplers:
         a, b = options.samplers
-        return [(first.side(a), last.side(b))]
+        return [(side_of(first, a), side_of(last, b))]
     if len(runs) == 2:
-        shared = [name for name in first.samplers if name in last.samplers]
+        shared = [name for name in ours if name in theirs]
         if not shared:
             raise ValueError(
-                f"the runs share no sampler ({', '.join(first.samplers)}; "
-                f"{', '.join(last.samplers)}); name one of each: --samplers A B"
+                f"the runs share no sampler ({', '.join(ours)}; "
+                f"{', '.join(theirs)}); name one of each: --samplers A B"
             )
-        return [(first.side(name), last.side(name)) for name in shared]
-    if len(first.samplers) != 2:
+        return [(side_of(first, name), side_of(last, name)) for name in shared]
+    if len(ours) != 2:
         raise ValueError(
-            f"{first.folder} has the samplers {', '.join(first.samplers)}; name two: --samplers A B"
+            f"{first.path} has the samplers {', '.join(ours)}; name two: --samplers A B"
         )
-    a, b = sorted(first.samplers, key=lambda name: name == "ddpm")
-    return [(first.side(a), first.side(b))]
+    a, b = sorted(ours, key=lambda name: name == "ddpm")
+    return [(side_of(first, a), side_of(first, b))]
 
 
 def check_alike(a: Run, b: Run, allow_different_checkpoints: bool) -> None:
     """Raise ValueError unless success means the same in both, of the same policy."""
-    ours, theirs = a.config["settings"], b.config["settings"]
+    ours, theirs = a.settings, b.settings
     for key in ("task", "horizon"):
         if ours[key] != theirs[key]:
             raise ValueError(
-                f"runs of one {key} can be compared; got {ours[key]} in {a.folder} and "
-                f"{theirs[key]} in {b.folder}"
+                f"runs of one {key} can be compared; got {ours[key]} in {a.path} and "
+                f"{theirs[key]} in {b.path}"
             )
     key = "checkpoint_sha256"
     if ours[key] != theirs[key] and not allow_different_checkpoints:
         raise ValueError(
-            f"the runs are of different checkpoints (SHA-256 {ours[key][:12]}… in {a.folder}, "
-            f"{theirs[key][:12]}… in {b.folder}); add --allow-different-checkpoints to compare "
+            f"the runs are of different checkpoints (SHA-256 {ours[key][:12]}… in {a.path}, "
+            f"{theirs[key][:12]}… in {b.path}); add --allow-different-checkpoints to compare "
             "them nevertheless"
         )
 

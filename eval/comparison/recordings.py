@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy.errors import DatasetError
+from asd_policy.eval.runs.schemas import VERSION, read
 from asd_policy.eval.stats import mean, paired_success, success_rate
-from asd_policy.integrations.robomimic_format import RECORDING_VERSION
-
-SCHEMA_VERSION = RECORDING_VERSION
 
 
 def compare_recordings(first: Path, second: Path) -> None:
@@ -75,6 +73,8 @@ def _read(path: Path) -> dict[str, Any]:
             raise DatasetError(f"{path} has episodes without seeds: record with --seed")
         if not run["episodes"]:
             raise DatasetError(f"{path} holds no episodes")
+        if run.get("schema_version") == VERSION["recording"]:  # the first had none, and no scenes
+            read("recording", json.dumps(run))
     except (OSError, ValueError, LookupError, TypeError) as error:
         if isinstance(error, DatasetError):
             raise

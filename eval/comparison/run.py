@@ -6,10 +6,11 @@ from rich.console import Console
 
 from asd_policy.console import plain_console
 from asd_policy.eval.comparison.options import CompareOptions, check_compare_options
-from asd_policy.eval.comparison.outcome import SCHEMA_VERSION, WORSE, compare_sides
+from asd_policy.eval.comparison.outcome import WORSE, compare_sides
 from asd_policy.eval.comparison.pairing import pairs_of
 from asd_policy.eval.comparison.tables import print_comparison
-from asd_policy.eval.folder import check_writable, write_json
+from asd_policy.eval.runs.files import check_writable, write_json
+from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.show.tables import print_lines
 from asd_policy.files import writing
 
@@ -34,7 +35,7 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
     if options.json is not None:
         with writing(options.json):
             options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"schema_version": SCHEMA_VERSION, "status": status, "comparisons": found}
+        content = {"schema_version": VERSION["compare"], "status": status, "comparisons": found}
         write_json(options.json, content)
         print_lines(console, [f"Kept: {options.json}"])
     return status

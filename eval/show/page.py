@@ -18,10 +18,11 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from asd_policy.eval.folder import SCHEMA_VERSION, read_run, write_text
+from asd_policy.eval.folder import Run, open_run
 from asd_policy.eval.formats import MISSING, duration, number, times
 from asd_policy.eval.records import Episode
 from asd_policy.eval.results import summarize
+from asd_policy.eval.runs.files import write_text
 from asd_policy.eval.samplers import law_of
 from asd_policy.eval.show.headline import REFERENCE, STYLES, headlines
 from asd_policy.eval.show.page_figures import page_figures
@@ -57,39 +58,36 @@ FORMATS: dict[str, Callable[[Any], str]] = STYLES | {
 
 
 def write_page(folder: Path) -> Path:
-    """Write report.html of the run in `folder`, from what the run kept; returns its path.
+    """Read the run in `folder`, compute its summary, and write its page; returns the page's path.
 
     Raises:
         ValueError: the folder holds no run, one of another schema version, or a damaged line.
         OutputError: the page cannot be written.
     """
-    config, episodes = read_run(folder)
-    version = config.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"expected a run of schema version {SCHEMA_VERSION}, got {version} in {folder}; "
-            "report it with the asd-policy that made it"
-        )
-    page = render_page(config, _read_env(folder), episodes, folder / "videos")
-    write_text(folder / PAGE, page)
-    return folder / PAGE
+    run = open_run(folder)
+    return keep_page(run, summarize(run.config, run.episodes))
 
 
-def _read_env(folder: Path) -> Json:
-    try:
-        return json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected a run's env.json in {folder}: {error}") from error
+def keep_page(run: Run, results: Json) -> Path:
+    """Write report.html of a run whose summary was computed; returns its path.
+
+    Raises: as `write_page`.
+    """
+    page = render_page(run.config, run.env(), run.episodes, run.path / "videos", results)
+    write_text(run.path / PAGE, page)
+    return run.path / PAGE
 
 
-def render_page(config: Json, env: Json, episodes: Sequence[Episode], videos: Path) -> str:
+def render_page(
+    config: Json, env: Json, episodes: Sequence[Episode], videos: Path, results: Json
+) -> str:
     """The page of a run.
 
     Args:
         config, env, episodes: content of config.json, env.json and episodes.jsonl.
         videos: the folder of the run's films; it need not exist.
+        results: content of results.json.
     """
-    results = json.loads(json.dumps(summarize(config, episodes)))
     files = {
         "results.json": results,
         "config.json": config,

@@ -23,7 +23,6 @@ from asd_policy.checkpoints import shipped, shipped_names
 from asd_policy.console import plain_console, say
 from asd_policy.envs.tasks import TASKS, get_task
 from asd_policy.errors import OutputExistsError
-from asd_policy.eval.folder import check_same, reserved
 from asd_policy.eval.options import HELD_OUT_SEED, EvalOptions, command_line
 from asd_policy.eval.resume import (
     continued_with,
@@ -31,9 +30,11 @@ from asd_policy.eval.resume import (
     keep_options,
     kept_form,
     parse,
-    read_options,
     restored,
+    store_of,
 )
+from asd_policy.eval.runs.files import reserved
+from asd_policy.eval.runs.store import check_same
 
 CONTESTANTS = ("ddpm", "asd", "asd-paper", "asd-frozen", "paradigms", "ddim-10", "ddim-16")
 
@@ -121,7 +122,7 @@ def _shards(out: Path) -> dict[str, dict[str, Any]]:
     """Shard → its options."""
     found = {}
     for file in sorted(out.glob("options-*of*.json")):
-        content = read_options(file, "tasks")
+        content = store_of("tasks", file.name).read(out)
         if content is not None:
             found[file.stem.removeprefix("options-").replace("of", "/")] = content["options"]
     return found
@@ -175,11 +176,11 @@ def _run(
 ) -> None:
     part, parts = _shard(options)
     _check_shards(options)
-    file = options.out / f"options-{part}of{parts}.json"
+    file = f"options-{part}of{parts}.json"
     options = dataclasses.replace(options, tasks=_tasks(options), resume=True)
     may_grow = ("tasks", "latency_episodes", *(("episodes",) if parts == 1 else ()))
-    keep_options(file, "tasks", options, may_grow)
-    with continued_with(command_line(options, "tasks"), file):
+    keep_options(options.out, store_of("tasks", file, may_grow), "tasks", options)
+    with continued_with(command_line(options, "tasks"), options.out / file):
         for evaluation in runs:
             run(evaluation)
 

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asd_policy.envs.tasks import TASKS
-from asd_policy.eval.folder import read_run
+from asd_policy.eval.folder import Run, open_run
 from asd_policy.eval.records import Episode
 from asd_policy.eval.results import summarize
+from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.stats import paired_success
 
 Json = dict[str, Any]
-SCHEMA_VERSION = 1
 REFERENCE = "ddpm"
 # What shards of one task may differ in, besides where and when they ran.
 _OF_A_SHARD = ("seed", "episodes", "num_envs", "device", "threads", "video", "name")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One evaluation's folder, read."""
-
-    path: Path
-    config: Json
-    episodes: list[Episode]
-
-    @property
-    def task(self) -> str:
-        return str(self.config["settings"]["task"])
-
-    @property
-    def machine(self) -> Json:
-        env = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
-        return {key: env[key] for key in ("cpu", "cpu_count", "gpu", "threads")} | {
-            "precision": self.config["resolved"]["precision"],
-            "kernels": self.config["resolved"]["kernels"],
-        }
 
 
 def compute_table(folders: Iterable[Path]) -> Json:
@@ -52,21 +29,26 @@ def compute_table(folders: Iterable[Path]) -> Json:
         ValueError: no runs there, or runs of one task that do not belong together.
     """
     folders = list(folders)
-    runs = [_read(path.parent) for top in folders for path in sorted(top.glob("*/*/config.json"))]
+    paths = [path.parent for top in folders for path in sorted(top.glob("*/*/config.json"))]
+    runs = [open_run(path) for path in paths]
     if not runs:
         raise ValueError(
             f"expected runs of `asd-policy tasks` in {', '.join(map(str, folders))}; found none"
         )
-    tasks = [name for name in TASKS if any(run.task == name for run in runs)]
+    of_task = {name: [run for run in runs if run.settings["task"] == name] for name in TASKS}
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": VERSION["tasks"],
         "versions": sorted({run.config["asd_policy"] for run in runs}),
-        "tasks": {task: _task([run for run in runs if run.task == task]) for task in tasks},
+        "tasks": {task: _task(there) for task, there in of_task.items() if there},
     }
 
 
-def _read(path: Path) -> Run:
-    return Run(path, *read_run(path))
+def _machine(run: Run) -> Json:
+    env = run.env()
+    return {key: env[key] for key in ("cpu", "cpu_count", "gpu", "threads")} | {
+        "precision": run.config["resolved"]["precision"],
+        "kernels": run.config["resolved"]["kernels"],
+    }
 
 
 def _task(runs: Sequence[Run]) -> Json:
@@ -81,7 +63,7 @@ def _task(runs: Sequence[Run]) -> Json:
     summary, episodes = _together(success or latency)
     one_robot = _together(latency)[0] if latency else None
     return {
-        "checkpoint_sha256": runs[0].config["settings"]["checkpoint_sha256"],
+        "checkpoint_sha256": runs[0].settings["checkpoint_sha256"],
         "complete": (
             _all_shards(success)
             and summary["complete"]
@@ -90,9 +72,9 @@ def _task(runs: Sequence[Run]) -> Json:
         ),
         "seeds": summary["seeds"],
         "steps": runs[0].config["resolved"]["steps"][REFERENCE],
-        "num_envs": sorted({run.config["settings"]["num_envs"] for run in success}),
+        "num_envs": sorted({run.settings["num_envs"] for run in success}),
         "restarts": summary["restarts"],
-        "machine": latency[0].machine if latency else None,
+        "machine": _machine(latency[0]) if latency else None,
         "processor_wait_share": one_robot["processor_wait_share"] if one_robot else None,
         "samplers": {
             name: _sampler(name, summary["samplers"][name], episodes, one_robot)
@@ -111,7 +93,7 @@ def _check_alike(runs: Sequence[Run]) -> None:
     """Raise ValueError unless the runs differ in nothing but their shard and their machine."""
     first = runs[0]
     for run in runs[1:]:
-        a, b = first.config["settings"], run.config["settings"]
+        a, b = first.settings, run.settings
         wrong = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
         wrong = [k for k in wrong if k not in _OF_A_SHARD]
         if wrong:
@@ -129,7 +111,7 @@ def _together(runs: Sequence[Run]) -> tuple[Json, list[Episode]]:
             if key in where:
                 raise ValueError(f"{where[key]} and {run.path} both hold {key[0]}, seed {key[1]}")
             where[key] = run.path
-    settings = [run.config["settings"] for run in runs]
+    settings = [run.settings for run in runs]
     first = min(s["seed"] for s in settings)
     last = max(s["seed"] + s["episodes"] for s in settings)
     config = runs[0].config

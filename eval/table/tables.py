@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from asd_policy.eval.folder import write_json
 from asd_policy.eval.formats import MISSING, number, percent, success
+from asd_policy.eval.runs.files import write_json
 from asd_policy.eval.show.tables import print_lines, table
 from asd_policy.eval.table.figures import NAMES, save_figure
 

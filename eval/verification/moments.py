@@ -11,7 +11,7 @@ import numpy as np
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.tasks import TASKS
 from asd_policy.errors import DatasetError
-from asd_policy.eval.benchmarks.subjects import load_demonstrations
+from asd_policy.eval.demonstrations import load_demonstrations
 from asd_policy.eval.options import HELD_OUT_SEED
 from asd_policy.eval.verification.options import VerifyOptions
 from asd_policy.policy import Checkpoint, DiffusionPolicy, SamplerConfig

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from asd_policy.eval.options import EvalOptions, check_options
+from asd_policy.eval.options import EvalOptions, at_least, check_options
 
 _SAMPLER_HELP = (
     "The sampler under test, named as in `asd-policy eval`. The reference is sequential DDPM (for "
@@ -122,10 +121,10 @@ def check_verify_options(options: VerifyOptions) -> None:
     """Raise ValueError, naming the option, what it must be and what came."""
     check_options(options.sampling())
     for name in ("observations", "batch"):
-        _at_least(name, getattr(options, name), 1)
+        at_least(name, getattr(options, name), 1)
     if isinstance(options.window, bool) or not isinstance(options.window, int):
         raise ValueError(f"--window must be a whole number, 1 or more; got {options.window!r}")
-    _at_least("chunks", options.chunks, LEAST_CHUNKS * options.observations)
+    at_least("chunks", options.chunks, LEAST_CHUNKS * options.observations)
     if not 0.0 < options.alpha < 0.5:
         raise ValueError(f"--alpha must be above 0 and below 0.5, got {options.alpha}")
     if not 0.0 < options.detect <= 8.0:
@@ -134,19 +133,3 @@ def check_verify_options(options: VerifyOptions) -> None:
         raise ValueError("--oracle needs no --checkpoint and no --source; leave them out")
     if options.resume and options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to continue; got none")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"--{name} must be a whole number, {least} or more; got {value}")
-
-
-def verify_command(options: VerifyOptions) -> str:
-    """The command that asks for these options (only those that differ from the defaults)."""
-    words = ["asd-policy", "verify"]
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if value != field.default:
-            words.append("--" + field.name.replace("_", "-"))
-            words += [] if value is True else [str(value)]
-    return shlex.join(words)

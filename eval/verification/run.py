@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,10 @@ import asd_policy
 from asd_policy.console import plain_console
 from asd_policy.console import say as _say
 from asd_policy.device import resolve_device
-from asd_policy.eval.folder import check_writable, default_folder, write_json
 from asd_policy.eval.machine import describe_machine, git_commit
+from asd_policy.eval.options import command_line
+from asd_policy.eval.runs.files import check_writable, default_folder, now, write_json
+from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.verification.controls import control_roles
 from asd_policy.eval.verification.draws import Drawn, Role, Sampling, collect
@@ -27,10 +28,9 @@ from asd_policy.eval.verification.moments import find_moments
 from asd_policy.eval.verification.options import (
     VerifyOptions,
     check_verify_options,
-    verify_command,
 )
 from asd_policy.eval.verification.oracle import oracle_subject
-from asd_policy.eval.verification.store import SCHEMA_VERSION, claim, load_arrays, save_arrays
+from asd_policy.eval.verification.store import STORE, load_arrays, save_arrays
 from asd_policy.eval.verification.subjects import (
     Subject,
     checkpoint_subject,
@@ -78,7 +78,7 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
     try:
         drawn = _draw(options, subject, roles)
     except BaseException:
-        again = verify_command(dataclasses.replace(options, resume=True))
+        again = command_line(dataclasses.replace(options, resume=True), "verify")
         _say(f"What was sampled is kept in {options.out}; continue with\n  {again}")
         raise
     result = _judge(options, subject, roles, drawn)
@@ -119,13 +119,15 @@ def _check_samplers(options: VerifyOptions, schedule: Schedule) -> None:
 def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptions:
     out = options.out or default_folder(name, _ROOT)
     options = dataclasses.replace(options, out=out)
+    settings = _settings(options) | {"checkpoint_sha256": sha256}
+    STORE.check(out, settings, options.resume)
     config = {
-        "schema_version": SCHEMA_VERSION,
-        "command": verify_command(options),
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "settings": _settings(options) | {"checkpoint_sha256": sha256},
+        "schema_version": VERSION["verify_config"],
+        "command": command_line(options, "verify"),
+        "started": now(),
+        "settings": settings,
     }
-    claim(out, config, options.resume)
+    write_json(out / "config.json", config)
     return options
 
 
@@ -190,8 +192,8 @@ def _judge(
     controls = controls_json(options, subject, reference, others, power["hardest"])
     resolved = _resolved(options, subject, chain.num_steps)
     return {
-        "schema_version": SCHEMA_VERSION,
-        "command": verify_command(options),
+        "schema_version": VERSION["verify"],
+        "command": command_line(options, "verify"),
         "settings": _settings(options) | {"checkpoint_sha256": subject.describe["sha256"]},
         "subject": subject.describe,
         "resolved": resolved,

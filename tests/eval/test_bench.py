@@ -213,8 +213,8 @@ def test_a_finished_run_may_grow(run, words, tmp_path):
 @pytest.mark.usefixtures("no_figures")
 def test_a_folder_in_use_is_refused(run, refused, words, tmp_path):
     run(*words, "--samplers", "ddpm")
-    refused(r"error: .* already holds a benchmark; add --resume", *words, "--samplers", "ddpm")
-    refused(r"with other settings \(seed: 0 there, 3 now\)", *words, "--resume", "--seed", 3)
+    refused(r"error: .* already holds a benchmark.*add --resume", *words, "--samplers", "ddpm")
+    refused(r"with other settings \(--seed: 0 there, 3 now\)", *words, "--resume", "--seed", 3)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     refused("other holds other files", *words[:-1], tmp_path / "other", "--samplers", "ddpm")

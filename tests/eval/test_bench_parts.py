@@ -1,6 +1,7 @@
 """The pieces of the benchmark, each against an independent form."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from asd_policy.eval.benchmarks.eager_loop import sample_eager_loop
 from asd_policy.eval.benchmarks.flops import network_size
 from asd_policy.eval.benchmarks.options import BenchOptions
 from asd_policy.eval.benchmarks.scaling import DIM, exponent, mixture_network
-from asd_policy.eval.benchmarks.store import Store
+from asd_policy.eval.benchmarks.store import BenchFile, read_bench
 from asd_policy.eval.benchmarks.subjects import load_subject
 from asd_policy.eval.benchmarks.summary import add_speedups, latency_figures, standard_error
 from asd_policy.policy import load_checkpoint, save_checkpoint
@@ -24,6 +25,7 @@ from asd_policy.schedule import Schedule
 from reference.tiny import tiny_checkpoint, tiny_config
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -251,12 +253,14 @@ def test_speedups_compare_what_is_alike():
 
 
 def test_a_cell_is_kept_once(tmp_path):
-    store = Store.claim(tmp_path / "out", {"seed": 0}, {"cpu": "x"}, resume=False)
+    kept = read_bench(ROOT / "eval" / "results" / "cpu-2-cores" / "one_chain.json")
+    settings, machine = kept["settings"], kept["machine"][0] | {"cpu": "x"}
+    store = BenchFile.claim(tmp_path / "out", settings, machine, resume=False)
     store.content["cells"].append({"key": "a", "latency_ms": {}})
     with pytest.raises(AssertionError, match="a was measured already"):
         store.add_cell({"key": "a"})
-    again = Store.claim(tmp_path / "out", {"seed": 0}, {"cpu": "y"}, resume=True)
-    assert again.content["machine"] == [{"cpu": "x"}, {"cpu": "y"}]
+    again = BenchFile.claim(tmp_path / "out", settings, machine | {"cpu": "y"}, resume=True)
+    assert [each["cpu"] for each in again.content["machine"]] == ["x", "y"]
 
 
 # --- calls against steps ------------------------------------------------------------------------

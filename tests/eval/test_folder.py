@@ -16,9 +16,10 @@ from eval_standin import prepare
 
 from asd_policy.errors import OutputExistsError
 from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.folder import default_folder, read_run, write_json
+from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import EvalOptions, command_line
 from asd_policy.eval.results import summarize
+from asd_policy.eval.runs.files import default_folder, write_json
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from asd_policy.eval.comparison.outcome import compare_sides
 from asd_policy.eval.comparison.pairing import pairs_of
 from asd_policy.eval.comparison.tables import print_comparison
 from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.folder import check_writable, reserved, write_json, writing
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.runs.files import check_writable, reserved, write_json, writing
 from asd_policy.eval.show.page import write_page
 from asd_policy.eval.show.terminal import print_report
 

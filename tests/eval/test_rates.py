@@ -60,7 +60,8 @@ def test_a_rate_is_an_evaluation_and_the_file_is_computed_from_them(options, run
     assert kept == json.loads(json.dumps(result))
     check("rates", kept, WRONG)
     check("options", json.loads((options.out / "options.json").read_text()), WRONG_OPTIONS)
-    assert result == gather([options.out / "20hz", options.out / "200hz"])
+    again = {rate: summarize(*read_run(options.out / f"{rate:g}hz")) for rate in (20.0, 200.0)}
+    assert result == gather("measured", again)
     assert [entry["control_rate_hz"] for entry in result["rates"]] == [20.0, 200.0]
     for entry in result["rates"]:
         summary = summarize(*read_run(options.out / entry["folder"]))

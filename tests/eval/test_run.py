@@ -11,9 +11,10 @@ from eval_standin import LineEnv, PushPolicy, prepare
 from gymnasium.error import DependencyNotInstalled
 
 from asd_policy.errors import AsdPolicyError, NonFiniteError
-from asd_policy.eval.evaluator import evaluate, schedule
+from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.plan import resolve
 from asd_policy.eval.results import summarize
 from asd_policy.policy import ChunkStats
 
@@ -78,7 +79,7 @@ def test_every_sampler_has_every_seed_once_and_they_take_turns(options, quiet):
 
 def test_three_samplers_each_go_first_in_turn():
     options = EvalOptions(samplers=("asd", "ddpm", "ddim"), episodes=6, seed=0)
-    order = list(schedule(options))
+    order = list(resolve(options).schedule())
     assert [name for name, _ in order[::3]] == ["asd", "ddpm", "ddim", "asd", "ddpm", "ddim"]
     assert [seed for _, seed in order[::3]] == list(range(6))
 
@@ -86,7 +87,7 @@ def test_three_samplers_each_go_first_in_turn():
 def test_with_several_environments_a_turn_is_a_few_seeds_for_each():
     options = EvalOptions(episodes=13, seed=0, num_envs=2)
     turns = [(name, [seed for _, seed in jobs]) for name, jobs in groupby(
-        schedule(options), key=lambda job: job[0])]  # fmt: skip
+        resolve(options).schedule(), key=lambda job: job[0])]  # fmt: skip
     first, second = list(range(8)), list(range(8, 13))
     # ddpm ends the first turn and begins the second
     assert turns == [("asd", first), ("ddpm", first + second), ("asd", second)]

@@ -8,9 +8,9 @@ from eval_schemas import check
 from eval_standin import prepare
 
 from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.folder import write_json
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.records import Episode
+from asd_policy.eval.runs.files import write_json
 
 # What compare.json may not hold.
 WRONG = [

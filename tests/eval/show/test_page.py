@@ -284,7 +284,9 @@ def test_whatever_the_run_holds_is_text(folder):
     renamed = [dataclasses.replace(e, sampler=e.sampler.replace("asd", evil)) for e in episodes]
     env = json.loads((folder / "env.json").read_text()) | {"cpu": evil, "versions": {evil: evil}}
     # Only a known name is looked for among the forms of ASD: the window of another is not shown.
-    reader = Reader(render_page(config, env, renamed, folder / "videos"))
+    reader = Reader(
+        render_page(config, env, renamed, folder / "videos", summarize(config, renamed))
+    )
     assert "script" not in {tag for tag, _ in reader.tags}
     assert sum(evil in text for text in reader.other) > 5
     assert sum(evil in text for _, text in reader.numbers) > 3
@@ -317,7 +319,7 @@ def test_films_are_held_where_small_and_linked_where_large(folder, page, monkeyp
 def test_a_run_without_an_episode_has_a_page(folder):
     config, _ = read_run(folder)
     env = json.loads((folder / "env.json").read_text())
-    text = render_page(config, env, [], folder / "none")
+    text = render_page(config, env, [], folder / "none", summarize(config, []))
     assert "Not complete." in text
     assert "none finished yet" in text
     assert "No episode was filmed" in text
@@ -328,7 +330,8 @@ def test_a_busy_machine_and_a_batch_are_said(folder):
     config["settings"]["num_envs"] = 3
     busy = [dataclasses.replace(e, processor_wait_s=0.5 * e.wall_s) for e in episodes]
     env = json.loads((folder / "env.json").read_text())
-    text = " ".join(" ".join(Reader(render_page(config, env, busy, folder)).other).split())
+    page = render_page(config, env, busy, folder, summarize(config, busy))
+    text = " ".join(" ".join(Reader(page).other).split())
     assert "The machine was busy with other work." in text
     assert "robots in one batch." in text
 

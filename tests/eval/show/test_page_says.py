@@ -18,6 +18,7 @@ from rich.console import Console
 from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.results import summarize
 from asd_policy.eval.show import page as module
 from asd_policy.eval.show.headline import as_text, headlines
 from asd_policy.eval.show.page import PAGE, render_page, write_page
@@ -92,7 +93,7 @@ def test_pairs_are_those_with_ddpm_or_else_with_the_first(folder, page):
     config["settings"]["samplers"] = ["asd", "ddim"]
     kept = [episode for episode in episodes if episode.sampler != "ddpm"]
     env = read(folder, "env.json")
-    text = render_page(config, env, kept, folder / "none")
+    text = render_page(config, env, kept, folder / "none", summarize(config, kept))
     assert pairs_of(text) == ["0"]
     assert "The same seeds, against asd" in text
     assert "no DDPM in this run to compare with" in words(text)
@@ -110,7 +111,9 @@ def test_films_are_near_the_top_with_a_picture_from_their_middle(page, folder, m
         assert picture[-20:].max() > 200  # the stand-in's world, and not a black frame
     monkeypatch.setattr(module, "_POSTERS", 1)
     config, episodes = read_run(folder)
-    text = render_page(config, read(folder, "env.json"), episodes, folder / "videos")
+    text = render_page(
+        config, read(folder, "env.json"), episodes, folder / "videos", summarize(config, episodes)
+    )
     assert text.count(" poster=") == 1
 
 
@@ -139,7 +142,9 @@ def test_windows_that_changed_are_said_and_none_is_promised(folder):
     first = next(e for e in episodes if e.sampler == "asd" and not e.cold)
     chunks = [chunk | {"window": 1} for chunk in first.chunks]
     changed = [dataclasses.replace(e, chunks=chunks) if e is first else e for e in episodes]
-    text = render_page(config, read(folder, "env.json"), changed, folder)
+    text = render_page(
+        config, read(folder, "env.json"), changed, folder, summarize(config, changed)
+    )
     assert "--window 5" not in reproduced(text)
     assert reproduced(text).endswith(" --threads 1")
     assert (
@@ -153,7 +158,7 @@ def test_windows_that_changed_are_said_and_none_is_promised(folder):
         else e
         for e in episodes
     ]
-    text = render_page(config, read(folder, "env.json"), mostly, folder)
+    text = render_page(config, read(folder, "env.json"), mostly, folder, summarize(config, mostly))
     assert "1 to 5 (auto)" in text
     assert "sampled sequentially" not in text  # though most chunks were
 

@@ -6,33 +6,29 @@ import copy
 import functools
 import json
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import jsonschema
-from referencing import Registry, Resource
 
-FOLDER = resources.files("asd_policy.eval").joinpath("schemas")
+from asd_policy.eval.runs.schemas import read, schema
+
 # (path, new value): what no versioned file may be.
 NEVER = (("schema_version", 99), ("schema_version", KeyError), ("more", 1))
 
 
 @functools.cache
-def schemas() -> dict[str, Any]:
-    """File name → schema."""
-    files = [file for file in FOLDER.iterdir() if file.name.endswith(".json")]
-    return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
-
-
-@functools.cache
 def validator(name: str) -> jsonschema.Draft202012Validator:
-    """Of schemas/<name>.json. Schemas refer to parts of each other by file name."""
-    parts = [(file, Resource.from_contents(schema)) for file, schema in schemas().items()]
-    return jsonschema.Draft202012Validator(
-        schemas()[f"{name}.json"],
-        registry=Registry().with_resources(parts),
-        format_checker=jsonschema.FormatChecker(),
-    )
+    """Of the schema that is made from a type, by an implementation that is not pydantic's."""
+    return jsonschema.Draft202012Validator(schema(name))
+
+
+def is_read(name: str, content: Any) -> bool:
+    """Whether the type takes a file's content, as JSON."""
+    try:
+        read(name, json.dumps(content))
+    except ValueError:
+        return False
+    return True
 
 
 def changed(value: Any, path: str, new: Any) -> Any:
@@ -50,7 +46,7 @@ def changed(value: Any, path: str, new: Any) -> Any:
 
 
 def check(name: str, content: Any, wrong: Sequence[tuple[str, Any]] = ()) -> None:
-    """A file that was written has the form of a schema, and changed it has not.
+    """A file that was written has the form of a type and of its schema, and changed it has not.
 
     Args:
         content: read from the file, so that it is what JSON makes of it. Of a versioned one.
@@ -58,5 +54,8 @@ def check(name: str, content: Any, wrong: Sequence[tuple[str, Any]] = ()) -> Non
     """
     form = validator(name)
     form.validate(content)
+    read(name, json.dumps(content))
     for path, new in (*NEVER, *wrong):
-        assert not form.is_valid(changed(content, path, new)), f"{name}: {path} = {new!r} passed"
+        other = changed(content, path, new)
+        assert not form.is_valid(other), f"{name}: {path} = {new!r} passed"
+        assert not is_read(name, other), f"{name}: {path} = {new!r} was read"

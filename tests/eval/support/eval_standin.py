@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.eval.evaluator import Setup
-from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.plan import Parts
+from asd_policy.eval.rollout import Setup
 from asd_policy.eval.slots import LocalSlot
 from asd_policy.eval.slots import open_slots as open_workers
 
@@ -150,21 +149,21 @@ def open_here(make: Callable[[], Any], count: int) -> list[LocalSlot]:
 
 
 def prepare(
-    options: EvalOptions,
+    parts: Parts,
     *,
     step_s: float = 0.0,
     env_class: Callable[..., Any] = LineEnv,
     workers: bool = False,
 ) -> Setup:
-    """Stand-ins for the real policies and environments of `options`; several environments are in
-    this process too, unless `workers`."""
-    make = functools.partial(env_class, options.horizon or 40, step_s)
-    settings = {name: sampler_settings(name, options) for name in options.samplers}
+    """Stand-ins for the real policies and environments; several environments are in this process
+    too, unless `workers`."""
+    make = functools.partial(env_class, parts.horizon or 40, step_s)
+    settings = parts.samplers
     return Setup(
         policies={
             name: PushPolicy(s["sampler"], s.get("window", "auto")) for name, s in settings.items()
         },
-        slots=(open_workers if workers else open_here)(make, options.num_envs),
+        slots=(open_workers if workers else open_here)(make, parts.num_envs),
         render_fps=20.0,
         checkpoint_sha256="0" * 64,
         resolved={

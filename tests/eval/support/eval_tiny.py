@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from asd_policy.eval.evaluator import Setup
-from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.plan import Parts
+from asd_policy.eval.rollout import Setup
 from asd_policy.eval.setup import load_policy
 from asd_policy.eval.slots import LocalSlot
 from asd_policy.policy import save_checkpoint
@@ -51,15 +50,14 @@ def make_checkpoint(folder: Path) -> Path:
     return save_checkpoint(folder, made)
 
 
-def prepare(options: EvalOptions, checkpoint: Path) -> Setup:
+def prepare(parts: Parts, checkpoint: Path) -> Setup:
     policies = {
-        name: load_policy(checkpoint, PLACE, sampler_settings(name, options))
-        for name in options.samplers
+        name: load_policy(checkpoint, PLACE, settings) for name, settings in parts.samplers.items()
     }
     policy = next(iter(policies.values()))
     return Setup(
         policies=policies,
-        slots=[LocalSlot(Drift) for _ in range(options.num_envs)],
+        slots=[LocalSlot(Drift) for _ in range(parts.num_envs)],
         render_fps=20.0,
         checkpoint_sha256=policy.card["sha256"],
         resolved={

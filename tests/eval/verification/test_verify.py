@@ -202,8 +202,8 @@ def test_demonstrations_of_something_else_are_refused(refused, checkpoint, tmp_p
 def test_a_finished_run_is_not_overwritten(run, refused, checkpoint, tmp_path):
     words = words_for(checkpoint, tmp_path / "out")
     assert run(*words)[0] == 0
-    refused(r"error: .*out already holds this verification; add --resume", *words)
-    refused(r"error: .*verification of other draws \(seed: 0 there, 5 now\)", *words, "--seed", 5)
+    refused(r"error: .*out already holds a verification with .*; add --resume", *words)
+    refused(r"error: .*with other settings \(--seed: 0 there, 5 now\)", *words, "--seed", 5)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     words = words_for(checkpoint, tmp_path / "other")
