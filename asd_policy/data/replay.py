@@ -123,7 +123,10 @@ def load_npz(path: str | Path) -> Replay:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it is a single array")
+        with loaded as arrays:
             prefix = "observation/"
             keys = [key for key in arrays.files if key.startswith(prefix)]
             observations = {key.removeprefix(prefix): arrays[key] for key in keys}

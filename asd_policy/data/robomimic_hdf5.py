@@ -274,7 +274,9 @@ def _masked(file: Any, data: Any, filter_key: str, path: Path) -> list[str]:
         raise DatasetError(f"{path} has no filter key {filter_key!r}; there are: {there}")
     mask = masks[filter_key]
     found = f"values of type {mask.dtype}" if hasattr(mask, "dtype") else "a group"
-    entries = np.asarray(mask[()]).ravel().tolist() if hasattr(mask, "dtype") else [None]
+    entries: list[Any] = [None]
+    if hasattr(mask, "dtype"):
+        entries = np.asarray(mask[()]).ravel().tolist()
     if not all(isinstance(entry, (bytes, str)) for entry in entries):
         raise DatasetError(
             f"{path}: mask/{filter_key} holds {found}, expected names of episodes (demo_0, "

@@ -143,7 +143,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
         worst = float(actions.abs().max())
         if not worst <= 1:
             raise DatasetError(
-                f"diffusion_policy needs actions in [−1, 1], found {worst:.4g}; "
+                f"diffusion_policy needs actions in [−1, 1], found {worst:.9g}; "
                 'train.action_config.actions.normalization "min_max" scales them'
             )
         time = self._horizon("observation")
