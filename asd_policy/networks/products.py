@@ -114,7 +114,8 @@ class Product(nn.Module):
 
     def take_packed(self, other: Product) -> None:
         """The layout of other weights, of the same sizes."""
-        self._packed = other._packed
+        if other._packed is not None:  # a compiled call looks at whether the attribute is there
+            self._packed = other._packed
 
     def forward(self, rows: Tensor) -> Tensor:
         if self._packed is None:
