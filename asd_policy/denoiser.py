@@ -142,7 +142,7 @@ class Denoiser:
 
     def predict(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
         """What the network says, (N, D) and unchecked; a plain network is called in the autocast
-        that surrounds the sampler. Raises ValueError for another shape."""
+        and precision that surround the sampler. Raises ValueError for another shape."""
         points, cond = x.view(-1, *self.shape), self._cond
         if isinstance(self.network, PreparedNetwork):
             assert cond is not None

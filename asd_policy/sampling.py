@@ -69,7 +69,8 @@ def sample(
     floating-point arithmetic) for fewer sequential network calls; the same seed does not give
     the same sample.
 
-    No gradients are recorded. Within ``torch.autocast`` the network is called in it, as its owner
+    No gradients are recorded. Within ``torch.autocast`` (or where
+    ``torch.set_float32_matmul_precision`` shortens products) the network is called as its owner
     asked; a prepared network and all other arithmetic keep their own precision.
 
     Args:

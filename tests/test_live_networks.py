@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -118,6 +119,30 @@ def test_changed_weights_are_taken_over(change, packed, monkeypatch) -> None:
     fresh = prepare(network, SCHEDULE.timesteps)
     assert torch.equal(found, draw(runner("eager", fresh), fresh))
     assert not torch.equal(found, before)
+
+
+def test_a_compiled_copy_goes_on_with_them(monkeypatch) -> None:
+    graphs = []
+
+    def backend(graph, inputs):  # type: ignore[no-untyped-def]
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = functools.partialmethod(nn.Module.compile, backend=backend)
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    network = unet()
+    prepared = prepare(network, SCHEDULE.timesteps, compile=True)
+    engine = runner("eager", prepared)
+    before = draw(engine, prepared, "ddpm")
+    traced = len(graphs)
+    assert traced
+    CHANGES["fused optimizer"](network)
+    found = draw(engine, prepared, "ddpm")
+    plain = prepare(network, SCHEDULE.timesteps)
+    expected = draw(runner("eager", plain), plain, "ddpm")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert (found - before).abs().max() > 1e-3
+    assert len(graphs) == traced, "nothing is compiled again"
 
 
 @pytest.mark.parametrize("sampler", ["asd", "ddpm"])

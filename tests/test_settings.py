@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 import asd_policy
+import asd_policy.denoiser as denoising
 from asd_policy import Schedule
 from asd_policy.chains import make_tables
 from asd_policy.drafts import DRAFTS
@@ -47,8 +49,18 @@ def default_dtype() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+@contextlib.contextmanager
+def shortened_products() -> Iterator[None]:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 SETTINGS: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "shortened products": shortened_products,
     "inference mode": torch.inference_mode,
     "no gradients": torch.no_grad,
     "default device": default_device,
@@ -94,6 +106,20 @@ def test_a_policy_that_was_loaded_before_acts_alike(setting, folder) -> None:
         policy.reset(0)
         assert np.array_equal(policy.act(row), first)
         assert np.array_equal(policy.predict(), chunk)
+
+
+def test_a_policy_of_another_network_is_in_full_precision_too() -> None:
+    """A hook keeps the network from being folded: it is called as it is."""
+    made = tiny_checkpoint()
+    made.network.register_forward_hook(lambda module, given, out: 0.5 * out)
+    policy = asd_policy.DiffusionPolicy(made, asd_policy.SamplerConfig("ddpm"))
+    assert policy.engine.source is made.network
+    row, found = {key: np.full(n, 0.1) for key, n in policy.observation_keys.items()}, []
+    for inside in (False, True):
+        policy.reset(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            found.append(policy.act(row))
+    assert np.array_equal(*found)
 
 
 def unet(**changes: object) -> ConditionalUnet1D:
@@ -219,6 +245,71 @@ def test_a_prepared_network_alone_keeps_its_precision(setting) -> None:
     assert torch.equal(double, expected)
 
 
+@pytest.mark.parametrize("sampler", ["asd", "ddpm", "paradigms"])
+def test_products_are_shortened_in_a_plain_network_alone(sampler, monkeypatch) -> None:
+    """Where the processor does so; here the settings are looked at."""
+    network, seen = unet(), []
+
+    def plain(x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return network(x, timesteps, cond)
+
+    clip = denoising.Denoiser.clip
+    within = []
+    monkeypatch.setattr(
+        denoising.Denoiser,
+        "clip",
+        lambda *given: within.append(torch.get_float32_matmul_precision()) or clip(*given),
+    )
+    with shortened_products():
+        asd_policy.sample(
+            plain, Schedule.ddpm(8), shape=(3, *SHAPE), cond=COND, sampler=sampler,
+            engine=make_engine("eager", plain, Schedule.ddpm(8), SHAPE, kernels="torch"),
+        )  # fmt: skip
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert set(seen) == {"medium"}
+    assert set(within) == {"highest"}
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("name", ["older", "newer", "both parts by their newer names"])
+def test_tensor_cores_are_chosen_whatever_name_others_used(name, allowed) -> None:
+    if name != "older" and not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("this PyTorch has no newer names")
+
+    def run() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", TENSOR_CORES[name].format(allowed=allowed)],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+
+    before, inside, after = run().split()
+    assert inside == ("True" if name == "older" else "tf32") or not allowed
+    assert inside == ("False" if name == "older" else "ieee") or allowed
+    assert after == before
+
+
+_USED = """
+import torch
+from asd_policy.networks.inference import _tensor_cores
+matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+{set}
+look = lambda: {look}
+print(look())
+with _tensor_cores({{allowed}}):
+    print(look())
+print(look())
+"""
+TENSOR_CORES = {
+    "older": _USED.format(set="matmul.allow_tf32 = True", look="matmul.allow_tf32"),
+    "newer": _USED.format(set="matmul.fp32_precision = 'tf32'", look="matmul.fp32_precision"),
+    "both parts by their newer names": _USED.format(
+        set="matmul.fp32_precision = cudnn.conv.fp32_precision = 'tf32'",
+        look="cudnn.conv.fp32_precision",
+    ),
+}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_training_goes_on_alike(setting, precision) -> None:
     def train() -> tuple[dict[str, Tensor], dict]:
@@ -246,6 +337,7 @@ def test_what_is_made_in_inference_mode_can_be_trained_with(folder) -> None:
     weight = torch.ones(2, 1, requires_grad=True)
     clean = weight * torch.ones(2, 4)
     noisy = schedule.add_noise(clean, torch.zeros(2, 4), torch.tensor([1, 5]))
+    (schedule.a[:2, None] * weight).sum().backward()
     (noisy.sum() + (result.stats.accepted * weight).sum()).backward()
     (bounds.normalize(weight * torch.ones(2, 2))).sum().backward()
     assert weight.grad is not None
@@ -267,62 +359,3 @@ def test_sampling_builds_no_graph() -> None:
             )
             assert not found.sample.requires_grad
     assert all(p.requires_grad for p in network.parameters())
-
-
-@pytest.mark.parametrize(
-    ("cond", "what"),
-    [
-        ({"state": torch.ones(3, 2)}, "a dict"),
-        ((torch.ones(3, 2), torch.ones(3, 1)), "a tuple"),
-        ([1.0, 2.0, 3.0], "a list"),
-        (np.ones((3, 2)), "a ndarray"),
-        (torch.tensor(1.0), "a number"),
-        ("lift", "a str"),
-    ],
-)
-@pytest.mark.parametrize("call", [asd_policy.sample, asd_policy.calibrate])
-def test_conditions_are_one_tensor(call, cond, what) -> None:
-    with pytest.raises(ValueError, match=rf"^cond must be a tensor with a row .* got {what} \("):
-        call(lambda x, t, c: x, Schedule.ddpm(5), shape=(3, 4), cond=cond)
-
-
-@pytest.mark.parametrize("answer", [lambda x: (x,), lambda x: {"sample": x}, lambda x: x.numpy()])
-@pytest.mark.parametrize("sampler", ["asd", "ddpm"])
-def test_a_network_returns_a_tensor(answer, sampler) -> None:
-    with pytest.raises(
-        ValueError, match=r"network must return a tensor of .* got a (tuple|dict|ndarray)"
-    ):
-        asd_policy.sample(
-            lambda x, t, c: answer(x), Schedule.ddpm(5), shape=(3, 4), sampler=sampler
-        )
-
-
-# ---- the source ----------------------------------------------------------------------------------
-
-FACTORIES = {
-    "arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "logspace", "ones",
-    "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros",
-}  # fmt: skip
-ROOT = Path(asd_policy.__file__).parent
-
-
-def test_every_tensor_that_is_made_names_its_device() -> None:
-    """So that `torch.set_default_device` cannot move it."""
-    bare = []
-    for path in sorted(ROOT.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and _makes_a_tensor(node.func):
-                named = {keyword.arg for keyword in node.keywords}  # None: **options
-                generator = getattr(node.func, "attr", "") == "Generator"
-                if not named & {"device", None} and not (generator and node.args):
-                    bare.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert not bare, "\n".join(bare)
-
-
-def _makes_a_tensor(function: ast.expr) -> bool:
-    return (
-        isinstance(function, ast.Attribute)
-        and isinstance(function.value, ast.Name)
-        and function.value.id == "torch"
-        and function.attr in FACTORIES | {"Generator"}
-    )

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from asd_policy.ambient import Autocast, asked_for, own_precision
+from asd_policy.ambient import Precision, asked_for, own_precision
 from asd_policy.denoiser import owner
 from asd_policy.engine.eager import Engine, raise_if_bad
 from asd_policy.engine.kernels import make_kernels
@@ -167,7 +167,7 @@ class CudaGraphEngine(Engine):
     def _keep(self) -> None:
         super()._keep()
         self._graphs: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
-        self._steps: dict[tuple[int, Autocast], SequentialSteps] = {}
+        self._steps: dict[tuple[int, Precision], SequentialSteps] = {}
         # A prepared network is copied in place; of another, graphs know where its weights lie.
         module = owner(self.source)
         self._module = module if isinstance(module, torch.nn.Module) else None

@@ -31,9 +31,9 @@ KEPT = 8  # states of chains, one for each batch size, window and form
 class Engine:
     """Runs the samplers of one network on one device.
 
-    No gradients, and no autocast but in a plain network. States of chains are kept between chunks.
-    Threads may share an engine: chunks are drawn one after the other. A copy has a network of its
-    own, and makes its states anew.
+    No gradients; autocast and shortened products in a plain network alone. States of chains are
+    kept between chunks. Threads may share an engine: chunks are drawn one after the other. A copy
+    has a network of its own, and makes its states anew.
 
     Args:
         network: as for :func:`asd_policy.sample`, or prepared.
@@ -211,7 +211,7 @@ class Engine:
     ) -> AutospeculativeDecoding:
         denoiser = self._denoiser(len(noise.initial), cond)
         batch, dim = noise.initial.shape
-        key = (batch, window, *form, asked_for())  # a captured round keeps its autocast
+        key = (batch, window, *form, asked_for())  # a captured round keeps its precision
         if key not in self._runs or self._runs[key].denoiser is not denoiser:
             chains = Chains(self.schedule, batch, dim, window, noise.initial)
             kernels = make_kernels(self.kernels)

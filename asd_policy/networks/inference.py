@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -226,12 +226,30 @@ class InferenceUnet1D(nn.Module):
 def _tensor_cores(allowed: bool) -> Iterator[None]:
     """Whether float32 products and convolutions may round their inputs to TF32."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        before = cudnn.allow_tf32, matmul.allow_tf32
+    except RuntimeError:  # someone has set them by their newer names, which do not mix with these
+        with _tensor_cores_by_name("tf32" if allowed else "ieee"):
+            yield
+        return
     cudnn.allow_tf32 = matmul.allow_tf32 = allowed
     try:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@contextmanager
+def _tensor_cores_by_name(precision: str) -> Iterator[None]:
+    parts: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = precision
+        yield
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
 
 
 def _fuses(device: torch.device, kernel_size: int) -> bool:

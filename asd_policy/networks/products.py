@@ -114,7 +114,8 @@ class Product(nn.Module):
 
     def take_packed(self, other: Product) -> None:
         """The layout of other weights, of the same sizes."""
-        self._packed = other._packed
+        if other._packed is not None:  # a compiled call looks at whether the attribute is there
+            self._packed = other._packed
 
     def __getstate__(self) -> dict[str, Any]:
         """oneDNN's layout can neither be copied nor pickled: a copy lays the matrix out itself."""

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from asd_policy.ambient import untouched
 from asd_policy.checkpoints import find_checkpoint, no_checkpoint
 from asd_policy.errors import CheckpointError
 from asd_policy.networks import OthersUnet1D
@@ -231,7 +230,6 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     return _load(find_checkpoint(folder))
 
 
-@untouched()
 def _load(folder: Path) -> Checkpoint:
     card = read_card(folder)
     blob = (folder / MODEL_FILE).read_bytes()

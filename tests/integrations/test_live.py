@@ -133,6 +133,19 @@ def test_autocast_changes_nothing(precision) -> None:
         torch.set_default_device(None)
 
 
+def test_autocast_does_not_reach_the_encoder() -> None:
+    """Of pictures, which robomimic's network encodes."""
+    shapes = {"agentview_image": [3, 8, 8], "robot0_eef_pos": [3]}
+    ours = accelerate(small_policy(shapes=shapes))
+    picture = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    row, found = {"agentview_image": picture, "robot0_eef_pos": np.full((2, 3), 0.1)}, []
+    for inside in (False, True):
+        ours.start_episode(seeds=0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            found.append(ours(dict(row)))
+    np.testing.assert_array_equal(*found)
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
