@@ -28,6 +28,8 @@ from asd_policy.schedule import Schedule
 SUFFIX = ".ckpt"
 _NETWORK, _NORMALIZER = "model.", "normalizer.params_dict."
 _POLICY = "diffusion_policy.policy.diffusion_unet_lowdim_policy.DiffusionUnetLowdimPolicy"
+_LAST_GROUPS = 8  # of the network's last block, whatever n_groups says
+_SIZES = ("down_dims", "kernel_size", "n_groups", "cond_predict_scale", "final_n_groups")
 _PLAIN_TYPES = {t.__name__: t for t in (dict, list, tuple, set, int, float, str, bool, bytes)}
 
 
@@ -142,20 +144,19 @@ def to_checkpoint(file: DiffusionPolicyCheckpoint) -> Checkpoint:
         weights = {
             k.removeprefix(_NETWORK): v for k, v in file.weights.items() if k.startswith(_NETWORK)
         }
-        groups = int(file.settings.get("policy.model.n_groups", 8))
-        network = network_from_weights(weights, groups)
-        sizes = architecture(weights, groups)
         get = file.settings.get
+        groups = int(get("policy.model.n_groups", 8))
+        last = None if groups == _LAST_GROUPS else _LAST_GROUPS
+        network = network_from_weights(weights, groups, last)
+        sizes = architecture(weights, groups, last)
         config = PolicyConfig(
             {"obs": int(get("policy.obs_dim"))},
             int(get("policy.action_dim")),
             int(get("policy.n_obs_steps")),
             int(get("policy.n_action_steps")),
             int(get("policy.horizon")),
-            sizes["down_dims"],
-            sizes["diffusion_step_embed_dim"],
-            sizes["kernel_size"],
-            groups,
+            step_embed_dim=sizes["diffusion_step_embed_dim"],
+            **{name: sizes[name] for name in _SIZES},
         )
         _check_sizes(config, sizes)
         schedule = trained_schedule(file.settings)
@@ -182,7 +183,6 @@ def _check_kind(file: DiffusionPolicyCheckpoint) -> None:
         "policy.obs_as_global_cond": (True, "observations as a global condition"),
         "policy.pred_action_steps_only": (False, "chunks from the first observation on"),
         "policy.oa_step_convention": (True, "the first executed action at the last observation"),
-        "policy.model.cond_predict_scale": (True, "conditions that scale and shift"),
     }
     for name, (value, what) in wanted.items():
         got = get(name, False)
