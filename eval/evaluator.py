@@ -37,7 +37,7 @@ from asd_policy.eval.results import summarize
 from asd_policy.eval.rollout import Listener, Policy, roll_out
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.slots import Slot
-from asd_policy.eval.subject import with_its_task
+from asd_policy.eval.subject import other_sampler, with_its_task
 from asd_policy.eval.video import Recorder, check_rendering
 from asd_policy.progress import Stage
 
@@ -124,6 +124,8 @@ def evaluate(
             f"{options.task}: {', '.join(options.samplers)}; {_count(options.episodes)} each, "
             "on the same seeds"
         )
+        if (other := other_sampler(options)) is not None:
+            say(other)
         with contextlib.closing((prepare or _really_prepare)(options)) as setup:
             if options.video:
                 setup.check_rendering()

@@ -52,6 +52,8 @@ class Episode:
     the policy's time is shared equally among the environments it served; of several environments,
     simulations run at the same time, each measured in its own process.
     `restarts`: how often its worker process died, and the episode began again.
+    `scene`: SHA-256 of the first observation, which says whether two episodes began alike
+    (`asd_policy.data.scenes`); None in records that older versions kept.
     """
 
     sampler: str
@@ -71,6 +73,7 @@ class Episode:
     accepted_by_step: Sequence[int]
     decided_by_step: Sequence[int]
     control_step_s: Sequence[float]
+    scene: str | None = None
 
     def to_line(self) -> str:
         """One line of JSON. A non-finite number raises ValueError: it would not be JSON."""
@@ -89,7 +92,7 @@ class Episode:
         if not isinstance(record, Mapping):
             raise ValueError(f"an episode's line must hold a JSON object, got {record!r:.40}")
         names = {field.name.rstrip("_"): field.name for field in dataclasses.fields(cls)}
-        if record.keys() != names.keys():
-            wrong = ", ".join(sorted(record.keys() ^ names.keys()))
+        if differing := (record.keys() ^ names.keys()) - ({"scene"} - record.keys()):
+            wrong = ", ".join(sorted(differing))
             raise ValueError(f"an episode's line must hold {', '.join(names)}; wrong: {wrong}")
         return cls(**{names[key]: value for key, value in record.items()})

@@ -14,11 +14,11 @@ pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
 from robomimic.envs.env_base import EnvBase
 
 import asd_policy.integrations.robomimic  # noqa: F401 - wrappers become environments, on 0.3
+from asd_policy.data.scenes import scene_digest
 from asd_policy.integrations.robomimic import __main__ as command
 from asd_policy.integrations.robomimic.record import (
     RecordedEnvironment,
     Recording,
-    scene_digest,
 )
 
 
