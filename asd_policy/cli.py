@@ -82,6 +82,7 @@ COMMANDS = {
 # of a run that is continued what the words leave out.
 _PARSE_THEMSELVES = {"doctor", "eval", "tasks", "rates"}
 _SIMULATE = {"eval", "tasks", "rates", "demos", "verify"}
+_WITHOUT_SIMULATOR = {"-h", "--help", "--oracle"}
 # Of what is printed, where the encoding of the output has no such character (and no NFKD form of
 # it either, as "..." is of "…").
 _PLAIN = {"–": "-", "—": "-", "−": "-", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "·": "-"}
@@ -126,7 +127,7 @@ def _run(command: str, words: Sequence[str]) -> int:
         before_mujoco()  # what it says may be wrong: said at once, not after seconds of loading
     module, _, name = COMMANDS[command][0].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    if command in _SIMULATE and not {"-h", "--help"} & set(words):
+    if command in _SIMULATE and not _WITHOUT_SIMULATOR & set(words):
         from asd_policy.envs.requirements import check_simulator
 
         check_simulator()

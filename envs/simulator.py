@@ -16,11 +16,8 @@ import mujoco
 # isort: on
 import numpy as np
 
-from asd_policy.envs.requirements import check_simulator
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task
 from asd_policy.errors import CopyError
-
-check_simulator()  # said here, and not first by a worker process
 
 # The controller of the published robomimic datasets. robosuite 1.5's own default differs in the
 # frame of the commands: "base", which is rotated against the world for Transport's robots.

@@ -28,6 +28,7 @@ from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.show.page import keep_page
 from asd_policy.eval.show.progress import RunProgress
 from asd_policy.eval.show.terminal import print_report
+from asd_policy.eval.subject import other_sampler
 from asd_policy.eval.video import Recorder
 from asd_policy.progress import Stage
 
@@ -66,6 +67,8 @@ def evaluate(
             f"{plan.parts.task}: {', '.join(plan.parts.samplers)}; {_count(len(plan.seeds))} each, "
             "on the same seeds"
         )
+        if (other := other_sampler(plan.parts)) is not None:
+            say(other)
         with contextlib.closing((prepare or _really_prepare)(plan.parts)) as setup:
             if plan.parts.video:
                 setup.check_rendering()

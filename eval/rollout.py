@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from asd_policy.data.scenes import scene_digest
 from asd_policy.errors import AsdPolicyError, NonFiniteError
 from asd_policy.eval.machine import describe_machine, processor_wait_s
 from asd_policy.eval.records import Episode, chunk_record
@@ -113,6 +114,7 @@ class _Run:
         self.restarts = restarts
         self.success = self.over = self.cold = self.begun = False
         self.total_reward = 0.0
+        self.scene: str | None = None
         self.policy_s = self.simulation_s = self.rendering_s = 0.0
         self.latencies: list[float] = []
         self.chunks: list[ChunkStats] = []
@@ -121,6 +123,8 @@ class _Run:
 
     def take(self, moment: Moment) -> None:
         """Go on to a moment that the environment told."""
+        if not self.begun:
+            self.scene = scene_digest(moment.observation)
         self.begun, self.observation = True, moment.observation
         self.simulation_s += moment.simulation_s
         self.rendering_s += moment.rendering_s
@@ -159,6 +163,7 @@ class _Run:
             accepted_by_step=_summed([chunk.accepted for chunk in self.chunks]),
             decided_by_step=_summed([chunk.decided for chunk in self.chunks]),
             control_step_s=self.latencies,
+            scene=self.scene,
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asd_policy.eval.comparison.options import CompareOptions
+from asd_policy.eval.comparison.scenes import same_scenes
 from asd_policy.eval.folder import Run, open_run
 from asd_policy.eval.records import Episode
 
@@ -117,6 +119,16 @@ def common_seeds(a: Side, b: Side) -> list[int]:
             f"{b.folder} did {_range(b)}"
         )
     return seeds
+
+
+def scenes_alike(a: Side, b: Side, seeds: Sequence[int]) -> int:
+    """How many of the seeds are known to have begun with one scene in both.
+
+    Raises:
+        DatasetError: some began with different ones.
+    """
+    first, second = ({s: side.episodes[s].scene for s in seeds} for side in (a, b))
+    return same_scenes(first, second, "run both with one robosuite and MuJoCo, and one task")
 
 
 def _range(side: Side) -> str:

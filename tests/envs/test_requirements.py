@@ -1,8 +1,8 @@
 """What the simulator needs: what is asked of pip is what is said at run time."""
 
-import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -99,6 +99,28 @@ def test_in_python_too(monkeypatch):
         check_simulator()
 
 
+def test_making_an_environment_says_it_first():
+    program = """
+        import sys
+        sys.modules["robosuite"] = sys.modules["mujoco"] = None
+        import gymnasium
+        gymnasium.make("asd_policy:asd_policy/Lift-v0")
+    """
+    pytest.importorskip("gymnasium")
+    done = python(program)
+    assert done.stderr.splitlines()[-1].startswith(
+        "asd_policy.errors.MissingExtraError: the simulator needs robosuite; "
+    )
+
+
+def test_an_oracle_needs_no_simulator(run, monkeypatch):
+    monkeypatch.setattr(requirements, "_version", {"gymnasium": "1.0.0"}.get)
+    status, _, errors = run("verify", "--oracle", "--chunks", "nine")
+    assert status == 2
+    assert "gymnasium" not in errors
+    assert "--chunks" in errors
+
+
 def test_a_module_that_the_extra_does_not_bring_to_this_python(monkeypatch):
     monkeypatch.setattr("asd_policy.errors._PYTHON", "3.13.0")
     said = missing_extra(ModuleNotFoundError("…", name="mujoco"), "this")
@@ -109,12 +131,16 @@ def test_a_module_that_the_extra_does_not_bring_to_this_python(monkeypatch):
 
 
 def test_workers_need_no_name_that_gymnasium_got_lately():
-    pytest.importorskip("gymnasium")
-    program = (
-        "import gymnasium.vector as vector; vars(vector).pop('AutoresetMode', None); "
-        "import asd_policy.eval.slots"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ
-    )
+    pytest.importorskip("robosuite")
+    done = python("""
+        import gymnasium.vector as vector
+        vars(vector).pop("AutoresetMode", None)
+        import asd_policy.eval.slots
+    """)
     assert done.returncode == 0, done.stderr
+
+
+def python(program: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
+    )
