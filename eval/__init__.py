@@ -7,7 +7,7 @@
 
 The pieces: `options` (what is asked), `plan` (what that comes to, once), `rollout` (policies and
 environments to episode records), `runs` (what is kept: the forms of the files), `folder` (a run's
-folder, and how it survives a kill), `results` (a summary: a pure function of what was kept), and
+folder, and how it survives a kill), `results` (a summary: a pure function of what was kept),
 `show` (what people see). Imports go one way; tests/eval/test_rooms.py says which.
 """
 

@@ -14,8 +14,7 @@ from asd_policy import CheckpointError
 from asd_policy.envs.simulator import environment_options
 from asd_policy.envs.tasks import get_task
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.subject import with_its_task
-from asd_policy.eval.subject import other_sampler
+from asd_policy.eval.subject import other_sampler, with_its_task
 from asd_policy.integrations.robomimic_environment import check_environment
 from asd_policy.policy import PolicyConfig
 
