@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from robomimic.algo import RolloutPolicy
 from torch import Tensor
 
 from asd_policy.ambient import own_precision
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import CopyError, NonFiniteError
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic.chain import as_unet, check_algorithm, describe, for_chain
 from asd_policy.integrations.robomimic.observations import ObservationScale
@@ -24,7 +25,6 @@ from asd_policy.integrations.robomimic_format import trained_schedule
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.chunks import ChunkSampler
 from asd_policy.policy.draws import ChunkStats, chunk_stats
-from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Stats
 
@@ -143,13 +143,21 @@ class AcceleratedPolicy(RolloutPolicy):
         chain = describe(self.chunks.schedule, self.policy.algo_config)
         return f"{self.chunks.sampler.name} on a {chain.format(weights=weights)}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy has networks of its own and is in the middle of the same episodes."""
-        state = self.chunks.calibration, self._episodes, self._stacked
-        return AcceleratedPolicy, (self.wrapped, *self._options), state
+    def __deepcopy__(self, memo: dict[int, Any]) -> AcceleratedPolicy:
+        """Another policy with networks of its own, in the middle of the same episodes."""
+        made = AcceleratedPolicy(copy.deepcopy(self.wrapped, memo), *self._options)
+        memo[id(self)] = made
+        made.chunks.calibration = copy.deepcopy(self.chunks.calibration, memo)
+        made._episodes = copy.deepcopy(self._episodes, memo)
+        made._stacked = self._stacked
+        return made
 
-    def __setstate__(self, state: tuple[Calibration, list[_Episode], bool]) -> None:
-        self.chunks.calibration, self._episodes, self._stacked = state
+    def __reduce__(self) -> NoReturn:
+        raise CopyError(
+            "an accelerated policy cannot be pickled, because robomimic's Config cannot be read "
+            "back: load the checkpoint where the policy is wanted and accelerate it there "
+            "(copy.deepcopy works)"
+        )
 
     def __repr__(self) -> str:
         return f"AcceleratedPolicy({self.description})\n{self.policy!r}"
