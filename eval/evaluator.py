@@ -213,7 +213,8 @@ def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
     if flight is not None:
         flight.attach(setup.policies)
     if options.delay is not None:
-        late = delayed(setup.policies, options.delay, options.control_rate, setup.held_components)
+        how = options.delay, options.control_rate, setup.held_components
+        late: dict[str, Any] = delayed(setup.policies, *how)
         setup = dataclasses.replace(setup, policies=late)
     console = plain_console(stderr=True)
     bar = RunProgress(console, options.samplers, options.episodes, setup.places)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
 from asd_policy.eval.evaluator import Setup
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.slots import OpenSlots
+from asd_policy.policy import Chunks, ChunkSource, RecedingHorizon
+from asd_policy.samplers.result import PHASES, sequential_stats
 
 ACTIONS = 8  # of a chunk that are executed (Ta of the shipped policies)
 
@@ -50,49 +51,31 @@ class IdleEnv:
         """Nothing to let go of."""
 
 
-class IdlePolicy:
+class IdleSource(ChunkSource):
     """Chunks of zeros, a batch of which takes `chunk_s` seconds of sleep."""
 
+    horizons = 1, ACTIONS, ACTIONS
+
+    def __init__(self, action_dim: int, chunk_s: float):
+        self._action_dim, self._chunk_s = action_dim, chunk_s
+
+    def frames(self, observations: Mapping[str, Any], batch: int) -> Sequence[Sequence[None]]:
+        return [[None]] * batch
+
+    def draw(
+        self, histories: Sequence[Sequence[None]], streams: Sequence[torch.Generator]
+    ) -> Chunks:
+        time.sleep(self._chunk_s)
+        stats = sequential_stats("ddpm", len(streams), 0, dict.fromkeys(PHASES, 0.0))
+        return Chunks(np.zeros((len(streams), ACTIONS, self._action_dim), np.float32), stats)
+
+
+class IdlePolicy(RecedingHorizon):
+    """The loop of a policy, over chunks that only take their time."""
+
     def __init__(self, task: str, chunk_s: float):
-        self._task, self._chunk_s = get_task(task), chunk_s
-        self.last_chunks: list[Any] = []
-
-    @property
-    def observation_keys(self) -> dict[str, int]:
-        return dict(self._task.observation_keys)
-
-    def reset(self, seeds: Sequence[int]) -> None:
-        self._queues: list[deque[np.ndarray]] = [deque() for _ in seeds]
-
-    def reset_env(self, index: int, seed: int) -> None:
-        self._queues[index].clear()
-
-    def queued(self, index: int) -> int:
-        return len(self._queues[index])
-
-    def coming(self, index: int) -> list[np.ndarray]:
-        return list(self._queues[index])
-
-    def act_batch(
-        self, observations: Mapping[str, np.ndarray], indices: Sequence[int]
-    ) -> np.ndarray:
-        empty = [index for index in indices if not self._queues[index]]
-        if empty:
-            time.sleep(self._chunk_s)
-        for index in empty:
-            self._queues[index].extend(np.zeros((ACTIONS, self._task.action_dim), np.float32))
-        cost = _chunk(len(empty), self._chunk_s)
-        self.last_chunks = [cost if index in empty else None for index in indices]
-        return np.stack([self._queues[index].popleft() for index in indices])
-
-
-def _chunk(batch: int, chunk_s: float) -> SimpleNamespace:
-    none = np.zeros(0, int)
-    return SimpleNamespace(
-        latency_s=chunk_s, batch=batch, sampler="ddpm", window=1, calls=0, evaluations=0,
-        rejections=0, accepted=none, decided=none, draft_s=0.0, network_s=0.0, verify_s=0.0,
-        other_s=chunk_s,
-    )  # fmt: skip
+        self.observation_keys = dict(get_task(task).observation_keys)
+        super().__init__(IdleSource(get_task(task).action_dim, chunk_s))
 
 
 def prepare_idle(
