@@ -20,16 +20,17 @@ from asd_policy.eval.slots import Moment, Observation, Slot, WorkerDied
 from asd_policy.eval.video import Recorder, check_rendering
 
 if TYPE_CHECKING:
-    from asd_policy.policy import ChunkStats
+    from asd_policy.policy import ChunkStats, Draw
 
 MAX_RESTARTS = 3  # of one episode: what kills its worker so often is no accident
 
 
-class Policy(Protocol):
-    """What is asked of a policy (`asd_policy.policy.DiffusionPolicy` is one)."""
+class Controller(Protocol):
+    """What drives the robots: a policy, or one whose chunks come late."""
 
-    last_chunks: list[ChunkStats | None]
-    """Of each row of the last call: its cost, None where the action was queued."""
+    @property
+    def last_chunks(self) -> list[ChunkStats | None]:
+        """Of each row of the last call: its cost, None where the action was queued."""
 
     @property
     def observation_keys(self) -> dict[str, int]:
@@ -49,6 +50,27 @@ class Policy(Protocol):
 
     def act_batch(self, observations: Observation, indices: Sequence[int]) -> np.ndarray:
         """Actions (B, dim) of the environments `indices`, one row of observations for each."""
+
+
+class Policy(Controller, Protocol):
+    """What is asked of a policy (`asd_policy.policy.RecedingHorizon` is one, with its keys)."""
+
+    on_draw: Callable[[Draw], None] | None
+    """Told of every batch of chunks that is drawn."""
+
+    @property
+    def horizons(self) -> tuple[int, int, int]:
+        """(To, Ta, Tp)."""
+
+    @property
+    def pictures(self) -> Mapping[str, tuple[int, int]]:
+        """Observations that are pictures, key → (height, width)."""
+
+    def observe(self, observations: Observation, indices: Sequence[int]) -> None:
+        """Take in one observation of each of the environments."""
+
+    def predict(self, indices: Sequence[int]) -> np.ndarray:
+        """(B, H, dim) actions from now on; their cost is in `last_chunks`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +194,7 @@ class _Rollout:
 
     def __init__(
         self,
-        policies: Mapping[str, Policy],
+        policies: Mapping[str, Controller],
         slots: Sequence[Slot],
         recorder: Callable[[str, int], Recorder | None],
         listener: Listener,
@@ -282,7 +304,7 @@ class _Rollout:
 
 
 def roll_out(
-    policies: Mapping[str, Policy],
+    policies: Mapping[str, Controller],
     slots: Sequence[Slot],
     jobs: Iterable[tuple[str, int]],
     *,

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(
 # A module may import those of a lower rank, and its own package.
 RANK = {
     "ambient": 0, "errors": 0, "threads": 0, "networks": 1, "schedule": 1, "denoiser": 2,
-    "coupling": 3, "chains": 4, "drafts": 5, "samplers": 6, "engine": 7, "sampling": 8, "policy": 9,
-    "integrations": 10,
+    "coupling": 3, "chains": 4, "drafts": 5, "samplers": 6, "engine": 7, "sampler": 8,
+    "sampling": 9, "policy": 10, "integrations": 11,
 }  # fmt: skip
 MAY_IMPORT = {
     **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
@@ -61,7 +61,8 @@ MAY_IMPORT = {
     },
     "cli": {"errors", "threads", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},
-    "": {"errors", "schedule", "samplers", "sampling", "policy", "envs"},  # the public names
+    # The public names.
+    "": {"errors", "schedule", "sampler", "samplers", "sampling", "policy", "envs"},
 }  # fmt: skip
 # These may need an extra.
 EXTRAS = {"envs", "eval", "cli", "console", "progress", "data", "training", "integrations"}

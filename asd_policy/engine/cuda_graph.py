@@ -27,10 +27,10 @@ from asd_policy.engine.kernels import make_kernels
 from asd_policy.errors import EngineError
 from asd_policy.networks.weights import Watch
 from asd_policy.samplers.asd import AutospeculativeDecoding
-from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.ddpm import sample_ddpm
 from asd_policy.samplers.result import Noise, Stats, sequential_stats
 from asd_policy.samplers.sequential import SequentialSteps
+from asd_policy.samplers.table import Plan
 
 Replay = Callable[[], None]
 Key = TypeVar("Key")
@@ -179,17 +179,17 @@ class CudaGraphEngine(Engine):
         return {k: v for k, v in super().__getstate__().items() if k not in kept}
 
     def _decode(
-        self, run: AutospeculativeDecoding, noise: Noise, calibration: Calibration
+        self, run: AutospeculativeDecoding, noise: Noise, plan: Plan
     ) -> tuple[Tensor, Stats]:
         start, chains = time.perf_counter(), run.chains
         graphs = self._captured(run, self._capture_rounds)
         if graphs is None:
-            return super()._decode(run, noise, calibration)
+            return super()._decode(run, noise, plan)
+        assert plan.slopes is not None, "ASD drafts with slopes, if only with zeros"
         size = chains.num_steps
-        ends = calibration.chance_of_the_end(size, chains.window)
+        ends = plan.acceptance.chance_of_the_end(chains.window)
         with self._recorder.working():
-            slopes = calibration.slopes(size)
-            chains.load(noise.initial, noise.steps, noise.log_uniform, slopes)
+            chains.load(noise.initial, noise.steps, noise.log_uniform, plan.slopes)
             graphs.reset()
             waiting: list[Callable[[], list[Tensor]]] = []
             launched: list[int] = []
@@ -252,21 +252,21 @@ class CudaGraphEngine(Engine):
     def _time_parts(self, run: AutospeculativeDecoding, width: int) -> dict[str, float]:
         """Seconds that draft, network and verification take in a round, each replayed alone."""
         chains, parts = run.chains, {}
-        uses = run.draft == "secant", run.learn
-        propose = functools.partial(run.kernels.propose, chains, run.denoiser, run.draft, width)
+        propose = functools.partial(run.kernels.propose, chains, run.denoiser, run.form, width)
         points, drafts = propose()
-        here, later = points[:, :1], points[:, run.ahead : run.ahead + width]
-        said = run.predict(here, 0, False), run.predict(later, run.ahead, False)
+        ahead = run.form.ahead
+        here, later = points[:, :1], points[:, ahead : ahead + width]
+        said = run.predict(here, 0, False), run.predict(later, ahead, False)
 
         def network() -> None:
-            if run.ahead:
+            if ahead:
                 run.predict(here, 0, False)
-            run.predict(later, run.ahead, False)
+            run.predict(later, ahead, False)
 
         def verify() -> None:
-            if run.ahead:
-                run.kernels.observe(chains, run.denoiser, here, said[0], 0, *uses)
-            run.kernels.verify(chains, run.denoiser, points, drafts, said[1], run.ahead, *uses)
+            if ahead:
+                run.kernels.observe(chains, run.denoiser, here, said[0], run.form)
+            run.kernels.verify(chains, run.denoiser, points, drafts, said[1], run.form)
 
         stages: dict[str, Callable[[], object]] = {
             "draft": propose, "network": network, "verify": verify,

@@ -8,6 +8,7 @@ from typing import Any
 from asd_policy.drafts import DRAFTS
 from asd_policy.errors import did_you_mean, whole
 from asd_policy.samplers.names import ASD_CALLS, ASD_DDIM_STEPS, ASD_DRAFT, sampler_form
+from asd_policy.samplers.table import METHODS, Method
 from asd_policy.schedule import Schedule, check_choice
 
 
@@ -79,14 +80,21 @@ class SamplerConfig:
             raise ValueError(f'window must be "auto" or a whole number from 1 on, got {window!r}')
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"inference steps must be at least 1, got {self.steps}")
-        if self.eta is not None and self.name not in ("asd", "ddim"):
-            raise ValueError(f'eta applies to the samplers "ddim" and "asd", not to {self.name!r}')
-        if self.use_clipped_model_output and self.name != "ddim":
-            raise ValueError(
-                f'use_clipped_model_output applies to the sampler "ddim", not to {self.name!r}'
-            )
+        for name in ("eta", "use_clipped_model_output"):
+            value = getattr(self, name)
+            if value is not None and value is not False:
+                self._check_applies(name)
         if not self.tolerance > 0:
             raise ValueError(f"tolerance must be positive, got {self.tolerance}")
+
+    def _check_applies(self, option: str) -> None:
+        if option not in self.method.options:
+            names = [f'"{name}"' for name, method in METHODS.items() if option in method.options]
+            plural = "s" * (len(names) > 1)
+            raise ValueError(
+                f"{option} applies to the sampler{plural} {' and '.join(names)}, "
+                f"not to {self.name!r}"
+            )
 
     def _spell_out(self) -> None:
         """In place of a form's name and of None, what they stand for."""
@@ -106,11 +114,15 @@ class SamplerConfig:
             object.__setattr__(self, option, value)
 
     @property
-    def form(self) -> tuple[str, int]:
-        """(draft, calls a round) of ASD."""
-        assert self.draft is not None
-        assert self.calls_per_round is not None
-        return self.draft, self.calls_per_round
+    def method(self) -> Method:
+        """The sampler in the table."""
+        return METHODS[self.name]
+
+    @property
+    def has_stored_calibration(self) -> bool:
+        """Whether what is stored with checkpoints was learned with this sampler: the default one,
+        with any window."""
+        return self == SamplerConfig(window=self.window)
 
     def schedule(self, schedule: Schedule) -> Schedule:
         """The chain that this sampler runs on the network that ``schedule`` was trained for.
@@ -118,19 +130,4 @@ class SamplerConfig:
         Raises:
             ValueError: more steps than were trained, or ASD on a chain without noise.
         """
-        if self.name == "ddim":
-            steps = self.steps or min(10, schedule.config.num_steps)
-            schedule = schedule.ddim(steps, self.eta or 0.0, bool(self.use_clipped_model_output))
-        elif self.eta is not None:
-            steps = self.steps or schedule.num_steps
-            schedule = schedule.ddim(steps, self.eta, use_clipped_model_output=True)
-        elif self.steps is not None:
-            schedule = schedule.respaced(self.steps)
-        if self.name == "asd" and not bool((schedule.sigma[:-1] > 0).all()):
-            raise ValueError(
-                "ASD needs noise in every step but the last, and DDIM with eta=0 has none: there "
-                'is nothing to couple. Use sampler="ddim", or eta above 0, or the DDPM itself'
-            )
-        if self.name in ("asd", "paradigms"):
-            schedule.check_speculation(self.name)
-        return schedule
+        return self.method.chain(self, schedule)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,15 +18,66 @@ Streams = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass(frozen=True)
 class Noise:
-    """All randomness of one chunk, drawn before it starts.
+    """All randomness of B samples, drawn before they start.
+
+    Samples have their law if all of it is independent, ``initial`` and ``steps`` standard normal
+    and exp(``log_uniform``) uniform. On the same machine and engine, with the same window and
+    calibration, the same noise gives the same samples bit for bit; one row's sample depends on the
+    other rows in its last bits at most.
 
     Attributes:
-        initial: (B, D) x at the first step. steps: (B, K, D) ξ. log_uniform: (B, K) log u.
+        initial: (B, D) x at the first step. steps: (B, K, D) ξ of each step, in the order in which
+            they are taken. log_uniform: (B, K) log u, by which ASD accepts drafts. D is the product
+            of a sample's shape, which may stand in its place.
     """
 
     initial: Tensor
     steps: Tensor
     log_uniform: Tensor
+
+    @classmethod
+    def draw(
+        cls,
+        shape: tuple[int, ...],
+        num_steps: int,
+        *,
+        generator: Streams = None,
+        seed: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Noise:
+        """What :func:`asd_policy.sample` draws for these arguments, on a chain of K steps.
+
+        Raises:
+            ValueError: seed and generator, or another number of generators than ``shape[0]``.
+        """
+        like = torch.empty(0, math.prod(shape[1:]), device=device, dtype=dtype)
+        generators = streams(seeded(seed, generator, device), shape[0])
+        return draw_noise(generators, num_steps, like)
+
+    def fitted(self, batch: int, num_steps: int, like: Tensor) -> Noise:
+        """The same numbers as (B, D), (B, K, D) and (B, K) of a tensor's type and device.
+
+        Raises:
+            ValueError: noise for another number of chains, steps or numbers; or that is no noise.
+        """
+        shapes = {
+            "initial": (batch, like.shape[-1]),
+            "steps": (batch, num_steps, like.shape[-1]),
+            "log_uniform": (batch, num_steps),
+        }
+        fitted = {}
+        for name, shape in shapes.items():
+            given = getattr(self, name)
+            lead = shape[:-1] if name != "log_uniform" else shape
+            if given.shape[: len(lead)] != lead or given.numel() != math.prod(shape):
+                raise ValueError(f"noise.{name} must be {shape}; got {tuple(given.shape)}")
+            if not bool(given.isfinite().all()):
+                raise ValueError(f"noise.{name} holds a NaN or infinite value")
+            fitted[name] = given.reshape(shape).to(like)
+        if bool((fitted["log_uniform"] > 0).any()):
+            raise ValueError("noise.log_uniform must hold logarithms of numbers up to 1")
+        return Noise(**fitted)
 
 
 def streams(generator: Streams, batch: int) -> list[torch.Generator]:
@@ -131,6 +184,8 @@ class Stats:
         evaluations: (B,) network evaluations (rows) spent on each chain.
         accepted, decided: (B, K) 1 where a draft of that step was accepted, or decided upon.
         seconds: time of the whole run in "draft", "network", "verify" and "other".
+        sums: (2, K) Σ⟨Δx, Δx̂0⟩ and Σ‖Δx‖² over drafts that were decided upon, from which slopes
+            are learned; None where nothing is.
     """
 
     sampler: str
@@ -140,6 +195,7 @@ class Stats:
     accepted: Tensor
     decided: Tensor
     seconds: dict[str, float] = field(default_factory=dict)
+    sums: np.ndarray | None = None
 
     def copy(self) -> Stats:
         """With tensors of their own; ordinary ones, if it is not made in inference mode."""

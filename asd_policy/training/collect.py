@@ -56,7 +56,7 @@ class CheckpointLearner:
         import torch
 
         from asd_policy.policy import DiffusionPolicy
-        from asd_policy.samplers.calibration import DEFAULT_WINDOW
+        from asd_policy.samplers.acceptance import DEFAULT_WINDOW
 
         torch.set_num_threads(1)
         return DiffusionPolicy.load(self.folder, window=DEFAULT_WINDOW)

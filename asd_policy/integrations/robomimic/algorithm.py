@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from asd_policy.errors import CheckpointError, DatasetError
 from asd_policy.integrations.robomimic.actions import fitted_statistics
-from asd_policy.integrations.robomimic.rollout import chunk_sampler, encode, rollout_networks
+from asd_policy.integrations.robomimic.source import chunk_sampler, encode, rollout_networks
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
     GROUPS,
@@ -34,7 +34,7 @@ from asd_policy.integrations.robomimic_format import (
 )
 from asd_policy.networks.unet1d import ConditionalUnet1D
 from asd_policy.policy.checkpoint import difference_table
-from asd_policy.policy.chunks import ChunkSampler
+from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.training.ema import EMA
 
@@ -85,7 +85,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
         self.action_normalization_stats: Any = None
         self._knows_statistics = False
         self._queue: deque[Tensor] = deque()
-        self._sampler: ChunkSampler | None = None
+        self._sampler: Sampler | None = None
 
     def _set_networks(self, encoder: nn.Module, network: nn.Module) -> None:
         parts = nn.ModuleDict({"obs_encoder": encoder, "noise_pred_net": network})
@@ -245,7 +245,8 @@ class DiffusionPolicyUNet(PolicyAlgo):
             self._sampler = chunk_sampler(self, config)
         seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         generator = torch.Generator(self.device).manual_seed(seed)
-        chunks, _ = self._sampler.draw(encode(nets["obs_encoder"], frames), [generator])
+        noise = self._sampler.noise([generator])
+        chunks, _ = self._sampler.draw(noise, encode(nets["obs_encoder"], frames))
         first = self._horizon("observation") - 1
         return chunks[0, first : first + self._horizon("action")].clone()
 
