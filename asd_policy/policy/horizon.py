@@ -96,12 +96,6 @@ class Environment:
         while len(self.history) > length:
             self.history.popleft()
 
-    def copy(self) -> Environment:
-        """Another in the middle of the same episode: both will draw the same numbers."""
-        stream = torch.Generator(self.stream.device)
-        stream.set_state(self.stream.get_state())
-        return Environment(self.seed, stream, self.drawn, self.history.copy(), self.queue.copy())
-
 
 @dataclass
 class _Cost:
