@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         by_term = isinstance(end, Terminated)
         print("terminated" if by_term else "interrupted", file=sys.stderr)
         return 143 if by_term else 130
-    except (AsdPolicyError, ValueError, ModuleNotFoundError) as error:
+    except (AsdPolicyError, ModuleNotFoundError) as error:
         message = for_user(error, f"`asd-policy {words[0]}`")
         if os.environ.get(_TRACEBACK) or message is None:
             raise

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from asd_policy.ambient import as_asked
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.schedule import Schedule
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -45,13 +45,13 @@ def check_mode(network: object) -> None:
     for name, layer in network.named_modules():
         of = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
         if isinstance(layer, _BatchNorm) and not layer.training and layer.running_mean is None:
-            raise ValueError(
+            raise InputError(
                 f"the network's {of} has no running statistics, so that the rows of a call are not "
                 "independent; expected batch norm with track_running_stats, or group norm"
             )
         if layer.training and (_drops(layer) or isinstance(layer, _BatchNorm)):
             why = "draws at random" if _drops(layer) else "mixes the rows of a call"
-            raise ValueError(f"the network's {of} {why} in training mode; call network.eval()")
+            raise InputError(f"the network's {of} {why} in training mode; call network.eval()")
 
 
 def owner(network: object) -> object:
@@ -103,7 +103,7 @@ class Denoiser:
         past = signal.new_zeros(schedule.num_steps + 2)
         self.uv = torch.stack([torch.cat([u, past]), torch.cat([v, past])], dim=1).to(like)
         if not bool(self.uv.isfinite().all()):
-            raise ValueError(
+            raise InputError(
                 f"this schedule leaves a signal of only {float(signal.min()):.1e}, and x̂0 from ε "
                 f'is beyond {like.dtype}; expected smaller betas, prediction_type "v_prediction" '
                 "or another dtype"
@@ -152,12 +152,12 @@ class Denoiser:
             with as_asked():
                 prediction = self.network(points, self.timesteps[steps], cond)
         if not isinstance(prediction, Tensor):
-            raise ValueError(
+            raise InputError(
                 f"the network must return a tensor of the shape it is given; got a "
                 f"{type(prediction).__name__}"
             )
         if prediction.shape != points.shape:
-            raise ValueError(
+            raise InputError(
                 f"the network must return the shape it is given, {tuple(points.shape)}; "
                 f"got {tuple(prediction.shape)}"
             )

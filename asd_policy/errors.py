@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import dis
 import operator
 import platform
 import re
 import sys
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any
 
 
@@ -19,6 +17,11 @@ class AsdPolicyError(Exception):
 
 class NonFiniteError(AsdPolicyError, ArithmeticError):
     """A NaN or infinity in an observation, a network output or an action."""
+
+
+class InputError(AsdPolicyError, ValueError):
+    """A value, an option or an observation that cannot be used here. Functions of this package
+    raise it where their docstrings say ValueError."""
 
 
 class CheckpointError(AsdPolicyError, ValueError):
@@ -147,23 +150,7 @@ def for_user(error: BaseException, what: str) -> str | None:
     whose traceback is wanted."""
     if isinstance(error, ModuleNotFoundError):
         return missing_extra(error, what)
-    return str(error) if is_ours(error) else None
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether the error is a message to the user: one of the package's own, or a ValueError that a
-    `raise` statement of this package made. One from inside a library, or from an operation such as
-    an unpacking, is a fault."""
-    if isinstance(error, AsdPolicyError):
-        return True
-    innermost: TracebackType | None = error.__traceback__
-    while innermost is not None and innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    if innermost is None or not isinstance(error, ValueError):
-        return False
-    module = str(innermost.tb_frame.f_globals.get("__name__", ""))
-    instruction = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
-    return module.partition(".")[0] == "asd_policy" and instruction == dis.opmap["RAISE_VARARGS"]
+    return str(error) if isinstance(error, AsdPolicyError) else None
 
 
 def say_to_user(error: BaseException, what: str) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from asd_policy.denoiser import Network, PreparedNetwork, check_mode
 from asd_policy.engine import Engine, make_engine
 from asd_policy.engine.timing import network_costs
+from asd_policy.errors import InputError
 from asd_policy.samplers.acceptance import Acceptance
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
@@ -81,7 +82,7 @@ class Sampler:
         if (engine.source, engine.schedule.to_dict(), engine.shape) != (
             denoiser, self.schedule.to_dict(), self.shape,
         ):  # fmt: skip
-            raise ValueError(
+            raise InputError(
                 f"this engine is for samples of shape {engine.shape} in {steps} steps of its own "
                 f"network; got shape {self.shape} in {wanted} steps"
             )

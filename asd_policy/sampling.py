@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asd_policy.denoiser import Network
 from asd_policy.engine import Engine
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
@@ -108,7 +108,7 @@ def sample(
     if noise is None:
         noise = made.noise(streams(seeded(seed, generator, device), shape[0]))
     elif seed is not None or generator is not None:
-        raise ValueError("expected noise, or a seed or generator to draw it from, got both")
+        raise InputError("expected noise, or a seed or generator to draw it from, got both")
     else:
         noise = noise.fitted(shape[0], made.schedule.num_steps, made.engine.like)
     x, stats = made.draw(noise, cond)
@@ -130,7 +130,7 @@ def _sampler(
     dtype: torch.dtype = torch.float32,
 ) -> Sampler:
     if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(
+        raise InputError(
             f"shape must be (chains, sizes of one sample …), all positive; got {shape}"
         )
     if cond is not None and cond.is_floating_point() and not bool(cond.isfinite().all()):
@@ -148,12 +148,12 @@ def _check_cond(cond: object, shape: tuple[int, ...]) -> None:
         return
     if not isinstance(cond, Tensor) or not cond.ndim:
         found = "a number" if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
-        raise ValueError(
+        raise InputError(
             f"cond must be a tensor with a row for each chain, or None; got {found} (several "
             "conditions can be put side by side in one tensor, which the network takes apart)"
         )
     if len(cond) != shape[0]:
-        raise ValueError(f"cond must have {shape[0]} rows, one for each chain; got {len(cond)}")
+        raise InputError(f"cond must have {shape[0]} rows, one for each chain; got {len(cond)}")
 
 
 def _device(device: Any, cond: Tensor | None, generator: Streams) -> torch.device | str:

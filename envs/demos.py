@@ -26,7 +26,7 @@ from asd_policy.envs.crew import run_attempts
 from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings
 from asd_policy.envs.store import KeptStore, put_back, read_store, replace_store, write_store
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import DatasetError, OutputExistsError
+from asd_policy.errors import DatasetError, InputError, OutputExistsError
 from asd_policy.files import check_writable, claimed, writing
 from asd_policy.progress import Stage
 
@@ -109,9 +109,9 @@ def make_store(
     """
     started = time.monotonic()
     if episodes < 1:
-        raise ValueError(f"expected at least 1 episode, got {episodes}")
+        raise InputError(f"expected at least 1 episode, got {episodes}")
     if workers < 1:
-        raise ValueError(f"expected at least 1 worker, got {workers}")
+        raise InputError(f"expected at least 1 worker, got {workers}")
     folder = _folder(out)
     kept = _check(recipe, episodes, out, learner)
     if progress:

@@ -11,6 +11,7 @@ import numpy as np
 
 from asd_policy.envs.tasks import Task
 from asd_policy.envs.world import Observation, RobosuiteEnv, WorldState
+from asd_policy.errors import InputError
 
 # Correlation of the noise from one step to the next: pushes that last a few steps and must be
 # corrected, where white noise would average out within the arm's own inertia.
@@ -95,7 +96,7 @@ def load_expert(task: Task) -> Callable[[Any, np.random.Generator], Expert]:
         ValueError: the task has none.
     """
     if task.expert is None:
-        raise ValueError(f"task {task.name!r} has no scripted expert")
+        raise InputError(f"task {task.name!r} has no scripted expert")
     module, name = task.expert.split(":")
     expert: Callable[[Any, np.random.Generator], Expert] = getattr(
         importlib.import_module(module), name

@@ -17,7 +17,7 @@ from asd_policy.data.zarr_store import ZarrStore, write_zarr
 from asd_policy.envs.attempts import read_attempt
 from asd_policy.envs.recipe import FORMAT, Recipe, settings
 from asd_policy.envs.workers import interrupts_held
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.files import sync_tree
 
 
@@ -67,11 +67,11 @@ def read_store(path: Path) -> KeptStore | None:
         return None
     try:
         if path.is_file():
-            raise ValueError("it is a file")
+            raise InputError("it is a file")
         store = ZarrStore(path)
         attributes = store.attributes
         if attributes.get("format") != FORMAT:
-            raise ValueError(f"its format is {attributes.get('format')!r}")
+            raise InputError(f"its format is {attributes.get('format')!r}")
         recipe, attempts = Recipe.of(attributes), int(attributes["attempts"])
     except (OSError, LookupError, TypeError, ValueError) as error:
         raise OutputExistsError(

@@ -22,7 +22,7 @@ from asd_policy.envs.simulator import (
     save_physics,
 )
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task, get_task
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import InputError, NonFiniteError
 
 if TYPE_CHECKING:
     from asd_policy.envs.rendering import OffscreenCamera
@@ -86,9 +86,9 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         self.task: Task = get_task(task)
         self.horizon = self.task.horizon if horizon is None else horizon
         if self.horizon < 1:
-            raise ValueError(f"expected a horizon of at least 1 step, got {horizon}")
+            raise InputError(f"expected a horizon of at least 1 step, got {horizon}")
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"expected render_mode None or 'rgb_array', got {render_mode!r}")
+            raise InputError(f"expected render_mode None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
         self.observation_space = spaces.Dict(  # type: ignore[assignment]
             {
@@ -215,7 +215,7 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
     def _checked(self, action: np.ndarray) -> np.ndarray:
         action = np.asarray(action, dtype=np.float64)
         if action.shape != self.action_space.shape:
-            raise ValueError(
+            raise InputError(
                 f"expected an action of shape {self.action_space.shape}, got {action.shape}"
             )
         if not np.isfinite(action).all():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from asd_policy.errors import InputError
 from asd_policy.eval.runs.forms import Amount, Closed, Count, Positive, Sha256
 from asd_policy.eval.runs.schemas import read
 
@@ -129,4 +130,4 @@ class Episode:
         try:
             return read("episode", line)
         except ValueError as error:
-            raise ValueError(f"an episode's line must hold a whole Episode: {error}") from error
+            raise InputError(f"an episode's line must hold a whole Episode: {error}") from error

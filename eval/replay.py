@@ -16,6 +16,7 @@ from asd_policy.checkpoints import find_checkpoint
 from asd_policy.console import plain_console
 from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import TASKS, agreed_task
+from asd_policy.errors import InputError
 from asd_policy.eval.flight import FOLDER, Flight, FlightDamagedError, flight_path, read_flight
 from asd_policy.eval.folder import read_run
 from asd_policy.eval.machine import describe_machine
@@ -48,7 +49,7 @@ def replay(options: ReplayOptions, console: Console | None = None) -> Json:
     """
     config, episodes = read_run(options.run)
     if not config["settings"].get("record"):
-        raise ValueError(f"{options.run} was not recorded; expected a run of `eval --record`")
+        raise InputError(f"{options.run} was not recorded; expected a run of `eval --record`")
     check_writable(options.run)
     places = _select(options, {(e.sampler, e.seed): len(e.chunks) for e in episodes})
     replayer = _Replayer(options, config)
@@ -83,7 +84,7 @@ def _select(options: ReplayOptions, chunks: dict[tuple[str, int], int]) -> list[
         asked = {k: getattr(options, k) for k in ("sampler", "seed", "chunk")}
         named = ", ".join(f"{k} {v}" for k, v in asked.items() if v is not None) or "anything"
         have = ", ".join(f"{s} {seed} ({n})" for (s, seed), n in sorted(chunks.items())[:8])
-        raise ValueError(
+        raise InputError(
             f"{options.run} has no chunk of {named}; its episodes (chunks): {have or 'none'}"
         )
     count = options.sample
@@ -132,7 +133,7 @@ class _Replayer:
         self._compare_machines(flight)
         for number in numbers:
             if number >= len(flight.chunk):
-                raise ValueError(
+                raise InputError(
                     f"{FOLDER}/ has {len(flight.chunk)} chunks of {sampler}, seed {seed}; "
                     f"episodes.jsonl counts more"
                 )
@@ -171,7 +172,7 @@ def _check_task(options: ReplayOptions, recorded: str) -> None:
     assert options.checkpoint is not None
     own = agreed_task(None, task_of(options.checkpoint), options.checkpoint)
     if own in TASKS and own != recorded:
-        raise ValueError(
+        raise InputError(
             f"{options.run} is a run of {recorded}; {options.checkpoint} was trained for {own}"
         )
 
@@ -189,7 +190,7 @@ def _check_fit(policy: DiffusionPolicy, flight: Flight) -> None:
     made = policy.config.chunk_shape, policy.schedule.num_steps
     kept = flight.action.shape[1:], flight.accepted.shape[1]
     if made != kept:
-        raise ValueError(
+        raise InputError(
             f"the recorded chunks are of shape {kept[0]} in {kept[1]} steps; this policy makes "
             f"{made[0]} in {made[1]}"
         )

@@ -13,7 +13,7 @@ import torch
 from asd_policy.device import resolve_device
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
-from asd_policy.errors import CheckpointError, IntegrationError
+from asd_policy.errors import CheckpointError, InputError, IntegrationError
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout import Setup
 from asd_policy.eval.slots import make_env, open_slots
@@ -43,7 +43,7 @@ def prepare(parts: Parts) -> Setup:
     policy = next(iter(policies.values()))
     policy.check_observation_space(task.observation_keys)
     if policy.action_dim != task.action_dim:
-        raise ValueError(
+        raise InputError(
             f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
             f"{checkpoint} makes actions of {policy.action_dim}"
         )

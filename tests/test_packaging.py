@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "console": set(),
     "progress": {"console"},
     "files": {"errors"},
-    "device": set(),
+    "device": {"errors"},
     "envs": {"errors", "data", "console", "files", "progress"},
     "data": {"errors"},
     "training": {
@@ -159,6 +159,20 @@ def test_imports_go_one_way() -> None:
             if theirs not in MAY_IMPORT[ours]:
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {ours or 'package'} → {theirs}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_values_are_refused_by_an_error_of_our_own() -> None:
+    """The command line prints it as one line; a ValueError of a library's is a fault."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for _, path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+        and node.exc.func.id == "ValueError"
+    ]
+    assert not wrong, "raise InputError, which is a ValueError: " + ", ".join(wrong)
 
 
 def test_only_the_command_line_uses_eval() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from asd_policy.data.zarr_store import ZarrStore, reason
-from asd_policy.errors import DatasetError
+from asd_policy.errors import DatasetError, InputError
 
 ROUNDING = 1e-6  # by which an action may be outside [−1, 1]
 # What NumPy raises of an .npz file that is damaged, or is none.
@@ -125,7 +125,7 @@ def load_npz(path: str | Path) -> Replay:
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            raise ValueError("it is a single array")
+            raise InputError("it is a single array")
         with loaded as arrays:
             prefix = "observation/"
             keys = [key for key in arrays.files if key.startswith(prefix)]
@@ -133,7 +133,7 @@ def load_npz(path: str | Path) -> Replay:
             rest = arrays["action"], arrays["episode_ends"], arrays["interrupted"]
             attributes = dict(json.loads(str(arrays["attributes"])))
         if not keys:
-            raise ValueError("it has no observations")
+            raise InputError("it has no observations")
     except DAMAGED_NPZ as error:
         raise DatasetError(f"{path} holds no demonstrations as .npz: {reason(error)}") from error
     return checked_replay(Replay(observations, *rest, attributes), path)

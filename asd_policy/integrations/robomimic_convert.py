@@ -12,7 +12,7 @@ import tyro
 
 from asd_policy.data.robomimic_hdf5 import SIMULATED_LAYOUT
 from asd_policy.envs.tasks import TASKS
-from asd_policy.errors import CheckpointError, OutputExistsError
+from asd_policy.errors import CheckpointError, InputError, OutputExistsError
 from asd_policy.integrations import diffusion_policy_checkpoint
 from asd_policy.integrations.robomimic_checkpoint import (
     DIGEST,
@@ -69,7 +69,7 @@ def _converted(source: Path, trust_pickle: bool) -> Checkpoint:
     """By the file's ending: both projects' training gives it theirs."""
     if source.suffix == diffusion_policy_checkpoint.SUFFIX:
         if trust_pickle:
-            raise ValueError("--trust-pickle is for robomimic's files; a .ckpt is never run")
+            raise InputError("--trust-pickle is for robomimic's files; a .ckpt is never run")
         return diffusion_policy_checkpoint.to_checkpoint(
             diffusion_policy_checkpoint.read_checkpoint(source)
         )

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asd_policy.ambient import own_precision
+from asd_policy.errors import InputError
 from asd_policy.networks.fused import LEAST_KERNEL, Fused
 from asd_policy.networks.layers import check_layers
 from asd_policy.networks.products import Products
@@ -144,18 +145,18 @@ class InferenceUnet1D(nn.Module):
         check_layers(network)
         if timesteps.dim() != 1 or timesteps.dtype != torch.int64:
             found = f"{timesteps.dtype} of shape {tuple(timesteps.shape)}"
-            raise ValueError(f"timesteps must be int64 of shape (K,), got {found}")
+            raise InputError(f"timesteps must be int64 of shape (K,), got {found}")
         self.precision = precision
         self.input_dim, self.cond_dim = network.input_dim, network.global_cond_dim
         self.length_multiple = network.length_multiple
         self._prepare_film(network, timesteps.to(like))
         if layers not in LAYERS:
-            raise ValueError(f"layers must be one of {LAYERS}, got {layers!r}")
+            raise InputError(f"layers must be one of {LAYERS}, got {layers!r}")
         kernel_size = _kernel_size(network)
         if layers == "auto":
             layers = "fused" if _fuses(like.device, kernel_size) else "products"
         if layers == "fused" and kernel_size < LEAST_KERNEL:
-            raise ValueError(
+            raise InputError(
                 f"fused layers need convolutions of {LEAST_KERNEL} points, got {kernel_size}"
             )
         made = (Fused if layers == "fused" else Products)(kernel_size)
@@ -191,7 +192,7 @@ class InferenceUnet1D(nn.Module):
         expected = (batch, self.cond_dim) if self.cond_dim else None
         found = None if cond is None else tuple(cond.shape)
         if found != expected:
-            raise ValueError(f"the condition must be {expected}, got {found}")
+            raise InputError(f"the condition must be {expected}, got {found}")
         if cond is None:
             return self.timestep_film.new_zeros(batch, self.timestep_film.shape[1])
         with own_precision():
@@ -213,7 +214,7 @@ class InferenceUnet1D(nn.Module):
         """
         if x.dim() != 3 or x.shape[2] != self.input_dim or x.shape[1] % self.length_multiple:
             expected = f"(N, multiple of {self.length_multiple}, {self.input_dim})"
-            raise ValueError(f"x must be of shape {expected}, got {tuple(x.shape)}")
+            raise InputError(f"x must be of shape {expected}, got {tuple(x.shape)}")
         h = x.bfloat16() if self.precision == "bf16" else x
         with own_precision():
             if not x.is_cuda:
@@ -259,6 +260,6 @@ def _fuses(device: torch.device, kernel_size: int) -> bool:
 
 def _check_precision(precision: str, device: torch.device) -> None:
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+        raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if precision == "tf32" and device.type != "cuda":
-        raise ValueError(f"precision 'tf32' needs a CUDA device, the network is on {device}")
+        raise InputError(f"precision 'tf32' needs a CUDA device, the network is on {device}")

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from asd_policy.errors import InputError
 from asd_policy.networks.unet1d import (
     ConditionalResidualBlock1D,
     ConditionalUnet1D,
@@ -30,7 +31,7 @@ def check_layers(network: ConditionalUnet1D) -> None:
     """
     for name, found, expected in _differences(network):
         of = f"{name!r}" if name else "network"
-        raise ValueError(f"the U-Net's {of} is {found}; expected {expected}")
+        raise InputError(f"the U-Net's {of} is {found}; expected {expected}")
 
 
 def is_plain(module: nn.Module, own: type[nn.Module]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.ambient import own_precision
+from asd_policy.errors import InputError
 from asd_policy.networks.unet1d import ConditionalUnet1D
 
 _PARTS = ("diffusion_step_encoder", "down_modules", "mid_modules", "up_modules", "final_conv")
@@ -73,7 +74,7 @@ class OthersUnet1D(nn.Module):
         ]
         if missing or getattr(source, "local_cond_encoder", None) is not None:
             what = f"without {', '.join(missing)}" if missing else "with local conditions"
-            raise ValueError(
+            raise InputError(
                 "expected a U-Net of the construction of Chi et al.'s ConditionalUnet1D, got a "
                 f"{type(source).__name__} {what}"
             )
@@ -89,7 +90,7 @@ class OthersUnet1D(nn.Module):
         try:
             unet = ConditionalUnet1D(**sizes_of(weights), n_groups=1)
         except (LookupError, RuntimeError) as error:
-            raise ValueError(f"the U-Net's weights are of another construction: {error}") from error
+            raise InputError(f"the U-Net's weights are of another construction: {error}") from error
         expected, got = (
             {(name, tuple(value.shape)) for name, value in state.items()}
             for state in (unet.state_dict(), weights)
@@ -97,7 +98,7 @@ class OthersUnet1D(nn.Module):
         differ = [f"{name} {shape}" for name, shape in sorted(expected ^ got)]
         if differ:
             listed = ", ".join(differ[:6])
-            raise ValueError(f"the U-Net's weights are of another construction: {listed}")
+            raise InputError(f"the U-Net's weights are of another construction: {listed}")
         return unet
 
     def _take_norms(self, unet: ConditionalUnet1D) -> None:
@@ -105,7 +106,7 @@ class OthersUnet1D(nn.Module):
             if isinstance(norm, nn.GroupNorm):
                 found = self.source.get_submodule(name)
                 if not isinstance(found, nn.GroupNorm):
-                    raise ValueError(
+                    raise InputError(
                         f"the U-Net's {name!r} is a {type(found).__name__}; expected a GroupNorm"
                     )
                 norm.num_groups, norm.eps = found.num_groups, found.eps
@@ -126,7 +127,7 @@ class OthersUnet1D(nn.Module):
             theirs = self(*(v.to(like.dtype) if v is not None and v.is_floating_point() else v
                             for v in given)).float()  # fmt: skip
         except (TypeError, RuntimeError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"the U-Net must take (x, timesteps, global_cond=…), and failed: {error}"
             ) from error
         own = next(unet.parameters()).dtype
@@ -134,7 +135,7 @@ class OthersUnet1D(nn.Module):
         short = like.dtype in (torch.float16, torch.bfloat16)
         worst = float((ours.float() - theirs).abs().max())
         if not worst <= (0.1 if short else 2e-3) * float(theirs.abs().max()):
-            raise ValueError(
+            raise InputError(
                 "the U-Net computes something else than Chi et al.'s with these weights (an "
                 f"activation, or its conditioning): one call differs by {worst:.2g}"
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.ambient import untouched
+from asd_policy.errors import InputError
 from asd_policy.networks.inference import InferenceUnet1D
 from asd_policy.networks.layers import check_layers, is_plain
 from asd_policy.networks.others import OthersUnet1D
@@ -96,7 +97,7 @@ def _copy_into(unet: InferenceUnet1D, fresh: InferenceUnet1D) -> None:
     """In place: compiled and captured calls read the weights where they lie."""
     ours, new = _tensors(unet), _tensors(fresh)
     if [_form(name, t) for name, t in ours] != [_form(name, t) for name, t in new]:
-        raise ValueError(
+        raise InputError(
             "the network has other layers, sizes or another device than when it was prepared; "
             "expected other weights at most: make the policy or engine again"
         )
@@ -156,5 +157,5 @@ def prepare(
         assert isinstance(network, (ConditionalUnet1D, OthersUnet1D))
         return PreparedUnet1D(network, timesteps, precision, compile)
     if precision != "fp32" or compile:
-        raise ValueError(f"precision and compile are for a ConditionalUnet1D, {why}")
+        raise InputError(f"precision and compile are for a ConditionalUnet1D, {why}")
     return network

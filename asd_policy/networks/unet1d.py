@@ -14,6 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from asd_policy.errors import InputError
+
 
 class SinusoidalPosEmb(nn.Module):
     """Timestep embedding: sines, then cosines, of geometrically spaced frequencies."""
@@ -21,7 +23,7 @@ class SinusoidalPosEmb(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim < 4 or dim % 2:
-            raise ValueError(f"the step embedding needs an even dimension of 4 or more, got {dim}")
+            raise InputError(f"the step embedding needs an even dimension of 4 or more, got {dim}")
         self.dim = dim
 
     def forward(self, timesteps: Tensor) -> Tensor:
@@ -136,12 +138,12 @@ class ConditionalUnet1D(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+            raise InputError(f"kernel_size must be odd, got {kernel_size}")
         if not down_dims or any(dim % n_groups for dim in down_dims):
-            raise ValueError(f"n_groups={n_groups} must divide every one of {tuple(down_dims)}")
+            raise InputError(f"n_groups={n_groups} must divide every one of {tuple(down_dims)}")
         final_groups = final_n_groups or n_groups
         if down_dims[0] % final_groups:
-            raise ValueError(f"final_n_groups={final_groups} must divide {down_dims[0]}")
+            raise InputError(f"final_n_groups={final_groups} must divide {down_dims[0]}")
         self.input_dim, self.global_cond_dim = input_dim, global_cond_dim
         self.length_multiple = 2 ** (len(down_dims) - 1)
         embed = diffusion_step_embed_dim

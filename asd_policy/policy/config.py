@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from asd_policy.ambient import untouched
+from asd_policy.errors import InputError
 from asd_policy.networks import ConditionalUnet1D
 
 
@@ -45,21 +46,21 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         if min(self.obs_horizon, self.action_horizon, self.pred_horizon) < 1:
-            raise ValueError(f"horizons must be at least 1, got {self.horizons}")
+            raise InputError(f"horizons must be at least 1, got {self.horizons}")
         if self.obs_horizon - 1 + self.action_horizon > self.pred_horizon:
-            raise ValueError(
+            raise InputError(
                 "the chunk is too short: obs_horizon − 1 + action_horizon must be at most "
                 f"pred_horizon, got {self.horizons}"
             )
         multiple = 2 ** (len(self.down_dims) - 1)
         if self.pred_horizon % multiple:
-            raise ValueError(
+            raise InputError(
                 f"pred_horizon must be a multiple of {multiple} for {len(self.down_dims)} "
                 f"resolutions, got {self.pred_horizon}"
             )
         starts = (*sorted(self.quaternions), self.observation_dim)
         if any(later - earlier < 4 for earlier, later in pairwise(starts)) or starts[0] < 0:
-            raise ValueError(
+            raise InputError(
                 f"expected the first columns of quaternions among {self.observation_dim} "
                 f"observed numbers, 4 for each, got {self.quaternions}"
             )
@@ -114,7 +115,7 @@ class PolicyConfig:
         rest = dict(values)
         architecture = rest.pop("architecture", None)
         if architecture != "ConditionalUnet1D":
-            raise ValueError(f"expected architecture 'ConditionalUnet1D', got {architecture!r}")
+            raise InputError(f"expected architecture 'ConditionalUnet1D', got {architecture!r}")
         keys = {item["name"]: int(item["shape"][0]) for item in rest.pop("observation_keys")}
         rest["down_dims"] = tuple(rest["down_dims"])
         rest["quaternions"] = tuple(rest.get("quaternions", ()))  # none, before there was a choice

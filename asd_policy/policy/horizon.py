@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asd_policy.errors import InputError
 from asd_policy.policy.draws import ChunkStats, Draw, chunk_stats
 from asd_policy.samplers.result import Stats
 
@@ -192,7 +193,7 @@ class RecedingHorizon:
             NonFiniteError: a NaN or infinity in the observation, network output or action.
         """
         if len(self.environments) != 1:
-            raise ValueError(
+            raise InputError(
                 f"act() is for one environment, and this policy was reset for "
                 f"{len(self.environments)}; use act_batch()"
             )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.ambient import untouched
+from asd_policy.errors import InputError
 
 LEAST_RANGE = 1e-4  # in the data's units; Chi et al.'s ``range_eps``
 
@@ -41,14 +42,14 @@ class Normalizer:
     ) -> None:
         low, high = (_float(v) for v in (low, high))
         if low.ndim != 1 or low.shape != high.shape:
-            raise ValueError(
+            raise InputError(
                 f"expected low and high of one shape (D,), got {tuple(low.shape)} and "
                 f"{tuple(high.shape)}"
             )
         bad = ~(torch.isfinite(low) & torch.isfinite(high) & ((high - low).abs() > 1e-7))
         if bad.any():
             columns = [(names[i] if names else f"column {i}") for i in bad.nonzero().flatten()]
-            raise ValueError(
+            raise InputError(
                 "a normalizer needs columns with a finite, non-zero range; these have none: "
                 + ", ".join(columns)
             )

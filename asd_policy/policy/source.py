@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from asd_policy.ambient import own_precision
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint, difference_table
 from asd_policy.policy.chunks import chunk_sampler
 from asd_policy.policy.horizon import Chunks, ChunkSource, Observation
@@ -75,7 +75,7 @@ class CheckpointSource(ChunkSource):
         expected = {k: (batch, dim) for k, dim in self.config.observation_keys.items()}
         table = difference_table(expected, {k: v.shape for k, v in arrays.items() if k in expected})
         if table:
-            raise ValueError(f"these are not the observations that the policy expects:\n{table}")
+            raise InputError(f"these are not the observations that the policy expects:\n{table}")
         for key in expected:
             if not np.isfinite(arrays[key]).all():
                 raise NonFiniteError(f"observation {key!r} holds a NaN or infinite value")

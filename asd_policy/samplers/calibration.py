@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asd_policy.errors import InputError
 from asd_policy.samplers.acceptance import Acceptance, choose_window
 from asd_policy.samplers.costs import Costs
 from asd_policy.samplers.result import Stats
@@ -64,7 +65,7 @@ class Learned:
             self._cross, self._square = np.zeros((2, num_steps))
             self._accepted, self._decided = np.zeros((2, num_steps))
         if len(self._cross) != num_steps:
-            raise ValueError(
+            raise InputError(
                 f"this calibration is for {len(self._cross)} steps, the schedule has {num_steps}"
             )
 

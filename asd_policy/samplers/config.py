@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from asd_policy.drafts import DRAFTS
-from asd_policy.errors import did_you_mean, whole
+from asd_policy.errors import InputError, did_you_mean, whole
 from asd_policy.samplers.names import ASD_CALLS, ASD_DDIM_STEPS, ASD_DRAFT, sampler_form
 from asd_policy.samplers.table import METHODS, Method
 from asd_policy.schedule import Schedule, check_choice
@@ -57,14 +57,14 @@ class SamplerConfig:
         known = [field.name for field in fields(cls)[1:]]
         for option in options:
             if option not in known:
-                raise ValueError(
+                raise InputError(
                     f"options of a sampler are {', '.join(known)}; got {option!r}"
                     f"{did_you_mean(option, known)}"
                 )
         if not isinstance(sampler, SamplerConfig):
             return cls(sampler, **options)
         if options:
-            raise ValueError(
+            raise InputError(
                 f"a SamplerConfig has its options already; leave out {', '.join(options)}"
             )
         return sampler
@@ -77,21 +77,21 @@ class SamplerConfig:
         check_choice("calls_per_round", self.calls_per_round, (1, 2))
         window = self.window
         if window != "auto" and not (isinstance(window, int) and window >= 1):
-            raise ValueError(f'window must be "auto" or a whole number from 1 on, got {window!r}')
+            raise InputError(f'window must be "auto" or a whole number from 1 on, got {window!r}')
         if self.steps is not None and self.steps < 1:
-            raise ValueError(f"inference steps must be at least 1, got {self.steps}")
+            raise InputError(f"inference steps must be at least 1, got {self.steps}")
         for name in ("eta", "use_clipped_model_output"):
             value = getattr(self, name)
             if value is not None and value is not False:
                 self._check_applies(name)
         if not self.tolerance > 0:
-            raise ValueError(f"tolerance must be positive, got {self.tolerance}")
+            raise InputError(f"tolerance must be positive, got {self.tolerance}")
 
     def _check_applies(self, option: str) -> None:
         if option not in self.method.options:
             names = [f'"{name}"' for name, method in METHODS.items() if option in method.options]
             plural = "s" * (len(names) > 1)
-            raise ValueError(
+            raise InputError(
                 f"{option} applies to the sampler{plural} {' and '.join(names)}, "
                 f"not to {self.name!r}"
             )
@@ -102,7 +102,7 @@ class SamplerConfig:
         for option, value in form.items():
             given = getattr(self, option)
             if option != "name" and given not in (None, value):
-                raise ValueError(
+                raise InputError(
                     f"sampler {asked!r} means {option}={value!r}; got {option}={given!r}"
                 )
         if asked == "asd-ddim":

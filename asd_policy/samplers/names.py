@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from asd_policy.errors import did_you_mean
+from asd_policy.errors import InputError, did_you_mean
 
 # name -> what it sets of ``SamplerConfig``; further options are free.
 SAMPLER_FORMS: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ def sampler_form(name: str) -> dict[str, Any]:
     if steps is not None:
         return {"name": "ddim", "steps": steps}
     if name not in SAMPLER_FORMS:
-        raise ValueError(f"sampler must be {unknown_sampler(name)}")
+        raise InputError(f"sampler must be {unknown_sampler(name)}")
     return dict(SAMPLER_FORMS[name])
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asd_policy.errors import InputError
+
 PHASES = ("draft", "network", "verify", "other")
 Streams = torch.Generator | Sequence[torch.Generator] | None
 
@@ -71,12 +73,12 @@ class Noise:
             given = getattr(self, name)
             lead = shape[:-1] if name != "log_uniform" else shape
             if given.shape[: len(lead)] != lead or given.numel() != math.prod(shape):
-                raise ValueError(f"noise.{name} must be {shape}; got {tuple(given.shape)}")
+                raise InputError(f"noise.{name} must be {shape}; got {tuple(given.shape)}")
             if not bool(given.isfinite().all()):
-                raise ValueError(f"noise.{name} holds a NaN or infinite value")
+                raise InputError(f"noise.{name} holds a NaN or infinite value")
             fitted[name] = given.reshape(shape).to(like)
         if bool((fitted["log_uniform"] > 0).any()):
-            raise ValueError("noise.log_uniform must hold logarithms of numbers up to 1")
+            raise InputError("noise.log_uniform must hold logarithms of numbers up to 1")
         return Noise(**fitted)
 
 
@@ -88,7 +90,7 @@ def streams(generator: Streams, batch: int) -> list[torch.Generator]:
     """
     if isinstance(generator, Sequence):
         if len(generator) != batch:
-            raise ValueError(
+            raise InputError(
                 f"expected {batch} generators, one for each chain; got {len(generator)}"
             )
         return list(generator)
@@ -107,13 +109,13 @@ def seeded(seed: int | None, generator: Streams, device: torch.device | str) -> 
     if seed is None:
         return generator
     if generator is not None:
-        raise ValueError("expected seed or generator, got both")
+        raise InputError("expected seed or generator, got both")
     try:
         number = None if isinstance(seed, bool) else operator.index(seed)
     except TypeError:
         number = None
     if number is None or not -(2**63) <= number < 2**64:
-        raise ValueError(f"seed must be a whole number below 2^64, got {seed!r}")
+        raise InputError(f"seed must be a whole number below 2^64, got {seed!r}")
     return torch.Generator(device).manual_seed(number)
 
 

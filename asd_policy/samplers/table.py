@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asd_policy.denoiser import Denoiser
 from asd_policy.drafts import Form
+from asd_policy.errors import InputError
 from asd_policy.samplers.acceptance import Acceptance
 from asd_policy.samplers.names import SAMPLER_FORMS
 from asd_policy.samplers.paradigms import sample_paradigms
@@ -95,7 +96,7 @@ def register(
         ValueError: the name is another sampler's.
     """
     if name in SAMPLER_FORMS:
-        raise ValueError(f"there is a sampler {name!r} already; expected another name")
+        raise InputError(f"there is a sampler {name!r} already; expected another name")
 
     def added(function: Callable[..., Drawn]) -> Callable[..., Drawn]:
         METHODS[name] = Method(_looped(function, options), options, chain, window)
@@ -138,7 +139,7 @@ def _chain_with_noise(config: SamplerConfig, trained: Schedule) -> Schedule:
         steps = config.steps or trained.num_steps
         schedule = trained.ddim(steps, config.eta, use_clipped_model_output=True)
     if not bool((schedule.sigma[:-1] > 0).all()):
-        raise ValueError(
+        raise InputError(
             "ASD needs noise in every step but the last, and DDIM with eta=0 has none: there "
             'is nothing to couple. Use sampler="ddim", or eta above 0, or the DDPM itself'
         )

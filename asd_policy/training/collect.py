@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from asd_policy.envs.tasks import agreed_task, get_task
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.files import check_writable, writing
 from asd_policy.progress import Stage
 
@@ -168,10 +168,10 @@ def _check_extras(figure: Path | None, render: Path | None, hdf5: Path | None) -
             if path.is_dir():
                 raise OutputExistsError(f"{path} is a folder; expected a path for a file")
     if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"expected a figure ending in .png, .pdf or .svg, got {figure}")
+        raise InputError(f"expected a figure ending in .png, .pdf or .svg, got {figure}")
     if render is not None:
         if render.suffix != ".mp4":
-            raise ValueError(f"expected a film ending in .mp4, got {render}")
+            raise InputError(f"expected a film ending in .mp4, got {render}")
         with Stage("looking for OpenGL"):
             from asd_policy.envs.stored import check_rendering
 

@@ -15,7 +15,7 @@ from asd_policy.data.replay import Replay, join, load_npz, load_replay, too_shor
 from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.files import check_writable, writing
 from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
@@ -96,7 +96,7 @@ def main_train(
         quaternions=spec.quaternions if rotations == "matrix" else (),
     )
     if not 0 <= keep <= 10:
-        raise ValueError(f"--keep takes 0 to 10 models, got {keep}")
+        raise InputError(f"--keep takes 0 to 10 models, got {keep}")
     config = TrainConfig(steps, batch_size, learning_rate, seed=seed, precision=precision)
     schedule = Schedule.ddpm(diffusion_steps)
     start = None if start_from is None else load_checkpoint(start_from)
@@ -134,7 +134,7 @@ def _load(data: Path, keys: list[str], filter_key: str | None) -> Replay:
     if data.suffix in (".hdf5", ".h5"):
         return read_hdf5(data, keys, filter_key)
     if filter_key is not None:
-        raise ValueError(f"--filter-key is for robomimic's HDF5 files; {data} is none")
+        raise InputError(f"--filter-key is for robomimic's HDF5 files; {data} is none")
     if data.suffix == ".npz":
         return load_npz(data)
     return load_replay(data, keys)
@@ -143,9 +143,9 @@ def _load(data: Path, keys: list[str], filter_key: str | None) -> Replay:
 def _check(threads: int | None, seed: int, out: Path) -> None:
     """Refuse at once what would fail after the data has been read."""
     if threads is not None and threads < 1:
-        raise ValueError(f"--threads must be 1 or more, got {threads}")
+        raise InputError(f"--threads must be 1 or more, got {threads}")
     if not 0 <= seed < 2**64:
-        raise ValueError(f"--seed must be from 0 to 2^64 - 1, got {seed}")
+        raise InputError(f"--seed must be from 0 to 2^64 - 1, got {seed}")
     if out.exists() and not out.is_dir():
         raise OutputExistsError(f"the output must be a folder, but {out} is a file")
     check_writable(out / CARD_FILE)

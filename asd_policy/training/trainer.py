@@ -19,7 +19,7 @@ from torch import Tensor
 
 from asd_policy.ambient import untouched
 from asd_policy.data.replay import Replay, training_windows
-from asd_policy.errors import CheckpointError, NonFiniteError
+from asd_policy.errors import CheckpointError, InputError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
@@ -52,11 +52,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
         if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(
+            raise InputError(
                 f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}"
             )
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+            raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step ``step`` (from 0)."""

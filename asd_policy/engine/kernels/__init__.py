@@ -6,6 +6,7 @@ from torch import Tensor, float32, float64  # not torch, which is a module here
 
 from asd_policy.engine.kernels import native, triton
 from asd_policy.engine.kernels import torch as reference
+from asd_policy.errors import InputError
 from asd_policy.samplers.kernels import Kernels
 from asd_policy.schedule import check_choice
 
@@ -27,7 +28,7 @@ def choose_kernels(name: str, like: Tensor) -> str:
     if name == "auto":
         return next(kind for kind in ("triton", "native", "torch") if not missing[kind])
     if missing[name]:
-        raise ValueError(f"{name} kernels cannot be used: {missing[name]}")
+        raise InputError(f"{name} kernels cannot be used: {missing[name]}")
     return name
 
 

@@ -19,7 +19,7 @@ from robomimic.algo import PolicyAlgo, register_algo_factory_func
 from robomimic.models.obs_nets import ObservationGroupEncoder
 from torch import Tensor, nn
 
-from asd_policy.errors import CheckpointError, DatasetError
+from asd_policy.errors import CheckpointError, DatasetError, InputError
 from asd_policy.integrations.robomimic.actions import fitted_statistics
 from asd_policy.integrations.robomimic.source import chunk_sampler, encode, rollout_networks
 from asd_policy.integrations.robomimic_format import (
@@ -45,7 +45,7 @@ CHANNELS_PER_GROUP = 16
 def algorithm_class(algo_config: Any) -> tuple[type[PolicyAlgo], dict[str, Any]]:
     """The class that a configuration asks for, and further arguments of it."""
     if not algo_config.unet.enabled:
-        raise ValueError("diffusion_policy: only the U-Net exists; expected algo.unet.enabled true")
+        raise InputError("diffusion_policy: only the U-Net exists; expected algo.unet.enabled true")
     return DiffusionPolicyUNet, {}
 
 
@@ -101,7 +101,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
         rate = self.optim_params["policy"]["learning_rate"]
         kind = rate["scheduler_type"]
         if kind not in ("cosine", "constant", "linear", "multistep"):
-            raise ValueError(
+            raise InputError(
                 "algo.optim_params.policy.learning_rate.scheduler_type: expected cosine, constant, "
                 f"linear or multistep, got {kind!r}"
             )
@@ -237,7 +237,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
             value = obs_dict[key]
             frames[key] = value[:, None] if value.ndim == len(shape) + 1 else value
         if len(next(iter(frames.values()))) != 1:
-            raise ValueError("get_action() is for one environment; accelerate() takes batches")
+            raise InputError("get_action() is for one environment; accelerate() takes batches")
         nets, _ = rollout_networks(self)
         if self._sampler is None:
             steps = ddim_steps(self.algo_config)

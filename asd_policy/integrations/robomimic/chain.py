@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, InputError
 from asd_policy.integrations.robomimic_format import check_finite, ddim_steps
 from asd_policy.networks import ConditionalUnet1D, OthersUnet1D
 from asd_policy.networks.layers import is_plain
@@ -22,7 +22,7 @@ def check_algorithm(algo: Any) -> None:
     )
     if not {"obs_encoder", "noise_pred_net"} <= set(parts) or "horizon" not in algo.algo_config:
         name = getattr(getattr(algo, "global_config", None), "algo_name", "unknown")
-        raise ValueError(
+        raise InputError(
             f"expected a policy of the algorithm 'diffusion_policy' (a UNet), got a "
             f"{type(algo).__name__} of the algorithm {name!r}: only diffusion has steps to save"
         )

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from robomimic.algo import RolloutPolicy
 
-from asd_policy.errors import CopyError
+from asd_policy.errors import CopyError, InputError
 from asd_policy.integrations.robomimic.actions import statistics_of
 from asd_policy.integrations.robomimic.chain import check_algorithm, describe, for_chain
 from asd_policy.integrations.robomimic.source import RobomimicSource, as_array
@@ -193,7 +193,7 @@ class AcceleratedPolicy(RolloutPolicy):
             self.loop.reset([None] * batch)
         indices = range(len(self.loop.environments)) if indices is None else indices
         if len(indices) != batch:
-            raise ValueError(
+            raise InputError(
                 f"expected one row for each of {len(indices)} environments, got {batch}; "
                 "start_episode() begins with another number, indices= says which they are"
             )

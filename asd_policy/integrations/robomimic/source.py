@@ -13,7 +13,7 @@ from robomimic.algo import RolloutPolicy
 from torch import Tensor
 
 from asd_policy.ambient import own_precision
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic.chain import as_unet
 from asd_policy.integrations.robomimic.observations import ObservationScale
@@ -103,7 +103,7 @@ class RobomimicSource(ChunkSource):
         }
         table = difference_table(expected, got)
         if table:
-            raise ValueError(f"these are not the observations that the policy expects:\n{table}")
+            raise InputError(f"these are not the observations that the policy expects:\n{table}")
 
     @torch.inference_mode()
     @own_precision(networks_too=True)
