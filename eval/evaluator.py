@@ -215,8 +215,8 @@ def _run(options: EvalOptions, setup: Setup, folder: RunFolder) -> None:
     if options.delay is not None:
         late = delayed(setup.policies, options.delay, options.control_rate, setup.held_components)
         setup = dataclasses.replace(setup, policies=late)
-    bar = RunProgress(options.samplers, options.episodes, folder.episodes, setup.places)
-    with bar as progress:
+    progress = RunProgress(options.samplers, options.episodes, folder.episodes, setup.places)
+    with progress:
         episodes = setup.roll_out(
             (job for job in schedule(options) if job not in done),
             functools.partial(_recorder, options, setup.render_fps),
