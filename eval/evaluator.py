@@ -133,10 +133,9 @@ def _run(plan: Plan, setup: Setup, folder: RunFolder) -> None:
     if plan.delay is not None:
         late = delayed(setup.policies, plan.delay, plan.control_rate, setup.held_components)
         setup = dataclasses.replace(setup, policies=late)
-    samplers = tuple(plan.parts.samplers)
-    bar = RunProgress(samplers, len(plan.seeds), folder.episodes, setup.places)
-    filmed = plan.seeds[: plan.parts.video]
-    with bar as progress:
+    samplers, filmed = tuple(plan.parts.samplers), plan.seeds[: plan.parts.video]
+    progress = RunProgress(samplers, len(plan.seeds), folder.episodes, setup.places)
+    with progress:
         episodes = setup.roll_out(
             (job for job in plan.schedule() if job not in done),
             functools.partial(_recorder, plan.parts.task, filmed, setup.render_fps),

@@ -207,7 +207,7 @@ class _Rollout:
         ours = [i for i in sorted(self.runs) if self.runs[i].sampler == sampler]
         return [i for i in ours if policy.queued(i)] or ours
 
-    def _act(self, sampler: str, due: Sequence[int]) -> list[int]:
+    def _act(self, sampler: str, due: Sequence[int]) -> Sequence[int]:
         """Act for those that are due; return them. A batched call is timed whole: so long each
         robot waits."""
         if not due:

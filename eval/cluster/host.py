@@ -110,7 +110,9 @@ class PolicyHost:
         with picklable_errors():
             try:
                 if prepare is None:
-                    from asd_policy.eval.setup import prepare
+                    from asd_policy.eval.setup import prepare as real
+
+                    prepare = real
                 with tempfile.TemporaryDirectory() as place:
                     if parcel is not None:
                         here = parcel.unpack(Path(place))
