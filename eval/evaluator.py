@@ -23,6 +23,7 @@ from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.plan import Parts, Plan, resolve
 from asd_policy.eval.results import summarize
 from asd_policy.eval.rollout import Listener, Setup
+from asd_policy.eval.runs.evaluation import Results
 from asd_policy.eval.runs.files import now, reserved
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.show.page import keep_page
@@ -40,7 +41,7 @@ def evaluate(
     prepare: Callable[[Parts], Setup] | None = None,
     console: Console | None = None,
     part: bool = False,
-) -> Json:
+) -> Results:
     """Run, or continue, an evaluation; print its table and return its results.
 
     Args:
@@ -133,8 +134,9 @@ def _run(plan: Plan, setup: Setup, folder: RunFolder) -> None:
     if plan.delay is not None:
         late = delayed(setup.policies, plan.delay, plan.control_rate, setup.held_components)
         setup = dataclasses.replace(setup, policies=late)
-    samplers, filmed = tuple(plan.parts.samplers), plan.seeds[: plan.parts.video]
+    samplers = tuple(plan.parts.samplers)
     progress = RunProgress(samplers, len(plan.seeds), folder.episodes, setup.places)
+    filmed = plan.seeds[: plan.parts.video]
     with progress:
         episodes = setup.roll_out(
             (job for job in plan.schedule() if job not in done),
@@ -167,7 +169,7 @@ def _recorder(
     return Recorder(folder / "videos", stem, fps, title=f"{task}, seed {seed}, {name}")
 
 
-def _keep(folder: RunFolder, cut_short: bool = False) -> Json:
+def _keep(folder: RunFolder, cut_short: bool = False) -> Results:
     """The summary, computed once: for results.json, for the page, and for the table."""
     run = folder.kept()
     results = summarize(run.config, run.episodes)

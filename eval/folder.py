@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from asd_policy.errors import OutputExistsError
 from asd_policy.eval.records import Episode
+from asd_policy.eval.runs.evaluation import Results
 from asd_policy.eval.runs.files import write_json
 from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.eval.runs.store import Store
@@ -101,7 +102,7 @@ class RunFolder:
         fall between an episode's line and the list in memory.)"""
         return open_run(self.path)
 
-    def write_results(self, results: Json) -> None:
+    def write_results(self, results: Results) -> None:
         """Replace results.json."""
         write_json(self.path / "results.json", results)
 

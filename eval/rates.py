@@ -17,13 +17,14 @@ from asd_policy.eval.options import EvalOptions, RatesOptions, command_line
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options, store_of
 from asd_policy.eval.rollout import Setup
+from asd_policy.eval.runs.evaluation import Results, Summary
 from asd_policy.eval.runs.files import default_folder, reserved, write_json
-from asd_policy.eval.runs.schemas import VERSION
+from asd_policy.eval.runs.forms import Delay
+from asd_policy.eval.runs.studies import AtRate, Rates
 from asd_policy.eval.show.tables import print_lines, table
 from asd_policy.eval.subject import with_its_task
 
 Json = dict[str, Any]
-_KEPT = ("success", "deadlines", "chunk_latency_ms", "network_calls_per_chunk")
 
 
 def run_rates(
@@ -31,7 +32,7 @@ def run_rates(
     *,
     prepare: Callable[[Parts], Setup] | None = None,
     console: Console | None = None,
-) -> Json:
+) -> Rates:
     """Evaluate at every rate, in <out>/<rate>hz; after each, rewrite rates.json and the figure.
 
     With `resume`, rates that were finished are only read, and the others continued or begun.
@@ -56,7 +57,7 @@ def run_rates(
         with continued_with(again, root / OPTIONS_FILE):
             result = _evaluate(options, root, prepare, console)
     console = console or plain_console()
-    console.print(_table(result))
+    console.print(_table(dict(result)))
     print_lines(console, [f"Kept: {root}/ (rates.json, rates.svg, a folder for each rate)"])
     return result
 
@@ -66,15 +67,16 @@ def _evaluate(
     root: Path,
     prepare: Callable[[Parts], Setup] | None,
     console: Console | None,
-) -> Json:
+) -> Rates:
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvalOptions)}
-    done: dict[float, Json] = {}
+    done: dict[float, Results] = {}
     for rate in sorted(options.rates):
         here = EvalOptions(**{**shared, "out": root / _folder(rate), "control_rate": rate})
         done[rate] = evaluate(here, prepare=prepare, console=console, part=True)
+        assert options.delay is not None
         result = gather(options.delay, done)
         write_json(root / "rates.json", result)
-        save_figure(result, root / "rates.svg")
+        save_figure(dict(result), root / "rates.svg")
     return result
 
 
@@ -82,11 +84,21 @@ def _folder(rate: float) -> str:
     return f"{rate:g}hz"
 
 
-def gather(delay: str | float | None, done: Mapping[float, Json]) -> Json:
+def _at_rate(summary: Summary) -> AtRate:
+    assert summary["deadlines"] is not None, "every rate has a --delay"
+    return {
+        "success": summary["success"],
+        "deadlines": summary["deadlines"],
+        "chunk_latency_ms": summary["chunk_latency_ms"],
+        "network_calls_per_chunk": summary["network_calls_per_chunk"],
+    }
+
+
+def gather(delay: Delay, done: Mapping[float, Results]) -> Rates:
     """The content of rates.json: of the summary of each rate's evaluation."""
     *_, last = done.values()
     return {
-        "schema_version": VERSION["rates"],
+        "schema_version": 1,
         "task": last["task"],
         "delay": delay,
         "resolved": last["resolved"],
@@ -98,8 +110,7 @@ def gather(delay: str | float | None, done: Mapping[float, Json]) -> Json:
                 "complete": results["complete"],
                 "processor_wait_share": results["processor_wait_share"],
                 "samplers": {
-                    name: {key: summary[key] for key in _KEPT}
-                    for name, summary in results["samplers"].items()
+                    name: _at_rate(summary) for name, summary in results["samplers"].items()
                 },
             }
             for rate, results in done.items()

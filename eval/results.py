@@ -18,6 +18,7 @@ from asd_policy.eval.distributions import (
     periods_ms,
 )
 from asd_policy.eval.records import ChunkRecord, Episode
+from asd_policy.eval.runs.evaluation import Results
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.samplers import is_autospeculative
 from asd_policy.eval.stats import latency_ms, mean, paired_success, ratio, success_rate
@@ -25,7 +26,7 @@ from asd_policy.eval.stats import latency_ms, mean, paired_success, ratio, succe
 _PARTS = ("draft", "network", "verify", "other")
 
 
-def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, Any]:
+def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> Results:
     """The content of results.json.
 
     Args:
@@ -73,7 +74,8 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, 
             for a, b in itertools.combinations(names, 2)
         ],
     }
-    return dict(json.loads(json.dumps(content)))  # as it is read back: lists, and keys of text
+    kept: Results = json.loads(json.dumps(content))
+    return kept  # as it is read back: lists, and keys of text
 
 
 def _sampler(name: str, settings: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from asd_policy.eval.runs.evaluation import Results, UsedWindow
 from asd_policy.eval.samplers import is_autospeculative
 
 Json = dict[str, Any]
 
 
-def windows_used(window: Json) -> list[int]:
+def windows_used(window: UsedWindow) -> list[int]:
     """The windows that chunks were sampled with, ascending; none before the first chunk.
 
     Args:
@@ -23,7 +24,7 @@ def windows_used(window: Json) -> list[int]:
     return [] if window["chosen"] is None else [window["chosen"]]
 
 
-def window_text(window: Json) -> str:
+def window_text(window: UsedWindow) -> str:
     """ "24", "24 (auto)", "1 to 24 (auto)"; "–" before the first chunk."""
     used = windows_used(window)
     if not used:
@@ -32,7 +33,7 @@ def window_text(window: Json) -> str:
     return ends + " (auto)" * (window["requested"] == "auto")
 
 
-def window_phrases(results: Json) -> list[str]:
+def window_phrases(results: Results) -> list[str]:
     """What the line of settings says: ["window 24 (auto)"] where all samplers with a window used
     the same, else one phrase for each window and its samplers; none without such a sampler."""
     samplers_of: dict[str, list[str]] = {}
@@ -46,14 +47,15 @@ def window_phrases(results: Json) -> list[str]:
     return [f"{text} for {'/'.join(names)}" for text, names in samplers_of.items()]
 
 
-def sampled_sequentially(results: Json) -> list[str]:
+def sampled_sequentially(results: Results) -> list[str]:
     """Forms of ASD for which "auto" found no window that pays for itself, in any chunk."""
     return [
         name
         for name, summary in results["samplers"].items()
         if is_autospeculative(name)
-        and summary["window"]["requested"] == "auto"
-        and windows_used(summary["window"]) == [1]
+        and (window := summary["window"]) is not None
+        and window["requested"] == "auto"
+        and windows_used(window) == [1]
     ]
 
 
@@ -72,7 +74,7 @@ def base_command(command: str) -> str:
     return shlex.join(kept)
 
 
-def fixed_options(config: Json, results: Json) -> list[tuple[str, tuple[str, ...]]]:
+def fixed_options(config: Json, results: Results) -> list[tuple[str, tuple[str, ...]]]:
     """Options to add to `base_command`, so that what "auto" came to is used again: each with the
     place in results.json of its value.
 
@@ -88,14 +90,14 @@ def fixed_options(config: Json, results: Json) -> list[tuple[str, tuple[str, ...
     return added
 
 
-def windows_differ(results: Json) -> bool:
+def windows_differ(results: Results) -> bool:
     """Whether no single --window reproduces a run whose window was "auto"."""
     windows = [s["window"] for s in results["samplers"].values() if s["window"] is not None]
     used = {window for each in windows for window in windows_used(each)}
     return len(used) > 1 and any(window["requested"] == "auto" for window in windows)
 
 
-def _common_window(results: Json) -> tuple[str, ...] | None:
+def _common_window(results: Results) -> tuple[str, ...] | None:
     """The place of the one window that every sampler with a window used."""
     resolved = results["resolved"].get("windows") or {}
     places: list[tuple[str, ...]] = []

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asd_policy.eval.formats import amount, duration
+from asd_policy.eval.runs.evaluation import NamedPair, Results
 
 Json = dict[str, Any]
 REFERENCE = "ddpm"
@@ -33,7 +34,7 @@ class Value:
     style: str
     place: tuple[str | int, ...]
 
-    def text(self, results: Json) -> str:
+    def text(self, results: Results) -> str:
         """The value as it is written."""
         found: Any = results
         for key in self.place:
@@ -44,7 +45,7 @@ class Value:
 Sentence = list["str | Value"]
 
 
-def headlines(results: Json, busy: bool = False) -> dict[str, Sentence]:
+def headlines(results: Results, busy: bool = False) -> dict[str, Sentence]:
     """Sampler → its sentence, without its name: compared with DDPM where the run has it.
 
     DDPM itself has a sentence where it is alone. `busy`: other work had the processor so often that
@@ -58,12 +59,12 @@ def headlines(results: Json, busy: bool = False) -> dict[str, Sentence]:
     return {name: sentence(results, name, timed if name == told[0] else []) for name in told}
 
 
-def as_text(sentence: Sentence, results: Json) -> str:
+def as_text(sentence: Sentence, results: Results) -> str:
     """The sentence as plain text."""
     return "".join(part if isinstance(part, str) else part.text(results) for part in sentence)
 
 
-def _alone(results: Json, name: str, timed: Sentence) -> Sentence:
+def _alone(results: Results, name: str, timed: Sentence) -> Sentence:
     summary = results["samplers"][name]
     at = ("samplers", name)
     success, latency = summary["success"], summary["chunk_latency_ms"]["p50"]
@@ -83,7 +84,7 @@ def _alone(results: Json, name: str, timed: Sentence) -> Sentence:
     return [*sentence, f"; {other} in this run to compare with"]
 
 
-def _against_ddpm(results: Json, name: str, timed: Sentence) -> Sentence:
+def _against_ddpm(results: Results, name: str, timed: Sentence) -> Sentence:
     index = _pair(results, name)
     pair = results["paired"][index]
     if not pair["n"]:
@@ -95,7 +96,7 @@ def _against_ddpm(results: Json, name: str, timed: Sentence) -> Sentence:
     ]
 
 
-def _pair(results: Json, name: str) -> int:
+def _pair(results: Results, name: str) -> int:
     """Which of the pairs is of this sampler and DDPM."""
     return next(
         index
@@ -104,13 +105,14 @@ def _pair(results: Json, name: str) -> int:
     )
 
 
-def _success(index: int, pair: Json, name: str, so_far: str) -> Sentence:
+def _success(index: int, pair: NamedPair, name: str, so_far: str) -> Sentence:
     """On the seeds that both have finished."""
     n = Value("int", ("paired", index, "n"))
     seeds = " seed" + "s" * (pair["n"] > 1) + so_far
     if pair["only_a"] == pair["only_b"]:
         return ["same success as DDPM on ", n, seeds]
     ours, theirs = ("a", "b") if pair["a"] == name else ("b", "a")
+    assert pair["difference"] is not None, "both have finished some"
     low, high = pair["difference"]["ci95"]
     return [
         Value(f"successes of {ours}", ("paired", index)), " successes against DDPM's ",
@@ -119,7 +121,7 @@ def _success(index: int, pair: Json, name: str, so_far: str) -> Sentence:
     ]  # fmt: skip
 
 
-def _speed(results: Json, name: str, timed: Sentence) -> Sentence:
+def _speed(results: Results, name: str, timed: Sentence) -> Sentence:
     ratio = results["samplers"][name]["speedup"]["wall_clock"]
     if not ratio:
         return []
@@ -129,7 +131,7 @@ def _speed(results: Json, name: str, timed: Sentence) -> Sentence:
     return [", ", Value(style, ("samplers", name, "speedup", "wall_clock")), *timed]
 
 
-def _circumstances(results: Json, busy: bool) -> Sentence:
+def _circumstances(results: Results, busy: bool) -> Sentence:
     """What a time is not to be read without."""
     said: list[Sentence] = []
     if results["num_envs"] > 1:
@@ -141,7 +143,7 @@ def _circumstances(results: Json, busy: bool) -> Sentence:
     return [" (", *said[0], *(part for each in said[1:] for part in [", ", *each]), ")"]
 
 
-def _calls(results: Json, name: str) -> Sentence:
+def _calls(results: Results, name: str) -> Sentence:
     calls = [results["samplers"][each]["network_calls_per_chunk"] for each in (name, REFERENCE)]
     if None in calls:
         return []

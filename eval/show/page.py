@@ -22,6 +22,7 @@ from asd_policy.eval.folder import Run, open_run
 from asd_policy.eval.formats import MISSING, duration, number, times
 from asd_policy.eval.records import Episode
 from asd_policy.eval.results import summarize
+from asd_policy.eval.runs.evaluation import Results
 from asd_policy.eval.runs.files import write_text
 from asd_policy.eval.samplers import law_of
 from asd_policy.eval.show.headline import REFERENCE, STYLES, headlines
@@ -68,7 +69,7 @@ def write_page(folder: Path) -> Path:
     return keep_page(run, summarize(run.config, run.episodes))
 
 
-def keep_page(run: Run, results: Json) -> Path:
+def keep_page(run: Run, results: Results) -> Path:
     """Write report.html of a run whose summary was computed; returns its path.
 
     Raises: as `write_page`.
@@ -79,7 +80,7 @@ def keep_page(run: Run, results: Json) -> Path:
 
 
 def render_page(
-    config: Json, env: Json, episodes: Sequence[Episode], videos: Path, results: Json
+    config: Json, env: Json, episodes: Sequence[Episode], videos: Path, results: Results
 ) -> str:
     """The page of a run.
 
@@ -107,7 +108,7 @@ def render_page(
             headlines=headlines(results, busy),
             laws={name: law_of(name) for name in names},
             reference=REFERENCE if REFERENCE in names else names[0],
-            figures={name: Markup(svg) for name, svg in page_figures(results).items()},
+            figures={name: Markup(svg) for name, svg in page_figures(dict(results)).items()},
             busy=busy,
             sequential=sampled_sequentially(results),
             fixed=fixed_options(config, results),

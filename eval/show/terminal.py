@@ -10,17 +10,18 @@ from rich.console import Console
 from rich.table import Table
 
 from asd_policy.eval.formats import number, success, times
+from asd_policy.eval.runs.evaluation import Results, Summary
+from asd_policy.eval.runs.forms import Difference
 from asd_policy.eval.show.tables import print_lines, print_tables, table
 from asd_policy.eval.windows import sampled_sequentially, window_phrases
 
 _WIDE = 100  # columns that the one-table layout takes
 _BUSY = 0.05  # thread-seconds of waiting in each second: a free machine has well under 0.01
 
-Summary = dict[str, Any]
 Column = tuple[str, Callable[[Summary], str]]  # two-line header, cell
 
 
-def print_report(console: Console, results: dict[str, Any], folder: Path) -> None:
+def print_report(console: Console, results: Results, folder: Path) -> None:
     """The table, and what is needed to read it."""
     together = console.width >= _WIDE
     columns = [[*_COLUMNS, *_SPLIT]] if together else [_COLUMNS, _SPLIT]
@@ -40,7 +41,7 @@ def print_report(console: Console, results: dict[str, Any], folder: Path) -> Non
     )
 
 
-def _table(results: dict[str, Any], columns: Sequence[Column]) -> Table:
+def _table(results: Results, columns: Sequence[Column]) -> Table:
     rows = [
         [name, *(cell(summary) for _, cell in columns)]
         for name, summary in results["samplers"].items()
@@ -66,7 +67,7 @@ _SPLIT: list[Column] = [
 ]
 
 
-def _setting(results: dict[str, Any]) -> str:
+def _setting(results: Results) -> str:
     resolved, seeds = results["resolved"], results["seeds"]
     ends = [str(seed) for seed in sorted({seeds["first"], seeds["last"]})]
     steps = {resolved["steps"][name] for name in results["samplers"] if "ddim" not in name}
@@ -85,13 +86,13 @@ def _setting(results: dict[str, Any]) -> str:
     return "Setting: " + ", ".join(parts)
 
 
-def is_busy(results: dict[str, Any]) -> bool:
+def is_busy(results: Results) -> bool:
     """Whether other work had the processor so often that latencies are not a free machine's."""
     waiting = results["processor_wait_share"]
     return waiting is not None and waiting > _BUSY
 
 
-def busy_note(results: dict[str, Any]) -> str:
+def busy_note(results: Results) -> str:
     """What a busy machine means for the figures, and what to do."""
     threads = results["resolved"]["threads"]
     fewer = "" if threads == 1 else ", or with --threads 1, which loses least to other work"
@@ -104,11 +105,13 @@ def busy_note(results: dict[str, Any]) -> str:
     )
 
 
-def _deadlines(results: dict[str, Any]) -> list[str]:
+def _deadlines(results: Results) -> list[str]:
     """What delays came to, where the world went on while the policy thought."""
-    told = {n: s["deadlines"] for n, s in results["samplers"].items() if s.get("deadlines")}
     lines = []
-    for name, d in told.items():
+    for name, summary in results["samplers"].items():
+        d = summary["deadlines"]
+        if d is None:
+            continue
         delay = d["delay_ms"]
         lines.append(
             f"Delay of {name} at {d['control_rate_hz']:g} Hz ({d['delay']}"
@@ -122,7 +125,7 @@ def _deadlines(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _remarks(results: dict[str, Any]) -> list[str]:
+def _remarks(results: Results) -> list[str]:
     """What the figures alone would not say."""
     lines = [
         f"{name}: no window pays for itself here, by measured cost, so it sampled sequentially."
@@ -146,7 +149,7 @@ def _remarks(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _pairs(results: dict[str, Any]) -> list[str]:
+def _pairs(results: Results) -> list[str]:
     """Each sampler against ddpm (without it, the first); the file has every pair."""
     names = list(results["samplers"])
     reference = "ddpm" if "ddpm" in names else names[0]
@@ -159,16 +162,18 @@ def _pairs(results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _points(difference: dict[str, Any]) -> str:
+def _points(difference: Difference | None) -> str:
+    assert difference is not None, "there are common seeds"
     low, high = (100 * end for end in difference["ci95"])
     return f"{100 * difference['estimate']:.1f} points (95% {low:.1f} to {high:.1f})"
 
 
-def _time_line(results: dict[str, Any]) -> str:
+def _time_line(results: Results) -> str:
     shares = []
     for name, summary in results["samplers"].items():
         time = summary["time"]
         if time["total_s"]:
-            named = [f"{part} {100 * share:.0f}%" for part, share in time["share"].items() if share]
+            shared: dict[str, Any] = dict(time["share"])
+            named = [f"{part} {100 * share:.0f}%" for part, share in shared.items() if share]
             shares.append(f"{name} {time['total_s']:.1f} s ({', '.join(named)})")
     return "Time: " + (", ".join(shares) or "none")

@@ -168,7 +168,7 @@ def make_table(
         if runs:
             _run(options, runs, run or functools.partial(evaluate, part=True))
         table = compute_table(options.merge or (options.out,))
-        show_table(table, options.out, console or plain_console(least=WIDTH))
+        show_table(dict(table), options.out, console or plain_console(least=WIDTH))
 
 
 def _run(

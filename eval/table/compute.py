@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from asd_policy.envs.tasks import TASKS
 from asd_policy.eval.folder import Run, open_run
 from asd_policy.eval.records import Episode
 from asd_policy.eval.results import summarize
-from asd_policy.eval.runs.schemas import VERSION
+from asd_policy.eval.runs.evaluation import Results, Summary
+from asd_policy.eval.runs.forms import Pair
+from asd_policy.eval.runs.studies import LatencyMachine, OneRobot, OnTask, Task, Tasks
 from asd_policy.eval.stats import paired_success
 
 Json = dict[str, Any]
@@ -19,7 +21,7 @@ REFERENCE = "ddpm"
 _OF_A_SHARD = ("seed", "episodes", "num_envs", "device", "threads", "video", "name")
 
 
-def compute_table(folders: Iterable[Path]) -> Json:
+def compute_table(folders: Iterable[Path]) -> Tasks:
     """The content of tasks.json.
 
     Success, calls and acceptance are of all success runs of a task together; latency is of its
@@ -37,21 +39,25 @@ def compute_table(folders: Iterable[Path]) -> Json:
         )
     of_task = {name: [run for run in runs if run.settings["task"] == name] for name in TASKS}
     return {
-        "schema_version": VERSION["tasks"],
+        "schema_version": 1,
         "versions": sorted({run.config["asd_policy"] for run in runs}),
         "tasks": {task: _task(there) for task, there in of_task.items() if there},
     }
 
 
-def _machine(run: Run) -> Json:
+def _machine(run: Run) -> LatencyMachine:
     env = run.env()
-    return {key: env[key] for key in ("cpu", "cpu_count", "gpu", "threads")} | {
+    return {
+        "cpu": env["cpu"],
+        "cpu_count": env["cpu_count"],
+        "gpu": env["gpu"],
+        "threads": env["threads"],
         "precision": run.config["resolved"]["precision"],
         "kernels": run.config["resolved"]["kernels"],
     }
 
 
-def _task(runs: Sequence[Run]) -> Json:
+def _task(runs: Sequence[Run]) -> Task:
     _check_alike(runs)
     latency = [run for run in runs if run.path.name == "latency"]
     success = [run for run in runs if run.path.name != "latency"]
@@ -101,7 +107,7 @@ def _check_alike(runs: Sequence[Run]) -> None:
             raise ValueError(f"{first.path} and {run.path} are not of one table: {found}")
 
 
-def _together(runs: Sequence[Run]) -> tuple[Json, list[Episode]]:
+def _together(runs: Sequence[Run]) -> tuple[Results, list[Episode]]:
     """The results of several shards as if they were one run. A shard that is missing between
     others leaves it incomplete."""
     where: dict[tuple[str, int], Path] = {}
@@ -120,12 +126,14 @@ def _together(runs: Sequence[Run]) -> tuple[Json, list[Episode]]:
     return summarize(config | {"settings": merged}, episodes), episodes
 
 
-def _sampler(name: str, summary: Json, episodes: Sequence[Episode], one_robot: Json | None) -> Json:
+def _sampler(
+    name: str, summary: Summary, episodes: Sequence[Episode], one_robot: Results | None
+) -> OnTask:
     outcomes = {
         sampler: {e.seed: e.success for e in episodes if e.sampler == sampler}
         for sampler in (name, REFERENCE)
     }
-    same = paired_success(outcomes[name], outcomes[REFERENCE])
+    same = cast("Pair", paired_success(outcomes[name], outcomes[REFERENCE]))
     window = summary["window"]
     return {
         "success": summary["success"],
@@ -140,7 +148,7 @@ def _sampler(name: str, summary: Json, episodes: Sequence[Episode], one_robot: J
     }
 
 
-def _one_robot(summary: Json) -> Json:
+def _one_robot(summary: Summary) -> OneRobot:
     return {
         "episodes": summary["success"]["n"],
         "chunks": summary["chunks"],
