@@ -9,9 +9,10 @@ from asd_policy.errors import AsdPolicyError, CheckpointError, NonFiniteError
 
 if TYPE_CHECKING:
     from asd_policy.policy import DiffusionPolicy
+    from asd_policy.sampler import Sampler
     from asd_policy.samplers.calibration import Calibration
     from asd_policy.samplers.config import SamplerConfig
-    from asd_policy.samplers.result import Stats
+    from asd_policy.samplers.result import Noise, Stats
     from asd_policy.sampling import Result, calibrate, sample
     from asd_policy.schedule import Schedule
 
@@ -21,8 +22,10 @@ __all__ = [
     "Calibration",
     "CheckpointError",
     "DiffusionPolicy",
+    "Noise",
     "NonFiniteError",
     "Result",
+    "Sampler",
     "SamplerConfig",
     "Schedule",
     "Stats",
@@ -33,9 +36,10 @@ __all__ = [
 # Imported when first used: torch takes seconds to load, and `asd-policy --help` needs none of it.
 _MODULES = {
     "asd_policy.policy": ("DiffusionPolicy",),
+    "asd_policy.sampler": ("Sampler",),
     "asd_policy.samplers.calibration": ("Calibration",),
     "asd_policy.samplers.config": ("SamplerConfig",),
-    "asd_policy.samplers.result": ("Stats",),
+    "asd_policy.samplers.result": ("Noise", "Stats"),
     "asd_policy.sampling": ("Result", "calibrate", "sample"),
     "asd_policy.schedule": ("Schedule",),
 }

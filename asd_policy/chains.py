@@ -32,16 +32,17 @@ class Tables:
 
     def __init__(self, schedule: Schedule, extra: int, like: Tensor) -> None:
         self.num_steps, self.rows = schedule.num_steps, schedule.num_steps + extra
-        pad = torch.zeros(extra, dtype=torch.float64)
+        host = functools.partial(torch.zeros, dtype=torch.float64, device="cpu")
+        pad = host(extra)
         a, b, sigma, c = (
             torch.cat([t, pad + fill])
             for t, fill in (
                 (schedule.a, 0), (schedule.b, 1), (schedule.sigma, 0), (schedule.c, 0),
             )
         )  # fmt: skip
-        decided = torch.arange(self.rows) < self.num_steps - 1
+        decided = torch.arange(self.rows, device="cpu") < self.num_steps - 1
         delta = torch.where(decided, a / sigma.clamp(min=1e-300), 0.0)
-        carry = torch.zeros((self.rows + 1, self.rows + 1), dtype=torch.float64)
+        carry = host((self.rows + 1, self.rows + 1))
         carry[0, 0] = 1
         for p in range(self.rows):
             carry[p + 1] = carry[p] * b[p]

@@ -12,12 +12,15 @@ import codecs
 import importlib
 import importlib.metadata
 import os
+import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from asd_policy.errors import AsdPolicyError, Terminated, did_you_mean, for_user
+from asd_policy.errors import AsdPolicyError, DatasetWarning, Terminated, did_you_mean, for_user
 from asd_policy.threads import wait_passively
 
 # name -> (module:function, one line)
@@ -40,7 +43,7 @@ COMMANDS = {
     ),
     "replay": (
         "asd_policy.eval.command:main_replay",
-        "Draw the chunks of a recorded evaluation again: are they bitwise the same?",
+        "Sample the chunks of a recorded evaluation again: are they bitwise the same?",
     ),
     "demos": (
         "asd_policy.training.collect:main_collect",
@@ -72,13 +75,14 @@ COMMANDS = {
     ),
     "doctor": (
         "asd_policy.eval.doctor:main_doctor",
-        "Say what works here, what does not, and the command that mends it.",
+        "Say what works here, what does not, and the command that fixes it.",
     ),
 }
 # Functions of the words: doctor must run where tyro is missing, and the others take from the folder
 # of a run that is continued what the words leave out.
 _PARSE_THEMSELVES = {"doctor", "eval", "tasks", "rates"}
 _SIMULATE = {"eval", "tasks", "rates", "demos", "verify"}
+_WITHOUT_SIMULATOR = {"-h", "--help", "--oracle"}
 # Of what is printed, where the encoding of the output has no such character (and no NFKD form of
 # it either, as "..." is of "…").
 _PLAIN = {"–": "-", "—": "-", "−": "-", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "·": "-"}
@@ -100,12 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = did_you_mean(words[0], COMMANDS)
         return _say(f"expected a command, one of {', '.join(COMMANDS)}; got {words[0]!r}{near}")
     try:
-        return _run(words[0], words[1:])
+        with _warnings_on_one_line():
+            return _run(words[0], words[1:])
     except KeyboardInterrupt as end:
         by_term = isinstance(end, Terminated)
         print("terminated" if by_term else "interrupted", file=sys.stderr)
         return 143 if by_term else 130
-    except (AsdPolicyError, ValueError, ModuleNotFoundError) as error:
+    except (AsdPolicyError, ModuleNotFoundError) as error:
         message = for_user(error, f"`asd-policy {words[0]}`")
         if os.environ.get(_TRACEBACK) or message is None:
             raise
@@ -115,17 +120,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, words: Sequence[str]) -> int:
     if command not in _PARSE_THEMSELVES:
         import tyro
-    if command in _SIMULATE and os.environ.get("MUJOCO_GL"):
+    helps = {"-h", "--help"} & set(words)
+    if command in _SIMULATE and os.environ.get("MUJOCO_GL") and not helps:
         from asd_policy.envs.opengl import before_mujoco
 
         before_mujoco()  # what it says may be wrong: said at once, not after seconds of loading
     module, _, name = COMMANDS[command][0].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    if command in _SIMULATE and not _WITHOUT_SIMULATOR & set(words):
+        from asd_policy.envs.requirements import check_simulator
+
+        check_simulator()
     if command in _PARSE_THEMSELVES:
         return int(function(words) or 0)
+    function.__doc__ = _flowing(function.__doc__ or "")
     # tyro parses, then calls; its own complaints leave by SystemExit(2), with the usage.
     status = tyro.cli(function, args=words, prog=f"asd-policy {command}")
     return status if isinstance(status, int) else 0
+
+
+def _flowing(docstring: str) -> str:
+    """Each argument's description on one line: help keeps the line breaks of the source."""
+    return re.sub(r"\n {12}(?=\S)", " ", docstring)
 
 
 def _print_in_any_encoding() -> None:
@@ -135,6 +151,22 @@ def _print_in_any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where a caller has put something else there
             stream.reconfigure(errors="asd_policy.plain")
+
+
+@contextmanager
+def _warnings_on_one_line() -> Iterator[None]:
+    """Those about demonstrations that may be incomplete: for the user, without the source."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Any, *rest: Any, **more: Any) -> None:
+            if isinstance(message, DatasetWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                shown(message, *rest, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

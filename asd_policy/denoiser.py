@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from asd_policy.errors import NonFiniteError
+from asd_policy.ambient import as_asked
+from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.schedule import Schedule
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -38,21 +39,26 @@ def check_mode(network: object) -> None:
         ValueError: the network holds such a layer in training mode, or batch norm that has no
             running statistics and mixes rows in every mode.
     """
-    while isinstance(network, functools.partial):
-        network = network.func
-    network = getattr(network, "__self__", network)
+    network = owner(network)
     if not isinstance(network, nn.Module):
         return
     for name, layer in network.named_modules():
         of = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
         if isinstance(layer, _BatchNorm) and not layer.training and layer.running_mean is None:
-            raise ValueError(
+            raise InputError(
                 f"the network's {of} has no running statistics, so that the rows of a call are not "
                 "independent; expected batch norm with track_running_stats, or group norm"
             )
         if layer.training and (_drops(layer) or isinstance(layer, _BatchNorm)):
             why = "draws at random" if _drops(layer) else "mixes the rows of a call"
-            raise ValueError(f"the network's {of} {why} in training mode; call network.eval()")
+            raise InputError(f"the network's {of} {why} in training mode; call network.eval()")
+
+
+def owner(network: object) -> object:
+    """The object behind methods and what ``functools.partial`` binds."""
+    while isinstance(network, functools.partial):
+        network = network.func
+    return getattr(network, "__self__", network)
 
 
 def _drops(layer: nn.Module) -> bool:
@@ -97,14 +103,14 @@ class Denoiser:
         past = signal.new_zeros(schedule.num_steps + 2)
         self.uv = torch.stack([torch.cat([u, past]), torch.cat([v, past])], dim=1).to(like)
         if not bool(self.uv.isfinite().all()):
-            raise ValueError(
+            raise InputError(
                 f"this schedule leaves a signal of only {float(signal.min()):.1e}, and x̂0 from ε "
                 f'is beyond {like.dtype}; expected smaller betas, prediction_type "v_prediction" '
                 "or another dtype"
             )
         timesteps = torch.cat([schedule.timesteps, past.long()])
         self.timesteps = timesteps.to(like.device)
-        steps = torch.arange(len(timesteps)).clamp_(max=schedule.num_steps - 1)
+        steps = torch.arange(len(timesteps), device="cpu").clamp_(max=schedule.num_steps - 1)
         self._real_steps = steps.to(like.device)
 
     def __call__(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
@@ -119,7 +125,7 @@ class Denoiser:
 
         Raises:
             NonFiniteError: the network returned a NaN or an infinity (step and chain are named).
-            ValueError: the network returned another shape than it was given.
+            ValueError: the network returned another shape than it was given, or no tensor.
         """
         prediction = self.predict(x, steps, chains)
         self._check(prediction, steps, chains)
@@ -135,16 +141,23 @@ class Denoiser:
             self._cond.copy_(cond)
 
     def predict(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
-        """What the network says, (N, D) and unchecked. Raises ValueError for another shape."""
+        """What the network says, (N, D) and unchecked; a plain network is called in the autocast
+        and precision that surround the sampler. Raises ValueError for another shape."""
         points, cond = x.view(-1, *self.shape), self._cond
         if isinstance(self.network, PreparedNetwork):
             assert cond is not None
             prediction = self.network.evaluate(points, self._real_steps[steps], chains, cond)
         else:
             cond = None if cond is None else cond[chains]
-            prediction = self.network(points, self.timesteps[steps], cond)
+            with as_asked():
+                prediction = self.network(points, self.timesteps[steps], cond)
+        if not isinstance(prediction, Tensor):
+            raise InputError(
+                f"the network must return a tensor of the shape it is given; got a "
+                f"{type(prediction).__name__}"
+            )
         if prediction.shape != points.shape:
-            raise ValueError(
+            raise InputError(
                 f"the network must return the shape it is given, {tuple(points.shape)}; "
                 f"got {tuple(prediction.shape)}"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from asd_policy.errors import InputError
+
 
 def resolve_device(device: str) -> str:
     """ "auto" as cuda where there is one, else cpu; anything else must exist.
@@ -16,7 +18,7 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if count else "cpu"
     if device not in known:
-        raise ValueError(
+        raise InputError(
             f"--device must be auto or one that torch can use here ({', '.join(known)}); "
             f"got {device!r}"
         )

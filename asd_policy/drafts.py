@@ -8,6 +8,8 @@ slopes come from earlier chunks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,31 @@ from asd_policy.denoiser import Denoiser
 DRAFTS = ("secant", "slope", "memory", "frozen")
 
 
-def propose(chains: Chains, denoiser: Denoiser, kind: str, width: int) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Form:
+    """Which autospeculative decoding.
+
+    Attributes:
+        draft: one of ``DRAFTS``. calls_per_round: 1, or 2 (the current point on its own first).
+        learn: keep what slopes are estimated from.
+    """
+
+    draft: str
+    calls_per_round: int = 1
+    learn: bool = False
+
+    @property
+    def ahead(self) -> int:
+        """Steps from the current one to the first of a round's batch."""
+        return self.calls_per_round - 1
+
+    @property
+    def secants(self) -> bool:
+        """Whether secant pairs are kept."""
+        return self.draft == "secant"
+
+
+def propose(chains: Chains, denoiser: Denoiser, form: Form, width: int) -> tuple[Tensor, Tensor]:
     """Draft every step of a window without a loop over it.
 
     Slope and secant corrections need the points at which drafts are made, which depend on the
@@ -26,12 +52,12 @@ def propose(chains: Chains, denoiser: Denoiser, kind: str, width: int) -> tuple[
     a second correction saved no calls.)
 
     Args:
-        kind: one of ``DRAFTS``. width: steps ahead, at most the chains' window.
+        form: its draft counts. width: steps ahead, at most the chains' window.
 
     Returns:
         (B, W+1, D) points (the current one first) and (B, W, D) drafts.
     """
-    steps = chains.steps(width)
+    steps, kind = chains.steps(width), form.draft
     last = chains.last.unsqueeze(1)
     # Where nothing is known yet, the furthest known step's draft is carried on.
     source = torch.minimum(steps[:, :1].expand_as(steps) if kind == "frozen" else steps, last)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import dis
 import operator
+import platform
 import re
 import sys
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any
 
 
@@ -20,12 +19,21 @@ class NonFiniteError(AsdPolicyError, ArithmeticError):
     """A NaN or infinity in an observation, a network output or an action."""
 
 
+class InputError(AsdPolicyError, ValueError):
+    """A value, an option or an observation that cannot be used here. Functions of this package
+    raise it where their docstrings say ValueError."""
+
+
 class CheckpointError(AsdPolicyError, ValueError):
     """A checkpoint that is missing, damaged, unsafe, or made for something else."""
 
 
 class DatasetError(AsdPolicyError, ValueError):
     """A demonstration store that is missing, incomplete, or holds unusable data."""
+
+
+class DatasetWarning(UserWarning):
+    """Demonstrations that may be incomplete; the command line prints it on one line."""
 
 
 class OutputExistsError(AsdPolicyError, FileExistsError):
@@ -38,6 +46,10 @@ class OutputError(AsdPolicyError, OSError):
 
 class EngineError(AsdPolicyError, RuntimeError):
     """An engine that cannot do here what was asked of it."""
+
+
+class CopyError(AsdPolicyError, TypeError):
+    """An object that can neither be copied nor pickled."""
 
 
 class IntegrationError(AsdPolicyError, ImportError):
@@ -81,6 +93,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f"; did you mean {near[found[0]]!r}?" if found else ""
 
 
+_PYTHON = platform.python_version()
 # What to write in brackets for pip → the modules that it brings.
 EXTRAS = {
     "sim": {
@@ -90,6 +103,20 @@ EXTRAS = {
     "sim,robomimic": {"robomimic"},
     "ray": {"ray"},
 }  # fmt: skip
+
+
+_FIRST_WITHOUT_SIMULATOR = (3, 13)
+
+
+def wrong_python(version: str) -> str | None:
+    """One sentence where the simulator is not for this Python; None where it is."""
+    if tuple(int(part) for part in version.split(".")[:2]) < _FIRST_WITHOUT_SIMULATOR:
+        return None
+    return (
+        f"the extra 'sim' brings it for Python 3.10 to 3.12 only, and this is {version} (robosuite "
+        "needs a NumPy below 2, which has no wheels from 3.13 on): python3.12 -m venv sim && "
+        "sim/bin/pip install 'asd-policy[sim]'"
+    )
 
 
 def missing_extra(error: ModuleNotFoundError, what: str) -> str | None:
@@ -109,6 +136,8 @@ def missing_extra(error: ModuleNotFoundError, what: str) -> str | None:
     for top in ((error.name or "").partition(".")[0], *importers[:ours]):
         for extra, brought in EXTRAS.items():
             if top in brought:
+                if top in ("robosuite", "mujoco") and (why := wrong_python(_PYTHON)):
+                    return f"{what} needs {error.name}; {why}"
                 return (
                     f"{what} needs {error.name}, which is not installed: "
                     f"pip install 'asd-policy[{extra}]'"
@@ -121,23 +150,7 @@ def for_user(error: BaseException, what: str) -> str | None:
     whose traceback is wanted."""
     if isinstance(error, ModuleNotFoundError):
         return missing_extra(error, what)
-    return str(error) if is_ours(error) else None
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether the error is a message to the user: one of the package's own, or a ValueError that a
-    `raise` statement of this package made. One from inside a library, or from an operation such as
-    an unpacking, is a fault."""
-    if isinstance(error, AsdPolicyError):
-        return True
-    innermost: TracebackType | None = error.__traceback__
-    while innermost is not None and innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    if innermost is None or not isinstance(error, ValueError):
-        return False
-    module = str(innermost.tb_frame.f_globals.get("__name__", ""))
-    instruction = innermost.tb_frame.f_code.co_code[innermost.tb_lasti]
-    return module.partition(".")[0] == "asd_policy" and instruction == dis.opmap["RAISE_VARARGS"]
+    return str(error) if isinstance(error, AsdPolicyError) else None
 
 
 def say_to_user(error: BaseException, what: str) -> int:

@@ -22,30 +22,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asd_policy.errors import did_you_mean, whole
+from asd_policy.ambient import untouched
+from asd_policy.errors import InputError, did_you_mean, whole
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
+HOST: dict[str, Any] = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise a ValueError that lists ``choices`` unless ``value`` is one of them."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(
+        raise InputError(
             f"{name} must be one of {listed}; got {value!r}{did_you_mean(value, choices)}"
         )
 
 
 def _betas(kind: str, num_steps: int, start: float, end: float) -> Tensor:
     if kind == "linear":
-        return torch.linspace(start, end, num_steps, dtype=torch.float64)
+        return torch.linspace(start, end, num_steps, **HOST)
     if kind == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, num_steps, dtype=torch.float64) ** 2
+        return torch.linspace(start**0.5, end**0.5, num_steps, **HOST) ** 2
     # Nichol & Dhariwal (2021), eq. 17; betas capped at 0.999.
-    u = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    u = torch.arange(num_steps + 1, **HOST) / num_steps
     bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
 
@@ -53,11 +55,11 @@ def _betas(kind: str, num_steps: int, start: float, end: float) -> Tensor:
 def _spaced_timesteps(num_steps: int, steps: int, spacing: str) -> Tensor:
     """Training timesteps that are visited, in descending order, as diffusers spaces them."""
     if spacing == "linspace":
-        grid = torch.linspace(0, num_steps - 1, steps, dtype=torch.float64).round()
+        grid = torch.linspace(0, num_steps - 1, steps, **HOST).round()
     elif spacing == "leading":
-        grid = torch.arange(steps, dtype=torch.float64) * (num_steps // steps)
+        grid = torch.arange(steps, **HOST) * (num_steps // steps)
     else:
-        grid = num_steps - torch.arange(steps, dtype=torch.float64) * (num_steps / steps)
+        grid = num_steps - torch.arange(steps, **HOST) * (num_steps / steps)
         grid = grid.round().flip(0) - 1
     return grid.flip(0).long()
 
@@ -91,7 +93,7 @@ class ScheduleConfig:
             if isinstance(value, (np.number, Tensor)):
                 object.__setattr__(self, name, float(value))
         if self.trained_betas is not None:
-            betas = torch.as_tensor(self.trained_betas, dtype=torch.float64).flatten()
+            betas = torch.as_tensor(self.trained_betas, **HOST).flatten()
             object.__setattr__(self, "trained_betas", tuple(betas.tolist()))
 
     def validate(self) -> None:
@@ -100,41 +102,41 @@ class ScheduleConfig:
         check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
         check_choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
         if not (isinstance(self.num_steps, int) and self.num_steps >= 1):
-            raise ValueError(f"num_steps must be a whole number from 1 on, got {self.num_steps}")
+            raise InputError(f"num_steps must be a whole number from 1 on, got {self.num_steps}")
         if self.clip_sample and not self.clip_range > 0:
-            raise ValueError(f"clip_range must be positive, got {self.clip_range}")
+            raise InputError(f"clip_range must be positive, got {self.clip_range}")
         steps = self.inference_steps
         if steps is not None and not (isinstance(steps, int) and 1 <= steps <= self.num_steps):
-            raise ValueError(
+            raise InputError(
                 "inference steps must be a whole number between 1 and the "
                 f"{self.num_steps} training steps, got {steps}"
             )
         if self.eta is not None and not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be between 0 and 1, got {self.eta}")
+            raise InputError(f"eta must be between 0 and 1, got {self.eta}")
         if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
-            raise ValueError(
+            raise InputError(
                 "beta_start and beta_end must lie strictly between 0 and 1, got "
                 f"{self.beta_start} and {self.beta_end}"
             )
         if not (isinstance(self.steps_offset, int) and self.steps_offset >= 0):
-            raise ValueError(
+            raise InputError(
                 f"steps_offset must be a whole number from 0 on, got {self.steps_offset}"
             )
         betas = self.trained_betas
         if betas is not None:
             if len(betas) != self.num_steps:
-                raise ValueError(f"trained_betas holds {len(betas)} of {self.num_steps} values")
+                raise InputError(f"trained_betas holds {len(betas)} of {self.num_steps} values")
             # The last may leave no signal (zero terminal SNR, Lin et al., 2024).
             last = betas[-1] if self.prediction_type == "epsilon" else min(betas[-1], 0.5)
             if not all(0 < beta < 1 for beta in (*betas[:-1], last)) or betas[-1] > 1:
-                raise ValueError(
+                raise InputError(
                     "every one of trained_betas must lie strictly between 0 and 1; the last may be "
                     '1 where prediction_type is "v_prediction" or "sample"'
                 )
 
     def betas(self) -> Tensor:
         if self.trained_betas is not None:
-            return torch.tensor(self.trained_betas, dtype=torch.float64)
+            return torch.tensor(self.trained_betas, **HOST)
         return _betas(self.beta_schedule, self.num_steps, self.beta_start, self.beta_end)
 
 
@@ -193,6 +195,7 @@ class Schedule:
         )  # fmt: skip
 
     @classmethod
+    @untouched(gradients=False)
     def from_config(cls, config: ScheduleConfig) -> Schedule:
         """Build the tables. Raises ValueError for a configuration that makes no sense."""
         config.validate()
@@ -214,7 +217,7 @@ class Schedule:
             a, b, sigma, c = _ddim_step(config, bar, bar_next, alpha)
         tables = (bar.sqrt(), (1 - bar).sqrt(), a, b, sigma, c)
         if not all(bool(table.isfinite().all()) for table in tables):
-            raise ValueError("this schedule's steps are not finite numbers; expected other betas")
+            raise InputError("this schedule's steps are not finite numbers; expected other betas")
         return cls(config, alphas_cumprod, timesteps, *tables)
 
     @property
@@ -248,7 +251,7 @@ class Schedule:
     def check_speculation(self, sampler: str) -> None:
         """Raise a ValueError unless a step's mean is a function of x̂0 and x, as drafts need it."""
         if self.c.any():
-            raise ValueError(
+            raise InputError(
                 f"{sampler} needs steps whose mean is a function of the clipped x̂0 and the point, "
                 "and this DDIM's use the network's own prediction as well: make it with "
                 "schedule.ddim(…, use_clipped_model_output=True)"
@@ -263,7 +266,7 @@ class Schedule:
         """Inverse of :meth:`to_dict`. Raises ValueError for unknown or invalid fields."""
         unknown = set(values) - set(ScheduleConfig.__dataclass_fields__)
         if unknown:
-            raise ValueError(f"unknown schedule fields: {', '.join(sorted(unknown))}")
+            raise InputError(f"unknown schedule fields: {', '.join(sorted(unknown))}")
         betas = values.get("trained_betas")
         return cls.from_config(
             ScheduleConfig(**{**values, "trained_betas": None if betas is None else tuple(betas)})
@@ -305,7 +308,7 @@ def _offset(timesteps: Tensor, config: ScheduleConfig) -> Tensor:
         return timesteps
     moved = timesteps + config.steps_offset
     if int(moved[0]) >= config.num_steps:
-        raise ValueError(
+        raise InputError(
             f"steps_offset {config.steps_offset} leads to timestep {int(moved[0])}, and there are "
             f"{config.num_steps} (0 to {config.num_steps - 1}) for {len(moved)} steps"
         )

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from asd_policy.data.replay import DAMAGED_NPZ
+from asd_policy.data.zarr_store import reason
 from asd_policy.envs.episodes import Learner, run_episode
 from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings, settings
 from asd_policy.envs.workers import follow_parent
@@ -119,6 +121,25 @@ def attempt_path(folder: Path, number: int) -> Path:
     return folder / f"attempt-{number:06d}.npz"
 
 
+def read_attempt(
+    folder: Path, number: int, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Arrays of an attempt, all or some.
+
+    Raises:
+        DatasetError: its file is damaged.
+    """
+    path = attempt_path(folder, number)
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in names or file.files}
+    except DAMAGED_NPZ as error:
+        raise DatasetError(
+            f"{path} is damaged and cannot be read: {reason(error)}; remove it, and its attempt is "
+            "made again"
+        ) from error
+
+
 def saved_numbers(folder: Path) -> list[int]:
     """Numbers of the attempts in the folder, in order."""
     return sorted(int(path.stem.split("-")[1]) for path in folder.glob("attempt-*.npz"))
@@ -161,7 +182,7 @@ def open_folder(recipe: Recipe, episodes: int, folder: Path) -> dict[int, bool]:
     """Make the folder, or take up that of a stopped run; number to success of what it holds.
 
     Raises:
-        DatasetError: it holds something else, or the attempts of another recipe.
+        DatasetError: it holds something else, the attempts of another recipe, or a damaged one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     check_folder(folder, recipe)
@@ -171,8 +192,7 @@ def open_folder(recipe: Recipe, episodes: int, folder: Path) -> dict[int, bool]:
     _clear_torn(folder)
     done = {}
     for number in saved_numbers(folder):
-        with np.load(attempt_path(folder, number)) as file:
-            done[number] = bool(file["success"])
+        done[number] = bool(read_attempt(folder, number, ["success"])["success"])
     return done
 
 

@@ -15,6 +15,7 @@ import mujoco
 import numpy as np
 
 from asd_policy.envs.rendering import OffscreenCamera, choose_backend
+from asd_policy.errors import InputError
 
 SUFFIX = "_image"  # robosuite's name of a picture: <camera>_image
 
@@ -36,13 +37,17 @@ class CameraObservations(gym.ObservationWrapper[dict[str, np.ndarray], Any, Any]
         cameras = self._cameras()
         unknown = [key for key in sizes if key.removesuffix(SUFFIX) not in cameras]
         if unknown or not all(key.endswith(SUFFIX) for key in sizes):
-            raise ValueError(
+            raise InputError(
                 f"expected pictures named {', '.join(name + SUFFIX for name in cameras)}; got "
                 f"{', '.join(sizes)}"
             )
         choose_backend()
         self._sizes = dict(sizes)
         self._drawers: dict[tuple[int, int], OffscreenCamera] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without OpenGL contexts: a copy opens its own, at its first picture."""
+        return vars(self) | {"_drawers": {}}
 
     def _cameras(self) -> list[str]:
         model = self._simulation.model._model

@@ -26,7 +26,7 @@ from asd_policy.envs.crew import run_attempts
 from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings
 from asd_policy.envs.store import KeptStore, put_back, read_store, replace_store, write_store
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import DatasetError, OutputExistsError
+from asd_policy.errors import DatasetError, InputError, OutputExistsError
 from asd_policy.files import check_writable, claimed, writing
 from asd_policy.progress import Stage
 
@@ -103,15 +103,15 @@ def make_store(
         ValueError: an argument out of range, an unknown task, or one without an expert.
         OutputExistsError: `out` is something else than a store, or another process makes it.
         OutputError: it cannot be written.
-        DatasetError: `out` or `<out>.partial` is of another recipe, `out` has more episodes, or the
-            expert fails too often.
+        DatasetError: `out` or `<out>.partial` is of another recipe, `out` has more episodes or is
+            damaged, or the expert fails too often.
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
     started = time.monotonic()
     if episodes < 1:
-        raise ValueError(f"expected at least 1 episode, got {episodes}")
+        raise InputError(f"expected at least 1 episode, got {episodes}")
     if workers < 1:
-        raise ValueError(f"expected at least 1 worker, got {workers}")
+        raise InputError(f"expected at least 1 worker, got {workers}")
     folder = _folder(out)
     kept = _check(recipe, episodes, out, learner)
     if progress:
@@ -179,6 +179,7 @@ def _check(
     kept = read_store(out)
     if kept is not None:
         check_same_recipe(str(out), kept.recipe, recipe)
+        kept.columns()  # raises where a part of it is lost: before attempts are made
         have = len(kept.numbers)
         if episodes < have:
             raise DatasetError(

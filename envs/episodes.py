@@ -11,6 +11,7 @@ import numpy as np
 
 from asd_policy.envs.tasks import Task
 from asd_policy.envs.world import Observation, RobosuiteEnv, WorldState
+from asd_policy.errors import InputError
 
 # Correlation of the noise from one step to the next: pushes that last a few steps and must be
 # corrected, where white noise would average out within the arm's own inertia.
@@ -95,7 +96,7 @@ def load_expert(task: Task) -> Callable[[Any, np.random.Generator], Expert]:
         ValueError: the task has none.
     """
     if task.expert is None:
-        raise ValueError(f"task {task.name!r} has no scripted expert")
+        raise InputError(f"task {task.name!r} has no scripted expert")
     module, name = task.expert.split(":")
     expert: Callable[[Any, np.random.Generator], Expert] = getattr(
         importlib.import_module(module), name
@@ -245,7 +246,7 @@ def _push(expert_action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class Disturbance:
-    """First-order autoregressive noise on the arm's components, started in its stationary law."""
+    """First-order autoregressive noise on the arm's components, stationary from the start."""
 
     def __init__(self, scale: float, action_dim: int, rng: np.random.Generator) -> None:
         self._rng = rng

@@ -11,7 +11,7 @@ from typing import Any
 from asd_policy.envs import episodes as _episodes
 from asd_policy.envs.simulator import environment_arguments
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import DatasetError
+from asd_policy.errors import DatasetError, InputError
 
 FORMAT = "asd-policy demonstrations 1"
 # What a store says of itself besides its settings: what was asked of it, and what came of that.
@@ -39,15 +39,15 @@ class Recipe:
     def __post_init__(self) -> None:
         _episodes.load_expert(get_task(self.task))
         if not 0.0 <= self.noise <= 1.0:
-            raise ValueError(f"expected noise between 0 and 1 (action units), got {self.noise}")
+            raise InputError(f"expected noise between 0 and 1 (action units), got {self.noise}")
         if self.interrupt_every < 0:
-            raise ValueError(
+            raise InputError(
                 f"expected 0 or more steps between interruptions, got {self.interrupt_every}"
             )
         if self.learner is not None and self.interrupt_every == 0:
-            raise ValueError("a learner drives in interruptions: expected interrupt_every above 0")
+            raise InputError("a learner drives in interruptions: expected interrupt_every above 0")
         if self.seed < 0:
-            raise ValueError(f"expected a seed of 0 or more, got {self.seed}")
+            raise InputError(f"expected a seed of 0 or more, got {self.seed}")
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Recipe:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 # isort: off
 import asd_policy.envs.load_order  # noqa: F401 - before MuJoCo
@@ -18,12 +17,7 @@ import mujoco
 import numpy as np
 
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task
-from asd_policy.errors import MissingExtraError
-
-if importlib.util.find_spec("robosuite") is None:  # said here, and not first by a worker process
-    raise MissingExtraError(
-        "the simulator needs robosuite, which is not installed: pip install 'asd-policy[sim]'"
-    )
+from asd_policy.errors import CopyError
 
 # The controller of the published robomimic datasets. robosuite 1.5's own default differs in the
 # frame of the commands: "base", which is rotated against the world for Transport's robots.
@@ -47,6 +41,7 @@ _ARM_CONTROLLER: dict[str, Any] = {
     "ramp_ratio": 0.2,
     "gripper": {"type": "GRIP"},
 }
+_GIVEN = ("mesh_", "tex_", "hfield_", "skin_", "bvh_", "oct_", "name")  # of a model, by its files
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 
 
@@ -108,7 +103,24 @@ def make_simulation(task: Task) -> Any:
     """robosuite's environment for `task`. Its seed is that of each reset."""
     robosuite = _import_robosuite()
     with quiet_robosuite():
-        return robosuite.make(task.robosuite_name, seed=0, **environment_options(task))
+        made = robosuite.make(task.robosuite_name, seed=0, **environment_options(task))
+    refuse_copies(made)
+    return made
+
+
+def refuse_copies(sim_env: Any) -> None:
+    """Have `copy.deepcopy` of robosuite's environment, and of what holds it, end in an error: its
+    observables are closures, and those of a copy would read the original."""
+
+    def refuse(memo: object) -> NoReturn:
+        raise CopyError(
+            "robosuite's environments cannot be copied, only this package's gymnasium environments "
+            "can: a copy's observations would be the original's. Make another one, reset it with "
+            "the same seed, and move the moment there (here with get_state() and set_state(), in "
+            "robomimic with get_state() and reset_to())"
+        )
+
+    sim_env.__deepcopy__ = refuse  # the copy module asks the object itself
 
 
 def _import_robosuite() -> Any:
@@ -182,8 +194,14 @@ def save_physics(sim_env: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     return physics, tuple(np.array(gripper.current_action) for gripper in _grippers(sim_env))
 
 
-def load_physics(sim_env: Any, physics: np.ndarray, commands: tuple[np.ndarray, ...]) -> None:
-    """Put back what `save_physics` returned, in the same episode."""
+def load_physics(
+    sim_env: Any, physics: np.ndarray, commands: tuple[np.ndarray, ...], first: bool
+) -> None:
+    """Put back what `save_physics` returned, in the same episode.
+
+    `first`: it was saved before the first step, and the simulation has just been reset. That step
+    begins with what the controllers took in within the reset, a trifle before it ended.
+    """
     model, data = sim_env.sim.model._model, sim_env.sim.data._data
     mujoco.mj_setState(model, data, physics, _STATE)
     # Velocities and poses that are computed, for whoever reads them before the next step; the
@@ -192,9 +210,37 @@ def load_physics(sim_env: Any, physics: np.ndarray, commands: tuple[np.ndarray, 
     mujoco.mj_setState(model, data, physics, _STATE)
     for gripper, command in zip(_grippers(sim_env), commands, strict=True):
         gripper.current_action = np.array(command)
-    for robot in sim_env.robots:
+    for robot in () if first else sim_env.robots:
         for controller in robot.composite_controller.part_controllers.values():
             controller.new_update = True  # or it would go on from the poses it remembers
+
+
+def save_model(sim_env: Any) -> dict[str, Any]:
+    """What somebody may have changed of MuJoCo's model since the reset (masses, friction, gravity,
+    the time step …): its numbers and options, without meshes, textures and names."""
+    model = sim_env.sim.model._model
+    options = {f"opt.{name}": np.array(getattr(model.opt, name)) for name in _public(model.opt)}
+    return options | {name: value.copy() for name, value in _arrays(model)}
+
+
+def load_model(sim_env: Any, saved: dict[str, Any]) -> None:
+    """Put back what `save_model` returned, in the same episode."""
+    model = sim_env.sim.model._model
+    for name in _public(model.opt):
+        value = saved[f"opt.{name}"]
+        setattr(model.opt, name, value if value.ndim else value.item())
+    for name, array in _arrays(model):
+        array[...] = saved[name]
+
+
+def _arrays(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    for name in _public(model):
+        if not name.startswith(_GIVEN) and isinstance(array := getattr(model, name), np.ndarray):
+            yield name, array
+
+
+def _public(holder: Any) -> list[str]:
+    return [name for name in dir(holder) if not name.startswith("_")]
 
 
 def _grippers(sim_env: Any) -> Iterator[Any]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.envs.attempts import attempt_path
+from asd_policy.data.zarr_store import ZarrStore, write_zarr
+from asd_policy.envs.attempts import read_attempt
 from asd_policy.envs.recipe import FORMAT, Recipe, settings
 from asd_policy.envs.workers import interrupts_held
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.files import sync_tree
 
 
@@ -46,11 +47,13 @@ class KeptStore:
         return {number: number in kept for number in range(self.attempts)}
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Every array of `data`, by its name."""
-        import zarr
+        """Every array of `data`, by its name.
 
-        data: Any = zarr.open_group(str(self.path), mode="r")["data"]
-        return {str(name): np.asarray(data[name][:]) for name in data}
+        Raises:
+            DatasetError: one is not what was written.
+        """
+        store = ZarrStore(self.path)
+        return {name: store.read(f"data/{name}") for name in store.names("data")}
 
 
 def read_store(path: Path) -> KeptStore | None:
@@ -58,31 +61,26 @@ def read_store(path: Path) -> KeptStore | None:
 
     Raises:
         OutputExistsError: something else is there.
+        DatasetError: it is a store, and damaged.
     """
-    import zarr
-
     if not os.path.lexists(path):
         return None
     try:
-        root: Any = zarr.open_group(str(path), mode="r")
-        attributes = dict(root.attrs)
-        if attributes["format"] != FORMAT:
-            raise ValueError(attributes["format"])
-        ends = np.asarray(root["meta/episode_ends"][:])
-        numbers = [int(number) for number in root["meta/attempt"][:]]
-        return KeptStore(
-            path,
-            Recipe.of(attributes),
-            attributes,
-            int(attributes["attempts"]),
-            numbers,
-            np.diff(ends, prepend=0),
-        )
+        if path.is_file():
+            raise InputError("it is a file")
+        store = ZarrStore(path)
+        attributes = store.attributes
+        if attributes.get("format") != FORMAT:
+            raise InputError(f"its format is {attributes.get('format')!r}")
+        recipe, attempts = Recipe.of(attributes), int(attributes["attempts"])
     except (OSError, LookupError, TypeError, ValueError) as error:
         raise OutputExistsError(
             f"{path} is there, and is no store of demonstrations that this version of asd-policy "
             f"knows ({error}); move it away, or choose another --out"
         ) from error
+    numbers = [int(number) for number in store.read("meta/attempt")]
+    lengths = np.diff(store.read("meta/episode_ends"), prepend=0)
+    return KeptStore(path, recipe, attributes, attempts, numbers, lengths)
 
 
 def write_store(
@@ -97,27 +95,17 @@ def write_store(
         columns = {name: [rows] for name, rows in kept.columns().items()}
         lengths = [int(length) for length in kept.lengths]
     for number in numbers[len(lengths) :]:
-        with np.load(attempt_path(folder, number)) as file:
-            lengths.append(len(file["action"]))
-            for name in file.files:
-                if name != "success":
-                    columns.setdefault(name, []).append(file[name])
+        attempt = read_attempt(folder, number)
+        lengths.append(len(attempt["action"]))
+        for name, rows in attempt.items():
+            if name != "success":
+                columns.setdefault(name, []).append(rows)
     shutil.rmtree(path, ignore_errors=True)
-    root = _new_group(path)
-    for name, parts in columns.items():
-        root[f"data/{name}"] = np.concatenate(parts)
-    root["meta/episode_ends"] = np.cumsum(np.array(lengths, dtype=np.int64))
-    root["meta/attempt"] = np.array(numbers, dtype=np.int64)
-    root.attrs.update(_attributes(recipe, len(numbers), len(done)))
+    arrays = {f"data/{name}": np.concatenate(parts) for name, parts in columns.items()}
+    arrays["meta/episode_ends"] = np.cumsum(np.array(lengths, dtype=np.int64))
+    arrays["meta/attempt"] = np.array(numbers, dtype=np.int64)
+    write_zarr(path, arrays, _attributes(recipe, len(numbers), len(done)))
     sync_tree(path)
-
-
-def _new_group(path: Path) -> Any:
-    """A new zarr group, of format 2: every version of zarr reads that."""
-    import zarr
-
-    version = int(zarr.__version__.split(".")[0])
-    return zarr.open_group(str(path), mode="w", **({"zarr_format": 2} if version >= 3 else {}))
 
 
 def _attributes(recipe: Recipe, episodes: int, attempts: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from asd_policy.data.zarr_store import ZarrStore
 from asd_policy.envs.episodes import episode_streams
 from asd_policy.envs.world import RobosuiteEnv
 from asd_policy.errors import AsdPolicyError, DatasetError
@@ -20,15 +21,17 @@ class StoredEpisodes:
     Args:
         store: path of the store.
         env: of the store's task; one is made when None.
+
+    Raises:
+        DatasetError: the store is not what was written.
     """
 
     def __init__(self, store: Path, env: RobosuiteEnv | None = None) -> None:
-        import zarr
-
-        self._store = store
-        self._root = zarr.open_group(str(store), mode="r")
-        self.env = RobosuiteEnv(self._root.attrs["task"]) if env is None else env
-        self._ends = np.concatenate([[0], np.asarray(self._root["meta/episode_ends"][:])])
+        self._store = ZarrStore(store)
+        self.env = RobosuiteEnv(self._store.attributes["task"]) if env is None else env
+        names = ("meta/episode_ends", "meta/attempt", "data/state", "data/executed_action")
+        ends, self._attempts, self._states, self._actions = map(self._store.read, names)
+        self._ends = np.concatenate([[0], ends])
 
     def begin(self, episode: int) -> np.ndarray:
         """Reset the environment to stored episode `episode`; what was executed then, (T, dim).
@@ -37,17 +40,16 @@ class StoredEpisodes:
             DatasetError: the episode's seed gives another first state here, as other versions
                 of the simulator may.
         """
-        attempt = int(self._root["meta/attempt"][episode])
-        world_seed = episode_streams(int(self._root.attrs["seed"]), attempt).world
+        attempt = int(self._attempts[episode])
+        world_seed = episode_streams(int(self._store.attributes["seed"]), attempt).world
         self.env.reset(seed=world_seed)
         first, end = self._ends[episode : episode + 2]
-        recorded = np.asarray(self._root["data/state"][first])
-        if not np.allclose(self.env.flat_state(), recorded, rtol=0.0, atol=1e-9):
+        if not np.allclose(self.env.flat_state(), self._states[first], rtol=0.0, atol=1e-9):
             raise DatasetError(
-                f"{self._store}: episode {episode} starts in another state here; it was recorded "
-                f"with {self._root.attrs['versions']}"
+                f"{self._store.path}: episode {episode} starts in another state here; it was "
+                f"recorded with {self._store.attributes['versions']}"
             )
-        return np.asarray(self._root["data/executed_action"][first:end])
+        return self._actions[first:end]
 
 
 class EpisodeModels:
@@ -88,9 +90,8 @@ def film(
         DatasetError: see `StoredEpisodes.begin`.
     """
     import imageio.v2 as imageio
-    import zarr
 
-    task = zarr.open_group(str(store), mode="r").attrs["task"]
+    task = ZarrStore(store).attributes["task"]
     env = RobosuiteEnv(task, render_mode="rgb_array", render_size=size)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.stem}.part.mp4")  # imageio knows formats by the name's end

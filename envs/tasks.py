@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
 
-from asd_policy.errors import CheckpointError, did_you_mean, plain
+from asd_policy.errors import CheckpointError, InputError, did_you_mean, plain
 
 CONTROL_FREQUENCY_HZ = 20
 
@@ -202,7 +202,7 @@ def get_task(name: str) -> Task:
     task = _BY_SPELLING.get(plain(name.rpartition(":")[2])) if isinstance(name, str) else None
     if task is None:
         near = did_you_mean(name, (*TASKS, *(task.robosuite_name for task in _ROWS)))
-        raise ValueError(f"unknown task {name!r}; expected one of: {', '.join(TASKS)}{near}")
+        raise InputError(f"unknown task {name!r}; expected one of: {', '.join(TASKS)}{near}")
     return task
 
 

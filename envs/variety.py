@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
+
+from asd_policy.data.zarr_store import ZarrStore
 
 _ROWS = 4000  # of the store, at most, that look for their neighbours
 
@@ -20,20 +21,25 @@ def draw_variety(store: Path, out: Path) -> None:
     Args:
         store: path of a store that `asd_policy.envs.demos.collect` wrote.
         out: path of the picture.
+
+    Raises:
+        DatasetError: the store is not what was written.
     """
-    import zarr
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    root = zarr.open_group(str(store), mode="r")
-    arms = sum(str(key).endswith("_eef_pos") for key in root.attrs["observation_keys"])
+    demonstrations = ZarrStore(store)
+    arms = sum(
+        str(key).endswith("_eef_pos") for key in demonstrations.attributes["observation_keys"]
+    )
     figure = Figure(figsize=(12, 3.4 * arms), layout="constrained")
     FigureCanvasAgg(figure)
     for arm, row in enumerate(figure.subplots(arms, 4, squeeze=False)):
-        _draw_arm(root, arm, "the hand" if arms == 1 else f"hand {arm}", row)
-    count = root["meta/episode_ends"].shape[0]
-    title = f"{root.attrs['task']}: {count} demonstrations, noise {root.attrs['noise']['std']}"
-    if every := root.attrs.get("interruptions", {}).get("every"):
+        _draw_arm(demonstrations, arm, "the hand" if arms == 1 else f"hand {arm}", row)
+    count = len(demonstrations.read("meta/episode_ends"))
+    said = demonstrations.attributes
+    title = f"{said['task']}: {count} demonstrations, noise {said['noise']['std']}"
+    if every := said.get("interruptions", {}).get("every"):
         title += f", interrupted every {every} steps"
     figure.suptitle(title, fontsize=10)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -45,11 +51,11 @@ def draw_variety(store: Path, out: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _draw_arm(root: Any, arm: int, hand: str, row: np.ndarray) -> None:
+def _draw_arm(demonstrations: ZarrStore, arm: int, hand: str, row: np.ndarray) -> None:
     """Draw what the hand of an arm did into a row of four axes."""
-    ends = np.asarray(root["meta/episode_ends"][:])
-    positions = np.split(np.asarray(root[f"data/robot{arm}_eef_pos"][:]), ends[:-1])
-    turns = np.split(np.asarray(root[f"data/robot{arm}_eef_quat"][:]), ends[:-1])
+    ends = demonstrations.read("meta/episode_ends")
+    positions = np.split(demonstrations.read(f"data/robot{arm}_eef_pos"), ends[:-1])
+    turns = np.split(demonstrations.read(f"data/robot{arm}_eef_quat"), ends[:-1])
     above, height, heading, spread = row
     for position, turn in zip(positions, turns, strict=True):
         seconds = np.arange(len(position)) / 20
@@ -61,7 +67,7 @@ def _draw_arm(root: Any, arm: int, hand: str, row: np.ndarray) -> None:
     )
     height.set(title=f"Height of {hand}", xlabel="time (s)", ylabel="z (m)")
     heading.set(title=f"Heading of {hand}", xlabel="time (s)", ylabel="rad from the first")
-    distances = like_moments(root, arm)
+    distances = like_moments(demonstrations, arm)
     if len(distances):  # none, where there is one episode only
         spread.hist(distances, bins=50, range=(0, 2), density=True)
     spread.set(title="Actions at like moments", xlabel="distance of move commands")
@@ -76,18 +82,18 @@ def _headings(quaternions: np.ndarray) -> np.ndarray:
     return np.asarray(np.unwrap(2 * np.arctan2(turned[:, 2], turned[:, 3])))
 
 
-def like_moments(root: Any, arm: int = 0) -> np.ndarray:
+def like_moments(demonstrations: ZarrStore, arm: int = 0) -> np.ndarray:
     """Distances (rows,) between an arm's moves that experts chose at like moments of two episodes.
 
     Each row's neighbour is the nearest row of another episode, all observations scaled to unit
     variance; the distance is that of the position commands (0 to 2√3). A set of demonstrations
     with one way of doing things would have them near 0.
     """
-    keys = [str(key) for key in root.attrs["observation_keys"]]
-    rows = np.concatenate([np.asarray(root[f"data/{key}"][:]) for key in keys], axis=1)
+    keys = [str(key) for key in demonstrations.attributes["observation_keys"]]
+    rows = np.concatenate([demonstrations.read(f"data/{key}") for key in keys], axis=1)
     rows = (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), 1e-6)
-    moves = np.asarray(root["data/action"][:, 7 * arm : 7 * arm + 3])
-    ends = np.asarray(root["meta/episode_ends"][:])
+    moves = demonstrations.read("data/action")[:, 7 * arm : 7 * arm + 3]
+    ends = demonstrations.read("meta/episode_ends")
     owner = np.searchsorted(ends, np.arange(len(rows)), side="right")
     asking = np.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).astype(int)
     distances = []

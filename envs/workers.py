@@ -32,6 +32,10 @@ def interrupts_held() -> Iterator[None]:
 
     A process that is started inside never gets one, from its first moment on: `follow_parent` comes
     only after seconds of imports, and a Ctrl-C within those would print a traceback.
+
+    Two things hold it back. The mask of this thread is what new processes inherit. Another thread
+    (one that draws a progress bar, say) still takes the signal, and Python then runs the handler in
+    the main thread, in the middle of the block: so the handler only remembers it.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -39,6 +43,24 @@ def interrupts_held() -> Iterator[None]:
     resource_tracker.ensure_running()  # it lets signals through again when it is started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with _handler_that_remembers():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _handler_that_remembers() -> Iterator[None]:
+    """What came inside is handled when the block is left, by the handler from before."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield  # ignored, the system's own, or not ours to change
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)  # still masked: it comes when the mask is lifted

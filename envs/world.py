@@ -13,14 +13,16 @@ from gymnasium.error import ResetNeeded
 from asd_policy.envs.simulator import (
     compose_observation,
     diverged,
+    load_model,
     load_physics,
     make_simulation,
     read_observables,
     reset_simulation,
+    save_model,
     save_physics,
 )
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task, get_task
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import InputError, NonFiniteError
 
 if TYPE_CHECKING:
     from asd_policy.envs.rendering import OffscreenCamera
@@ -58,6 +60,10 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
     environment's own stream, so `reset(seed=s)` gives the same episode, bitwise, whatever came
     before it and in whatever process.
 
+    A copy (`copy.deepcopy`, `pickle`) has a simulation of its own, which takes a second to make, in
+    the same moment of the same episode, and a stream that goes on as this one's. To look ahead
+    often, make one and use `get_state` and `set_state`, which take a millisecond.
+
     Args:
         task: name in `asd_policy.envs.tasks.TASKS`.
         horizon: control steps before truncation; the task's own when None.
@@ -80,9 +86,9 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         self.task: Task = get_task(task)
         self.horizon = self.task.horizon if horizon is None else horizon
         if self.horizon < 1:
-            raise ValueError(f"expected a horizon of at least 1 step, got {horizon}")
+            raise InputError(f"expected a horizon of at least 1 step, got {horizon}")
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"expected render_mode None or 'rgb_array', got {render_mode!r}")
+            raise InputError(f"expected render_mode None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
         self.observation_space = spaces.Dict(  # type: ignore[assignment]
             {
@@ -97,15 +103,28 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         self._episode_seed: int | None = None
         self._steps = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but robosuite and OpenGL, which a copy makes anew, and what brings it to here."""
+        state = {k: v for k, v in vars(self).items() if k not in ("simulation", "_camera")}
+        if self._episode_seed is not None:
+            state["moment"] = self.get_state(), save_model(self.simulation)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        moment = state.pop("moment", None)
+        vars(self).update(state, simulation=make_simulation(state["task"]), _camera=None)
+        if moment is not None:
+            world, model = moment
+            self._begin(world.episode_seed)
+            load_model(self.simulation, model)
+            self.set_state(world)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode: that of `seed`, or the stream's next."""
         super().reset(seed=seed)
-        self._episode_seed = int(self.np_random.integers(2**63))
-        raw = reset_simulation(self.simulation, self._episode_seed)
-        self._steps = 0
-        return self._observe(raw), self._info()
+        return self._observe(self._begin(int(self.np_random.integers(2**63)))), self._info()
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Advance 1/20 s. Components outside [-1, 1] count as the bound.
@@ -119,8 +138,7 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         action = self._checked(action)
         self.simulation.step(action)
         self._steps += 1
-        if (what := diverged(self.simulation)) is not None:
-            raise NonFiniteError(f"expected finite {what} in the simulation, which diverged")
+        self._need_finite()
         # Observation, reward and success of one and the same state: robosuite's own reward is of
         # poses that are one integration step old, see read_observables.
         observation = self._observe(read_observables(self.simulation))
@@ -146,8 +164,14 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         return self._camera.render(sim.model._model, sim.data._data, self.task.camera)
 
     def get_state(self) -> WorldState:
-        """This moment, to return to with `set_state`, here or in another environment."""
+        """This moment, to return to with `set_state`, here or in another environment.
+
+        Raises:
+            gymnasium.error.ResetNeeded: there has been no reset yet.
+            NonFiniteError: the simulation has diverged.
+        """
         self._need_reset()
+        self._need_finite()
         assert self._episode_seed is not None
         return WorldState(self._episode_seed, self._steps, *save_physics(self.simulation))
 
@@ -157,28 +181,41 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
 
     def set_state(self, state: WorldState) -> tuple[Observation, dict[str, Any]]:
         """Return to a moment; what follows is what followed then, bitwise."""
+        first = state.steps == 0
         if state.episode_seed != self._episode_seed:
-            self._episode_seed = state.episode_seed
-            reset_simulation(self.simulation, state.episode_seed)
-        load_physics(self.simulation, state.physics, state.gripper_commands)
+            self._begin(state.episode_seed)
+        elif first and self._steps:
+            model = save_model(self.simulation)
+            self._begin(state.episode_seed)
+            load_model(self.simulation, model)
+        load_physics(self.simulation, state.physics, state.gripper_commands, first)
         self._steps = state.steps
         return self._observe(read_observables(self.simulation)), self._info()
 
     def close(self) -> None:
-        """Release the simulation, and the OpenGL context if there is one."""
+        """Release the simulation, and the OpenGL context if there is one. A reset makes another."""
+        self._episode_seed = None
         if self._camera is not None:
             self._camera.close()
             self._camera = None
         self.simulation.close()
 
+    def _begin(self, episode_seed: int) -> dict[str, np.ndarray]:
+        self._episode_seed, self._steps = episode_seed, 0
+        return reset_simulation(self.simulation, episode_seed)
+
     def _need_reset(self) -> None:
         if self._episode_seed is None:
             raise ResetNeeded("expected a reset() before this")
 
+    def _need_finite(self) -> None:
+        if (what := diverged(self.simulation)) is not None:
+            raise NonFiniteError(f"expected finite {what} in the simulation, which diverged")
+
     def _checked(self, action: np.ndarray) -> np.ndarray:
         action = np.asarray(action, dtype=np.float64)
         if action.shape != self.action_space.shape:
-            raise ValueError(
+            raise InputError(
                 f"expected an action of shape {self.action_space.shape}, got {action.shape}"
             )
         if not np.isfinite(action).all():

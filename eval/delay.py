@@ -31,31 +31,16 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.records import Lateness
 from asd_policy.eval.rollout import Policy
 from asd_policy.eval.slots import Observation
 
 if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats
-
-
-class ChunkPolicy(Policy, Protocol):
-    """A policy that hands out whole chunks."""
-
-    @property
-    def horizons(self) -> tuple[int, int, int]:
-        """(To, Ta, Tp)."""
-
-    def observe(self, observations: Observation, indices: Sequence[int]) -> None:
-        """Take in one observation of each of the environments."""
-
-    def predict(self, indices: Sequence[int]) -> np.ndarray:
-        """(B, H, dim) actions from now on; their cost is in `last_chunks`."""
 
 
 @dataclasses.dataclass
@@ -148,7 +133,7 @@ class DelayedPolicy:
     """
 
     def __init__(
-        self, policy: ChunkPolicy, delay_s: float | None, rate_hz: float, held: Sequence[int] = ()
+        self, policy: Policy, delay_s: float | None, rate_hz: float, held: Sequence[int] = ()
     ):
         self._policy, self._delay_s, self._rate, self._held = policy, delay_s, rate_hz, held
         self._cold = delay_s is None
@@ -229,19 +214,8 @@ def steps_of(seconds: float, rate_hz: float) -> int:
 def delayed(
     policies: Mapping[str, Policy], delay: str | float, rate_hz: float, held: Sequence[int]
 ) -> dict[str, DelayedPolicy]:
-    """The policies with `delay`: "measured", or milliseconds.
-
-    Raises:
-        AsdPolicyError: a policy that samples no chunks to be late.
-    """
-    for policy in policies.values():
-        if not hasattr(policy, "predict"):
-            raise AsdPolicyError(
-                f"--delay needs a policy that hands out whole chunks; {type(policy).__name__} "
-                "(of pictures, say) does not"
-            )
+    """The policies with `delay`: "measured", or milliseconds."""
     seconds = None if delay == "measured" else 1e-3 * float(delay)
     return {
-        name: DelayedPolicy(cast(ChunkPolicy, policy), seconds, rate_hz, held)
-        for name, policy in policies.items()
+        name: DelayedPolicy(policy, seconds, rate_hz, held) for name, policy in policies.items()
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from asd_policy.data.replay import Replay, load_npz, load_replay
+from asd_policy.data.zarr_store import ZarrStore
+from asd_policy.errors import DatasetError
 
 
 def load_demonstrations(path: Path) -> Replay:
@@ -16,9 +17,11 @@ def load_demonstrations(path: Path) -> Replay:
 
 
 def store_keys(path: Path) -> list[str]:
-    """Observation keys of a zarr store that this package made."""
-    for name in (".zattrs", "zarr.json"):
-        if (path / name).is_file():
-            attributes = json.loads((path / name).read_text(encoding="utf-8"))
-            return list(attributes.get("attributes", attributes).get("observation_keys", []))
-    return []
+    """Observation keys of a zarr store that this package made. Raises DatasetError."""
+    keys = ZarrStore(path).attributes.get("observation_keys")
+    if not keys:
+        raise DatasetError(
+            f"{path}: expected a store that `asd-policy demos` wrote; it does not name its "
+            "observation_keys"
+        )
+    return list(keys)

@@ -9,12 +9,13 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from asd_policy.envs.opengl import BACKENDS
+from asd_policy.envs.requirements import conflicts, release
+from asd_policy.errors import wrong_python
 from asd_policy.eval.probes import CORE, NATIVE, SIM, UNKNOWN, Facts, gather
 from asd_policy.eval.runs.schemas import VERSION
 
@@ -101,7 +102,7 @@ def _core(facts: Facts) -> Iterator[Finding]:
     for name, module in CORE.items():
         yield _package(facts, name, module, needed=True)
     torch = facts["versions"]["torch"]
-    if torch is not None and () < _release(torch) < (2, 4):
+    if torch is not None and () < release(torch) < (2, 4):
         yield Finding(
             "torch", "broken", f"needs 2.4 or later, found {torch}", _upgrade("torch>=2.4")
         )
@@ -159,11 +160,14 @@ def _kernels(facts: Facts) -> Iterator[Finding]:
 def _simulation(facts: Facts) -> Iterator[Finding]:
     findings = [_package(facts, name, module, needed=False) for name, module in SIM.items()]
     missing = [finding.name for finding in findings if finding.status == "missing"]
+    other_python = {"robosuite"} <= {*missing} and wrong_python(facts["python"]) is not None
     yield from (finding for finding in findings if finding.status == "broken")
     if missing:
         what = "nothing of it" if len(missing) == len(SIM) else f"without {', '.join(missing)}"
         text = f"{what} is installed" if len(missing) == len(SIM) else f"installed {what}"
-        yield Finding("extra: sim", "missing", f"{text}: no eval, demos, train", _INSTALL)
+        without = "no eval, demos" if other_python else "no eval, demos, train"
+        why = f"; it is for Python 3.10 to 3.12, this is {facts['python']}" if other_python else ""
+        yield Finding("extra: sim", "missing", f"{text}: {without}{why}", _install(facts))
     elif all(finding.status == "ok" for finding in findings):
         told = ("robosuite", "mujoco", "gymnasium", "matplotlib")
         versions = ", ".join(f"{name} {facts['versions'][name]}" for name in told)
@@ -171,22 +175,17 @@ def _simulation(facts: Facts) -> Iterator[Finding]:
 
 
 def _conflicts(facts: Facts) -> Iterator[Finding]:
-    versions = facts["versions"]
-    robosuite, mujoco, numpy = (versions[name] for name in ("robosuite", "mujoco", "numpy"))
-    if robosuite not in (None, UNKNOWN, "1.5.2"):
-        text = f"the tasks are made for 1.5.2, found {robosuite}"
-        yield Finding("robosuite", "broken", text, _upgrade("robosuite==1.5.2"))
-    if robosuite == "1.5.2" and mujoco is not None and _release(mujoco) >= (3, 10):
-        text = f"robosuite 1.5.2 breaks from MuJoCo 3.10 on, found {mujoco}"
-        yield Finding("mujoco", "broken", text, _upgrade("mujoco>=3.3,<3.10"))
-    if facts["mink"] is not None and numpy is not None and _release(numpy) >= (2,):
+    numpy = facts["versions"]["numpy"]
+    for conflict in conflicts(facts["versions"]):
+        yield Finding(conflict.package, "broken", conflict.text, _upgrade(conflict.requirement))
+    if facts["mink"] is not None and numpy is not None and release(numpy) >= (2,):
         text = f"robosuite's mink {facts['mink']} needs NumPy below 2, found {numpy}"
         yield Finding("numpy", "broken", text, _upgrade("numpy>=1.26,<2"))
 
 
 def _robomimic(facts: Facts) -> Iterator[Finding]:
     version, probe = facts["versions"]["robomimic"], facts["versions"]["egl_probe"]
-    old = facts["cmake"] is None or _release(facts["cmake"]) < (4,)
+    old = facts["cmake"] is None or release(facts["cmake"]) < (4,)
     install = "pip install 'asd-policy[sim,robomimic]'"
     if probe is None and not old:
         install = f"pip install 'cmake<4' && {install}"
@@ -198,10 +197,10 @@ def _robomimic(facts: Facts) -> Iterator[Finding]:
         return
     if ".".join(version.split(".")[:2]) not in ROBOMIMIC:
         text = f"known are {', '.join(f'{v}.x' for v in ROBOMIMIC)}; found {version}"
-        if _release(version)[:2] == (0, 4):
+        if release(version)[:2] == (0, 4):
             text = f"{version} has no diffusion policy: 0.3.0 gets one here, 0.5 (source) has one"
         yield Finding("robomimic", "broken", text, "pip install robomimic==0.3.0 'cmake<4'")
-    elif probe is None and _release(version) < (0, 4):
+    elif probe is None and release(version) < (0, 4):
         cmake = f" (CMake {facts['cmake']} cannot build it)" * (not old)
         text = f"{version} needs egl_probe, which is not installed{cmake}"
         yield Finding("robomimic", "broken", text, "pip install 'cmake<4' && pip install egl_probe")
@@ -213,7 +212,7 @@ def _rendering(facts: Facts) -> Iterator[Finding]:
     rendering, asked = facts["backends"], facts["mujoco_gl"]
     if not rendering:
         text = "not tried: it needs MuJoCo (only pictures and films need it)"
-        yield Finding("rendering", "missing", text, _INSTALL)
+        yield Finding("rendering", "missing", text, _install(facts))
         return
     good = [name for name, works in rendering.items() if works]
     tried = ", ".join(f"{name} {'renders' if ok else 'fails'}" for name, ok in rendering.items())
@@ -238,10 +237,10 @@ def _rendering(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _release(version: str) -> tuple[int, ...]:
-    """3.10.1rc2+cpu → (3, 10, 1)."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in found.group().split(".")) if found else ()
+def _install(facts: Facts) -> str:
+    if wrong_python(facts["python"]) is None:
+        return _INSTALL
+    return f"python3.12 -m venv sim && sim/bin/{_INSTALL}"
 
 
 def _upgrade(requirement: str) -> str:

@@ -29,6 +29,7 @@ from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.show.page import keep_page
 from asd_policy.eval.show.progress import RunProgress
 from asd_policy.eval.show.terminal import print_report
+from asd_policy.eval.subject import other_sampler
 from asd_policy.eval.video import Recorder
 from asd_policy.progress import Stage
 
@@ -67,6 +68,8 @@ def evaluate(
             f"{plan.parts.task}: {', '.join(plan.parts.samplers)}; {_count(len(plan.seeds))} each, "
             "on the same seeds"
         )
+        if (other := other_sampler(plan.parts)) is not None:
+            say(other)
         with contextlib.closing((prepare or _really_prepare)(plan.parts)) as setup:
             if plan.parts.video:
                 setup.check_rendering()
@@ -132,7 +135,8 @@ def _run(plan: Plan, setup: Setup, folder: RunFolder) -> None:
     if flight is not None:
         flight.attach(setup.policies)
     if plan.delay is not None:
-        late = delayed(setup.policies, plan.delay, plan.control_rate, setup.held_components)
+        how = plan.delay, plan.control_rate, setup.held_components
+        late: dict[str, Any] = delayed(setup.policies, *how)
         setup = dataclasses.replace(setup, policies=late)
     samplers = tuple(plan.parts.samplers)
     progress = RunProgress(samplers, len(plan.seeds), folder.episodes, setup.places)

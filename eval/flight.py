@@ -38,6 +38,7 @@ from asd_policy.eval.records import Episode
 from asd_policy.files import writing
 
 if TYPE_CHECKING:
+    from asd_policy.eval.rollout import Policy
     from asd_policy.policy import Draw
 
 FOLDER = "flight"
@@ -92,17 +93,17 @@ class FlightRecorder:
         self._run, self._header = run, header
         self._chunks: dict[tuple[str, int], list[tuple[Draw, int]]] = {}
 
-    def attach(self, policies: Mapping[str, Any]) -> None:
+    def attach(self, policies: Mapping[str, Policy]) -> None:
         """Have the policies, by sampler, tell what they sample.
 
         Raises:
-            AsdPolicyError: one cannot.
+            AsdPolicyError: one sees pictures, which are not kept.
         """
         for sampler, policy in policies.items():
-            if not hasattr(policy, "on_draw"):
+            if policy.pictures:
                 raise AsdPolicyError(
-                    f"--record needs a policy that tells what it samples; {type(policy).__name__} "
-                    "(of pictures, say) does not"
+                    f"--record keeps low-dimensional observations; this policy sees "
+                    f"{', '.join(policy.pictures)}"
                 )
             policy.on_draw = functools.partial(self.drawn, sampler)
 

@@ -20,7 +20,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.eval.records import Episode
 from asd_policy.eval.runs.evaluation import Results
 from asd_policy.eval.runs.files import write_json
@@ -143,7 +143,7 @@ def open_run(path: Path) -> Run:
     config, episodes = read_run(path)
     version = config.get("schema_version")
     if version != VERSION["config"]:
-        raise ValueError(
+        raise InputError(
             f"expected a run of schema version {VERSION['config']}, got {version} in {path}; "
             "read it with the asd-policy that made it"
         )
@@ -158,11 +158,11 @@ def read_run(path: Path) -> tuple[Json, list[Episode]]:
     """
     config = STORE.read(path)
     if config is None:
-        raise ValueError(f"expected an evaluation's folder with a config.json, got {path}")
+        raise InputError(f"expected an evaluation's folder with a config.json, got {path}")
     try:
         lines = (path / "episodes.jsonl").read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} holds no episodes: episodes.jsonl: {error.strerror}") from error
+        raise InputError(f"{path} holds no episodes: episodes.jsonl: {error.strerror}") from error
     return config, _parse(lines, path)[0]
 
 
@@ -241,10 +241,10 @@ def _parse(content: bytes, path: Path) -> tuple[list[Episode], int]:
         except ValueError as error:
             if last:
                 break
-            raise ValueError(f"line {number} of {path / 'episodes.jsonl'}: {error}") from error
+            raise InputError(f"line {number} of {path / 'episodes.jsonl'}: {error}") from error
         key = (episode.sampler, episode.seed)
         if key in episodes:
-            raise ValueError(
+            raise InputError(
                 f"line {number} of {path / 'episodes.jsonl'} repeats {key[0]}, seed {key[1]}"
             )
         episodes[key] = episode

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from asd_policy.errors import did_you_mean
+from asd_policy.errors import InputError, did_you_mean
 from asd_policy.samplers.names import SAMPLER_NAMES, ddim_steps_of
 
 # Demonstrations use seeds from 0 up; evaluation starts far above, so no episode was trained on.
@@ -136,12 +136,12 @@ def check_options(options: EvalOptions) -> None:
     repeated = sorted({n for n in options.samplers if options.samplers.count(n) > 1})
     if not options.samplers or unknown:
         got = ", ".join(unknown) or "none"
-        raise ValueError(
+        raise InputError(
             f"--samplers takes one or more of {', '.join(SAMPLER_NAMES)}, ddim-N; got {got}"
             + (did_you_mean(unknown[0], SAMPLER_NAMES) if unknown else "")
         )
     if repeated:
-        raise ValueError(f"--samplers names each sampler once; got {', '.join(repeated)} again")
+        raise InputError(f"--samplers names each sampler once; got {', '.join(repeated)} again")
     for name in ("episodes", "ddim_steps", "num_envs"):
         at_least(name, getattr(options, name), 1)
     for name in ("steps", "horizon", "threads"):
@@ -150,34 +150,34 @@ def check_options(options: EvalOptions) -> None:
     for name in ("seed", "video"):
         at_least(name, getattr(options, name), 0)
     if options.seed + options.episodes > 2**64:
-        raise ValueError(f"--seed: seeds must be below 2^64, got {options.seed}")
+        raise InputError(f"--seed: seeds must be below 2^64, got {options.seed}")
     if options.window != "auto":
         at_least("window", options.window, 1, "auto or ")
     if not 0.0 <= options.eta <= 1.0:
-        raise ValueError(f"--eta must be from 0 to 1, got {options.eta}")
+        raise InputError(f"--eta must be from 0 to 1, got {options.eta}")
     if not (options.tolerance > 0.0 and math.isfinite(options.tolerance)):
-        raise ValueError(f"--tolerance must be a positive number, got {options.tolerance}")
+        raise InputError(f"--tolerance must be a positive number, got {options.tolerance}")
     _check_delay(options)
     if options.name is not None and (not options.name or Path(options.name).name != options.name):
-        raise ValueError(f"--name must be a plain file name, got {options.name!r}")
+        raise InputError(f"--name must be a plain file name, got {options.name!r}")
     _check_ray(options)
     if options.resume and options.out is None:
-        raise ValueError("--resume needs --out, the folder of the run to continue; got none")
+        raise InputError("--resume needs --out, the folder of the run to continue; got none")
 
 
 def _check_ray(options: EvalOptions) -> None:
     if options.ray is None:
         return
     if len(options.ray) > 1:
-        raise ValueError(f"--ray takes one address or none; got {' '.join(options.ray)}")
+        raise InputError(f"--ray takes one address or none; got {' '.join(options.ray)}")
     if options.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(
+        raise InputError(
             f"--device must be auto, cpu or cuda with --ray, which chooses among the GPUs; "
             f"got {options.device!r}"
         )
     if options.record or options.delay is not None:
         beside = "--record" if options.record else "--delay"
-        raise ValueError(
+        raise InputError(
             f"{beside} needs the policy in this process, and --ray has it in another; leave one out"
         )
 
@@ -185,13 +185,13 @@ def _check_ray(options: EvalOptions) -> None:
 def _check_delay(options: EvalOptions) -> None:
     delay, rate = options.delay, options.control_rate
     if not (rate > 0.0 and math.isfinite(rate)):
-        raise ValueError(f"--control-rate must be a positive number of hertz, got {rate}")
+        raise InputError(f"--control-rate must be a positive number of hertz, got {rate}")
     if delay is None and rate != EvalOptions.control_rate:
-        raise ValueError(f"--control-rate needs --delay or --realtime; got {rate} alone")
+        raise InputError(f"--control-rate needs --delay or --realtime; got {rate} alone")
     if isinstance(delay, (int, float)) and not (delay >= 0.0 and math.isfinite(delay)):
-        raise ValueError(f"--delay must be measured, or 0 or more milliseconds; got {delay}")
+        raise InputError(f"--delay must be measured, or 0 or more milliseconds; got {delay}")
     if delay == "measured" and options.num_envs > 1:
-        raise ValueError(
+        raise InputError(
             "--delay measured needs --num-envs 1: what a batch takes is not what one robot waits; "
             f"got {options.num_envs} (a given --delay works with any number)"
         )
@@ -206,7 +206,7 @@ def with_realtime(options: EvalOptions) -> EvalOptions:
     if not options.realtime:
         return options
     if options.delay not in (None, "measured"):
-        raise ValueError(f"--realtime is --delay measured; got --delay {options.delay} beside it")
+        raise InputError(f"--realtime is --delay measured; got --delay {options.delay} beside it")
     return dataclasses.replace(options, realtime=False, delay="measured")
 
 
@@ -214,7 +214,7 @@ def at_least(name: str, value: object, least: int, or_else: str = "") -> None:
     """Raise ValueError unless an option's value is a whole number, so large or larger."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         option = "--" + name.replace("_", "-")
-        raise ValueError(f"{option} must be {or_else}a whole number, {least} or more; got {value}")
+        raise InputError(f"{option} must be {or_else}a whole number, {least} or more; got {value}")
 
 
 def command_line(options: Any, command: str = "eval") -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asd_policy.console import plain_console, say
+from asd_policy.errors import InputError
 from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.formats import duration
 from asd_policy.eval.options import EvalOptions, RatesOptions, command_line
@@ -42,11 +43,11 @@ def run_rates(
         KeyboardInterrupt: passed on, when the command that continues has been said.
     """
     if not options.rates or len(set(options.rates)) < len(options.rates):
-        raise ValueError(f"--rates takes different rates, one or more; got {options.rates}")
+        raise InputError(f"--rates takes different rates, one or more; got {options.rates}")
     if options.delay is None:
-        raise ValueError("`rates` needs a --delay: measured, or milliseconds; got none")
+        raise InputError("`rates` needs a --delay: measured, or milliseconds; got none")
     if options.resume and options.out is None:
-        raise ValueError("--resume needs --out, the folder of the rates to continue; got none")
+        raise InputError("--resume needs --out, the folder of the rates to continue; got none")
     options = with_its_task(options)
     root = options.out or default_folder(options.name or str(options.task), Path("outputs/rates"))
     options = dataclasses.replace(options, out=root)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from asd_policy.eval.runs.forms import Amount, Closed, Count, Positive
+from asd_policy.errors import InputError
+from asd_policy.eval.runs.forms import Amount, Closed, Count, Positive, Sha256
 from asd_policy.eval.runs.schemas import read
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class Episode:
     the policy's time is shared equally among the environments it served; of several environments,
     simulations run at the same time, each measured in its own process.
     `restarts`: how often its worker process died, and the episode began again.
+    `scene`: SHA-256 of the first observation, which says whether two episodes began alike
+    (`asd_policy.data.scenes`); None in records that older versions kept.
     """
 
     __pydantic_config__: ClassVar = {
@@ -109,6 +112,7 @@ class Episode:
     accepted_by_step: list[Count]
     decided_by_step: list[Count]
     control_step_s: list[Amount]
+    scene: Sha256 | None = None
 
     def to_line(self) -> str:
         """One line of JSON. A non-finite number raises ValueError: it would not be JSON."""
@@ -126,4 +130,4 @@ class Episode:
         try:
             return read("episode", line)
         except ValueError as error:
-            raise ValueError(f"an episode's line must hold a whole Episode: {error}") from error
+            raise InputError(f"an episode's line must hold a whole Episode: {error}") from error

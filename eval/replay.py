@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,17 @@ from asd_policy.checkpoints import find_checkpoint
 from asd_policy.console import plain_console
 from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import TASKS, agreed_task
+from asd_policy.errors import InputError
 from asd_policy.eval.flight import FOLDER, Flight, FlightDamagedError, flight_path, read_flight
 from asd_policy.eval.folder import read_run
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.options import ReplayOptions
 from asd_policy.eval.runs.files import check_writable, write_json
 from asd_policy.eval.runs.schemas import VERSION
-from asd_policy.eval.setup import load_policy
+from asd_policy.eval.setup import open_policies
 from asd_policy.eval.subject import task_of
-from asd_policy.samplers.calibration import Calibration
-from asd_policy.samplers.result import Stats
+from asd_policy.samplers.acceptance import Acceptance
+from asd_policy.samplers.table import Plan
 
 if TYPE_CHECKING:
     from asd_policy.policy import DiffusionPolicy
@@ -38,24 +39,6 @@ Json = dict[str, Any]
 Place = tuple[str, int, int]  # sampler, seed, number of the chunk
 
 
-class _AsRecorded(Calibration):
-    """What a chunk was sampled with: learns nothing, chooses nothing."""
-
-    def __init__(self, slopes: np.ndarray | None, window: int, frozen: bool):
-        super().__init__()
-        self.frozen, self._width = frozen, window
-        self._known = None if slopes is None else torch.from_numpy(np.array(slopes))
-
-    def slopes(self, num_steps: int) -> torch.Tensor:
-        return super().slopes(num_steps) if self._known is None else self._known
-
-    def window(self, batch: int, num_steps: int) -> int:
-        return self._width
-
-    def update(self, sums: np.ndarray | None, stats: Stats) -> None:
-        pass
-
-
 def replay(options: ReplayOptions, console: Console | None = None) -> Json:
     """Sample chunks again and compare; print what was found, and write it to replay.json.
 
@@ -66,7 +49,7 @@ def replay(options: ReplayOptions, console: Console | None = None) -> Json:
     """
     config, episodes = read_run(options.run)
     if not config["settings"].get("record"):
-        raise ValueError(f"{options.run} was not recorded; expected a run of `eval --record`")
+        raise InputError(f"{options.run} was not recorded; expected a run of `eval --record`")
     check_writable(options.run)
     places = _select(options, {(e.sampler, e.seed): len(e.chunks) for e in episodes})
     replayer = _Replayer(options, config)
@@ -101,7 +84,7 @@ def _select(options: ReplayOptions, chunks: dict[tuple[str, int], int]) -> list[
         asked = {k: getattr(options, k) for k in ("sampler", "seed", "chunk")}
         named = ", ".join(f"{k} {v}" for k, v in asked.items() if v is not None) or "anything"
         have = ", ".join(f"{s} {seed} ({n})" for (s, seed), n in sorted(chunks.items())[:8])
-        raise ValueError(
+        raise InputError(
             f"{options.run} has no chunk of {named}; its episodes (chunks): {have or 'none'}"
         )
     count = options.sample
@@ -131,6 +114,7 @@ class _Replayer:
             resolved["engine"] = "auto"
         self._resolved = resolved
         self._policies: dict[str, DiffusionPolicy] = {}
+        self._open: Callable[[Json], Any] | None = None  # the checkpoint, once it has been read
         torch.set_num_threads(resolved["threads"])
         self.machine: Json = {}
         self.changed: dict[str, list[Any]] = {}
@@ -149,7 +133,7 @@ class _Replayer:
         self._compare_machines(flight)
         for number in numbers:
             if number >= len(flight.chunk):
-                raise ValueError(
+                raise InputError(
                     f"{FOLDER}/ has {len(flight.chunk)} chunks of {sampler}, seed {seed}; "
                     f"episodes.jsonl counts more"
                 )
@@ -157,8 +141,10 @@ class _Replayer:
 
     def _policy(self, sampler: str) -> DiffusionPolicy:
         if sampler not in self._policies:
-            place = {key: self._resolved[key] for key in _PLACE}
-            self._policies[sampler] = load_policy(self._checkpoint, place, self._samplers[sampler])
+            if self._open is None:
+                place = {key: self._resolved[key] for key in _PLACE}
+                self._open = open_policies(self._checkpoint, place)
+            self._policies[sampler] = self._open(self._samplers[sampler])
         policy = self._policies[sampler]
         here = describe_machine(self._resolved | {"threads": torch.get_num_threads()})
         self.machine = _flat(
@@ -186,7 +172,7 @@ def _check_task(options: ReplayOptions, recorded: str) -> None:
     assert options.checkpoint is not None
     own = agreed_task(None, task_of(options.checkpoint), options.checkpoint)
     if own in TASKS and own != recorded:
-        raise ValueError(
+        raise InputError(
             f"{options.run} is a run of {recorded}; {options.checkpoint} was trained for {own}"
         )
 
@@ -204,7 +190,7 @@ def _check_fit(policy: DiffusionPolicy, flight: Flight) -> None:
     made = policy.config.chunk_shape, policy.schedule.num_steps
     kept = flight.action.shape[1:], flight.accepted.shape[1]
     if made != kept:
-        raise ValueError(
+        raise InputError(
             f"the recorded chunks are of shape {kept[0]} in {kept[1]} steps; this policy makes "
             f"{made[0]} in {made[1]}"
         )
@@ -214,10 +200,11 @@ def _verdict(policy: DiffusionPolicy, flight: Flight, number: int) -> Json:
     """Sample one chunk again, in the batch that it was sampled in."""
     rows, row = flight.rows(number), flight.column(number, "row")
     which, window = flight.column(number, "slopes"), flight.column(number, "window")
-    slopes = flight.slopes[which] if which >= 0 else None
+    slopes = torch.from_numpy(np.array(flight.slopes[which])) if which >= 0 else None
     streams = [policy.stream(int(seed), int(drawn)) for seed, drawn in flight.stream[rows]]
-    known = _AsRecorded(slopes, window, policy.calibration.frozen)
-    actions, stats = policy.sample(flight.observation[rows], streams, known)
+    unknown = Acceptance.unknown(policy.schedule.num_steps)
+    plan = Plan(window, slopes, not policy.calibration.frozen, unknown)
+    actions, stats = policy.sample(flight.observation[rows], streams, plan)
     again, then = actions[row], flight.action[number]
     with np.errstate(invalid="ignore"):
         largest = float(np.abs(again.astype(float) - then).max())

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import tyro
 
 from asd_policy.console import say
-from asd_policy.errors import OutputExistsError, Terminated
+from asd_policy.errors import InputError, OutputExistsError, Terminated
 from asd_policy.eval.folder import STORE, is_held
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.files import now, write_json
@@ -140,7 +140,7 @@ def _newest(root: Path, look: Callable[[Path], _Begun | None], what: str) -> Pat
     if not free:
         counts = {"finished": len(found) - len(left), "at work in another process": len(left)}
         others = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
-        raise ValueError(
+        raise InputError(
             f"--resume without --out continues the newest unfinished {what} in {root}, and there "
             f"is none ({others or 'nothing was run there'}); name a folder with --out"
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from asd_policy.data.scenes import scene_digest
 from asd_policy.errors import AsdPolicyError, NonFiniteError
 from asd_policy.eval.machine import describe_machine, processor_wait_s
 from asd_policy.eval.records import Episode, chunk_record
@@ -19,16 +20,17 @@ from asd_policy.eval.slots import Moment, Observation, Slot, WorkerDied
 from asd_policy.eval.video import Recorder, check_rendering
 
 if TYPE_CHECKING:
-    from asd_policy.policy import ChunkStats
+    from asd_policy.policy import ChunkStats, Draw
 
 MAX_RESTARTS = 3  # of one episode: what kills its worker so often is no accident
 
 
-class Policy(Protocol):
-    """What is asked of a policy (`asd_policy.policy.DiffusionPolicy` is one)."""
+class Controller(Protocol):
+    """What drives the robots: a policy, or one whose chunks come late."""
 
-    last_chunks: list[ChunkStats | None]
-    """Of each row of the last call: its cost, None where the action was queued."""
+    @property
+    def last_chunks(self) -> list[ChunkStats | None]:
+        """Of each row of the last call: its cost, None where the action was queued."""
 
     @property
     def observation_keys(self) -> dict[str, int]:
@@ -48,6 +50,27 @@ class Policy(Protocol):
 
     def act_batch(self, observations: Observation, indices: Sequence[int]) -> np.ndarray:
         """Actions (B, dim) of the environments `indices`, one row of observations for each."""
+
+
+class Policy(Controller, Protocol):
+    """What is asked of a policy (`asd_policy.policy.RecedingHorizon` is one, with its keys)."""
+
+    on_draw: Callable[[Draw], None] | None
+    """Told of every batch of chunks that is drawn."""
+
+    @property
+    def horizons(self) -> tuple[int, int, int]:
+        """(To, Ta, Tp)."""
+
+    @property
+    def pictures(self) -> Mapping[str, tuple[int, int]]:
+        """Observations that are pictures, key → (height, width)."""
+
+    def observe(self, observations: Observation, indices: Sequence[int]) -> None:
+        """Take in one observation of each of the environments."""
+
+    def predict(self, indices: Sequence[int]) -> np.ndarray:
+        """(B, H, dim) actions from now on; their cost is in `last_chunks`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +136,7 @@ class _Run:
         self.restarts = restarts
         self.success = self.over = self.cold = self.begun = False
         self.total_reward = 0.0
+        self.scene: str | None = None
         self.policy_s = self.simulation_s = self.rendering_s = 0.0
         self.latencies: list[float] = []
         self.chunks: list[ChunkStats] = []
@@ -121,6 +145,8 @@ class _Run:
 
     def take(self, moment: Moment) -> None:
         """Go on to a moment that the environment told."""
+        if not self.begun:
+            self.scene = scene_digest(moment.observation)
         self.begun, self.observation = True, moment.observation
         self.simulation_s += moment.simulation_s
         self.rendering_s += moment.rendering_s
@@ -159,6 +185,7 @@ class _Run:
             accepted_by_step=_summed([chunk.accepted for chunk in self.chunks]),
             decided_by_step=_summed([chunk.decided for chunk in self.chunks]),
             control_step_s=self.latencies,
+            scene=self.scene,
         )
 
 
@@ -167,7 +194,7 @@ class _Rollout:
 
     def __init__(
         self,
-        policies: Mapping[str, Policy],
+        policies: Mapping[str, Controller],
         slots: Sequence[Slot],
         recorder: Callable[[str, int], Recorder | None],
         listener: Listener,
@@ -277,7 +304,7 @@ class _Rollout:
 
 
 def roll_out(
-    policies: Mapping[str, Policy],
+    policies: Mapping[str, Controller],
     slots: Sequence[Slot],
     jobs: Iterable[tuple[str, int]],
     *,

@@ -34,13 +34,11 @@ def sampler_settings(name: str, options: EvalOptions) -> dict[str, Any]:
         steps = form.get("steps", options.ddim_steps)
         clipped = {k: form[k] for k in ("use_clipped_model_output",) if k in form}
         return {"sampler": "ddim", "steps": steps, "eta": options.eta, **clipped}
-    assert sampler == "paradigms", name
-    return {
-        "sampler": "paradigms",
-        "window": options.window,
-        "steps": options.steps,
-        "tolerance": options.tolerance,
-    }
+    from asd_policy.samplers.table import METHODS  # needs PyTorch, and names alone do not
+
+    taken = {"steps", *METHODS[sampler].options}
+    given = {name: getattr(options, name) for name in ("window", "steps", "eta", "tolerance")}
+    return {"sampler": sampler, **{k: v for k, v in given.items() if k in taken}}
 
 
 def is_autospeculative(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from asd_policy.device import resolve_device
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
-from asd_policy.errors import CheckpointError, IntegrationError
+from asd_policy.errors import CheckpointError, InputError, IntegrationError
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout import Setup
 from asd_policy.eval.slots import make_env, open_slots
@@ -23,7 +24,7 @@ from asd_policy.integrations.robomimic_checkpoint import (
     to_checkpoint,
 )
 from asd_policy.integrations.robomimic_environment import check_environment
-from asd_policy.policy import DiffusionPolicy, SamplerConfig
+from asd_policy.policy import DiffusionPolicy, SamplerConfig, load_checkpoint
 from asd_policy.progress import Stage
 
 
@@ -42,7 +43,7 @@ def prepare(parts: Parts) -> Setup:
     policy = next(iter(policies.values()))
     policy.check_observation_space(task.observation_keys)
     if policy.action_dim != task.action_dim:
-        raise ValueError(
+        raise InputError(
             f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
             f"{checkpoint} makes actions of {policy.action_dim}"
         )
@@ -82,9 +83,11 @@ def prepare(parts: Parts) -> Setup:
 def _load_policies(checkpoint: Path, place: dict[str, Any], parts: Parts) -> dict[str, Any]:
     """One for each sampler."""
     policies: dict[str, Any] = {}
+    make: Callable[[dict[str, Any]], Any] | None = None
     for name, settings in parts.samplers.items():
         with Stage(f"loading the policy, {name} (a network that is new here is timed)"):
-            policies[name] = load_policy(checkpoint, place, settings)
+            make = make or open_policies(checkpoint, place)
+            policies[name] = make(settings)
             if parts.measure:
                 policies[name].measure()
     return policies
@@ -92,7 +95,7 @@ def _load_policies(checkpoint: Path, place: dict[str, Any], parts: Parts) -> dic
 
 def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
     """Pictures that a policy sees, key → (height, width), and that can be rendered here."""
-    pictures: dict[str, tuple[int, int]] = getattr(policy, "pictures", {})
+    pictures = dict(policy.pictures)
     if pictures:
         from gymnasium.error import DependencyNotInstalled
 
@@ -107,26 +110,29 @@ def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
     return pictures
 
 
-def load_policy(checkpoint: Path, place: dict[str, Any], settings: dict[str, Any]) -> Any:
-    """The policy of a checkpoint folder, or of a file of robomimic's.
+def open_policies(checkpoint: Path, place: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """Read a checkpoint folder, or a file of robomimic's, once: the function that is returned makes
+    its policy with the settings of a sampler. Such policies share the network.
 
     Raises:
         CheckpointError: neither of them.
         IntegrationError: a policy that sees pictures, and no robomimic, which has its encoder.
     """
     if checkpoint.suffix != ROBOMIMIC_SUFFIX:
-        return DiffusionPolicy.load(checkpoint, **place, **settings)
-    file, sampler = read_checkpoint(checkpoint), SamplerConfig(**_named(settings))
-    policy: Any
+        made = load_checkpoint(checkpoint)
+        return lambda settings: DiffusionPolicy(made, SamplerConfig.named(**settings), **place)
+    file = read_checkpoint(checkpoint)
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     if file.image_keys:
-        policy = _image_policy(file, sampler, place)
-    else:
-        policy = DiffusionPolicy(to_checkpoint(file), sampler, **place)
-    policy.card["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return policy
+        return lambda settings: _image_policy(file, SamplerConfig.named(**settings), place, digest)
+    made = to_checkpoint(file)
+    made.card["sha256"] = digest
+    return lambda settings: DiffusionPolicy(made, SamplerConfig.named(**settings), **place)
 
 
-def _image_policy(file: RobomimicCheckpoint, sampler: SamplerConfig, place: dict[str, Any]) -> Any:
+def _image_policy(
+    file: RobomimicCheckpoint, sampler: SamplerConfig, place: dict[str, Any], digest: str
+) -> Any:
     try:
         from asd_policy.integrations.robomimic.evaluation import ImagePolicy
     except IntegrationError as error:
@@ -134,8 +140,6 @@ def _image_policy(file: RobomimicCheckpoint, sampler: SamplerConfig, place: dict
             f"{file.path} sees {', '.join(file.image_keys)}, through an encoder that robomimic "
             f"has: {error}"
         ) from error
-    return ImagePolicy(file, sampler, place)
-
-
-def _named(settings: dict[str, Any]) -> dict[str, Any]:
-    return {"name" if key == "sampler" else key: value for key, value in settings.items()}
+    policy = ImagePolicy(file, sampler, place)
+    policy.card["sha256"] = digest
+    return policy

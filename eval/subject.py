@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from asd_policy.checkpoints import find_checkpoint, shipped
 from asd_policy.envs.tasks import TASKS, agreed_task, get_task
 from asd_policy.errors import CheckpointError
+from asd_policy.samplers.names import sampler_form
 
 ROBOMIMIC_SUFFIX = ".pth"
 DEFAULT_TASK = "lift"
@@ -19,7 +20,7 @@ Options = TypeVar("Options", bound=Any)
 def with_its_task(options: Options) -> Options:
     """Options that have a `task` and a `checkpoint`, with the name of the task they mean.
 
-    Steps of ddim that were not asked for are those of a robomimic file that has some.
+    Steps of ddim that were not asked for are those of a robomimic checkpoint that has some.
 
     Raises: as `chosen_task`.
     """
@@ -29,6 +30,23 @@ def with_its_task(options: Options) -> Options:
     if steps is not None and getattr(options, "ddim_steps", None) == names.get("ddim_steps", 0):
         options = dataclasses.replace(options, ddim_steps=steps)
     return dataclasses.replace(options, task=task)
+
+
+def other_sampler(options: Any) -> str | None:
+    """A sentence where the checkpoint is configured for DDIM and none of the samplers is it."""
+    steps = None if options.checkpoint is None else _ddim_steps_of(options.checkpoint)
+    if steps is None or any(sampler_form(name)["name"] == "ddim" for name in options.samplers):
+        return None
+    return (
+        f"{options.checkpoint} is configured for DDIM in {steps} steps, and {_listed(options)} "
+        "another distribution of actions, on the chain that its network was trained for; "
+        "`--samplers ddim` samples it as it is configured"
+    )
+
+
+def _listed(options: Any) -> str:
+    names = options.samplers
+    return f"{' and '.join(names)} sample{'s' * (len(names) == 1)}"
 
 
 def chosen_task(asked: str | None, checkpoint: Path | None) -> str:
@@ -66,12 +84,15 @@ def checkpoint_of(options: Any) -> Path:
 
 
 def _ddim_steps_of(checkpoint: Path) -> int | None:
-    """Steps of a robomimic file that is configured for DDIM; None of other checkpoints."""
-    if checkpoint.suffix != ROBOMIMIC_SUFFIX:
-        return None
+    """Steps of a robomimic file, or of what was converted from one, that is configured for DDIM;
+    None of other checkpoints."""
     from asd_policy.integrations.robomimic_checkpoint import read_checkpoint
     from asd_policy.integrations.robomimic_format import ddim_steps
+    from asd_policy.policy.checkpoint import read_card
 
+    if checkpoint.suffix != ROBOMIMIC_SUFFIX:
+        config = read_card(find_checkpoint(checkpoint)).get("robomimic_config")
+        return None if config is None else ddim_steps(config["algo"])
     try:
         return ddim_steps(read_checkpoint(checkpoint).config["algo"])
     except CheckpointError as error:

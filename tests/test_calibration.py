@@ -10,7 +10,8 @@ import torch
 
 import asd_policy
 from asd_policy import Calibration, SamplerConfig, Schedule
-from asd_policy.samplers.costs import Costs, candidates
+from asd_policy.samplers.acceptance import Acceptance
+from asd_policy.samplers.costs import Calls, Costs, candidates
 from reference.chains import bulk_noise, run
 from reference.mixture import Mixture
 
@@ -32,10 +33,17 @@ def known(accepted: np.ndarray, decided: int = 10_000) -> Calibration:
     )
 
 
+def acceptance(accepted: np.ndarray, decided: int = 10_000) -> Acceptance:
+    """The same, as windows are chosen by it."""
+    found = known(accepted, decided).learned.acceptance
+    assert found is not None
+    return found
+
+
 def costs(calibration: Calibration, base: float, per_row: float) -> Calibration:
     """Give it a network that takes base + per_row·rows seconds."""
     rows = (1, 4, 16, 64, 512)
-    calibration.use_costs(Costs(rows, tuple(base + per_row * n for n in rows)))
+    calibration.costs = Costs(rows, tuple(base + per_row * n for n in rows))
     return calibration
 
 
@@ -121,7 +129,7 @@ def simulated(accept: np.ndarray, window: int, count: int = 4000) -> np.ndarray:
 @pytest.mark.parametrize("window", [1, 4, 16, 40])
 def test_expected_rounds_are_those_of_a_simulation(window: int) -> None:
     accept = np.clip(1.02 - np.linspace(0, 0.8, STEPS) ** 2, 0, 1)
-    expected = known(accept, 10**9).expected_rounds(window, STEPS)
+    expected = acceptance(accept, 10**9).expected_rounds(window)
     outcomes = simulated(accept, window)
     error = outcomes.std(0) / np.sqrt(len(outcomes))
     # Five standard errors: a false alarm in two million.
@@ -202,29 +210,37 @@ def test_calibrate_forgets_the_acceptance_of_its_first_chunk() -> None:
 
 def test_calls_are_those_that_were_measured_with_the_window() -> None:
     """Not those foreseen from the acceptance by step of another window."""
-    calibration = known(np.full(STEPS, 0.9))
-    foreseen = calibration.calls(16, STEPS)
+    learned = known(np.full(STEPS, 0.9)).learned
+
+    def calls() -> Calls:
+        learned.settle()
+        assert learned.acceptance is not None
+        return learned.acceptance.calls_of(16)
+
+    foreseen = calls()
     counts, ones = torch.tensor([4, 5, 5, 6]), torch.ones((4, STEPS), dtype=torch.int64)
-    calibration.count_calls(asd_policy.Stats("asd", 16, counts, 8 * counts, ones, ones))
-    measured = calibration.calls(16, STEPS)
+    learned.count_calls(asd_policy.Stats("asd", 16, counts[:2], counts[:2], ones[:2], ones[:2]))
+    assert calls().beyond.sum() == pytest.approx(foreseen.beyond.sum()), "two are too few"
+    learned = known(np.full(STEPS, 0.9)).learned
+    learned.count_calls(asd_policy.Stats("asd", 16, counts, 8 * counts, ones, ones))
+    measured = calls()
     assert measured.beyond[:7].tolist() == [1, 1, 1, 1, 0.75, 0.25, 0]
     assert measured.beyond.sum() == pytest.approx(5)
     assert measured.rows == pytest.approx(8)
     assert foreseen.beyond.sum() > 5.5
-    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
-    assert np.array_equal(again.calls(16, STEPS).beyond, measured.beyond)
-    few = known(np.full(STEPS, 0.9))
-    few.count_calls(asd_policy.Stats("asd", 16, counts[:2], counts[:2], ones[:2], ones[:2]))
-    assert few.calls(16, STEPS).beyond.sum() == pytest.approx(foreseen.beyond.sum())
+    learned = type(learned).from_dict(json.loads(json.dumps(learned.to_dict())))
+    assert np.array_equal(calls().beyond, measured.beyond)
 
 
 def test_the_window_is_chosen_anew_when_the_chunks_have_doubled() -> None:
-    calibration = costs(known(np.full(STEPS, 0.3)), 1.0, 0.03)
-    narrow = calibration.window(1, STEPS)
-    calibration._accepted = calibration._decided.copy()
-    calibration.chunks = 99
+    calibration = costs(known(np.full(STEPS, 0.3)), 1.0, 0.03)  # of 50 chunks
+    narrow, ones = calibration.window(1, STEPS), torch.ones((4000, STEPS), dtype=torch.int64)
+    calls = torch.full((4000,), 3)
+    accepted = asd_policy.Stats("asd", 32, calls, calls, ones, ones, {}, np.zeros((2, STEPS)))
+    for _ in range(49):
+        calibration.learned.update(accepted)
     assert calibration.window(1, STEPS) == narrow
-    calibration.chunks = 100
+    calibration.learned.update(accepted)
     assert calibration.window(1, STEPS) > narrow
 
 
@@ -237,8 +253,8 @@ def test_a_frozen_calibration_keeps_its_window_whatever_chunks_take() -> None:
     for _ in range(20):
         slow = {"draft": 0.0, "network": 100.0, "verify": 0.0, "other": 0.0}
         calls = torch.full((4,), STEPS)
-        calibration.update(
-            None, asd_policy.Stats("asd", window, calls, calls, counts, counts, slow)
+        calibration.learned.update(
+            asd_policy.Stats("asd", window, calls, calls, counts, counts, slow)
         )
         assert calibration.window(4, STEPS) == window
 
@@ -257,10 +273,10 @@ def test_calibrate_takes_every_option_of_sample() -> None:
 
 def test_the_chance_of_the_end_is_that_of_accepting_every_step_that_is_left() -> None:
     rates = np.linspace(0.5, 0.95, STEPS)
-    chance = known(rates).chance_of_the_end(STEPS, window=6)
+    chance = acceptance(rates).chance_of_the_end(window=6)
     assert chance[STEPS] == chance[STEPS - 1] == 1, "the last step is never rejected"
     assert chance[STEPS - 4] == pytest.approx(rates[STEPS - 4 : STEPS - 1].prod(), rel=1e-3)
     assert chance[STEPS - 6] > 0
     assert not chance[: STEPS - 6].any(), "beyond the window"
-    nothing_known = Calibration().chance_of_the_end(STEPS, window=6)
+    nothing_known = Acceptance.unknown(STEPS).chance_of_the_end(window=6)
     assert nothing_known[STEPS - 4] == pytest.approx(0.9**3)

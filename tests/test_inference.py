@@ -122,7 +122,7 @@ def test_matrices_laid_out_for_good_give_the_same(architecture: Architecture, bf
 
 def packed(prepared: InferenceUnet1D) -> bool:
     """Whether every matrix in it is laid out for good."""
-    layers = [m for m in prepared.modules() if isinstance(m, products._Product)]
+    layers = [m for m in prepared.modules() if isinstance(m, products.Product)]
     return all(layer._packed is not None for layer in layers)
 
 

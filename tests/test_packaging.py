@@ -25,9 +25,9 @@ pytestmark = pytest.mark.skipif(
 
 # A module may import those of a lower rank, and its own package.
 RANK = {
-    "errors": 0, "threads": 0, "networks": 1, "schedule": 1, "denoiser": 2, "coupling": 3,
-    "chains": 4, "drafts": 5, "samplers": 6, "engine": 7, "sampling": 8, "policy": 9,
-    "integrations": 10,
+    "ambient": 0, "errors": 0, "threads": 0, "networks": 1, "schedule": 1, "denoiser": 2,
+    "coupling": 3, "chains": 4, "drafts": 5, "samplers": 6, "engine": 7, "sampler": 8,
+    "sampling": 9, "policy": 10, "integrations": 11,
 }  # fmt: skip
 MAY_IMPORT = {
     **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
@@ -36,10 +36,11 @@ MAY_IMPORT = {
     "console": set(),
     "progress": {"console"},
     "files": {"errors"},
-    "device": set(),
+    "device": {"errors"},
     "envs": {"errors", "data", "console", "files", "progress"},
     "data": {"errors"},
     "training": {
+        "ambient",
         "errors",
         "console",
         "device",
@@ -60,7 +61,8 @@ MAY_IMPORT = {
     },
     "cli": {"errors", "threads", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},
-    "": {"errors", "schedule", "samplers", "sampling", "policy", "envs"},  # the public names
+    # The public names.
+    "": {"errors", "schedule", "sampler", "samplers", "sampling", "policy", "envs"},
 }  # fmt: skip
 # These may need an extra.
 EXTRAS = {"envs", "eval", "cli", "console", "progress", "data", "training", "integrations"}
@@ -157,6 +159,20 @@ def test_imports_go_one_way() -> None:
             if theirs not in MAY_IMPORT[ours]:
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {ours or 'package'} → {theirs}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_values_are_refused_by_an_error_of_our_own() -> None:
+    """The command line prints it as one line; a ValueError of a library's is a fault."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for _, path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+        and node.exc.func.id == "ValueError"
+    ]
+    assert not wrong, "raise InputError, which is a ValueError: " + ", ".join(wrong)
 
 
 def test_only_the_command_line_uses_eval() -> None:

@@ -214,7 +214,7 @@ def test_another_sampler_starts_without_calibration(options: dict) -> None:
 def test_the_automatic_window_is_that_of_all_robots_together() -> None:
     """Not of those that need a chunk now: a robot's actions would depend on the others'."""
     made = DiffusionPolicy(calibrated())
-    made.calibration.use_costs(Costs((1, 64), (1.0, 1.5)))  # each robot's rows cost a little
+    made.calibration.costs = Costs((1, 64), (1.0, 1.5))  # each robot's rows cost a little
     windows = {}
     for robots in (1, 64):
         made.reset(list(range(robots)))

@@ -110,3 +110,187 @@ def test_an_episode_unlike_the_others_is_named(path, name, shape, message) -> No
             other["obs/object"] = rows
     with pytest.raises(DatasetError, match=message):
         read_hdf5(path, list(KEYS))
+
+
+# --- what cannot be read, in one sentence -------------------------------------------------------
+
+
+def mask(path: Path, content: object) -> None:
+    with h5py.File(path, "a") as file:
+        del file["mask/train"]
+        file["mask"].create_dataset("train", data=content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            np.array(["demo_0", "demo_11", "demo_12"], "S"),
+            r"mask/train names demo_11, demo_12, which the file does not hold \(it has demo_0, "
+            r"demo_1, demo_10, demo_2, demo_3 and 6 more\); write the mask anew, or choose another",
+        ),
+        (np.array([True, False]), r"mask/train holds values of type bool, expected names of epis"),
+        (np.array([0, 1]), r"mask/train holds values of type int64, expected names of episodes"),
+        (np.array(["demo_1", "demo_1"], "S"), r"mask/train names demo_1 more than once"),
+    ],
+)
+def test_a_mask_that_chooses_nothing_that_is_there(path, content, message) -> None:
+    mask(path, content)
+    with pytest.raises(DatasetError, match=rf"low_dim_v141\.hdf5: {message}"):
+        read_hdf5(path, list(KEYS), "train")
+    assert len(read_hdf5(path, list(KEYS)).episode_ends) == 11
+
+
+def test_a_mask_may_be_of_text_of_any_length(path) -> None:
+    mask(path, ["demo_10", "demo_2"])
+    assert read_hdf5(path, ["object"], "train").episode_ends.tolist() == [5, 18]
+
+
+def test_a_mask_that_is_a_group(path) -> None:
+    with h5py.File(path, "a") as file:
+        file.create_group("mask/folds")
+        file["mask/one"] = np.bytes_("demo_3")
+    with pytest.raises(DatasetError, match="mask/folds holds a group, expected names of episodes"):
+        read_hdf5(path, list(KEYS), "folds")
+    assert read_hdf5(path, list(KEYS), "one").episode_ends.tolist() == [6]
+
+
+@pytest.mark.parametrize("name", ["demo_1_failed", "demo_x", "demo", "demo_", "notes", "demo_²"])
+def test_an_episode_without_a_number_is_named(path, name) -> None:
+    """It is left alone where a mask chooses others."""
+    with h5py.File(path, "a") as file:
+        file.move("data/demo_1", f"data/{name}")
+    with pytest.raises(DatasetError, match=rf"named demo_0, demo_1 …, found {name}; rename or"):
+        read_hdf5(path, list(KEYS))
+    assert len(read_hdf5(path, list(KEYS), "train").episode_ends) == 2
+
+
+def env_args(path: Path, content: object) -> Path:
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = content
+    return path
+
+
+@pytest.mark.parametrize(
+    ("version", "published"),
+    [("", True), (None, True), ("1.4.1", True), ("v1.4.1", True), ("1.2", True), (1.4, True),
+     ("1.5.0rc1", False), (" 1.5.1", False), (1.5, False), ("1.10", False), ("2.0.0", False)],
+)  # fmt: skip
+def test_versions_of_robosuite(path, version, published) -> None:
+    """None, in the first datasets, is before 1.5."""
+    before = read_hdf5(path, ["object"]).observations["object"]
+    env_args(path, json.dumps({"env_name": "Lift", "env_version": version}))
+    same = np.array_equal(read_hdf5(path, ["object"]).observations["object"], before)
+    assert same == published
+
+
+@pytest.mark.parametrize("version", ["master", "offline", "1", 1, True, [1, 4], "robosuite 1.5"])
+def test_a_version_that_is_none_is_named(path, version) -> None:
+    """Where it decides something: `object` alone has an order that changed."""
+    env_args(path, json.dumps({"env_name": "Lift", "env_version": version}))
+    with pytest.raises(DatasetError) as caught:
+        read_hdf5(path, ["object"])
+    assert str(caught.value).startswith(f"{path}: env_version is {version!r}, which does not say")
+    assert len(read_hdf5(path, ["robot0_eef_pos"]).episode_ends) == 11
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", '"Lift"', 3])
+def test_a_description_that_is_none(path, content) -> None:
+    with pytest.raises(DatasetError, match=r"the attribute 'env_args' of 'data' to be a JSON obj"):
+        read_hdf5(env_args(path, content), list(KEYS))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(1.0000012, r"1\.0000012"), (-1.5, r"-1\.500"), (1.0004, r"1\.0004"), (250.0, r"250\.000")],
+)
+def test_an_action_out_of_range_is_shown_with_its_place(path, value, shown) -> None:
+    """Episodes are read in the order of their numbers: demo_2 comes before demo_10."""
+    with h5py.File(path, "a") as file:
+        file["data/demo_10/actions"][4, 6] = value
+    for key in (None, "train"):
+        with pytest.raises(DatasetError, match=rf"found {shown} in row 4 of demo_10$"):
+            read_hdf5(path, list(KEYS), key)
+
+
+def test_a_value_that_is_not_finite_is_named_with_its_place(path) -> None:
+    with h5py.File(path, "a") as file:
+        file["data/demo_7/obs/robot0_eef_pos"][3, 0] = np.inf
+    with pytest.raises(
+        DatasetError, match=r"hdf5: robot0_eef_pos holds NaN or infinite .* in row 3 of demo_7$"
+    ):
+        read_hdf5(path, list(KEYS))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("actions", np.zeros((0, 7)), "demo_1 is empty, expected one action or more"),
+        ("actions", np.array(["up"] * 4, "S2"), r"/data/demo_1/actions holds \|S2, expected numb"),
+        ("obs/object", None, "/data/demo_1/obs/object holds a group, expected numbers"),
+        ("actions", 0.5, r"actions of demo_1 has shape \(\), expected \(1, 7\)"),
+    ],
+)
+def test_an_array_of_another_kind_is_named(path, name, content, message) -> None:
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1"][name]
+        if content is None:
+            file["data/demo_1"].create_group(name)
+        else:
+            file["data/demo_1"][name] = content
+    with pytest.raises(DatasetError, match=message):
+        read_hdf5(path, list(KEYS))
+
+
+def test_all_arrays_of_another_shape(path) -> None:
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            rows = demo["actions"][:, 0]
+            del demo["actions"]
+            demo["actions"] = rows
+    with pytest.raises(DatasetError, match=r"actions of demo_0 has shape \(3,\), expected \(rows"):
+        read_hdf5(path, list(KEYS))
+
+
+def test_an_episode_that_is_no_group(path) -> None:
+    with h5py.File(path, "a") as file:
+        file["data/demo_99"] = np.zeros(3)
+    with pytest.raises(
+        DatasetError, match="expected a group 'demo_99' in '/data', found something"
+    ):
+        read_hdf5(path, list(KEYS))
+
+
+def test_files_that_are_damaged(path) -> None:
+    """Cut short, and with a hole where the file's own lists are."""
+    whole = path.read_bytes()
+    heap = whole.index(b"HEAP")
+    for content in (whole[: len(whole) // 2], whole[:heap] + bytes(4) + whole[heap + 4 :]):
+        path.write_bytes(content)
+        with pytest.raises(DatasetError, match="is no robomimic dataset, or a damaged one: ") as it:
+            read_hdf5(path, list(KEYS))
+        assert "\n" not in str(it.value)
+
+
+def test_an_array_that_is_damaged_is_named(path) -> None:
+    with h5py.File(path, "a") as file:
+        rows = file["data/demo_3/actions"][:]
+        del file["data/demo_3/actions"]
+        made = file["data/demo_3"].create_dataset("actions", data=rows, compression="gzip")
+        place = made.id.get_chunk_info(0).byte_offset
+    whole = path.read_bytes()
+    path.write_bytes(whole[:place] + b"junk" * 4 + whole[place + 16 :])
+    with pytest.raises(
+        DatasetError, match="/data/demo_3/actions is damaged and cannot be read: Ca"
+    ):
+        read_hdf5(path, list(KEYS))
+
+
+def test_a_mistake_ends_training_in_one_line(path, tmp_path, refused) -> None:
+    pytest.importorskip("tyro")
+    mask(path, np.array([True, False]))
+    words = ["--data", path, "--out", tmp_path / "o"]
+    refused(r"^error: \S+: mask/train holds values of type bool", "train", *words,
+            "--filter-key", "train")  # fmt: skip
+    env_args(path, json.dumps({"env_name": "Lift", "env_version": "master"}))
+    refused(r"^error: \S+: env_version is 'master', which does not say", "train", *words)

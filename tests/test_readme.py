@@ -1,29 +1,44 @@
-"""The README's commands run as written, one after the other."""
+"""What the README files show runs as written, and what they link to is there."""
 
+import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-pytestmark = pytest.mark.skipif(not README.is_file(), reason="needs the checkout")
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="needs the checkout")
 TINY = ["--steps", "2", "--batch-size", "4", "--down-dims", "8", "16", "--diffusion-steps", "4"]
 
 
-def commands_of(section: str, *names: str) -> list[list[str]]:
-    """Words of each `asd-policy NAME ...` line in the first block of a section."""
-    block = (
-        README.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].lstrip().split("\n\n")[0]
-    )
-    lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
-    return [words for words in lines if words and words[0] in names]
+def pages() -> list[Path]:
+    """Every page of the project that is written in Markdown."""
+    folders = [ROOT / name for name in ("asd_policy", "envs", "eval", "checkpoints")]
+    return [*ROOT.glob("*.md"), *(path for folder in folders for path in folder.rglob("*.md"))]
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def commands_in(page: str, section: str, *names: str) -> list[list[str]]:
+    """Words of each `asd-policy NAME ...` line in a section."""
+    part = re.split(r"\n## ", text(page).split(f"\n## {section}\n")[1])[0]
+    lines = re.findall(r"^    asd-policy .*$", part, re.MULTILINE)
+    words = [shlex.split(line, comments=True)[1:] for line in lines]
+    return [line for line in words if line[0] in names]
 
 
 def tiny(words: list[str]) -> list[str]:
     """The same command with a hundredth of the episodes, and next to no training."""
     if words[0] == "train":
         return [*words, *TINY]
+    if words[0] == "eval":
+        return [*words, "--episodes", "1", "--horizon", "8"]
     fewer = [re.sub(r"^(\d+)00$|^(\d)50$", _hundredth, word) for word in words]
     return [*fewer, "--workers", "1"]
 
@@ -42,7 +57,7 @@ def test_demonstrations_and_training_run_in_a_fresh_folder(run, tmp_path, monkey
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(collect, "EPISODES", 1)
-    lines = commands_of("Commands", "demos", "train")
+    lines = commands_in("envs/README.md", "Demonstrations and training", "demos", "train")
     assert len(lines) >= 5
     assert sum("--render" in words for words in lines) == 1
     try:
@@ -65,3 +80,57 @@ def test_demonstrations_and_training_run_in_a_fresh_folder(run, tmp_path, monkey
     assert (tmp_path / "outputs/train/lift/card.json").is_file()
     assert (tmp_path / "lift.png").is_file()
     assert (tmp_path / "lift.mp4").is_file() == films
+
+
+def test_your_data_becomes_a_policy_that_is_evaluated(run, tmp_path, monkeypatch):
+    pytest.importorskip("robosuite")
+    monkeypatch.chdir(tmp_path)
+    lines = commands_in("README.md", "With your policy", "demos", "train", "eval")
+    assert [words[0] for words in lines] == ["demos", "train", "eval"]
+    for words in lines:
+        status, said, errors = run(*tiny(words))
+        assert status == 0, (words, said, errors)
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL) if pages() else []
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_python_runs_as_written(number, run, tmp_path, monkeypatch):
+    pytest.importorskip("robosuite")
+    block = BLOCKS[number]
+    monkeypatch.chdir(tmp_path)
+    if "robomimic" in block:
+        if importlib.util.find_spec("robomimic") is None:
+            pytest.skip("needs robomimic")
+        [words] = commands_in("README.md", "With your policy", "export")
+        assert run(*words)[0] == 0
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_first_of_the_blocks_on_your_policy_is_your_own_network():
+    assert len(BLOCKS) >= 4
+    assert "class Network(torch.nn.Module)" in BLOCKS[1]
+
+
+def headings(page: Path) -> set[str]:
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-") for name in found}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if link.startswith("http"):
+            continue
+        name, _, heading = link.partition("#")
+        target = (page.parent / name).resolve()
+        assert target.exists(), link
+        assert not heading or heading in headings(target), link

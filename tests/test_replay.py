@@ -127,12 +127,12 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
     [
         ({"data__arm": None}, r"lacks the arrays data/arm$"),
         ({"data__action": None, "meta__episode_ends": None}, r"data/action, meta/episode_ends$"),
-        ({"data__arm": np.zeros((25, 2))}, r"data/arm has shape \(25, 2\), expected \(26, dim\)"),
-        ({"data__action": np.zeros(26)}, r"data/action has shape \(26,\), expected \(26, dim\)"),
+        ({"data__arm": np.ones((25, 2))}, r"data/arm has shape \(25, 2\), expected \(26, dim\)"),
+        ({"data__action": np.ones(26)}, r"data/action has shape \(26,\), expected \(26, dim\)"),
         ({"data__arm": np.full((26, 2), np.nan)}, r"data/arm holds NaN or infinite values"),
         ({"data__action": np.full((26, 2), 1.5)}, r"must lie in \[−1, 1\], found 1\.500"),
         (
-            {"data__interrupted": np.zeros(25, bool)},
+            {"data__interrupted": np.ones(25, bool)},
             r"data/interrupted has shape \(25,\), expected",
         ),
         ({"meta__episode_ends": np.array([12, 12, 26])}, r"must rise from above zero"),
@@ -177,7 +177,7 @@ def test_a_damaged_array_is_named(tmp_path: Path) -> None:
     root = zarr.open_group(
         str(tmp_path / "s.zarr"), mode="w", **({"zarr_format": 2} if version >= 3 else {})
     )
-    root["data/object"] = np.zeros((60, 3), "f4")
+    root["data/object"] = np.ones((60, 3), "f4")
     root["data/action"] = np.random.default_rng(0).uniform(-1, 1, (60, 7)).astype("f4")
     root["meta/episode_ends"] = np.array([25, 60])
     (tmp_path / "s.zarr/data/action/0.0").write_bytes(b"junk")
@@ -189,6 +189,37 @@ def test_npz_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.npz").write_bytes(b"")
     with (tmp_path / "array.npz").open("wb") as file:
         np.save(file, np.zeros(3))
-    for name in ("empty.npz", "array.npz"):
-        with pytest.raises(DatasetError, match=f"{name} holds no demonstrations as .npz"):
+    for name, why in (("empty.npz", "No data left in file"), ("array.npz", "it is a single array")):
+        with pytest.raises(DatasetError, match=rf"{name} holds no demonstrations as \.npz: {why}"):
             load_npz(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attributes": np.array("[1")}, r"holds no demonstrations as \.npz"),
+        ({"attributes": np.array("[1]")}, r"holds no demonstrations as \.npz"),
+        ({"observation/object": None, "observation/arm": None}, "it has no observations"),
+        ({"interrupted": None}, "interrupted is not a file in the archive"),
+        ({"action": np.array(["up"] * 26)}, "action holds <U2, expected numbers"),
+        ({"episode_ends": np.array([12.0, 17.5, 26.0])}, "must be a row of whole numbers, found"),
+        ({"action": np.full((26, 2), 1.00001)}, r"found 1\.00001 in row 0 of episode 0$"),
+    ],
+)
+def test_npz_that_holds_no_usable_data(tmp_path: Path, changes: dict, message: str) -> None:
+    save_npz(tiny_replay(), tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as file:
+        arrays = {**file, **changes}
+    np.savez(tmp_path / "s.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(DatasetError, match=message):
+        load_npz(tmp_path / "s.npz")
+
+
+def test_npz_that_was_cut_short(tmp_path: Path) -> None:
+    save_npz(tiny_replay(), tmp_path / "s.npz")
+    whole = (tmp_path / "s.npz").read_bytes()
+    middle = len(whole) // 3
+    for content in (whole[:middle], whole[:middle] + b"junk" + whole[middle + 4 :]):
+        (tmp_path / "s.npz").write_bytes(content)
+        with pytest.raises(DatasetError, match=r"s\.npz holds no demonstrations as \.npz: "):
+            load_npz(tmp_path / "s.npz")

@@ -292,13 +292,11 @@ def test_ddim_without_noise_is_a_function_of_the_start() -> None:
     assert not torch.equal(run(config, network, chain, other)[0], expected)
 
 
-@pytest.mark.parametrize(("name", "said"), [("asd", "ASD"), ("paradigms", "ParaDiGMS")])
-def test_speculation_on_a_ddim_that_uses_the_prediction_itself_is_refused(
-    name: str, said: str
-) -> None:
+@pytest.mark.parametrize("name", ["asd", "paradigms"])
+def test_speculation_on_a_ddim_that_uses_the_prediction_itself_is_refused(name: str) -> None:
     chain = SCHEDULE.ddim(20, 0.5)
     assert bool(chain.c.any())
-    message = f"{said} needs steps whose mean .* use_clipped_model_output=True"
+    message = f"(?i){name} needs steps whose mean .* use_clipped_model_output=True"
     with pytest.raises(ValueError, match=message):
         run(
             SamplerConfig(name, window=4), MIXTURE.network(SCHEDULE), chain, bulk_noise(1, 20, 4, 1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 
 from asd_policy.data.replay import join, load_replay, save_npz
+from asd_policy.data.zarr_store import write_zarr
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import CheckpointError, DatasetError
 from asd_policy.integrations.robomimic_convert import to_robomimic
@@ -167,3 +171,44 @@ def test_a_mistake_is_one_sentence(refused, tmp_path, monkeypatch, words, messag
     store = write_store(tmp_path / "lift.zarr")
     refused("error: " + message, "train", "--data", store, *words)
     assert (tmp_path / "afile").read_text() == "mine"
+
+
+SMALL = ("--steps", 2, "--batch-size", 4, "--down-dims", 8, 16, "--diffusion-steps", 4,
+         "--threads", 1)  # fmt: skip
+
+
+def test_one_zip_file_trains_as_the_folder_does(tmp_path: Path, run) -> None:
+    store = write_store(tmp_path / "lift.zarr")
+    packed = shutil.make_archive(str(store), "zip", store)
+    for name, data in (("folder", store), ("file", packed)):
+        status, _, errors = run("train", "--data", data, "--out", tmp_path / name, *SMALL)
+        assert (status, errors) == (0, "")
+    one, other = (load_checkpoint(tmp_path / name).card["sha256"] for name in ("folder", "file"))
+    assert one == other
+
+
+def test_a_store_that_is_not_whole_is_refused_in_a_line(tmp_path: Path, run) -> None:
+    """Of ours and of others; where it cannot be told, training says so and goes on."""
+    keys, marks = get_task("lift").observation_keys, np.zeros(30, bool)
+    rng = np.random.default_rng(0)
+    arrays = {f"data/{key}": rng.normal(size=(30, size)) for key, size in keys.items()}
+    arrays |= {"data/action": rng.uniform(-1, 1, size=(30, 7)), "data/interrupted": marks}
+    write_zarr(tmp_path / "ours.zarr", {**arrays, "meta/episode_ends": np.array([12, 30])}, {})
+    theirs = write_store(tmp_path / "theirs.zarr")
+    zarr.open_group(str(theirs), mode="r+")["data/interrupted"] = marks
+    for file in (theirs / "data/interrupted").rglob("0"):  # where zarr 2 wrote it
+        file.unlink()
+    for file in theirs.rglob(".zarray"):
+        told = json.loads(file.read_text())
+        file.write_text(json.dumps({"dimension_separator": ".", **told}))
+    status, _, errors = run("train", "--data", theirs, "--out", tmp_path / "a", *SMALL)
+    assert status == 0
+    assert re.fullmatch(r"warning: \S+theirs\.zarr: 1 of 1 chunks of data/interr.*\n", errors)
+    for path in (tmp_path / "ours.zarr", theirs):
+        for file in [f for f in (path / "data/object").rglob("*") if f.is_file()]:
+            if file.name[0].isdigit():
+                file.unlink()
+        status, said, errors = run("train", "--data", path, "--out", tmp_path / "b", *SMALL)
+        assert (status, said) == (2, "")
+        assert re.fullmatch(rf"error: {path}: 1 of 1 chunks of data/object is missing.*\n", errors)
+    assert not (tmp_path / "b").exists()

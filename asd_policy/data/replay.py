@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.errors import DatasetError
+from asd_policy.data.zarr_store import ZarrStore, reason
+from asd_policy.errors import DatasetError, InputError
+
+ROUNDING = 1e-6  # by which an action may be outside [−1, 1]
+# What NumPy raises of an .npz file that is damaged, or is none.
+DAMAGED_NPZ = (
+    OSError, LookupError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,37 +51,33 @@ def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
     """Read the arrays ``data/<key>``, ``data/action`` and ``meta/episode_ends`` into memory,
     and ``data/interrupted`` where there is one.
 
-    Raises:
-        DatasetError: a store that is missing, lacks arrays, has rows that do not match
-            ``episode_ends``, non-finite values, or actions outside [−1, 1].
-    """
-    import zarr  # an extra; the trainer itself runs without it
+    Args:
+        path: of a zarr store: a folder, or a zip file of one (`.zarr.zip`).
 
+    Raises:
+        DatasetError: a store that is missing, lacks arrays or chunks of them, holds others than
+            were written, has rows that do not match ``episode_ends``, non-finite values, or
+            actions outside [−1, 1].
+
+    Warns:
+        DatasetWarning: chunks are missing, and it cannot be told whether they were left out because
+            they hold nothing but zeros, or are lost.
+    """
     path = Path(path)
-    if not path.exists():
-        raise DatasetError(f"no demonstration store at {path}; `asd-policy demos` makes one")
-    try:
-        root = zarr.open_group(str(path), mode="r")
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        raise DatasetError(f"{path} is not a zarr group: {error}") from error
+    store = ZarrStore(path)
     wanted = [f"data/{key}" for key in observation_keys] + ["data/action", "meta/episode_ends"]
-    missing = [name for name in wanted if name not in root]
+    missing = [name for name in wanted if name not in store]
     if missing:
         raise DatasetError(f"{path} lacks the arrays {', '.join(missing)}")
-    arrays = [_read(root, name, path) for name in wanted]
-    *observations, actions, ends = arrays
-    marks = np.zeros(len(actions), bool)
-    if "data/interrupted" in root:
-        marks = _read(root, "data/interrupted", path)
+    *observations, actions, ends = [store.read(name) for name in wanted]
+    marks = np.zeros(len(actions) if actions.ndim else 0, bool)
+    if "data/interrupted" in store:
+        marks = store.read("data/interrupted")
     replay = Replay(
-        {k: v.astype(np.float32) for k, v in zip(observation_keys, observations, strict=True)},
-        actions.astype(np.float32),
-        ends.astype(np.int64),
-        np.asarray(marks).astype(bool),
-        dict(root.attrs),
-    )
-    check_replay(replay, path)
-    return replay
+        dict(zip(observation_keys, observations, strict=True)), actions, ends, marks,
+        store.attributes,
+    )  # fmt: skip
+    return checked_replay(replay, path)
 
 
 def join(replays: Sequence[Replay]) -> Replay:
@@ -110,14 +115,6 @@ def save_npz(replay: Replay, path: str | Path) -> None:
     np.savez_compressed(path, attributes=np.array(json.dumps(replay.attributes)), **arrays)
 
 
-def _read(root: Any, name: str, path: Path) -> np.ndarray:
-    """An array of a store, whole."""
-    try:
-        return np.asarray(root[name])
-    except (OSError, ValueError, RuntimeError) as error:  # the codecs' own
-        raise DatasetError(f"{path}: {name} is damaged and cannot be read: {error}") from error
-
-
 def load_npz(path: str | Path) -> Replay:
     """Inverse of :func:`save_npz`.
 
@@ -126,38 +123,108 @@ def load_npz(path: str | Path) -> Replay:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise InputError("it is a single array")
+        with loaded as arrays:
             prefix = "observation/"
             keys = [key for key in arrays.files if key.startswith(prefix)]
             observations = {key.removeprefix(prefix): arrays[key] for key in keys}
             rest = arrays["action"], arrays["episode_ends"], arrays["interrupted"]
-            attributes = json.loads(str(arrays["attributes"]))
-    except (OSError, LookupError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{path} holds no demonstrations as .npz: {error}") from error
-    replay = Replay(observations, *rest, attributes)
-    check_replay(replay, path)
+            attributes = dict(json.loads(str(arrays["attributes"])))
+        if not keys:
+            raise InputError("it has no observations")
+    except DAMAGED_NPZ as error:
+        raise DatasetError(f"{path} holds no demonstrations as .npz: {reason(error)}") from error
+    return checked_replay(Replay(observations, *rest, attributes), path)
+
+
+def checked_replay(
+    replay: Replay, path: Path, episodes: Sequence[str] = (), prefix: str = "data/"
+) -> Replay:
+    """The demonstrations in float32, int64 and bool.
+
+    Args:
+        episodes: their names in the file, where they have some.
+        prefix: of the names of arrays in the file.
+
+    Raises:
+        DatasetError: rows that do not match, values not finite, actions out of range.
+    """
+    numbers = {**replay.observations, "action": replay.actions, "interrupted": replay.interrupted}
+    for name, rows in {**numbers, "episode_ends": replay.episode_ends}.items():
+        if rows.dtype.kind not in "biuf":
+            raise DatasetError(f"{path}: {name} holds {rows.dtype}, expected numbers")
+    _check_ends(replay.episode_ends, path)
+    with np.errstate(over="ignore"):  # what is too large is refused below
+        replay = Replay(
+            {key: rows.astype(np.float32) for key, rows in replay.observations.items()},
+            replay.actions.astype(np.float32),
+            replay.episode_ends.astype(np.int64),
+            replay.interrupted.astype(bool),
+            replay.attributes,
+        )
+    _check_shapes(replay, path, prefix)
+    _check_values(replay, path, episodes, prefix)
     return replay
 
 
-def check_replay(replay: Replay, path: Path) -> None:
-    """Raise DatasetError for rows that do not match, values not finite, actions out of range."""
-    ends = replay.episode_ends
-    if len(ends) == 0 or np.any(np.diff(ends, prepend=0) <= 0):
-        raise DatasetError(f"{path}: meta/episode_ends must rise from above zero")
-    for name, rows in {**replay.observations, "action": replay.actions}.items():
-        if rows.ndim != 2 or len(rows) != ends[-1]:
-            raise DatasetError(
-                f"{path}: data/{name} has shape {rows.shape}, expected ({ends[-1]}, dim)"
-            )
-        if not np.isfinite(rows).all():
-            raise DatasetError(f"{path}: data/{name} holds NaN or infinite values")
-    if replay.interrupted.shape != (ends[-1],):
+def _check_ends(ends: np.ndarray, path: Path) -> None:
+    if ends.ndim != 1 or not np.array_equal(ends, np.floor(ends)):
         raise DatasetError(
-            f"{path}: data/interrupted has shape {replay.interrupted.shape}, expected ({ends[-1]},)"
+            f"{path}: meta/episode_ends must be a row of whole numbers, found {ends.dtype} of "
+            f"shape {ends.shape}"
         )
-    worst = float(np.abs(replay.actions).max())
-    if worst > 1 + 1e-6:
-        raise DatasetError(f"{path}: actions must lie in [−1, 1], found {worst:.3f}")
+    wrong = np.flatnonzero(np.diff(ends.astype(np.int64), prepend=0) <= 0)
+    if len(wrong) or not len(ends):
+        found = f"{ends[wrong[0]]} for episode {wrong[0]}" if len(wrong) else "no episode"
+        raise DatasetError(f"{path}: meta/episode_ends must rise from above zero, found {found}")
+
+
+def _check_shapes(replay: Replay, path: Path, prefix: str) -> None:
+    rows = int(replay.episode_ends[-1])
+    for name, values in {**replay.observations, "action": replay.actions}.items():
+        if values.ndim != 2 or len(values) != rows:
+            raise DatasetError(
+                f"{path}: {prefix}{name} has shape {values.shape}, expected ({rows}, dim), since "
+                f"the last episode ends at {rows}"
+            )
+    if replay.interrupted.shape != (rows,):
+        raise DatasetError(
+            f"{path}: {prefix}interrupted has shape {replay.interrupted.shape}, expected ({rows},)"
+        )
+
+
+def _check_values(replay: Replay, path: Path, episodes: Sequence[str], prefix: str) -> None:
+    def place(row: int) -> str:
+        episode = int(np.searchsorted(replay.episode_ends, row, side="right"))
+        first = replay.episode_ends[episode - 1] if episode else 0
+        return f"row {row - first} of {episodes[episode] if episodes else f'episode {episode}'}"
+
+    for name, values in {**replay.observations, "action": replay.actions}.items():
+        wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(wrong):
+            raise DatasetError(
+                f"{path}: {prefix}{name} holds NaN or infinite values, first in {place(wrong[0])}"
+            )
+    largest = np.abs(replay.actions).max(axis=1, initial=0)
+    worst = int(largest.argmax())
+    if largest[worst] > 1 + ROUNDING:
+        found = replay.actions[worst][np.abs(replay.actions[worst]).argmax()]
+        raise DatasetError(
+            f"{path}: actions must lie in [−1, 1], found {beyond(float(found), 1 + ROUNDING)} in "
+            f"{place(worst)}"
+        )
+
+
+def beyond(value: float, limit: float) -> str:
+    """A value as text, with as many digits as show that it is larger than a limit: "1.500",
+    "1.0000012"."""
+    for digits in range(3, 17):
+        text = f"{value:.{digits}f}"
+        if abs(float(text)) > limit:
+            return text
+    return repr(value)
 
 
 def too_short(replay: Replay, obs_horizon: int, action_horizon: int, pred_horizon: int) -> int:

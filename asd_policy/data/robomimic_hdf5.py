@@ -7,6 +7,8 @@ Manipulation", 2021; the layout is that of its documentation, "Dataset structure
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from asd_policy.data import object_layout
-from asd_policy.data.replay import Replay, check_replay
+from asd_policy.data.replay import Replay, checked_replay
+from asd_policy.data.zarr_store import ZarrStore, reason
 from asd_policy.errors import DatasetError, OutputExistsError
 
 VALIDATION_SHARE = 0.1
+_NUMBERED = re.compile(r".*_[0-9]+", re.DOTALL)  # the name of an episode
 # The robosuite in whose order `object` is, whatever `env_version` says. Files of this package say
 # it: of those, `object` is that of the present state, right after a reset too.
 OBJECT_LAYOUT, SIMULATED_LAYOUT = "1.4.1", "1.5"
@@ -50,14 +54,14 @@ def export_hdf5(
     """
     import h5py
 
-    root, hdf5_path = _open_store(Path(zarr_path)), Path(hdf5_path)
+    store, hdf5_path = _open_store(Path(zarr_path)), Path(hdf5_path)
     if hdf5_path.exists():
         raise OutputExistsError(f"{hdf5_path} exists already; expected a path for a new file")
     hdf5_path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = hdf5_path.with_name(hdf5_path.name + ".tmp")
     try:
         with h5py.File(unfinished, "w") as file:
-            _write(root, file, model_file)
+            _write(store, file, model_file)
         unfinished.rename(hdf5_path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -68,49 +72,43 @@ def is_export_of(hdf5_path: Path, zarr_path: Path) -> bool:
     actions at the same states. What else somebody added to the file does not matter."""
     import h5py
 
-    root = _open_store(zarr_path)
-    ends = np.asarray(root["meta/episode_ends"][:])
+    store = _open_store(zarr_path)
+    ends = store.read("meta/episode_ends")
+    ours = {name: store.read(f"data/{name}") for name in ("action", "state")}
     try:
         with h5py.File(hdf5_path, "r") as file:
             if len(file["data"]) != len(ends):
                 return False
             demos = [file[f"data/demo_{episode}"] for episode in range(len(ends))]
-            return all(
-                np.array_equal(
-                    np.concatenate([np.asarray(demo[theirs]) for demo in demos]),
-                    np.asarray(root[f"data/{ours}"][:]),
-                )
-                for theirs, ours in (("actions", "action"), ("states", "state"))
-            )
-    except (OSError, KeyError, ValueError):  # no HDF5, or of another kind
+            theirs = {n: np.concatenate([np.asarray(d[f"{n}s"]) for d in demos]) for n in ours}
+            return all(np.array_equal(theirs[name], rows) for name, rows in ours.items())
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError):  # of another kind, damaged
         return False
 
 
-def _open_store(path: Path) -> Any:
-    import zarr
-
-    if not path.is_dir():
+def _open_store(path: Path) -> ZarrStore:
+    if not path.exists():
         raise DatasetError(f"{path}: expected a zarr store of demonstrations, found no folder")
-    root = zarr.open_group(str(path), mode="r")
+    store = ZarrStore(path)
     wanted = ["data/action", "data/executed_action", "data/reward", "data/state"]
-    missing = [name for name in [*wanted, "meta/episode_ends"] if name not in root]
-    if missing or "env_args" not in root.attrs:
+    missing = [name for name in [*wanted, "meta/episode_ends"] if name not in store]
+    if missing or "env_args" not in store.attributes:
         raise DatasetError(
             f"{path}: expected a store that `asd-policy demos` wrote, missing: "
             f"{', '.join(missing) or 'the attribute env_args'}"
         )
-    return root
+    return store
 
 
-def _write(root: Any, file: Any, model_file: Callable[[int], str] | None) -> None:
-    ends = np.asarray(root["meta/episode_ends"][:])
-    data = {name: np.asarray(root[f"data/{name}"][:]) for name in root["data"]}
+def _write(store: ZarrStore, file: Any, model_file: Callable[[int], str] | None) -> None:
+    ends = store.read("meta/episode_ends")
+    data = {name: store.read(f"data/{name}") for name in store.names("data")}
     group = file.create_group("data")
     group.attrs["total"] = int(ends[-1])
-    env_args = {**root.attrs["env_args"]}
+    env_args = {**store.attributes["env_args"]}
     data, env_args = _as_simulated(data, env_args)
     group.attrs["env_args"] = json.dumps(env_args)
-    keys = list(root.attrs["observation_keys"])
+    keys = list(store.attributes["observation_keys"])
     for episode, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         demo = group.create_group(f"demo_{episode}")
         _write_episode(demo, {name: part[start:end] for name, part in data.items()}, keys)
@@ -179,26 +177,64 @@ def read_hdf5(
         raise DatasetError(f"no dataset at {path}")
     try:
         with h5py.File(path, "r") as file:
-            env_args = json.loads(file["data"].attrs["env_args"])
-            names = _episodes(file, filter_key, path)
-            demos = [_read_episode(file["data"][name], observation_keys, path) for name in names]
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"{path} is no robomimic dataset: {error}") from error
-    _check_episodes(dict(zip(names, demos, strict=True)), observation_keys, path)
-    observations = {key: np.concatenate([demo[key] for demo in demos]) for key in observation_keys}
-    if "object" in observations and not has_published_layout(env_args):
+            data = _group(file, "data", path)
+            env_args = _env_args(data, path)
+            names = _episodes(file, data, filter_key, path)
+            demos = {name: _read_episode(data, name, observation_keys, path) for name in names}
+    except DatasetError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:  # HDF5's own
+        raise DatasetError(
+            f"{path} is no robomimic dataset, or a damaged one: {reason(error)}"
+        ) from error
+    _check_episodes(demos, observation_keys, path)
+    parts = list(demos.values())
+    observations = {key: np.concatenate([demo[key] for demo in parts]) for key in observation_keys}
+    if "object" in observations and not _in_published_order(env_args, path):
         observations["object"] = _published(observations["object"], env_args, path)
     replay = Replay(
         observations,
-        np.concatenate([demo["actions"] for demo in demos]),
-        np.cumsum([len(demo["actions"]) for demo in demos]),
-        np.concatenate([demo["interrupted"] for demo in demos]),
+        np.concatenate([demo["actions"] for demo in parts]),
+        np.cumsum([len(demo["actions"]) for demo in parts]),
+        np.concatenate([demo["interrupted"] for demo in parts]),
         {"format": "robomimic HDF5", "filter_key": filter_key, "env_args": env_args},
     )
-    check_replay(replay, path)
-    return replay
+    return checked_replay(replay, path, names, prefix="")
+
+
+def _group(parent: Any, name: str, path: Path) -> Any:
+    """A group of the file; DatasetError if something else is there, or nothing."""
+    import h5py
+
+    if not isinstance(parent.get(name), h5py.Group):
+        found = "something else" if name in parent else "none"
+        raise DatasetError(
+            f"{path} is no robomimic dataset: expected a group {name!r} in {parent.name!r}, "
+            f"found {found}"
+        )
+    return parent[name]
+
+
+def _env_args(data: Any, path: Path) -> dict[str, Any]:
+    """The environment's description, an attribute of `data`."""
+    text = data.attrs.get("env_args")
+    try:
+        env_args = json.loads(text)
+    except (TypeError, ValueError):
+        env_args = None
+    if not isinstance(env_args, dict):
+        raise DatasetError(
+            f"{path} is no robomimic dataset: expected the attribute 'env_args' of 'data' to be a "
+            f"JSON object, found {str(text)[:40]!r}"
+        )
+    return env_args
+
+
+def _in_published_order(env_args: Mapping[str, Any], path: Path) -> bool:
+    try:
+        return has_published_layout(env_args)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
 
 
 def _published(rows: np.ndarray, env_args: Mapping[str, Any], path: Path) -> np.ndarray:
@@ -216,40 +252,110 @@ def _published(rows: np.ndarray, env_args: Mapping[str, Any], path: Path) -> np.
     return np.asarray(signs, np.float32) * rows[:, columns]
 
 
-def _episodes(file: Any, filter_key: str | None, path: Path) -> list[str]:
-    names = list(file["data"])
-    if filter_key is not None:
-        masks = list(file["mask"]) if "mask" in file else []
-        if filter_key not in masks:
-            there = ", ".join(masks) or "none"
-            raise DatasetError(f"{path} has no filter key {filter_key!r}; there are: {there}")
-        names = [name.decode() for name in file[f"mask/{filter_key}"][:]]
+def _episodes(file: Any, data: Any, filter_key: str | None, path: Path) -> list[str]:
+    """Names of the episodes to read, in the order of their numbers."""
+    names = list(data) if filter_key is None else _masked(file, data, filter_key, path)
     if not names:
         raise DatasetError(f"{path} holds no episodes (filter key {filter_key!r})")
+    odd = [name for name in names if not _NUMBERED.fullmatch(name)]
+    if odd:
+        raise DatasetError(
+            f"{path}: expected episodes that are named demo_0, demo_1 …, found {_some(odd)}; "
+            "rename or remove what is none, or choose episodes by a filter key"
+        )
     return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
-def _read_episode(demo: Any, keys: Sequence[str], path: Path) -> dict[str, np.ndarray]:
+def _masked(file: Any, data: Any, filter_key: str, path: Path) -> list[str]:
+    """Names of the episodes that a filter key chooses."""
+    masks = _group(file, "mask", path) if "mask" in file else {}
+    if filter_key not in masks:
+        there = ", ".join(masks) or "none"
+        raise DatasetError(f"{path} has no filter key {filter_key!r}; there are: {there}")
+    mask = masks[filter_key]
+    found = f"values of type {mask.dtype}" if hasattr(mask, "dtype") else "a group"
+    entries: list[Any] = [None]
+    if hasattr(mask, "dtype"):
+        entries = np.asarray(mask[()]).ravel().tolist()
+    if not all(isinstance(entry, (bytes, str)) for entry in entries):
+        raise DatasetError(
+            f"{path}: mask/{filter_key} holds {found}, expected names of episodes (demo_0, "
+            "demo_1 …)"
+        )
+    names = [n.decode(errors="replace") if isinstance(n, bytes) else n for n in entries]
+    absent = [name for name in names if name not in data]
+    if absent:
+        raise DatasetError(
+            f"{path}: mask/{filter_key} names {_some(absent)}, which the file does not hold (it "
+            f"has {_some(list(data))}); write the mask anew, or choose another filter key"
+        )
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise DatasetError(
+            f"{path}: mask/{filter_key} names {_some(twice)} more than once; write the mask anew"
+        )
+    return names
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names, as many as one can take in."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _read_episode(data: Any, name: str, keys: Sequence[str], path: Path) -> dict[str, np.ndarray]:
+    demo = _group(data, name, path)
     wanted = {"actions": "actions", **{key: f"obs/{key}" for key in keys}}
-    missing = [name for name in wanted.values() if name not in demo]
+    missing = [there for there in wanted.values() if there not in demo]
     if missing:
         there = ", ".join(demo["obs"]) if "obs" in demo else "none"
         raise DatasetError(
             f"{path}: {demo.name} lacks {', '.join(missing)}; its observations are: {there}"
         )
-    arrays = {key: np.asarray(demo[name], np.float32) for key, name in wanted.items()}
-    length = len(arrays["actions"])
-    marks = demo["interrupted"] if "interrupted" in demo else np.zeros(length)
-    return {**arrays, "interrupted": np.asarray(marks, bool)}
+    arrays = {key: _read_array(demo, there, path) for key, there in wanted.items()}
+    if "interrupted" in demo:
+        arrays["interrupted"] = _read_array(demo, "interrupted", path)
+    else:
+        arrays["interrupted"] = np.zeros(arrays["actions"].shape[:1], bool)
+    return arrays
+
+
+def _read_array(demo: Any, name: str, path: Path) -> np.ndarray:
+    """An array of an episode, whole."""
+    dataset = demo[name]
+    found = getattr(dataset, "dtype", None)  # a group has none
+    if found is None or found.kind not in "biuf":
+        raise DatasetError(
+            f"{path}: {demo.name}/{name} holds {found or 'a group'}, expected numbers"
+        )
+    try:
+        return np.asarray(dataset[()])
+    except (OSError, RuntimeError, ValueError) as error:  # HDF5's own
+        raise DatasetError(
+            f"{path}: {demo.name}/{name} is damaged and cannot be read: {reason(error)}"
+        ) from error
 
 
 def has_published_layout(env_meta: Mapping[str, Any]) -> bool:
     """Whether ``object`` is in robosuite 1.4.1's order: its datasets' own, and what this package
-    writes (which says so in ``object_layout``)."""
+    writes (which says so in ``object_layout``). Where no version is said, it is: the first datasets
+    say none.
+
+    Raises:
+        DatasetError: the version is none that robosuite has.
+    """
     if "object_layout" in env_meta:
         return bool(env_meta["object_layout"] == OBJECT_LAYOUT)
-    version = str(env_meta.get("env_version") or "1.4").split(".")[:2]
-    return [int(part) for part in version] < [1, 5]
+    version = env_meta.get("env_version")
+    if version is None or version == "":
+        return True
+    found = re.match(r"v?(\d+)\.(\d+)", str(version).strip())
+    if found is None:
+        raise DatasetError(
+            f"env_version is {version!r}, which does not say in which robosuite's order 'object' "
+            "is; expected a release, such as '1.4.1' or '1.5.1'"
+        )
+    return (int(found[1]), int(found[2])) < (1, 5)
 
 
 def _check_episodes(
@@ -257,10 +363,17 @@ def _check_episodes(
 ) -> None:
     """Raise DatasetError, naming the episode, unless each has as many rows of everything as actions
     and as many numbers in a row as the first one."""
-    first, widths = next(iter(demos.items()), ("", {}))
+    first, widths = next(iter(demos.items()))
+    for key in (*keys, "actions"):
+        if widths[key].ndim != 2:
+            raise DatasetError(
+                f"{path}: {key} of {first} has shape {widths[key].shape}, expected (rows, dim)"
+            )
     for name, demo in demos.items():
-        rows = len(demo["actions"])
-        for key in (*keys, "actions", "interrupted"):
+        rows = len(np.atleast_1d(demo["actions"]))
+        if not rows:
+            raise DatasetError(f"{path}: {name} is empty, expected one action or more")
+        for key in ("actions", *keys, "interrupted"):
             expected = (rows, *widths[key].shape[1:])
             if demo[key].shape != expected:
                 raise DatasetError(

@@ -20,14 +20,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from asd_policy.ambient import Precision, asked_for, own_precision
+from asd_policy.denoiser import owner
 from asd_policy.engine.eager import Engine, raise_if_bad
 from asd_policy.engine.kernels import make_kernels
 from asd_policy.errors import EngineError
+from asd_policy.networks.weights import Watch
 from asd_policy.samplers.asd import AutospeculativeDecoding
-from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.ddpm import sample_ddpm
 from asd_policy.samplers.result import Noise, Stats, sequential_stats
 from asd_policy.samplers.sequential import SequentialSteps
+from asd_policy.samplers.table import Plan
 
 Replay = Callable[[], None]
 Key = TypeVar("Key")
@@ -53,18 +56,23 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """CUDA graphs in one memory pool, on a stream of their own."""
+    """CUDA graphs in one memory pool, on a stream of their own. A copy has others."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream, self._reader = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
+    def __reduce__(self) -> tuple[type[CudaRecorder], tuple[torch.device]]:
+        return CudaRecorder, (self._device,)
+
     def record(self, work: Callable[[], object], what: str) -> tuple[Replay, int]:
         before = torch.cuda.memory_allocated(self._device)
         graph = torch.cuda.CUDAGraph()
         cudnn = torch.backends.cudnn
         searching, cudnn.benchmark = cudnn.benchmark, True  # shapes are those of every replay
+        casts = torch.is_autocast_cache_enabled()  # of weights, which a graph must make anew
+        torch.set_autocast_cache_enabled(False)
         try:
             with self.working():
                 for _ in range(3):  # libraries choose algorithms and allocate workspaces
@@ -84,6 +92,7 @@ class CudaRecorder:
             raise EngineError(f"capturing {what} as a CUDA graph failed: {error}") from error
         finally:
             cudnn.benchmark = searching
+            torch.set_autocast_cache_enabled(casts)
         return graph.replay, torch.cuda.memory_allocated(self._device) - before
 
     def read_later(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
@@ -91,7 +100,9 @@ class CudaRecorder:
         launched.record(self._stream)
         with torch.cuda.stream(self._reader):
             self._reader.wait_event(launched)
-            copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+            copies = [
+                torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True) for t in tensors
+            ]
             for copy, tensor in zip(copies, tensors, strict=True):
                 copy.copy_(tensor, non_blocking=True)
             copied = torch.cuda.Event()
@@ -152,22 +163,33 @@ class CudaGraphEngine(Engine):
             raise EngineError(f"CUDA graphs need a CUDA device, got {str(device)!r}")
         self._recorder: Recorder = recorder or CudaRecorder(device)
         self._fallback = fallback
+
+    def _keep(self) -> None:
+        super()._keep()
         self._graphs: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
-        self._steps: dict[int, SequentialSteps] = {}
+        self._steps: dict[tuple[int, Precision], SequentialSteps] = {}
+        # A prepared network is copied in place; of another, graphs know where its weights lie.
+        module = owner(self.source)
+        self._module = module if isinstance(module, torch.nn.Module) else None
+        self._watch = None if self._module is None else Watch(self._module)
         self.bytes_by_bucket: dict[str, int] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_graphs", "_steps", "bytes_by_bucket")
+        return {k: v for k, v in super().__getstate__().items() if k not in kept}
+
     def _decode(
-        self, run: AutospeculativeDecoding, noise: Noise, calibration: Calibration
+        self, run: AutospeculativeDecoding, noise: Noise, plan: Plan
     ) -> tuple[Tensor, Stats]:
         start, chains = time.perf_counter(), run.chains
         graphs = self._captured(run, self._capture_rounds)
         if graphs is None:
-            return super()._decode(run, noise, calibration)
+            return super()._decode(run, noise, plan)
+        assert plan.slopes is not None, "ASD drafts with slopes, if only with zeros"
         size = chains.num_steps
-        ends = calibration.chance_of_the_end(size, chains.window)
+        ends = plan.acceptance.chance_of_the_end(chains.window)
         with self._recorder.working():
-            slopes = calibration.slopes(size)
-            chains.load(noise.initial, noise.steps, noise.log_uniform, slopes)
+            chains.load(noise.initial, noise.steps, noise.log_uniform, plan.slopes)
             graphs.reset()
             waiting: list[Callable[[], list[Tensor]]] = []
             launched: list[int] = []
@@ -195,6 +217,10 @@ class CudaGraphEngine(Engine):
         """The graphs of ``key``, captured at first; None once that has failed under "auto"."""
         if self.name == "eager":
             return None
+        if self._watch is not None and self._watch.moved():
+            assert self._module is not None
+            self._graphs.clear()
+            self._watch = Watch(self._module)
         if key not in self._graphs:
             try:
                 self._graphs[key] = capture(key)
@@ -226,21 +252,21 @@ class CudaGraphEngine(Engine):
     def _time_parts(self, run: AutospeculativeDecoding, width: int) -> dict[str, float]:
         """Seconds that draft, network and verification take in a round, each replayed alone."""
         chains, parts = run.chains, {}
-        uses = run.draft == "secant", run.learn
-        propose = functools.partial(run.kernels.propose, chains, run.denoiser, run.draft, width)
+        propose = functools.partial(run.kernels.propose, chains, run.denoiser, run.form, width)
         points, drafts = propose()
-        here, later = points[:, :1], points[:, run.ahead : run.ahead + width]
-        said = run.predict(here, 0, False), run.predict(later, run.ahead, False)
+        ahead = run.form.ahead
+        here, later = points[:, :1], points[:, ahead : ahead + width]
+        said = run.predict(here, 0, False), run.predict(later, ahead, False)
 
         def network() -> None:
-            if run.ahead:
+            if ahead:
                 run.predict(here, 0, False)
-            run.predict(later, run.ahead, False)
+            run.predict(later, ahead, False)
 
         def verify() -> None:
-            if run.ahead:
-                run.kernels.observe(chains, run.denoiser, here, said[0], 0, *uses)
-            run.kernels.verify(chains, run.denoiser, points, drafts, said[1], run.ahead, *uses)
+            if ahead:
+                run.kernels.observe(chains, run.denoiser, here, said[0], run.form)
+            run.kernels.verify(chains, run.denoiser, points, drafts, said[1], run.form)
 
         stages: dict[str, Callable[[], object]] = {
             "draft": propose, "network": network, "verify": verify,
@@ -258,17 +284,19 @@ class CudaGraphEngine(Engine):
         return parts
 
     @torch.inference_mode()
+    @own_precision()
     def sequential(
         self, noise: Noise, cond: Tensor | None, name: str = "ddpm"
     ) -> tuple[Tensor, Stats]:
         with self._lock:
             start, batch = time.perf_counter(), len(noise.initial)
             size, denoiser = self.schedule.num_steps, self._denoiser(batch, cond)
-            steps = self._steps.get(batch)
+            key = batch, asked_for()
+            steps = self._steps.get(key)
             if steps is None or steps.denoiser is not denoiser:
                 kernels = make_kernels(self.kernels)
                 steps = SequentialSteps(denoiser, self.schedule, noise.initial, kernels)
-                self._steps[batch] = steps
+                self._steps[key] = steps
             replay = self._captured(steps, self._capture_step)
             if replay is None:
                 return sample_ddpm(denoiser, self.schedule, noise, name)

@@ -7,15 +7,16 @@ noise and decisions exist on rank 0 alone, so that ranks cannot disagree on them
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from asd_policy.ambient import as_asked, own_precision
 from asd_policy.denoiser import Network, PreparedNetwork
 from asd_policy.engine.eager import Engine, Result
-from asd_policy.errors import EngineError
+from asd_policy.errors import CopyError, EngineError
 from asd_policy.schedule import Schedule
 
 _STOP, _CONDITION, _EVALUATE = range(3)
@@ -64,7 +65,9 @@ class SplitNetwork:
 
     def _announce(self, *numbers: int) -> None:
         header = torch.zeros(8, dtype=torch.int64, device=self._like.device)
-        header[: len(numbers)] = torch.tensor([int(n) for n in numbers])
+        header[: len(numbers)] = torch.tensor(
+            [int(n) for n in numbers], dtype=torch.int64, device=header.device
+        )
         try:
             dist.broadcast(header, 0)
         except RuntimeError as error:
@@ -117,7 +120,8 @@ class SplitNetwork:
             assert self._condition is not None
             return self._network.evaluate(x, steps, chains, self._condition)
         cond = None if self._condition is None else self._condition[chains]
-        return self._network(x, self._timesteps[steps], cond)
+        with as_asked():
+            return self._network(x, self._timesteps[steps], cond)
 
 
 class DistributedEngine(Engine):
@@ -146,6 +150,12 @@ class DistributedEngine(Engine):
         self.network = self._split
         self.ranks = dist.get_world_size()
 
+    def __getstate__(self) -> NoReturn:
+        raise CopyError(
+            "a distributed engine belongs to the ranks of its process group and cannot be copied: "
+            "make another on every rank, as DiffusionPolicy.load(…, engine='distributed') does"
+        )
+
     def lead(self, work: Callable[[], Result]) -> Result | None:
         """On rank 0, do it; meanwhile the others serve. Every rank calls this."""
         if dist.get_rank():
@@ -157,6 +167,7 @@ class DistributedEngine(Engine):
             self.close()
 
     @torch.inference_mode()
+    @own_precision()
     def serve(self) -> None:
         """On ranks other than 0: evaluate rows for rank 0 until it closes."""
         if dist.get_rank() == 0:

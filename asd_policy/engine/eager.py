@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
 
+from asd_policy.ambient import asked_for, own_precision
 from asd_policy.chains import Chains
 from asd_policy.denoiser import Denoiser, Network, PreparedNetwork
+from asd_policy.drafts import Form
 from asd_policy.engine.kernels import choose_kernels, make_kernels
+from asd_policy.errors import CopyError
 from asd_policy.samplers.asd import AutospeculativeDecoding
-from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.ddpm import sample_ddpm
-from asd_policy.samplers.paradigms import sample_paradigms
 from asd_policy.samplers.result import Clock, Noise, Stats
+from asd_policy.samplers.table import Loop, Plan
 from asd_policy.schedule import Schedule
 
 Result = TypeVar("Result")
@@ -28,8 +32,9 @@ KEPT = 8  # states of chains, one for each batch size, window and form
 class Engine:
     """Runs the samplers of one network on one device.
 
-    States of chains are kept between chunks. Threads may share an engine: chunks are drawn one
-    after the other.
+    No gradients; autocast and shortened products in a plain network alone. States of chains are
+    kept between chunks. Threads may share an engine: chunks are drawn one after the other. A copy
+    has a network of its own, and makes its states anew.
 
     Args:
         network: as for :func:`asd_policy.sample`, or prepared.
@@ -53,11 +58,37 @@ class Engine:
         self.source = network  # as it was given; a subclass may wrap it
         self.like = torch.empty(0, torch.Size(shape).numel(), device=device, dtype=dtype)
         self.kernels = choose_kernels(kernels, self.like)
+        self._keep()
+
+    def _keep(self) -> None:
+        """Begin with no states: those of a copy would lie where the original's do."""
         self._lock = threading.Lock()
         self._denoisers: OrderedDict[int, Denoiser] = OrderedDict()
         self._runs: OrderedDict[tuple[object, ...], AutospeculativeDecoding] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_denoisers", "_runs")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._keep()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        made = memo[id(self)] = object.__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        name = str(getattr(self.source, "__qualname__", ""))
+        if "<" in name:  # pickle finds functions by their names; deepcopy takes any
+            raise CopyError(
+                f"the engine of {name} cannot be pickled: define this denoiser at the top of a "
+                "module, or pickle the result's sample, stats and calibration without the engine"
+            )
+        return super().__reduce_ex__(protocol)
+
     @torch.inference_mode()
+    @own_precision()
     def sequential(
         self, noise: Noise, cond: Tensor | None, name: str = "ddpm"
     ) -> tuple[Tensor, Stats]:
@@ -66,31 +97,22 @@ class Engine:
             return sample_ddpm(self._denoiser(len(noise.initial), cond), self.schedule, noise, name)
 
     @torch.inference_mode()
-    def paradigms(
-        self, noise: Noise, cond: Tensor | None, window: int, tolerance: float
-    ) -> tuple[Tensor, Stats]:
-        """:func:`sample_paradigms` on (B, …) conditions."""
+    @own_precision()
+    def run(self, loop: Loop, noise: Noise, cond: Tensor | None) -> tuple[Tensor, Stats]:
+        """Any sampler ``loop(denoiser, schedule, noise)`` on (B, …) conditions."""
         with self._lock:
-            denoiser = self._denoiser(len(noise.initial), cond)
-            return sample_paradigms(denoiser, self.schedule, noise, window, tolerance)
+            return loop(self._denoiser(len(noise.initial), cond), self.schedule, noise)
 
     @torch.inference_mode()
+    @own_precision()
     def asd(
-        self,
-        noise: Noise,
-        cond: Tensor | None,
-        draft: str,
-        calls_per_round: int,
-        window: int,
-        calibration: Calibration,
+        self, noise: Noise, cond: Tensor | None, form: Form, plan: Plan
     ) -> tuple[Tensor, Stats]:
         """Autospeculative decoding.
 
         Args:
             noise: all randomness of the chunk. cond: (B, …).
-            draft: "secant", "slope", "memory" or "frozen". calls_per_round: 1 or 2.
-            window: θ, steps guessed ahead in a round.
-            calibration: slopes from earlier chunks; unless frozen, this one's are added at its end.
+            form: drafts and calls a round. plan: window, and slopes from earlier chunks.
 
         Returns:
             (B, D) samples, distributed as those of :meth:`sequential`, and their statistics.
@@ -99,19 +121,19 @@ class Engine:
             NonFiniteError: the network returned a NaN or an infinity.
         """
         with self._lock:
-            learn = not calibration.frozen
-            run = self._run(noise, cond, (draft, calls_per_round, learn), window)
-            x, stats = self._decode(run, noise, calibration)
-            learned = run.chains.learned[:, : self.schedule.num_steps]
-            calibration.update(learned.cpu().numpy() if learn else None, stats)
+            run = self._run(noise, cond, form, plan.window)
+            x, stats = self._decode(run, noise, plan)
+            if form.learn:
+                learned = run.chains.learned[:, : self.schedule.num_steps]
+                stats = replace(stats, sums=learned.cpu().numpy().copy())
             return x, stats
 
     def _decode(
-        self, run: AutospeculativeDecoding, noise: Noise, calibration: Calibration
+        self, run: AutospeculativeDecoding, noise: Noise, plan: Plan
     ) -> tuple[Tensor, Stats]:
+        assert plan.slopes is not None, "ASD drafts with slopes, if only with zeros"
         clock, chains = Clock(self.like.device), run.chains
-        slopes = calibration.slopes(chains.num_steps)
-        chains.load(noise.initial, noise.steps, noise.log_uniform, slopes)
+        chains.load(noise.initial, noise.steps, noise.log_uniform, plan.slopes)
         chains.reset()
         clock.lap("other")
         rounds = 0
@@ -125,6 +147,7 @@ class Engine:
         return x, run.stats(counts, clock.seconds())
 
     @torch.inference_mode()
+    @own_precision()
     def timer(self, rows: int, cond: Tensor | None) -> Callable[[], float]:
         """A function that makes one network call on ``rows`` rows and returns what it took, in
         seconds; cond is (1, …) or None. It is valid until the engine's next chunk."""
@@ -135,6 +158,7 @@ class Engine:
             call = self._repeatable(lambda: denoiser.predict(x, zeros, zeros), rows)
 
         @torch.inference_mode()
+        @own_precision()
         def timed() -> float:
             with self._lock:
                 return _timed(call, x.device, self.ranks)
@@ -173,15 +197,15 @@ class Engine:
         return self._denoisers[batch]
 
     def _run(
-        self, noise: Noise, cond: Tensor | None, form: tuple[str, int, bool], window: int
+        self, noise: Noise, cond: Tensor | None, form: Form, window: int
     ) -> AutospeculativeDecoding:
         denoiser = self._denoiser(len(noise.initial), cond)
         batch, dim = noise.initial.shape
-        key = (batch, window, *form)
+        key = batch, window, form, asked_for()  # a captured round keeps its precision
         if key not in self._runs or self._runs[key].denoiser is not denoiser:
             chains = Chains(self.schedule, batch, dim, window, noise.initial)
             kernels = make_kernels(self.kernels)
-            self._runs[key] = AutospeculativeDecoding(denoiser, chains, *form, kernels)
+            self._runs[key] = AutospeculativeDecoding(denoiser, chains, form, kernels)
         _keep_newest(self._runs, key)
         return self._runs[key]
 

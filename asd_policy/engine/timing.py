@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from asd_policy.drafts import Form
 from asd_policy.engine.eager import Engine
 from asd_policy.errors import NonFiniteError
-from asd_policy.samplers.calibration import DEFAULT_WINDOW, Calibration
+from asd_policy.samplers.acceptance import DEFAULT_WINDOW, Acceptance
 from asd_policy.samplers.costs import WIDEST, Costs
 from asd_policy.samplers.result import draw_noise
+from asd_policy.samplers.table import Plan
 
 CACHE = "ASD_POLICY_CACHE"  # a folder in place of the user's
 LADDER = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, WIDEST, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
@@ -94,13 +96,13 @@ def _goes_on_alike(rows: int, seconds: list[float]) -> bool:
 def _overhead(engine: Engine, cond: Tensor | None) -> float:
     """Seconds of a round apart from its network call, the least of some chunks."""
     steps, found = engine.schedule.num_steps, []
-    known = Calibration()
-    known.frozen = True
+    nothing = torch.zeros(steps, dtype=torch.float64)
+    plan = Plan(min(DEFAULT_WINDOW, steps), nothing, False, Acceptance.unknown(steps))
     for _ in range(PROBES):
         generator = torch.Generator(engine.like.device).manual_seed(0)
         noise = draw_noise([generator], steps, engine.like)
         try:
-            _, stats = engine.asd(noise, cond, "secant", 1, min(DEFAULT_WINDOW, steps), known)
+            _, stats = engine.asd(noise, cond, Form("secant"), plan)
         except NonFiniteError:  # what it says is judged when it is sampled, not here
             return 0.0
         rest = sum(stats.seconds.values()) - stats.seconds["network"]

@@ -1,4 +1,4 @@
-"""Triton source of the kernels in ``triton_kernels``: one program per chain.
+"""Triton source of the kernels in ``kernels.triton``: one program per chain.
 
 Importing this module imports triton. Notation and equations are those of the PyTorch form
 (``asd_policy.drafts``, ``asd_policy.samplers.asd``); (…, D) tensors are contiguous, ``rows`` is R.

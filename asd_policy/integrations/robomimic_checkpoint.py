@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, DatasetError
+from asd_policy.integrations.plain_files import allowed, check_archive, refused
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
     ENCODER_PREFIX,
     NETWORK_PREFIX,
+    architecture,
     ddim_steps,
+    groups_in,
+    groups_of,
     network_from_weights,
     offset_and_scale,
     trained_schedule,
@@ -60,18 +62,6 @@ _ALLOWED: list[Any] = [
 ]
 
 
-@contextmanager
-def _allowed() -> Iterator[None]:
-    """PyTorch 2.4 has no context for it."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(_ALLOWED)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
 def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
     """The dictionary of a ``.pth`` file, its archive checked byte for byte.
 
@@ -87,17 +77,14 @@ def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
             values, or no robomimic checkpoint.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    _check_archive(path)
+    check_archive(path)
     try:
-        with _allowed():
+        with allowed(_ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].removeprefix("Weights only load failed. ")
         raise CheckpointError(
             f"{path} was not opened: it holds more than weights and plain values, or is damaged "
-            f"({reason}). {_CONVERT.format(path=path)}"
+            f"({refused(error)}). {_CONVERT.format(path=path)}"
         ) from error
     except Exception as error:  # a damaged file may make the reader raise anything
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
@@ -131,19 +118,6 @@ def _digest_of(model: Any) -> str | None:
         return weights_digest(model)
     except (AttributeError, TypeError, RuntimeError):
         return None  # no weights at all: not those that were exported
-
-
-def _check_archive(path: Path) -> None:
-    """PyTorch does not compare the archive's checksums, and reads tensors that were changed."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except Exception as error:  # so may the zip reader
-        raise CheckpointError(
-            f"{path} is no whole PyTorch file (a zip archive): {error}"
-        ) from error
-    if bad is not None:
-        raise CheckpointError(f"{path} is damaged: the checksum of {bad} is another")
 
 
 @dataclass(frozen=True)
@@ -230,7 +204,7 @@ def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
             f"observations of {sum(keys.values())}"
         )
     try:
-        config = PolicyConfig(keys, file.action_dim, **horizon, **_unet_sizes(network, algo))
+        config = PolicyConfig(keys, file.action_dim, **horizon, **_unet_sizes(network))
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
     made = Checkpoint(
@@ -243,7 +217,7 @@ def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
     )
     try:
         return as_published(made)
-    except CheckpointError as error:
+    except (CheckpointError, DatasetError) as error:
         raise CheckpointError(f"{file.path}: {error}") from error
 
 
@@ -254,24 +228,18 @@ def _network(file: RobomimicCheckpoint) -> ConditionalUnet1D:
     if other:
         raise CheckpointError(f"{file.path}: weights that are not known: {', '.join(other[:5])}")
     try:
-        return network_from_weights(own, _groups(file.config["algo"]))
+        groups = groups_of(file.content["model"], file.config["algo"], own)
+        return network_from_weights(own, groups)
     except CheckpointError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
 
 
-def _groups(algo: Mapping[str, Any]) -> int:
-    return int(algo.get("unet", {}).get("n_groups", 8))
-
-
-def _unet_sizes(network: ConditionalUnet1D, algo: Mapping[str, Any]) -> dict[str, Any]:
-    weights = network.state_dict()
-    levels = len(network.down_modules)
-    first = [weights[f"down_modules.{i}.0.blocks.0.block.0.weight"] for i in range(levels)]
+def _unet_sizes(network: ConditionalUnet1D) -> dict[str, Any]:
+    sizes = architecture(network.state_dict(), groups_in(network))
+    kept = "down_dims", "kernel_size", "n_groups", "cond_predict_scale"
     return {
-        "down_dims": tuple(level.shape[0] for level in first),
-        "step_embed_dim": weights["diffusion_step_encoder.1.weight"].shape[1],
-        "kernel_size": first[0].shape[2],
-        "n_groups": _groups(algo),
+        **{name: sizes[name] for name in kept},
+        "step_embed_dim": sizes["diffusion_step_embed_dim"],
     }
 
 
@@ -283,7 +251,7 @@ def _normalizer(statistics: Any, sizes: Mapping[str, int], what: str) -> Normali
         offset = np.concatenate([pair[0].reshape(-1) for pair in found.values()])
         scale = np.concatenate([pair[1].reshape(-1) for pair in found.values()])
     try:
-        return Normalizer(torch.as_tensor(offset - scale), torch.as_tensor(offset + scale))
+        return Normalizer(torch.from_numpy(offset - scale), torch.from_numpy(offset + scale))
     except ValueError as error:
         raise CheckpointError(f"normalization of the {what}: {error}") from error
 
@@ -314,6 +282,6 @@ def _card(file: RobomimicCheckpoint) -> dict[str, Any]:
     if steps is not None:
         made["note"] = (
             f"robomimic samples it by DDIM in {steps} steps; here it is the DDPM that it was "
-            "trained for, another law of actions (sampler ddim gives the former)"
+            "trained for, a different distribution of actions (sampler ddim gives the former)"
         )
     return made

@@ -1,4 +1,4 @@
-"""`asd-policy convert` and `asd-policy export`: robomimic files and checkpoint folders."""
+"""`asd-policy convert` and `asd-policy export`: others' files and checkpoint folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import tyro
 
 from asd_policy.data.robomimic_hdf5 import SIMULATED_LAYOUT
 from asd_policy.envs.tasks import TASKS
-from asd_policy.errors import CheckpointError, OutputExistsError
+from asd_policy.errors import CheckpointError, InputError, OutputExistsError
+from asd_policy.integrations import diffusion_policy_checkpoint
 from asd_policy.integrations.robomimic_checkpoint import (
     DIGEST,
     read_checkpoint,
@@ -21,7 +22,9 @@ from asd_policy.integrations.robomimic_checkpoint import (
 )
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
+    GROUPS,
     NETWORK_PREFIX,
+    groups_in,
     with_training_length,
 )
 from asd_policy.integrations.robomimic_layout import as_simulated
@@ -43,26 +46,44 @@ def main_convert(
     folder: Annotated[Path, tyro.conf.Positional],
     trust_pickle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Turn a robomimic diffusion policy (low-dimensional) into a checkpoint folder.
+    """Turn a low-dimensional policy of robomimic or diffusion_policy into a checkpoint folder.
 
     Averaged (EMA) weights are taken where the file has them. Nothing that the file holds is run.
 
     Args:
-        source: robomimic's file, model.pth.
-        folder: checkpoint folder to write.
-        trust_pickle: run the file's own code where it has some: only for a file that you trust.
+        source: The file: robomimic's model.pth, or diffusion_policy's latest.ckpt.
+        folder: The checkpoint folder to write.
+        trust_pickle: Run the file's own code where it has some: only for a file that you trust.
     """
     if (folder / CARD_FILE).exists():
         raise OutputExistsError(f"{folder} already holds a checkpoint; choose another folder")
+    made = _converted(source, trust_pickle)
+    save_checkpoint(folder, made)
+    weights = "averaged (EMA) weights" if made.card["uses_ema"] else "weights without averages"
+    print(f"{folder}: {weights}, {made.schedule.num_steps} steps, {_of_task(made)}")
+    if "note" in made.card:
+        print(made.card["note"])
+
+
+def _converted(source: Path, trust_pickle: bool) -> Checkpoint:
+    """By the file's ending: both projects' training gives it theirs."""
+    if source.suffix == diffusion_policy_checkpoint.SUFFIX:
+        if trust_pickle:
+            raise InputError("--trust-pickle is for robomimic's files; a .ckpt is never run")
+        return diffusion_policy_checkpoint.to_checkpoint(
+            diffusion_policy_checkpoint.read_checkpoint(source)
+        )
     made = to_checkpoint(read_checkpoint(source, trust_pickle))
     task = task_name(made.card["env_metadata"])
     if task is not None:
         made.card["task"] = task
-    save_checkpoint(folder, made)
-    weights = "averaged (EMA) weights" if made.card["uses_ema"] else "weights without averages"
-    print(f"{folder}: {weights}, {made.schedule.num_steps} steps, task {task or 'unknown'}")
-    if "note" in made.card:
-        print(made.card["note"])
+    return made
+
+
+def _of_task(made: Checkpoint) -> str:
+    if made.card.get("task_name"):
+        return f"trained on {made.card['task_name']}"
+    return f"task {made.card.get('task') or 'unknown'}"
 
 
 def task_name(env_metadata: Any) -> str | None:
@@ -81,8 +102,8 @@ def main_export(
     and 0.3 build what the file says.
 
     Args:
-        folder: checkpoint folder.
-        out: robomimic's file to write, model.pth.
+        folder: The checkpoint folder, or the name of a policy that ships.
+        out: The file to write for robomimic, model.pth.
     """
     if out.exists():
         raise OutputExistsError(f"{out} exists already; expected a path for a new file")
@@ -112,11 +133,21 @@ def to_robomimic(made: Checkpoint) -> dict[str, Any]:
             "robomimic's networks see quaternions as they are observed, and this policy's sees "
             "matrices; one trained with --rotations quaternion, the default, can be written"
         )
+    if not made.config.cond_predict_scale:
+        raise CheckpointError(
+            "robomimic's networks scale and shift activations, and this policy's only shifts them"
+        )
     made, environment = as_simulated(made, environment_of(made.card))
     weights = {NETWORK_PREFIX + k: v.cpu() for k, v in made.network.state_dict().items()}
     keys = made.config.observation_keys
     content: dict[str, Any] = {
-        "model": {"nets": weights, "optimizers": {}, "lr_schedulers": {}, "ema": weights},
+        "model": {
+            "nets": weights,
+            "optimizers": {},
+            "lr_schedulers": {},
+            "ema": weights,
+            GROUPS: groups_in(made.network),
+        },
         "config": _configuration(made),
         "algo_name": ALGO_NAME,
         "env_metadata": environment,

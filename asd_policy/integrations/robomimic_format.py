@@ -6,21 +6,26 @@ Of its 0.5 release, ``DiffusionPolicyUNet``: weights ``policy.obs_encoder.*`` an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from asd_policy.ambient import untouched
 from asd_policy.errors import CheckpointError
+from asd_policy.networks.others import sizes_of
 from asd_policy.networks.unet1d import ConditionalUnet1D
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.schedule import Schedule
 
 ALGO_NAME = "diffusion_policy"
 NETWORK_PREFIX = "policy.noise_pred_net."
+GROUPS = "n_groups"  # of a file's network, beside its weights
+_BUILT_BY_05 = {
+    "diffusion_step_embed_dim": 256, "down_dims": (256, 512, 1024), "kernel_size": 5,
+}  # fmt: skip
 ENCODER_PREFIX = "policy.obs_encoder."
 RECORDING_VERSION = 2  # schema of `run_trained_agent --record`; the first had none, and no scenes
 
@@ -92,32 +97,21 @@ def with_training_length(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def architecture(weights: Mapping[str, Tensor], n_groups: int = 8) -> dict[str, Any]:
+def architecture(
+    weights: Mapping[str, Tensor], n_groups: int = 8, final_n_groups: int | None = None
+) -> dict[str, Any]:
     """Arguments of the ``ConditionalUnet1D`` that these weights are of.
 
     The configuration does not say: robomimic builds its network with default sizes, whatever
-    ``algo.unet`` holds. Only the number of groups cannot be read from the weights.
+    ``algo.unet`` holds. Only the number of groups cannot be read from the weights
+    (:func:`groups_of`).
 
     Raises:
         CheckpointError: they are not those of such a network.
     """
     try:
-        embed = weights["diffusion_step_encoder.1.weight"].shape[1]
-        levels = [
-            k
-            for k in weights
-            if re.fullmatch(r"down_modules\.\d+\.0\.blocks\.0\.block\.0\.weight", k)
-        ]
-        first = [weights[f"down_modules.{i}.0.blocks.0.block.0.weight"] for i in range(len(levels))]
-        cond = weights["down_modules.0.0.cond_encoder.1.weight"].shape[1]
-        return {
-            "input_dim": first[0].shape[1],
-            "global_cond_dim": cond - embed,
-            "diffusion_step_embed_dim": embed,
-            "down_dims": tuple(level.shape[0] for level in first),
-            "kernel_size": first[0].shape[2],
-            "n_groups": n_groups,
-        }
+        sizes = sizes_of(weights)
+        return {**sizes, "n_groups": n_groups, "final_n_groups": final_n_groups}
     except (KeyError, IndexError) as error:
         raise CheckpointError(
             f"expected the weights of a ConditionalUnet1D, and found no {error}; transformers "
@@ -125,14 +119,51 @@ def architecture(weights: Mapping[str, Tensor], n_groups: int = 8) -> dict[str, 
         ) from error
 
 
-def network_from_weights(weights: Mapping[str, Tensor], n_groups: int = 8) -> ConditionalUnet1D:
+def groups_of(
+    model: Mapping[str, Any], algo: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> int:
+    """Groups of the norms of a file's network; of all of them.
+
+    robomimic 0.5 builds its default network, which has 8, whatever ``algo.unet`` says. This
+    package heeds that, and writes the number beside the weights; before it did, other sizes than
+    the default told that the configuration was heeded.
+
+    Args:
+        model: the file's, or what ``serialize()`` returned. algo: of its configuration.
+        weights: of the network alone.
+    """
+    if GROUPS in model:
+        return int(model[GROUPS])
+    sizes = architecture(weights)
+    default = all(sizes[name] == value for name, value in _BUILT_BY_05.items())
+    return 8 if default else int(algo.get("unet", {}).get("n_groups", 8))
+
+
+def groups_in(network: nn.Module) -> int:
+    """Groups of the norms of a network in which all have as many.
+
+    Raises:
+        CheckpointError: they differ, which a file cannot tell.
+    """
+    found = {m.num_groups for m in network.modules() if isinstance(m, nn.GroupNorm)}
+    if len(found) != 1:
+        raise CheckpointError(
+            "expected group norms of one number of groups, which robomimic's files can tell; got "
+            f"{', '.join(map(str, sorted(found)))}"
+        )
+    return found.pop()
+
+
+def network_from_weights(
+    weights: Mapping[str, Tensor], n_groups: int = 8, final_n_groups: int | None = None
+) -> ConditionalUnet1D:
     """The network that a state dict is of, loaded.
 
     Raises:
         CheckpointError: weights that fit no such network (one table of the differences), or that
             are not finite.
     """
-    sizes = architecture(weights, n_groups)
+    sizes = architecture(weights, n_groups, final_n_groups)
     try:
         with torch.device("meta"):
             network = ConditionalUnet1D(**sizes)
@@ -142,12 +173,18 @@ def network_from_weights(weights: Mapping[str, Tensor], n_groups: int = 8) -> Co
     table = difference_table(expected, {k: tuple(v.shape) for k, v in weights.items()})
     if table:
         raise CheckpointError(f"the weights fit no ConditionalUnet1D:\n{table}")
+    check_finite(weights)
+    with untouched(gradients=False):
+        network = network.to_empty(device="cpu")
+        network.load_state_dict({k: v.detach().float() for k, v in weights.items()})
+    return network.eval().requires_grad_(False)
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raise a CheckpointError that names weights which hold a NaN or an infinity."""
     bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
     if bad:
         raise CheckpointError(f"weights that are not finite: {', '.join(bad)}")
-    network = network.to_empty(device="cpu")
-    network.load_state_dict({k: v.detach().float() for k, v in weights.items()})
-    return network.eval().requires_grad_(False)
 
 
 def offset_and_scale(

@@ -68,7 +68,7 @@ def _reordered(made: Checkpoint, order: Order, env: Mapping[str, Any]) -> Checkp
     start = sum(keys[key] for key in list(keys)[: list(keys).index(KEY)])
     whole = np.arange(sum(keys.values()))
     whole[start : start + len(columns)] = start + columns
-    factor = torch.ones(len(whole))
+    factor = torch.ones(len(whole), dtype=torch.float32, device="cpu")
     factor[start : start + len(columns)] = torch.from_numpy(signs).float()
     old = made.observation_normalizer
     return replace(
@@ -87,4 +87,4 @@ def _network(made: Checkpoint, columns: np.ndarray) -> torch.nn.Module:
         key: value[:, picked] if key.endswith("cond_encoder.1.weight") else value
         for key, value in made.network.state_dict().items()
     }
-    return network_from_weights(weights, made.config.n_groups)
+    return network_from_weights(weights, made.config.n_groups, made.config.final_n_groups)

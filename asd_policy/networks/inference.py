@@ -11,13 +11,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asd_policy.ambient import own_precision
+from asd_policy.errors import InputError
 from asd_policy.networks.fused import LEAST_KERNEL, Fused
+from asd_policy.networks.layers import check_layers
 from asd_policy.networks.products import Products
 from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D
 
@@ -38,8 +41,18 @@ def _residual_blocks(network: ConditionalUnet1D) -> list[ConditionalResidualBloc
     return cast(list[ConditionalResidualBlock1D], blocks)
 
 
-def _film_linear(block: ConditionalResidualBlock1D) -> nn.Linear:
-    return cast(nn.Linear, block.cond_encoder[1])
+def _film(block: ConditionalResidualBlock1D) -> tuple[Tensor, Tensor]:
+    """Weight (2C, cond) and bias (2C,) that make a block's scale and shift. Of one that only
+    shifts, the scale is 1, exactly."""
+    linear = cast(nn.Linear, block.cond_encoder[1])
+    if block.scales:
+        return linear.weight, linear.bias
+    none = torch.zeros_like(linear.weight)
+    return torch.cat([none, linear.weight]), torch.cat([torch.ones_like(linear.bias), linear.bias])
+
+
+def _channels(block: ConditionalResidualBlock1D) -> int:
+    return cast(nn.Linear, block.cond_encoder[1]).out_features // (2 if block.scales else 1)
 
 
 def _kernel_size(network: ConditionalUnet1D) -> int:
@@ -54,7 +67,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.layers = layers
         blocks = _residual_blocks(network)
-        self.sizes = [_film_linear(b).out_features // 2 for b in blocks for _ in range(2)]
+        self.sizes = [_channels(b) for b in blocks for _ in range(2)]
         self.blocks = nn.ModuleList(layers.residual(b) for b in blocks)
         downs, ups = _levels(network.down_modules)[:-1], _levels(network.up_modules)
         self.downs = nn.ModuleList(layers.down(cast(nn.Conv1d, lv[2].conv)) for lv in downs)
@@ -88,8 +101,10 @@ class InferenceUnet1D(nn.Module):
     ``network(x, timesteps[steps], cond[chains])`` is, to rounding,
     ``prepared(x, prepared.timestep_film[steps] + prepared.condition(cond, B)[chains])``.
 
-    The weights are copied: training ``network`` afterwards changes nothing here. They are laid out
-    for the device that ``network`` is on, so prepare again rather than move. No gradients. On CUDA
+    The weights are copied: training ``network`` afterwards changes nothing here
+    (``PreparedUnet1D`` copies them again), and ``network`` stays as it is. They are laid out for
+    the device that it is on, so prepare again rather than move. No gradients, and no autocast:
+    the precision is the one asked for. On CUDA
     there is no synchronisation, and shapes depend on those of the arguments alone, so that the call
     can be captured in a CUDA graph. To compile, compile ``trunk`` of "products", which is one
     graph: ``prepared.trunk.compile(fullgraph=True)`` (the choice of TF32 is made around it, at
@@ -110,7 +125,8 @@ class InferenceUnet1D(nn.Module):
 
     Raises:
         ValueError: unknown precision or layers, "tf32" without CUDA, "fused" for convolutions of
-            one point, timesteps of another shape or dtype.
+            one point, timesteps of another shape or dtype, or a network whose layers were exchanged
+            for others (``check_layers``).
     """
 
     timestep_film: Tensor
@@ -126,20 +142,21 @@ class InferenceUnet1D(nn.Module):
         super().__init__()
         like = next(network.parameters())
         _check_precision(precision, like.device)
+        check_layers(network)
         if timesteps.dim() != 1 or timesteps.dtype != torch.int64:
             found = f"{timesteps.dtype} of shape {tuple(timesteps.shape)}"
-            raise ValueError(f"timesteps must be int64 of shape (K,), got {found}")
+            raise InputError(f"timesteps must be int64 of shape (K,), got {found}")
         self.precision = precision
         self.input_dim, self.cond_dim = network.input_dim, network.global_cond_dim
         self.length_multiple = network.length_multiple
         self._prepare_film(network, timesteps.to(like))
         if layers not in LAYERS:
-            raise ValueError(f"layers must be one of {LAYERS}, got {layers!r}")
+            raise InputError(f"layers must be one of {LAYERS}, got {layers!r}")
         kernel_size = _kernel_size(network)
         if layers == "auto":
             layers = "fused" if _fuses(like.device, kernel_size) else "products"
         if layers == "fused" and kernel_size < LEAST_KERNEL:
-            raise ValueError(
+            raise InputError(
                 f"fused layers need convolutions of {LEAST_KERNEL} points, got {kernel_size}"
             )
         made = (Fused if layers == "fused" else Products)(kernel_size)
@@ -148,10 +165,10 @@ class InferenceUnet1D(nn.Module):
             self.trunk.bfloat16()
 
     @torch.no_grad()
+    @own_precision()
     def _prepare_film(self, network: ConditionalUnet1D, timesteps: Tensor) -> None:
-        linears = [_film_linear(block) for block in _residual_blocks(network)]
-        weight = torch.cat([linear.weight for linear in linears])
-        bias = torch.cat([linear.bias for linear in linears])
+        films = [_film(block) for block in _residual_blocks(network)]
+        weight, bias = (torch.cat(parts) for parts in zip(*films, strict=True))
         # Mish([e(t), c]) is [Mish(e(t)), Mish(c)].
         embedding = F.mish(network.diffusion_step_encoder(timesteps))
         timestep_weight, cond_weight = weight.tensor_split([embedding.shape[1]], dim=1)
@@ -175,10 +192,11 @@ class InferenceUnet1D(nn.Module):
         expected = (batch, self.cond_dim) if self.cond_dim else None
         found = None if cond is None else tuple(cond.shape)
         if found != expected:
-            raise ValueError(f"the condition must be {expected}, got {found}")
+            raise InputError(f"the condition must be {expected}, got {found}")
         if cond is None:
             return self.timestep_film.new_zeros(batch, self.timestep_film.shape[1])
-        return F.linear(F.mish(cond), self.cond_weight)
+        with own_precision():
+            return F.linear(F.mish(cond.to(self.cond_weight.dtype)), self.cond_weight)
 
     @torch.no_grad()
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
@@ -196,24 +214,43 @@ class InferenceUnet1D(nn.Module):
         """
         if x.dim() != 3 or x.shape[2] != self.input_dim or x.shape[1] % self.length_multiple:
             expected = f"(N, multiple of {self.length_multiple}, {self.input_dim})"
-            raise ValueError(f"x must be of shape {expected}, got {tuple(x.shape)}")
+            raise InputError(f"x must be of shape {expected}, got {tuple(x.shape)}")
         h = x.bfloat16() if self.precision == "bf16" else x
-        if not x.is_cuda:
-            return self.trunk(h, film).to(x.dtype)
-        with _tensor_cores(self.precision == "tf32"):
-            return self.trunk(h, film).to(x.dtype)
+        with own_precision():
+            if not x.is_cuda:
+                return self.trunk(h, film).to(x.dtype)
+            with _tensor_cores(self.precision == "tf32"):
+                return self.trunk(h, film).to(x.dtype)
 
 
 @contextmanager
 def _tensor_cores(allowed: bool) -> Iterator[None]:
     """Whether float32 products and convolutions may round their inputs to TF32."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        before = cudnn.allow_tf32, matmul.allow_tf32
+    except RuntimeError:  # someone has set them by their newer names, which do not mix with these
+        with _tensor_cores_by_name("tf32" if allowed else "ieee"):
+            yield
+        return
     cudnn.allow_tf32 = matmul.allow_tf32 = allowed
     try:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@contextmanager
+def _tensor_cores_by_name(precision: str) -> Iterator[None]:
+    parts: Any = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = precision
+        yield
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
 
 
 def _fuses(device: torch.device, kernel_size: int) -> bool:
@@ -223,6 +260,6 @@ def _fuses(device: torch.device, kernel_size: int) -> bool:
 
 def _check_precision(precision: str, device: torch.device) -> None:
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+        raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if precision == "tf32" and device.type != "cuda":
-        raise ValueError(f"precision 'tf32' needs a CUDA device, the network is on {device}")
+        raise InputError(f"precision 'tf32' needs a CUDA device, the network is on {device}")

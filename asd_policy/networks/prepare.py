@@ -2,41 +2,133 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
+from asd_policy.ambient import untouched
+from asd_policy.errors import InputError
 from asd_policy.networks.inference import InferenceUnet1D
-from asd_policy.networks.products import pack
+from asd_policy.networks.layers import check_layers, is_plain
+from asd_policy.networks.others import OthersUnet1D
+from asd_policy.networks.products import Product, pack
 from asd_policy.networks.unet1d import ConditionalUnet1D
+from asd_policy.networks.weights import Watch
 
 
 class PreparedUnet1D:
     """A U-Net as samplers call it: by step and chain, its conditions given once for a chunk.
 
+    The network may be trained on meanwhile: where its weights have changed, they are copied again,
+    in place, before the next chunk (so that captured graphs go on). What has changed since, in the
+    middle of a chunk, is seen by the next one.
+
     Args:
-        unet: the network. compile: run it through ``torch.compile`` at its first calls.
+        network: which is left as it is. timesteps: (K,) int64. precision: of the copy.
+        compile: run it through ``torch.compile`` at its first calls.
     """
 
-    def __init__(self, unet: InferenceUnet1D, compile: bool = False) -> None:
-        self.unet, self.compile = unet, compile
+    def __init__(
+        self,
+        network: ConditionalUnet1D | OthersUnet1D,
+        timesteps: Tensor,
+        precision: str = "fp32",
+        compile: bool = False,
+    ) -> None:
+        self.network, self.compile = network, compile
+        self._timesteps, self._precision = timesteps, precision
+        self._watch = Watch(network)
+        self.unet = self._copy()
         if compile:
-            # The number of rows stays a symbol: windows and batches of every size are two
-            # compilations (one row, and more), and none comes as a surprise in a control loop.
-            unet.trunk.compile(dynamic=True, fullgraph=True)
-        else:
+            self._compile()
+
+    @untouched(gradients=False)
+    def _copy(self) -> InferenceUnet1D:
+        network = self.network
+        plain = network.as_unet() if isinstance(network, OthersUnet1D) else network
+        layers = "products" if self.compile else "auto"
+        unet = InferenceUnet1D(plain, self._timesteps, self._precision, layers).eval()
+        if not self.compile:
             pack(unet)
+        return unet
+
+    def _compile(self) -> None:
+        # The number of rows stays a symbol: windows and batches of every size are two
+        # compilations (one row, and more), and none comes as a surprise in a control loop.
+        self.unet.trunk.compile(dynamic=True, fullgraph=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.compile:  # what was compiled is not copied
+            self._compile()
 
     @property
     def precision(self) -> str:
         return self.unet.precision
 
     def condition(self, cond: Tensor | None, batch: int) -> Tensor:
-        """(B, global_cond_dim), or None → (B, F), the observations' part of every modulation."""
+        """(B, global_cond_dim), or None → (B, F), the observations' part of every modulation.
+
+        Raises:
+            ValueError: a condition of another shape, or a network that has become another one.
+        """
+        self.refresh()
         return self.unet.condition(cond, batch)
+
+    def refresh(self) -> None:
+        """Copy the network's weights again, if they have changed.
+
+        Raises:
+            ValueError: its layers or their sizes are others now, or it was moved.
+        """
+        if self._watch.changed():
+            seen = Watch(self.network)  # what changes while they are copied is noticed later
+            _copy_into(self.unet, self._copy())
+            self._watch = seen
 
     def evaluate(self, x: Tensor, steps: Tensor, chains: Tensor, condition: Tensor) -> Tensor:
         """(N, T, input_dim) points at (N,) steps of (N,) chains → the prediction."""
         film = self.unet.timestep_film[steps]
         return self.unet(x, film + (condition if len(condition) == 1 else condition[chains]))
+
+
+def _copy_into(unet: InferenceUnet1D, fresh: InferenceUnet1D) -> None:
+    """In place: compiled and captured calls read the weights where they lie."""
+    ours, new = _tensors(unet), _tensors(fresh)
+    if [_form(name, t) for name, t in ours] != [_form(name, t) for name, t in new]:
+        raise InputError(
+            "the network has other layers, sizes or another device than when it was prepared; "
+            "expected other weights at most: make the policy or engine again"
+        )
+    with torch.no_grad():
+        for (_, tensor), (_, value) in zip(ours, new, strict=True):
+            tensor.copy_(value)
+    for part, other in zip(unet.modules(), fresh.modules(), strict=True):
+        if isinstance(part, Product):
+            assert isinstance(other, Product)
+            part.take_packed(other)
+
+
+def _tensors(unet: InferenceUnet1D) -> list[tuple[str, Tensor]]:
+    return [*unet.named_parameters(), *unet.named_buffers()]
+
+
+def _form(name: str, tensor: Tensor) -> tuple[object, ...]:
+    return name, tensor.shape, tensor.dtype, tensor.device
+
+
+def _why_not(network: nn.Module) -> str | None:
+    """Why a network is sampled as it is; None for a U-Net that has a form for sampling."""
+    if isinstance(network, OthersUnet1D) and is_plain(network, OthersUnet1D):
+        return None
+    if not isinstance(network, ConditionalUnet1D):
+        return f"got a {type(network).__name__}"
+    try:
+        check_layers(network)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def prepare(
@@ -48,8 +140,10 @@ def prepare(
     """A network ready to be sampled at the timesteps of one schedule.
 
     Args:
-        network: on its device. A ``ConditionalUnet1D``'s weights are copied; another network is
-            returned as it is.
+        network: on its device; neither frozen nor changed. The weights of a ``ConditionalUnet1D``
+            (or ``OthersUnet1D``) are copied, and copied again where they have changed. Another
+            network is returned as it is; so is a U-Net with layers that were exchanged for others,
+            hooks, or a forward pass of its own.
         timesteps: (K,) int64. precision: "fp32", "tf32" (CUDA) or "bf16".
         compile: compile it with ``torch.compile`` at its first calls: up to a minute on a GPU,
             some minutes on a CPU.
@@ -58,12 +152,10 @@ def prepare(
         ValueError: a precision that is unknown or not to be had there, or options for another
             network than a ``ConditionalUnet1D``.
     """
-    if not isinstance(network, ConditionalUnet1D):
-        if precision != "fp32" or compile:
-            name = type(network).__name__
-            raise ValueError(f"precision and compile are for a ConditionalUnet1D, got a {name}")
-        return network
-    timesteps = timesteps.to(next(network.parameters()).device)
-    layers = "products" if compile else "auto"
-    unet = InferenceUnet1D(network, timesteps, precision, layers)
-    return PreparedUnet1D(unet.eval(), compile)
+    why = _why_not(network)
+    if why is None:
+        assert isinstance(network, (ConditionalUnet1D, OthersUnet1D))
+        return PreparedUnet1D(network, timesteps, precision, compile)
+    if precision != "fp32" or compile:
+        raise InputError(f"precision and compile are for a ConditionalUnet1D, {why}")
+    return network

@@ -13,7 +13,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from copy import deepcopy
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ def _write(operation: Callable[..., Tensor], arguments: tuple[Tensor, ...], out:
         operation(*arguments, out=out)
 
 
-class _Product(nn.Module):
+class Product(nn.Module):
     """Rows (M, in) → (M, out), from a convolution weight (out, in, k) and windows of k points."""
 
     weight: Tensor
@@ -112,6 +112,25 @@ class _Product(nn.Module):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(rows, _PACKED_FOR)
             self.weight = matrix.new_empty(0)
 
+    def take_packed(self, other: Product) -> None:
+        """The layout of other weights, of the same sizes."""
+        if other._packed is not None:  # a compiled call looks at whether the attribute is there
+            self._packed = other._packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """oneDNN's layout can neither be copied nor pickled: a copy lays the matrix out itself."""
+        state: dict[str, Any] = super().__getstate__()
+        if self._packed is None:
+            return state
+        matrix = self._packed.to_dense().t()
+        return state | {"_packed": True, "_buffers": self._buffers | {"weight": matrix}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("_packed", None)
+        super().__setstate__(state)
+        if packed:
+            self.pack()
+
     def forward(self, rows: Tensor) -> Tensor:
         if self._packed is None:
             return torch.addmm(self.bias, rows, self.weight)
@@ -127,7 +146,7 @@ class _Block(nn.Module):
         conv, norm = cast(nn.Conv1d, block[0]), cast(nn.GroupNorm, block[1])
         self.kernel = conv.kernel_size[0]
         self.start = edge - self.kernel // 2
-        self.product = _Product(conv.weight, conv.bias)
+        self.product = Product(conv.weight, conv.bias)
         self.norm = deepcopy(norm)
 
     def windows(self, x: Tensor) -> Tensor:
@@ -147,7 +166,7 @@ class _Residual(nn.Module):
         self.edge = edge
         self.first, self.second = (_Block(cast(nn.Sequential, b.block), edge) for b in block.blocks)
         conv = block.residual_conv
-        self.residual = _Product(conv.weight, conv.bias) if isinstance(conv, nn.Conv1d) else None
+        self.residual = Product(conv.weight, conv.bias) if isinstance(conv, nn.Conv1d) else None
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """(N, edge + T + edge, in), (N, out, 1, 1) twice → (N, edge + T + edge, out)."""
@@ -172,7 +191,7 @@ class _Down(nn.Module):
 
     def __init__(self, conv: nn.Conv1d, edge: int) -> None:
         super().__init__()
-        self.edge, self.product = edge, _Product(conv.weight, conv.bias)
+        self.edge, self.product = edge, Product(conv.weight, conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.product(_windows(x, self.edge - 1, 3, 2)).view(x.shape[0], -1, x.shape[2])
@@ -191,7 +210,7 @@ class _Up(nn.Module):
         assert conv.bias is not None
         taps = conv.weight.transpose(0, 1)  # (out, in, 4)
         weight = torch.cat([taps[:, :, [2, 0]], taps[:, :, [3, 1]]])
-        self.edge, self.product = edge, _Product(weight, conv.bias.repeat(2))
+        self.edge, self.product = edge, Product(weight, conv.bias.repeat(2))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.product(_windows(x, self.edge - 1, 2, 1)).view(x.shape[0], -1, x.shape[2])
@@ -203,7 +222,7 @@ class _Final(nn.Module):
         super().__init__()
         conv = cast(nn.Conv1d, final[1])
         self.block = _Block(cast(nn.Sequential, cast(nn.Module, final[0]).block), edge)
-        self.product = _Product(conv.weight, conv.bias)
+        self.product = Product(conv.weight, conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, edge + T + edge, C) → (N, T, input_dim)."""
@@ -215,7 +234,7 @@ class _Final(nn.Module):
 def pack(module: nn.Module) -> None:
     """Lay out the matrices of all layers in it for good; it must not be compiled or moved after."""
     for layer in module.modules():
-        if isinstance(layer, _Product):
+        if isinstance(layer, Product):
             layer.pack()
 
 

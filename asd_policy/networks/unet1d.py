@@ -14,6 +14,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from asd_policy.errors import InputError
+
 
 class SinusoidalPosEmb(nn.Module):
     """Timestep embedding: sines, then cosines, of geometrically spaced frequencies."""
@@ -21,7 +23,7 @@ class SinusoidalPosEmb(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim < 4 or dim % 2:
-            raise ValueError(f"the step embedding needs an even dimension of 4 or more, got {dim}")
+            raise InputError(f"the step embedding needs an even dimension of 4 or more, got {dim}")
         self.dim = dim
 
     def forward(self, timesteps: Tensor) -> Tensor:
@@ -66,19 +68,28 @@ class Conv1dBlock(nn.Module):
 
 
 class ConditionalResidualBlock1D(nn.Module):
-    """Two convolution blocks; the first one's output is scaled and shifted by the condition."""
+    """Two convolution blocks; the first one's output is scaled and shifted by the condition, or
+    only shifted."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, cond_dim: int, kernel_size: int, groups: int
+        self,
+        in_channels: int,
+        out_channels: int,
+        cond_dim: int,
+        kernel_size: int,
+        groups: int,
+        scales: bool = True,
     ) -> None:
         super().__init__()
+        self.scales = scales
         self.blocks = nn.ModuleList(
             [
                 Conv1dBlock(in_channels, out_channels, kernel_size, groups),
                 Conv1dBlock(out_channels, out_channels, kernel_size, groups),
             ]
         )
-        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(cond_dim, 2 * out_channels))
+        outputs = 2 * out_channels if scales else out_channels
+        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(cond_dim, outputs))
         self.residual_conv = (
             nn.Conv1d(in_channels, out_channels, 1)
             if in_channels != out_channels
@@ -87,8 +98,12 @@ class ConditionalResidualBlock1D(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         """(N, in_channels, T), (N, cond_dim) → (N, out_channels, T)."""
-        scale, shift = self.cond_encoder(cond).unsqueeze(-1).chunk(2, dim=1)
-        out = self.blocks[0](x) * scale + shift
+        film = self.cond_encoder(cond).unsqueeze(-1)
+        if self.scales:
+            scale, shift = film.chunk(2, dim=1)
+            out = self.blocks[0](x) * scale + shift
+        else:
+            out = self.blocks[0](x) + film
         return self.blocks[1](out) + self.residual_conv(x)
 
 
@@ -102,6 +117,9 @@ class ConditionalUnet1D(nn.Module):
         down_dims: channels per resolution; the chunk is halved in length between them.
         kernel_size: odd length of the convolutions.
         n_groups: groups of the group norms; must divide every entry of ``down_dims``.
+        cond_predict_scale: whether the condition scales activations, or only shifts them.
+        final_n_groups: groups in the last block, ``n_groups`` if None. The published classes have 8
+            there, whatever their ``n_groups``: weights do not tell, ``OthersUnet1D`` reads it.
 
     Raises:
         ValueError: sizes that do not fit together.
@@ -115,19 +133,26 @@ class ConditionalUnet1D(nn.Module):
         down_dims: Sequence[int] = (256, 512, 1024),
         kernel_size: int = 5,
         n_groups: int = 8,
+        cond_predict_scale: bool = True,
+        final_n_groups: int | None = None,
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+            raise InputError(f"kernel_size must be odd, got {kernel_size}")
         if not down_dims or any(dim % n_groups for dim in down_dims):
-            raise ValueError(f"n_groups={n_groups} must divide every one of {tuple(down_dims)}")
+            raise InputError(f"n_groups={n_groups} must divide every one of {tuple(down_dims)}")
+        final_groups = final_n_groups or n_groups
+        if down_dims[0] % final_groups:
+            raise InputError(f"final_n_groups={final_groups} must divide {down_dims[0]}")
         self.input_dim, self.global_cond_dim = input_dim, global_cond_dim
         self.length_multiple = 2 ** (len(down_dims) - 1)
         embed = diffusion_step_embed_dim
         cond_dim = embed + global_cond_dim
 
         def residual(dim_in: int, dim_out: int) -> ConditionalResidualBlock1D:
-            return ConditionalResidualBlock1D(dim_in, dim_out, cond_dim, kernel_size, n_groups)
+            return ConditionalResidualBlock1D(
+                dim_in, dim_out, cond_dim, kernel_size, n_groups, cond_predict_scale
+            )
 
         self.diffusion_step_encoder = nn.Sequential(
             SinusoidalPosEmb(embed),
@@ -155,7 +180,7 @@ class ConditionalUnet1D(nn.Module):
             for dim_in, dim_out in reversed(pairs[1:])
         )
         self.final_conv = nn.Sequential(
-            Conv1dBlock(down_dims[0], down_dims[0], kernel_size, n_groups),
+            Conv1dBlock(down_dims[0], down_dims[0], kernel_size, final_groups),
             nn.Conv1d(down_dims[0], input_dim, 1),
         )
 

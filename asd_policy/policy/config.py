@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import torch
+
+from asd_policy.ambient import untouched
+from asd_policy.errors import InputError
 from asd_policy.networks import ConditionalUnet1D
 
 
@@ -20,7 +24,8 @@ class PolicyConfig:
         obs_horizon: To, observations that condition a chunk.
         action_horizon: Ta, actions executed of each chunk.
         pred_horizon: Tp, actions in a chunk.
-        down_dims, step_embed_dim, kernel_size, n_groups: of the ``ConditionalUnet1D``.
+        down_dims, step_embed_dim, kernel_size, n_groups, cond_predict_scale, final_n_groups: of the
+            ``ConditionalUnet1D``.
         quaternions: first columns, in the concatenated observation, of the quaternions (x, y, z,
             w) that the network sees as rotation matrices.
     """
@@ -36,24 +41,26 @@ class PolicyConfig:
     n_groups: int = 8
     quaternions: tuple[int, ...] = ()
     architecture: str = field(default="ConditionalUnet1D", init=False)
+    cond_predict_scale: bool = True
+    final_n_groups: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.obs_horizon, self.action_horizon, self.pred_horizon) < 1:
-            raise ValueError(f"horizons must be at least 1, got {self.horizons}")
+            raise InputError(f"horizons must be at least 1, got {self.horizons}")
         if self.obs_horizon - 1 + self.action_horizon > self.pred_horizon:
-            raise ValueError(
+            raise InputError(
                 "the chunk is too short: obs_horizon − 1 + action_horizon must be at most "
                 f"pred_horizon, got {self.horizons}"
             )
         multiple = 2 ** (len(self.down_dims) - 1)
         if self.pred_horizon % multiple:
-            raise ValueError(
+            raise InputError(
                 f"pred_horizon must be a multiple of {multiple} for {len(self.down_dims)} "
                 f"resolutions, got {self.pred_horizon}"
             )
         starts = (*sorted(self.quaternions), self.observation_dim)
         if any(later - earlier < 4 for earlier, later in pairwise(starts)) or starts[0] < 0:
-            raise ValueError(
+            raise InputError(
                 f"expected the first columns of quaternions among {self.observation_dim} "
                 f"observed numbers, 4 for each, got {self.quaternions}"
             )
@@ -76,17 +83,19 @@ class PolicyConfig:
     def chunk_shape(self) -> tuple[int, int]:
         return self.pred_horizon, self.action_dim
 
-    def build_network(self) -> ConditionalUnet1D:
-        """A network with fresh weights, in float32 whatever PyTorch's default is."""
-        network = ConditionalUnet1D(
-            self.action_dim,
-            self.condition_dim,
-            self.step_embed_dim,
-            self.down_dims,
-            self.kernel_size,
-            self.n_groups,
-        )
-        return network.float()
+    def build_network(self, device: torch.device | str = "cpu") -> ConditionalUnet1D:
+        """A network with fresh weights, in float32 and trainable whatever PyTorch is set to."""
+        with untouched(), torch.device(device):
+            return ConditionalUnet1D(
+                self.action_dim,
+                self.condition_dim,
+                self.step_embed_dim,
+                self.down_dims,
+                self.kernel_size,
+                self.n_groups,
+                self.cond_predict_scale,
+                self.final_n_groups,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -95,6 +104,9 @@ class PolicyConfig:
         ]
         values["down_dims"] = list(self.down_dims)
         values["quaternions"] = list(self.quaternions)
+        for name, default in (("cond_predict_scale", True), ("final_n_groups", None)):
+            if values[name] == default:  # as in cards before there was a choice
+                del values[name]
         return values
 
     @classmethod
@@ -103,7 +115,7 @@ class PolicyConfig:
         rest = dict(values)
         architecture = rest.pop("architecture", None)
         if architecture != "ConditionalUnet1D":
-            raise ValueError(f"expected architecture 'ConditionalUnet1D', got {architecture!r}")
+            raise InputError(f"expected architecture 'ConditionalUnet1D', got {architecture!r}")
         keys = {item["name"]: int(item["shape"][0]) for item in rest.pop("observation_keys")}
         rest["down_dims"] = tuple(rest["down_dims"])
         rest["quaternions"] = tuple(rest.get("quaternions", ()))  # none, before there was a choice

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asd_policy.ambient import untouched
+from asd_policy.errors import InputError
+
 LEAST_RANGE = 1e-4  # in the data's units; Chi et al.'s ``range_eps``
 
 
@@ -29,6 +32,7 @@ class Normalizer:
         ValueError: a column with zero range or non-finite bounds (it is named).
     """
 
+    @untouched(gradients=False)
     def __init__(
         self,
         low: Tensor,
@@ -36,16 +40,16 @@ class Normalizer:
         names: Sequence[str] | None = None,
         quaternions: Sequence[int] = (),
     ) -> None:
-        low, high = (torch.as_tensor(v, dtype=torch.float32) for v in (low, high))
+        low, high = (_float(v) for v in (low, high))
         if low.ndim != 1 or low.shape != high.shape:
-            raise ValueError(
+            raise InputError(
                 f"expected low and high of one shape (D,), got {tuple(low.shape)} and "
                 f"{tuple(high.shape)}"
             )
         bad = ~(torch.isfinite(low) & torch.isfinite(high) & ((high - low).abs() > 1e-7))
         if bad.any():
             columns = [(names[i] if names else f"column {i}") for i in bad.nonzero().flatten()]
-            raise ValueError(
+            raise InputError(
                 "a normalizer needs columns with a finite, non-zero range; these have none: "
                 + ", ".join(columns)
             )
@@ -100,9 +104,15 @@ class Normalizer:
     def from_dict(
         cls, values: Mapping[str, Sequence[float]], quaternions: Sequence[int] = ()
     ) -> Normalizer:
-        # In float32 at once: PyTorch's default may be set to something shorter.
-        low, high = (torch.tensor(values[name], dtype=torch.float32) for name in ("low", "high"))
-        return cls(low, high, quaternions=quaternions)
+        return cls(_float(values["low"]), _float(values["high"]), quaternions=quaternions)
+
+
+def _float(values: Tensor | Sequence[float]) -> Tensor:
+    """Where it is, or on the CPU; in float32 at once, whatever PyTorch's defaults are set to."""
+    if not isinstance(values, Tensor):
+        return torch.tensor(values, dtype=torch.float32, device="cpu")
+    values = values.detach().to(torch.float32)
+    return values.clone() if values.is_inference() else values
 
 
 def rotation_entries(quaternion: Tensor) -> Tensor:

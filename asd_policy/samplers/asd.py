@@ -5,6 +5,9 @@ step by step until the first rejection, whose outcome is still an exact sample (
 Anari, ICML 2025, arXiv 2505.03983). With ``calls_per_round=2`` the current point is evaluated
 first, as in the paper; with 1 it is only the first row of the batch, so that a round costs one
 call and the calls never exceed K.
+
+``tests/reference/slow_asd.py`` is the same algorithm on one page, for one chain, a step at a time;
+tests hold the two equal.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from asd_policy.chains import PAIRS, Chains, Tables
+from asd_policy.chains import PAIRS, Chains
 from asd_policy.coupling import accepts, reflect
 from asd_policy.denoiser import Denoiser
-from asd_policy.drafts import propose
-from asd_policy.samplers.ddpm import advance
+from asd_policy.drafts import Form
+from asd_policy.samplers.kernels import Kernels
 from asd_policy.samplers.result import Stats
 
 Lap = Callable[[str], None]
@@ -29,9 +32,8 @@ def observe(
     denoiser: Denoiser,
     points: Tensor,
     prediction: Tensor,
+    form: Form,
     ahead: int = 0,
-    secants: bool = False,
-    learn: bool = False,
 ) -> None:
     """Remember what the network said at points (B, W, D) of the steps from n + ``ahead`` on.
 
@@ -40,7 +42,6 @@ def observe(
 
     Args:
         prediction: (B, W, D), the network's; unused where not :func:`wanted`.
-        secants: keep such pairs. learn: keep what slopes are estimated from.
     """
     width = points.shape[1]
     steps, use = chains.steps(width, ahead), wanted(chains, width, ahead)
@@ -53,12 +54,12 @@ def observe(
     chains.bad.copy_(torch.where(chains.bad < 0, first, chains.bad))
     displacement, change = points - origin, x0 - before
     known = (steps <= chains.last.unsqueeze(1)) & use
-    if learn:
+    if form.learn:
         for total, other in ((chains.cross, change), (chains.square, displacement)):
             sums = torch.where(known, (displacement * other).sum(-1), 0.0)
             sums = torch.where(use, sums, chains.take(total, rows, width))
             total.view(-1).index_copy_(0, rows, sums.view(-1))
-    if secants and not ahead:
+    if form.secants and not ahead:
         _add_secant(chains, displacement[:, 0], change[:, 0], known[:, 0])
     for memory, values in ((chains.value, x0), (chains.point, points)):
         memory.flatten(0, 1).index_copy_(0, rows, values.reshape(len(rows), -1))
@@ -87,15 +88,14 @@ def _add_secant(chains: Chains, displacement: Tensor, change: Tensor, usable: Te
     chains.pushed.add_(usable)
 
 
-def couple(
-    chains: Chains, points: Tensor, drafts: Tensor, fresh: bool = False, learn: bool = False
-) -> None:
+def couple(chains: Chains, points: Tensor, drafts: Tensor, form: Form) -> None:
     """Couple every position of the window, stop at the first rejection, move on.
 
     Targets are the memory of the window's steps, which :func:`observe` has just filled.
 
     Args:
-        points: (B, W+1, D). drafts: (B, W, D). fresh: whether the window's end was evaluated too.
+        points: (B, W+1, D). drafts: (B, W, D). With two calls a round, the window's end was
+            evaluated too.
     """
     size, width = chains.num_steps, drafts.shape[1]
     steps = chains.steps(width)
@@ -114,11 +114,11 @@ def couple(
     accepted = decided & (position != torch.where(rejected, stop, -1).unsqueeze(1))
     for total, which in ((chains.decided, decided), (chains.accepted, accepted)):
         total.view(-1).index_add_(0, rows, which.view(-1).long())
-    if learn:
+    if form.learn:
         for i, sums in enumerate((chains.cross, chains.square)):
             used = (chains.take(sums, rows, width) * decided).double()
             chains.learned[i].index_add_(0, steps.view(-1), used.view(-1))
-    chains.fresh.copy_(~rejected & (chains.n + width < size) & fresh)
+    chains.fresh.copy_(~rejected & (chains.n + width < size) & (form.ahead > 0))
     chains.n.copy_((chains.n + stop + 1).clamp(max=size))
 
 
@@ -128,17 +128,15 @@ def verify(
     points: Tensor,
     drafts: Tensor,
     prediction: Tensor,
-    ahead: int = 0,
-    secants: bool = False,
-    learn: bool = False,
+    form: Form,
 ) -> None:
-    """What follows a round's network call on points ``ahead`` … W−1+``ahead``.
+    """What follows a round's network call on its batch, the points from ``form.ahead`` on.
 
     :func:`observe`, then :func:`couple`.
     """
-    later = points[:, ahead : ahead + drafts.shape[1]]
-    observe(chains, denoiser, later, prediction, ahead, secants, learn)
-    couple(chains, points, drafts, ahead > 0, learn)
+    later = points[:, form.ahead : form.ahead + drafts.shape[1]]
+    observe(chains, denoiser, later, prediction, form, form.ahead)
+    couple(chains, points, drafts, form)
 
 
 def _move(
@@ -159,59 +157,16 @@ def _move(
     chains.x.copy_(a * target + b * origin + sigma * noise)
 
 
-class Kernels:
-    """The arithmetic around a network call. Fused versions are held equal to this."""
-
-    def propose(
-        self, chains: Chains, denoiser: Denoiser, draft: str, width: int
-    ) -> tuple[Tensor, Tensor]:
-        """:func:`asd_policy.drafts.propose`."""
-        return propose(chains, denoiser, draft, width)
-
-    def observe(
-        self, chains: Chains, denoiser: Denoiser, points: Tensor, prediction: Tensor,
-        ahead: int, secants: bool, learn: bool,
-    ) -> None:  # fmt: skip
-        """:func:`observe`."""
-        observe(chains, denoiser, points, prediction, ahead, secants, learn)
-
-    def verify(
-        self, chains: Chains, denoiser: Denoiser, points: Tensor, drafts: Tensor,
-        prediction: Tensor, ahead: int, secants: bool, learn: bool,
-    ) -> None:  # fmt: skip
-        """:func:`verify`."""
-        verify(chains, denoiser, points, drafts, prediction, ahead, secants, learn)
-
-    def advance_sequential(
-        self, x: Tensor, prediction: Tensor, noise: Tensor, n: Tensor, bad: Tensor,
-        tables: Tables, denoiser: Denoiser,
-    ) -> None:  # fmt: skip
-        """:func:`asd_policy.samplers.ddpm.advance`."""
-        advance(x, prediction, noise, n, bad, tables, denoiser)
-
-
 class AutospeculativeDecoding:
     """ASD as equal rounds on chains whose shapes never change: what an engine runs.
 
     Args:
-        denoiser: of the chains. chains: their state.
-        draft: "secant", "slope", "memory" or "frozen". calls_per_round: 1, or 2.
-        learn: keep what slopes are estimated from. kernels: what does the arithmetic.
+        denoiser: of the chains. chains: their state. form: drafts and calls a round.
+        kernels: what does the arithmetic.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        chains: Chains,
-        draft: str,
-        calls_per_round: int,
-        learn: bool,
-        kernels: Kernels | None = None,
-    ) -> None:
-        self.denoiser, self.chains, self.draft, self.learn = denoiser, chains, draft, learn
-        self.kernels = kernels or Kernels()
-        self.ahead = calls_per_round - 1
-        self._uses = draft == "secant", learn
+    def __init__(self, denoiser: Denoiser, chains: Chains, form: Form, kernels: Kernels) -> None:
+        self.denoiser, self.chains, self.form, self.kernels = denoiser, chains, form, kernels
         self._chain = torch.arange(chains.batch, device=chains.x.device).unsqueeze(1)
 
     def round(
@@ -227,23 +182,23 @@ class AutospeculativeDecoding:
             lap: told each phase that has ended.
             width: of this round's window; by default θ, or what is left where the host knows.
         """
-        chains, compact = self.chains, n is not None
+        chains, form, compact = self.chains, self.form, n is not None
         left = chains.window if n is None else chains.num_steps - min(n)
         width = min(chains.window, left) if width is None else width
-        if self.ahead:
+        if form.ahead:
             here = chains.x.unsqueeze(1)
             lap("verify")
             prediction = self.predict(here, 0, compact)
             lap("network")
-            self.kernels.observe(chains, self.denoiser, here, prediction, 0, *self._uses)
-        points, drafts = self.kernels.propose(chains, self.denoiser, self.draft, width)
+            self.kernels.observe(chains, self.denoiser, here, prediction, form)
+        points, drafts = self.kernels.propose(chains, self.denoiser, form, width)
         lap("draft")
         # Rows are left out only where some are not needed: looking for them costs time.
-        compact = n is not None and (self.ahead > 0 or max(n) + width > chains.num_steps)
-        prediction = self.predict(points[:, self.ahead : self.ahead + width], self.ahead, compact)
+        compact = n is not None and (form.ahead > 0 or max(n) + width > chains.num_steps)
+        later = points[:, form.ahead : form.ahead + width]
+        prediction = self.predict(later, form.ahead, compact)
         lap("network")
-        given = points, drafts, prediction, self.ahead
-        self.kernels.verify(chains, self.denoiser, *given, *self._uses)
+        self.kernels.verify(chains, self.denoiser, points, drafts, prediction, form)
         lap("verify")
 
     def predict(self, points: Tensor, ahead: int, compact: bool) -> Tensor:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from asd_policy.drafts import DRAFTS
-from asd_policy.errors import did_you_mean, whole
+from asd_policy.errors import InputError, did_you_mean, whole
 from asd_policy.samplers.names import ASD_CALLS, ASD_DDIM_STEPS, ASD_DRAFT, sampler_form
+from asd_policy.samplers.table import METHODS, Method
 from asd_policy.schedule import Schedule, check_choice
 
 
@@ -56,14 +57,14 @@ class SamplerConfig:
         known = [field.name for field in fields(cls)[1:]]
         for option in options:
             if option not in known:
-                raise ValueError(
+                raise InputError(
                     f"options of a sampler are {', '.join(known)}; got {option!r}"
                     f"{did_you_mean(option, known)}"
                 )
         if not isinstance(sampler, SamplerConfig):
             return cls(sampler, **options)
         if options:
-            raise ValueError(
+            raise InputError(
                 f"a SamplerConfig has its options already; leave out {', '.join(options)}"
             )
         return sampler
@@ -76,17 +77,24 @@ class SamplerConfig:
         check_choice("calls_per_round", self.calls_per_round, (1, 2))
         window = self.window
         if window != "auto" and not (isinstance(window, int) and window >= 1):
-            raise ValueError(f'window must be "auto" or a whole number from 1 on, got {window!r}')
+            raise InputError(f'window must be "auto" or a whole number from 1 on, got {window!r}')
         if self.steps is not None and self.steps < 1:
-            raise ValueError(f"inference steps must be at least 1, got {self.steps}")
-        if self.eta is not None and self.name not in ("asd", "ddim"):
-            raise ValueError(f'eta applies to the samplers "ddim" and "asd", not to {self.name!r}')
-        if self.use_clipped_model_output and self.name != "ddim":
-            raise ValueError(
-                f'use_clipped_model_output applies to the sampler "ddim", not to {self.name!r}'
-            )
+            raise InputError(f"inference steps must be at least 1, got {self.steps}")
+        for name in ("eta", "use_clipped_model_output"):
+            value = getattr(self, name)
+            if value is not None and value is not False:
+                self._check_applies(name)
         if not self.tolerance > 0:
-            raise ValueError(f"tolerance must be positive, got {self.tolerance}")
+            raise InputError(f"tolerance must be positive, got {self.tolerance}")
+
+    def _check_applies(self, option: str) -> None:
+        if option not in self.method.options:
+            names = [f'"{name}"' for name, method in METHODS.items() if option in method.options]
+            plural = "s" * (len(names) > 1)
+            raise InputError(
+                f"{option} applies to the sampler{plural} {' and '.join(names)}, "
+                f"not to {self.name!r}"
+            )
 
     def _spell_out(self) -> None:
         """In place of a form's name and of None, what they stand for."""
@@ -94,7 +102,7 @@ class SamplerConfig:
         for option, value in form.items():
             given = getattr(self, option)
             if option != "name" and given not in (None, value):
-                raise ValueError(
+                raise InputError(
                     f"sampler {asked!r} means {option}={value!r}; got {option}={given!r}"
                 )
         if asked == "asd-ddim":
@@ -106,11 +114,15 @@ class SamplerConfig:
             object.__setattr__(self, option, value)
 
     @property
-    def form(self) -> tuple[str, int]:
-        """(draft, calls a round) of ASD."""
-        assert self.draft is not None
-        assert self.calls_per_round is not None
-        return self.draft, self.calls_per_round
+    def method(self) -> Method:
+        """The sampler in the table."""
+        return METHODS[self.name]
+
+    @property
+    def has_stored_calibration(self) -> bool:
+        """Whether what is stored with checkpoints was learned with this sampler: the default one,
+        with any window."""
+        return self == SamplerConfig(window=self.window)
 
     def schedule(self, schedule: Schedule) -> Schedule:
         """The chain that this sampler runs on the network that ``schedule`` was trained for.
@@ -118,19 +130,4 @@ class SamplerConfig:
         Raises:
             ValueError: more steps than were trained, or ASD on a chain without noise.
         """
-        if self.name == "ddim":
-            steps = self.steps or min(10, schedule.config.num_steps)
-            schedule = schedule.ddim(steps, self.eta or 0.0, bool(self.use_clipped_model_output))
-        elif self.eta is not None:
-            steps = self.steps or schedule.num_steps
-            schedule = schedule.ddim(steps, self.eta, use_clipped_model_output=True)
-        elif self.steps is not None:
-            schedule = schedule.respaced(self.steps)
-        if self.name == "asd" and not bool((schedule.sigma[:-1] > 0).all()):
-            raise ValueError(
-                "ASD needs noise in every step but the last, and DDIM with eta=0 has none: there "
-                'is nothing to couple. Use sampler="ddim", or eta above 0, or the DDPM itself'
-            )
-        if self.name in ("asd", "paradigms"):
-            schedule.check_speculation(self.name)
-        return schedule
+        return self.method.chain(self, schedule)

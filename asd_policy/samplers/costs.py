@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from asd_policy.errors import InputError
+
 WIDEST = 64  # further ahead, memories mislead more than they help: more rows, and more calls
 CANDIDATES = (4, 6, 8, 12, 16, 24, 32, 48, WIDEST)
 TIE = 1.02  # of two windows that take as long, the narrower: fewer rows, shorter tails
@@ -48,7 +50,7 @@ class Costs:
         overhead = float(values["overhead"])
         finite = np.isfinite([*rows, *seconds, overhead]).all()
         if not (len(rows) and len(rows) == len(seconds) and finite and (np.diff(rows) > 0).all()):
-            raise ValueError(f"these are no costs: {values}")
+            raise InputError(f"these are no costs: {values}")
         whole = bool(values["whole"])
         return cls(tuple(map(int, rows)), tuple(seconds.tolist()), overhead, whole)
 

@@ -1,4 +1,4 @@
-"""Sequential sampling: one network call a step. The law that ASD reproduces, and its baseline."""
+"""Sequential sampling: one network call a step. What ASD reproduces, and its baseline."""
 
 from __future__ import annotations
 

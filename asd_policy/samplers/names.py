@@ -6,10 +6,10 @@ Imports no torch: the command line lists the names before it needs any.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from asd_policy.errors import did_you_mean
+from asd_policy.errors import InputError, did_you_mean
 
 # name -> what it sets of ``SamplerConfig``; further options are free.
 SAMPLER_FORMS: dict[str, dict[str, Any]] = {
@@ -26,7 +26,7 @@ SAMPLER_FORMS: dict[str, dict[str, Any]] = {
     "ddim-clipped": {"name": "ddim", "use_clipped_model_output": True},
     "paradigms": {"name": "paradigms"},
 }
-SAMPLER_NAMES = tuple(SAMPLER_FORMS)
+SAMPLER_NAMES = SAMPLER_FORMS.keys()
 ASD_DRAFT, ASD_CALLS = "secant", 1  # of "asd", where nothing else is asked for
 ASD_DDIM_STEPS = 10  # of "asd-ddim", as of "ddim"
 _DDIM_OF_N_STEPS = re.compile(r"ddim-([1-9][0-9]*)")
@@ -48,11 +48,11 @@ def sampler_form(name: str) -> dict[str, Any]:
     if steps is not None:
         return {"name": "ddim", "steps": steps}
     if name not in SAMPLER_FORMS:
-        raise ValueError(f"sampler must be {unknown_sampler(name)}")
+        raise InputError(f"sampler must be {unknown_sampler(name)}")
     return dict(SAMPLER_FORMS[name])
 
 
-def unknown_sampler(name: object, known: Sequence[str] = SAMPLER_NAMES) -> str:
+def unknown_sampler(name: object, known: Iterable[str] = SAMPLER_NAMES) -> str:
     """The end of a message about a name that no sampler has."""
     listed = ", ".join((*known, "ddim-N"))
     return f"one of {listed}; got {name!r}{did_you_mean(name, known)}"

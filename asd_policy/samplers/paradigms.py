@@ -34,7 +34,7 @@ def sample_paradigms(
     kicks = sigma[:, None] * noise.steps
     # path[:, k] is the point at step k; everything ahead starts at the initial noise.
     path = like.unsqueeze(1).repeat(1, num_steps + 1, 1)
-    position = torch.zeros(batch, dtype=torch.long)
+    position = torch.zeros(batch, dtype=torch.long, device="cpu")
     calls, evaluations = torch.zeros_like(position), torch.zeros_like(position)
     clock = Clock(like.device)
     while int(position.min()) < num_steps:
@@ -51,7 +51,7 @@ def sample_paradigms(
         position = _slide(path, drift, threshold, position, window, num_steps)
         clock.lap("verify")
     clock.lap("other")
-    zeros = torch.zeros((batch, num_steps), dtype=torch.long)
+    zeros = torch.zeros((batch, num_steps), dtype=torch.long, device="cpu")
     stats = Stats(
         "paradigms", window, calls, evaluations, zeros, zeros.clone(), seconds=clock.seconds()
     )
@@ -60,7 +60,7 @@ def sample_paradigms(
 
 def _window_rows(position: Tensor, window: int, num_steps: int) -> tuple[Tensor, Tensor]:
     """Chain and step of every row that this iteration evaluates, chain by chain."""
-    steps = position.unsqueeze(1) + torch.arange(window)
+    steps = position.unsqueeze(1) + torch.arange(window, device=position.device)
     chain, column = (steps < num_steps).nonzero(as_tuple=True)
     return chain, steps[chain, column]
 

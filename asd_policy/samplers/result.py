@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from asd_policy.errors import InputError
 
 PHASES = ("draft", "network", "verify", "other")
 Streams = torch.Generator | Sequence[torch.Generator] | None
@@ -16,15 +20,66 @@ Streams = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass(frozen=True)
 class Noise:
-    """All randomness of one chunk, drawn before it starts.
+    """All randomness of B samples, drawn before they start.
+
+    Samples have their law if all of it is independent, ``initial`` and ``steps`` standard normal
+    and exp(``log_uniform``) uniform. On the same machine and engine, with the same window and
+    calibration, the same noise gives the same samples bit for bit; one row's sample depends on the
+    other rows in its last bits at most.
 
     Attributes:
-        initial: (B, D) x at the first step. steps: (B, K, D) ξ. log_uniform: (B, K) log u.
+        initial: (B, D) x at the first step. steps: (B, K, D) ξ of each step, in the order in which
+            they are taken. log_uniform: (B, K) log u, by which ASD accepts drafts. D is the product
+            of a sample's shape, which may stand in its place.
     """
 
     initial: Tensor
     steps: Tensor
     log_uniform: Tensor
+
+    @classmethod
+    def draw(
+        cls,
+        shape: tuple[int, ...],
+        num_steps: int,
+        *,
+        generator: Streams = None,
+        seed: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Noise:
+        """What :func:`asd_policy.sample` draws for these arguments, on a chain of K steps.
+
+        Raises:
+            ValueError: seed and generator, or another number of generators than ``shape[0]``.
+        """
+        like = torch.empty(0, math.prod(shape[1:]), device=device, dtype=dtype)
+        generators = streams(seeded(seed, generator, device), shape[0])
+        return draw_noise(generators, num_steps, like)
+
+    def fitted(self, batch: int, num_steps: int, like: Tensor) -> Noise:
+        """The same numbers as (B, D), (B, K, D) and (B, K) of a tensor's type and device.
+
+        Raises:
+            ValueError: noise for another number of chains, steps or numbers; or that is no noise.
+        """
+        shapes = {
+            "initial": (batch, like.shape[-1]),
+            "steps": (batch, num_steps, like.shape[-1]),
+            "log_uniform": (batch, num_steps),
+        }
+        fitted = {}
+        for name, shape in shapes.items():
+            given = getattr(self, name)
+            lead = shape[:-1] if name != "log_uniform" else shape
+            if given.shape[: len(lead)] != lead or given.numel() != math.prod(shape):
+                raise InputError(f"noise.{name} must be {shape}; got {tuple(given.shape)}")
+            if not bool(given.isfinite().all()):
+                raise InputError(f"noise.{name} holds a NaN or infinite value")
+            fitted[name] = given.reshape(shape).to(like)
+        if bool((fitted["log_uniform"] > 0).any()):
+            raise InputError("noise.log_uniform must hold logarithms of numbers up to 1")
+        return Noise(**fitted)
 
 
 def streams(generator: Streams, batch: int) -> list[torch.Generator]:
@@ -35,11 +90,12 @@ def streams(generator: Streams, batch: int) -> list[torch.Generator]:
     """
     if isinstance(generator, Sequence):
         if len(generator) != batch:
-            raise ValueError(
+            raise InputError(
                 f"expected {batch} generators, one for each chain; got {len(generator)}"
             )
         return list(generator)
-    device = "cpu" if generator is None else generator.device
+    # Without one, PyTorch's own on the CPU, whatever the default device is.
+    device = torch.device("cpu") if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=device).tolist()
     return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
@@ -53,13 +109,13 @@ def seeded(seed: int | None, generator: Streams, device: torch.device | str) -> 
     if seed is None:
         return generator
     if generator is not None:
-        raise ValueError("expected seed or generator, got both")
+        raise InputError("expected seed or generator, got both")
     try:
         number = None if isinstance(seed, bool) else operator.index(seed)
     except TypeError:
         number = None
     if number is None or not -(2**63) <= number < 2**64:
-        raise ValueError(f"seed must be a whole number below 2^64, got {seed!r}")
+        raise InputError(f"seed must be a whole number below 2^64, got {seed!r}")
     return torch.Generator(device).manual_seed(number)
 
 
@@ -130,6 +186,8 @@ class Stats:
         evaluations: (B,) network evaluations (rows) spent on each chain.
         accepted, decided: (B, K) 1 where a draft of that step was accepted, or decided upon.
         seconds: time of the whole run in "draft", "network", "verify" and "other".
+        sums: (2, K) Σ⟨Δx, Δx̂0⟩ and Σ‖Δx‖² over drafts that were decided upon, from which slopes
+            are learned; None where nothing is.
     """
 
     sampler: str
@@ -139,6 +197,12 @@ class Stats:
     accepted: Tensor
     decided: Tensor
     seconds: dict[str, float] = field(default_factory=dict)
+    sums: np.ndarray | None = None
+
+    def copy(self) -> Stats:
+        """With tensors of their own; ordinary ones, if it is not made in inference mode."""
+        names = ("calls", "evaluations", "accepted", "decided")
+        return replace(self, **{name: getattr(self, name).clone() for name in names})
 
     def __repr__(self) -> str:
         calls, rows = self.calls.tolist(), self.evaluations.float().mean().item()
@@ -157,8 +221,8 @@ class Stats:
 
 def sequential_stats(sampler: str, batch: int, num_steps: int, seconds: dict[str, float]) -> Stats:
     """Statistics of a sampler that takes one call a step and drafts nothing."""
-    calls = torch.full((batch,), num_steps)
-    zeros = torch.zeros((batch, num_steps), dtype=torch.long)
+    calls = torch.full((batch,), num_steps, dtype=torch.long, device="cpu")
+    zeros = torch.zeros((batch, num_steps), dtype=torch.long, device="cpu")
     return Stats(sampler, 1, calls, calls.clone(), zeros, zeros.clone(), seconds)
 
 

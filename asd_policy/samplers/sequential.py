@@ -7,7 +7,7 @@ from torch import Tensor
 
 from asd_policy.chains import make_tables
 from asd_policy.denoiser import Denoiser
-from asd_policy.samplers.asd import Kernels
+from asd_policy.samplers.kernels import Kernels
 from asd_policy.samplers.result import Noise
 from asd_policy.schedule import Schedule
 
@@ -41,6 +41,4 @@ class SequentialSteps:
         """One network call, one step."""
         n, bad = self.marks
         prediction = self.denoiser.predict(self.x, n, self._chains)
-        self._kernels.advance_sequential(
-            self.x, prediction, self._noise, n, bad, self._tables, self.denoiser
-        )
+        self._kernels.advance(self.x, prediction, self._noise, n, bad, self._tables, self.denoiser)

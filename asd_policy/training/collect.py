@@ -10,10 +10,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
 
 from asd_policy.envs.tasks import agreed_task, get_task
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.files import check_writable, writing
 from asd_policy.progress import Stage
 
@@ -54,7 +56,7 @@ class CheckpointLearner:
         import torch
 
         from asd_policy.policy import DiffusionPolicy
-        from asd_policy.samplers.calibration import DEFAULT_WINDOW
+        from asd_policy.samplers.acceptance import DEFAULT_WINDOW
 
         torch.set_num_threads(1)
         return DiffusionPolicy.load(self.folder, window=DEFAULT_WINDOW)
@@ -68,42 +70,45 @@ def available_cores() -> int:
 
 
 def main_collect(
-    task: str | None = None,
-    episodes: int | None = None,
-    noise: float | None = None,
-    interrupt_every: int | None = None,
-    learner: Path | None = None,
-    seed: int | None = None,
+    task: Annotated[str | None, arg(metavar="NAME")] = None,
+    episodes: Annotated[int | None, arg(metavar="INT")] = None,
+    noise: Annotated[float | None, arg(metavar="FLOAT")] = None,
+    interrupt_every: Annotated[int | None, arg(metavar="INT")] = None,
+    learner: Annotated[Path | None, arg(metavar="NAME|DIR")] = None,
+    seed: Annotated[int | None, arg(metavar="INT")] = None,
     workers: int = available_cores(),
-    out: Path | None = None,
-    hdf5: Path | None = None,
-    figure: Path | None = None,
-    render: Path | None = None,
+    out: Annotated[Path | None, arg(metavar="DIR")] = None,
+    hdf5: Annotated[Path | None, arg(metavar="FILE.hdf5")] = None,
+    figure: Annotated[Path | None, arg(metavar="FILE")] = None,
+    render: Annotated[Path | None, arg(metavar="FILE.mp4")] = None,
 ) -> None:
     """Collect demonstrations of a scripted expert into a zarr store, or let a store grow.
 
     A store that is there is plotted, filmed or exported without being made again, and grows where
-    --episodes is larger. What is not given is taken from it. A run that was stopped, however
-    rudely, goes on where it was when the same command is given again. Failed attempts are dropped,
-    counted and replaced.
+    --episodes is larger. Options that are left out are taken from it. A run that was stopped,
+    however rudely, goes on where it was when the same command is given again. Failed attempts are
+    dropped, counted and replaced.
 
     Args:
-        task: Name of the task (the learner's or the store's, else lift).
-        episodes: How many successful episodes the store is to have (200).
-        noise: Standard deviation of the noise on what is executed, in action units, 0 to 1 (0.1).
-            The recorded action is the expert's own, so the data shows how to recover.
-        interrupt_every: Interrupt the expert after this many steps, in the mean, again and again
-            (0: never, the default): the arm is pushed off in a random direction, and the data shows
-            how to recover from more than noise.
-        learner: Checkpoint folder (or the name of one that ships) of a policy that drives in every
-            other interruption, for 8 to 64 steps (DAgger): the data shows how to recover from its
-            errors.
-        seed: Seed of the whole collection; the same seed gives the same store (0).
-        workers: Processes to run in parallel.
-        out: Path of the store; outputs/demos/<task>.zarr when not given.
-        hdf5: Also export to this path in robomimic's layout.
-        figure: Also plot the variety of the demonstrations to this path (png, pdf or svg).
-        render: Also film the first demonstration to this path (mp4); needs OpenGL.
+        task: The task to demonstrate; None is the store's or the learner's, else lift.
+        episodes: How many successful episodes the store is to have; None is as many as it has, 200
+            for a new one.
+        noise: Standard deviation of the noise on what is executed, in action units, 0 to 1; None
+            is the store's, 0.1 for a new one. The recorded action is the expert's own, so that the
+            data shows how to recover.
+        interrupt_every: Interrupt the expert again and again, after so many steps in the mean, and
+            push the arm off in a random direction; the data then shows how to recover from more
+            than noise. None is the store's, never for a new one (0).
+        learner: A policy that drives in every other interruption, for 8 to 64 steps (DAgger): the
+            data shows how to recover from its errors. The name of one that ships, or a checkpoint
+            folder.
+        seed: Seed of the whole collection; the same seed gives the same store. None is the
+            store's, 0 for a new one.
+        workers: How many processes run in parallel.
+        out: The store; None is outputs/demos/<task>.zarr.
+        hdf5: Also export the demonstrations to this file, in robomimic's layout.
+        figure: Also plot the variety of the demonstrations to this file (png, pdf or svg).
+        render: Also film the first demonstration to this file; needs OpenGL.
     """
     task = agreed_task(task, _trained_task(learner), learner)
     out = Path("outputs/demos") / f"{task or 'lift'}.zarr" if out is None else out
@@ -163,10 +168,10 @@ def _check_extras(figure: Path | None, render: Path | None, hdf5: Path | None) -
             if path.is_dir():
                 raise OutputExistsError(f"{path} is a folder; expected a path for a file")
     if figure is not None and figure.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"expected a figure ending in .png, .pdf or .svg, got {figure}")
+        raise InputError(f"expected a figure ending in .png, .pdf or .svg, got {figure}")
     if render is not None:
         if render.suffix != ".mp4":
-            raise ValueError(f"expected a film ending in .mp4, got {render}")
+            raise InputError(f"expected a film ending in .mp4, got {render}")
         with Stage("looking for OpenGL"):
             from asd_policy.envs.stored import check_rendering
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from rich.console import Console
+from tyro.conf import FlagCreatePairsOff, arg
 
 from asd_policy.console import plain_console
 from asd_policy.data.replay import Replay, join, load_npz, load_replay, too_short
 from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.files import check_writable, writing
 from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
@@ -25,54 +27,57 @@ STATE_FILE = "train_state.pt"
 
 
 def main_train(
-    task: str = "lift",
-    data: tuple[Path, ...] = (),
-    filter_key: str | None = None,
-    out: Path | None = None,
+    task: Annotated[str, arg(metavar="NAME")] = "lift",
+    data: Annotated[tuple[Path, ...], arg(metavar="PATH [PATH ...]")] = (),
+    filter_key: Annotated[str | None, arg(metavar="NAME")] = None,
+    out: Annotated[Path | None, arg(metavar="DIR")] = None,
     steps: int = 5_000,
     batch_size: int = 128,
     learning_rate: float = 6e-4,
-    down_dims: tuple[int, ...] = (48, 96, 192),
+    down_dims: Annotated[tuple[int, ...], arg(metavar="INT [INT ...]")] = (48, 96, 192),
     step_embed_dim: int = 64,
     diffusion_steps: int = 100,
-    rotations: str = "quaternion",
+    rotations: Annotated[str, arg(metavar="{quaternion,matrix}")] = "quaternion",
     seed: int = 0,
-    precision: str = "fp32",
-    device: str = "auto",
-    threads: int | None = None,
+    precision: Annotated[str, arg(metavar="{fp32,bf16}")] = "fp32",
+    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
+    threads: Annotated[int | None, arg(metavar="INT")] = None,
     keep: int = 0,
-    start_from: Path | None = None,
-    resume: bool = True,
+    start_from: Annotated[Path | None, arg(metavar="NAME|DIR")] = None,
+    resume: Annotated[bool, FlagCreatePairsOff] = True,
 ) -> None:
-    """Train a diffusion policy on demonstrations (low-dimensional observations).
+    """Train a diffusion policy on demonstrations with low-dimensional observations.
 
     The network predicts the noise ε of a squaredcos_cap_v2 DDPM; the checkpoint holds the
     exponential moving average of its weights. A run that was interrupted goes on where it was.
 
     Args:
-        task: the task whose observation keys and action size the policy has.
-        data: zarr stores made by `asd-policy demos` (default: outputs/demos/<task>.zarr), the same
-            as one file (.npz, `python eval/gpu.py --export`), or robomimic datasets,
-            low-dimensional (.hdf5); several are taken together.
-        filter_key: of a robomimic dataset: the mask whose episodes are read ("train").
-        out: checkpoint folder to write (default: outputs/train/<task>).
-        steps: optimizer steps.
-        batch_size: windows per step.
-        learning_rate: peak learning rate; warm-up, then a cosine to zero.
-        down_dims: channels of the U-Net's resolutions.
-        step_embed_dim: length of the timestep embedding.
-        diffusion_steps: K, the training timesteps of the DDPM.
-        rotations: how the network sees them: "quaternion", as they are observed, or "matrix" (a
-            policy that cannot be exported to robomimic).
-        seed: seed of weights, batches and noise.
-        precision: "fp32", or "bf16" (weights stay float32), faster where the processor knows it.
-        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" …
-        threads: CPU threads (default: PyTorch's choice).
-        keep: also keep the averaged network of the last N tenths of the training, in
+        task: The task, whose observation keys and action size the policy takes.
+        data: Where the demonstrations are: zarr stores (folders, or .zarr.zip) of `asd-policy
+            demos` or in Chi et al.'s layout, the same as one file (.npz, `python eval/gpu.py
+            --export`), or robomimic's low-dimensional datasets (.hdf5). Several are taken together.
+            None is outputs/demos/<task>.zarr.
+        filter_key: The mask of a robomimic dataset whose episodes are read ("train"); None reads
+            all.
+        out: The checkpoint folder to write; None is outputs/train/<task>.
+        steps: How many steps the optimizer takes.
+        batch_size: How many windows a step is made on.
+        learning_rate: The highest learning rate, after a warm-up; a cosine takes it to zero.
+        down_dims: The channels of the U-Net's resolutions.
+        step_embed_dim: The length of the timestep's embedding.
+        diffusion_steps: K, the steps of the DDPM.
+        rotations: How the network sees rotations: as quaternions, as they are observed, or as
+            matrices (robomimic cannot take such a policy).
+        seed: Seed of weights, batches and noise.
+        precision: What the network computes in; bf16 (weights stay float32) is faster where the
+            processor has it.
+        device: Where it is trained: auto (a GPU where there is one), cpu, cuda, cuda:1.
+        threads: How many CPU threads are used; None is PyTorch's own number.
+        keep: Also keep the averaged network of the last N tenths of the training, in
             `out`/step-<number>: is the last one a lucky one?
-        start_from: begin with the weights of this checkpoint folder, of the same shape, in place
-            of random ones (fine-tuning, on the same demonstrations or on others of the task).
-        resume: go on with an unfinished run in `out`; with --no-resume, start over.
+        start_from: Begin with the weights of this checkpoint, of the same shape, in place of random
+            ones (fine-tuning, on the same demonstrations or on others of the task).
+        resume: Start over where `out` holds an unfinished run, in place of going on with it.
     """
     spec = get_task(task)
     task, device = spec.name, resolve_device(device)
@@ -91,7 +96,7 @@ def main_train(
         quaternions=spec.quaternions if rotations == "matrix" else (),
     )
     if not 0 <= keep <= 10:
-        raise ValueError(f"--keep takes 0 to 10 models, got {keep}")
+        raise InputError(f"--keep takes 0 to 10 models, got {keep}")
     config = TrainConfig(steps, batch_size, learning_rate, seed=seed, precision=precision)
     schedule = Schedule.ddpm(diffusion_steps)
     start = None if start_from is None else load_checkpoint(start_from)
@@ -129,7 +134,7 @@ def _load(data: Path, keys: list[str], filter_key: str | None) -> Replay:
     if data.suffix in (".hdf5", ".h5"):
         return read_hdf5(data, keys, filter_key)
     if filter_key is not None:
-        raise ValueError(f"--filter-key is for robomimic's HDF5 files; {data} is none")
+        raise InputError(f"--filter-key is for robomimic's HDF5 files; {data} is none")
     if data.suffix == ".npz":
         return load_npz(data)
     return load_replay(data, keys)
@@ -138,9 +143,9 @@ def _load(data: Path, keys: list[str], filter_key: str | None) -> Replay:
 def _check(threads: int | None, seed: int, out: Path) -> None:
     """Refuse at once what would fail after the data has been read."""
     if threads is not None and threads < 1:
-        raise ValueError(f"--threads must be 1 or more, got {threads}")
+        raise InputError(f"--threads must be 1 or more, got {threads}")
     if not 0 <= seed < 2**64:
-        raise ValueError(f"--seed must be from 0 to 2^64 - 1, got {seed}")
+        raise InputError(f"--seed must be from 0 to 2^64 - 1, got {seed}")
     if out.exists() and not out.is_dir():
         raise OutputExistsError(f"the output must be a folder, but {out} is a file")
     check_writable(out / CARD_FILE)

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asd_policy.ambient import untouched
 from asd_policy.data.replay import Replay, training_windows
-from asd_policy.errors import CheckpointError, NonFiniteError
+from asd_policy.errors import CheckpointError, InputError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
@@ -51,11 +52,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
         if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(
+            raise InputError(
                 f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}"
             )
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+            raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step ``step`` (from 0)."""
@@ -74,6 +75,9 @@ class Report:
 class Trainer:
     """Owns network, EMA, optimizer and the step counter.
 
+    What is set in PyTorch around it (autocast, inference mode, ``no_grad``, default device and
+    dtype) changes nothing.
+
     Args:
         replay: demonstrations.
         policy: architecture and horizons.
@@ -88,6 +92,7 @@ class Trainer:
         CheckpointError: ``start`` has another architecture or schedule.
     """
 
+    @untouched()
     def __init__(
         self,
         replay: Replay,
@@ -143,6 +148,7 @@ class Trainer:
         half, keep = self.config.precision == "bf16", self.device.type != "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=keep):
             predicted = self.network(noisy, timesteps, cond)
+        torch.clear_autocast_cache()  # kept, within another autocast, after the weights have moved
         loss = (predicted.float() - target).square().mean()
         loss.backward()
         return loss.detach()
@@ -175,21 +181,23 @@ class Trainer:
     def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Clean chunks (N, Tp, Da), conditions (N, To·Do), noise and timesteps of this step."""
         seed = np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0]
-        generator = torch.Generator().manual_seed(int(seed))
+        generator = torch.Generator("cpu").manual_seed(int(seed))
         size = self.config.batch_size
-        picks = torch.randint(self.num_windows, (size,), generator=generator)
+        host: dict[str, Any] = {"generator": generator, "device": "cpu"}
+        picks = torch.randint(self.num_windows, (size,), **host)
         rows = self._windows[picks].to(self.device)
-        timesteps = torch.randint(self.schedule.config.num_steps, (size,), generator=generator)
-        noise = torch.randn((size, *self.policy.chunk_shape), generator=generator)
+        timesteps = torch.randint(self.schedule.config.num_steps, (size,), **host)
+        noise = torch.randn((size, *self.policy.chunk_shape), **host)
         cond = self._observations[rows[:, : self.policy.obs_horizon]].flatten(1)
         return self._actions[rows], cond, noise.to(self.device), timesteps.to(self.device)
 
     def conditions(self, count: int) -> Tensor:
         """(count, To·Do) normalized observations of windows spread over the data."""
-        spread = torch.linspace(0, self.num_windows - 1, count).long()
+        spread = torch.linspace(0, self.num_windows - 1, count, device="cpu").long()
         rows = self._windows[spread][:, : self.policy.obs_horizon].to(self.device)
         return self._observations[rows].flatten(1)
 
+    @untouched()
     def train_step(self) -> float:
         """One optimizer step; returns its loss. Raises NonFiniteError if the loss is not finite."""
         clean, cond, noise, timesteps = self._batch()
@@ -252,6 +260,7 @@ class Trainer:
             "data": data,
         }
 
+    @untouched()
     def load_state(self, path: Path) -> None:
         """Go on from :meth:`save_state`. Raises CheckpointError if it is of another run."""
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -267,6 +276,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
 
+    @untouched(gradients=False)
     def calibration(self) -> dict[str, Any]:
         """Slopes and acceptance of the averaged network, at observations of the training data."""
         chains = 16
@@ -277,7 +287,7 @@ class Trainer:
             cond=self.conditions(chains),
             chunks=4,
             measure_costs=False,
-            generator=torch.Generator().manual_seed(self.config.seed),
+            generator=torch.Generator("cpu").manual_seed(self.config.seed),
         )
         return calibration.to_dict()
 

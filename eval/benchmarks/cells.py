@@ -88,6 +88,6 @@ def _makes_sense(one: Cell, seen: set[Cell]) -> bool:
 
 
 def sampler_config(one: Cell) -> SamplerConfig:
-    """What the cell asks of :func:`asd_policy.sampling.draw`."""
+    """The sampler that the cell asks for."""
     window = one.window if one.window in ("auto", "-") else int(one.window)
     return SamplerConfig(one.sampler, window="auto" if window == "-" else window)

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from asd_policy.engine import Engine, make_engine
-from asd_policy.engine.timing import network_costs
+from asd_policy.engine import Engine
 from asd_policy.eval.benchmarks.ceilings import synchronize
 from asd_policy.eval.benchmarks.cells import Cell, sampler_config
 from asd_policy.eval.benchmarks.eager_loop import sample_eager_loop
 from asd_policy.eval.benchmarks.options import EAGER_LOOP
 from asd_policy.eval.benchmarks.subjects import Subject
 from asd_policy.networks.prepare import PreparedUnet1D, prepare
-from asd_policy.samplers.calibration import DEFAULT_WINDOW, Calibration
-from asd_policy.samplers.config import SamplerConfig
+from asd_policy.sampler import Sampler
 from asd_policy.samplers.costs import candidates
-from asd_policy.samplers.names import ASD_CALLS, ASD_DRAFT
-from asd_policy.samplers.result import Noise, Stats, draw_noise
-from asd_policy.sampling import draw
+from asd_policy.samplers.result import Noise, Stats
 from asd_policy.schedule import Schedule
 
 Json = dict[str, Any]
@@ -134,13 +130,21 @@ class EngineContestant:
         start = time.perf_counter()
         self.config = sampler_config(cell)
         _, trained = subject.at(cell.steps)
-        schedule = self.config.schedule(trained)
-        network = forms.get(subject, cell.steps, schedule, cell.precision, cell.compile)
-        kernels = "auto" if cell.kernels == "-" else cell.kernels
-        self.engine: Engine = make_engine(
-            cell.engine, network, schedule, subject.shape, device, kernels=kernels
+        chain = self.config.schedule(trained)
+        as_trained = cell.steps == subject.schedule.num_steps
+        self._sampler = Sampler(
+            forms.get(subject, cell.steps, chain, cell.precision, cell.compile),
+            trained,
+            subject.shape,
+            self.config,
+            engine=cell.engine,
+            device=device,
+            kernels="auto" if cell.kernels == "-" else cell.kernels,
+            stored=subject.calibration if as_trained else None,
+            cond=subject.take(0, 1),
+            compiled=cell.compile,
         )
-        self.calibration = Calibration()
+        self.engine: Engine = self._sampler.engine
         self._prepare_s = time.perf_counter() - start
 
     def warm_up(self) -> Json:
@@ -158,14 +162,11 @@ class EngineContestant:
 
     def draw(self, chunk: int) -> Chunk:
         cond = self._subject.take(chunk, self.cell.batch)
-        return self._timed(self.config, chunk, cond)
-
-    def _timed(self, config: SamplerConfig, chunk: int, cond: Tensor) -> Chunk:
         synchronize(self._device)
         start = time.perf_counter()
         noise = self._noise(chunk)
         drawn = time.perf_counter()
-        x, stats = draw(config, self.engine, noise, cond, self.calibration)
+        x, stats = self._sampler.draw(noise, cond)
         x.cpu()
         synchronize(self._device)
         end = time.perf_counter()
@@ -173,42 +174,26 @@ class EngineContestant:
 
     def _noise(self, chunk: int) -> Noise:
         generators = _streams(self._seed, FIRST + chunk, self.cell.batch, self._device)
-        return draw_noise(generators, self.engine.schedule.num_steps, self.engine.like)
+        return self._sampler.noise(generators)
 
     def _calibrate(self) -> None:
         """Slopes and acceptance from the checkpoint or from throw-away chunks, costs, window.
 
         From here on the calibration is frozen, as a policy's is: a chunk depends on its seed.
         """
-        auto, steps = self.config.window == "auto", self.engine.schedule.num_steps
-        if self._has_stored():
-            self.calibration = Calibration.from_dict(self._subject.calibration)
-        else:
-            window = min(DEFAULT_WINDOW, steps) if auto else int(self.config.window)
+        auto, steps = self._sampler.needs_costs, self._sampler.schedule.num_steps
+        if not self._sampler.calibration.frozen:
             chunks = max(2, CALIBRATION_CHAINS // self.cell.batch)
             others = candidates(steps) if auto else ()
-            self.calibration.learn(self._throw_away(), window, chunks, others)
-        self.calibration.frozen = True
-        if auto:
-            cond = self._subject.take(0, 1)
-            self.calibration.use_costs(network_costs(self.engine, cond, self.cell.compile))
-        self.engine.close()  # what only the calibration needed
+            self._sampler.calibrate(self._throw_away(), chunks, self._sampler.window, others)
+        self._sampler.freeze()
+        self._sampler.measure(again=False)
+        self._sampler.close()  # what only the calibration needed
 
-    def _throw_away(self) -> Callable[[int], Stats]:
-        """Samples chunks at other observations and with other noise than the measured ones."""
-        number = itertools.count()
-
-        def chunk(window: int) -> Stats:
-            i = next(number)
-            config = replace(self.config, window=window)
-            return self._timed(config, -2 - i, self._subject.take(7 * i, self.cell.batch)).stats
-
-        return chunk
-
-    def _has_stored(self) -> bool:
-        default = self.config.form == (ASD_DRAFT, ASD_CALLS)
-        as_trained = self.cell.steps == self._subject.schedule.num_steps
-        return bool(self._subject.calibration) and default and as_trained
+    def _throw_away(self) -> Iterator[tuple[Noise, Tensor]]:
+        """Other observations and other noise than those that are measured."""
+        for i in itertools.count():
+            yield self._noise(-2 - i), self._subject.take(7 * i, self.cell.batch)
 
     def describe(self) -> Json:
         buckets = dict(getattr(self.engine, "bytes_by_bucket", {}))

@@ -13,7 +13,7 @@ import torch
 from asd_policy.data.replay import load_replay, save_npz
 from asd_policy.device import resolve_device
 from asd_policy.engine.kernels import KERNELS
-from asd_policy.errors import AsdPolicyError
+from asd_policy.errors import AsdPolicyError, InputError
 from asd_policy.eval.benchmarks.cells import Cell, Group, cell
 from asd_policy.eval.benchmarks.options import EAGER_LOOP, BenchOptions
 from asd_policy.eval.benchmarks.run import finish, measure, open_store, scale
@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except OutOfTime as error:
         print(f"Training stopped at {error}; run the same command to go on.")
         return 1
-    except (AsdPolicyError, ValueError) as error:
+    except AsdPolicyError as error:
         print(f"error: {error}")
         return 2
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     """Train, measure, report."""
     deadline = time.monotonic() + 60 * options.minutes
     if options.data is None:
-        raise ValueError("--data is needed: demonstrations to train on")
+        raise InputError("--data is needed: demonstrations to train on")
     name = resolve_device(options.device)
     device = torch.device(name)
     replay = load_demonstrations(options.data)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from asd_policy.errors import did_you_mean
+from asd_policy.errors import InputError, did_you_mean
 from asd_policy.samplers.names import SAMPLER_FORMS, ddim_steps_of
 
 ASD_FORMS = tuple(  # of the chain that was trained
@@ -74,13 +74,13 @@ def check_options(options: BenchOptions) -> None:
     for sampler in options.samplers:
         if sampler not in SAMPLERS and ddim_steps_of(sampler) is None:
             known = ", ".join((*SAMPLERS, "ddim-N"))
-            raise ValueError(
+            raise InputError(
                 f"--samplers takes some of {known}; got {sampler!r}"
                 + ("" if sampler.startswith("ddim-") else did_you_mean(sampler, SAMPLERS))
             )
     for window in options.windows:
         if window != "auto" and not re.fullmatch(r"[1-9]\d*", window):
-            raise ValueError(f"--windows takes auto and whole numbers from 1 on; got {window!r}")
+            raise InputError(f"--windows takes auto and whole numbers from 1 on; got {window!r}")
     for name, known_values in (
         ("engines", [e for e in ENGINES if e != "distributed"]),  # one process here
         ("kernels", KERNELS),
@@ -88,20 +88,20 @@ def check_options(options: BenchOptions) -> None:
     ):
         for value in getattr(options, name):
             if value not in known_values:
-                raise ValueError(
+                raise InputError(
                     f"--{name} takes some of {', '.join(known_values)}; got {value!r}"
                     f"{did_you_mean(value, known_values)}"
                 )
     _check_numbers(options)
     if options.resume and options.out is None:
-        raise ValueError("--resume needs --out, the folder of the benchmark to go on with")
+        raise InputError("--resume needs --out, the folder of the benchmark to go on with")
 
 
 def _check_numbers(options: BenchOptions) -> None:
     for name in ("samplers", "engines", "kernels", "precisions", "batches", "windows", "networks"):
         values = getattr(options, name)
         if not values or len(set(values)) < len(values):
-            raise ValueError(f"--{name} takes one or more values, each once; got {list(values)}")
+            raise InputError(f"--{name} takes one or more values, each once; got {list(values)}")
     numbers = {
         "batches": options.batches,
         "steps": options.steps,
@@ -110,7 +110,7 @@ def _check_numbers(options: BenchOptions) -> None:
     }
     for name, given in numbers.items():
         if any(value < 1 for value in given):
-            raise ValueError(f"--{name} must be 1 or more; got {min(given)}")
+            raise InputError(f"--{name} must be 1 or more; got {min(given)}")
 
 
 def check_device(options: BenchOptions, device: str) -> None:
@@ -122,8 +122,8 @@ def check_device(options: BenchOptions, device: str) -> None:
     if device.startswith("cuda"):
         return
     if "cuda_graph" in options.engines:
-        raise ValueError(f"--engines cuda_graph needs a CUDA device; this run is on {device}")
+        raise InputError(f"--engines cuda_graph needs a CUDA device; this run is on {device}")
     if "tf32" in options.precisions:
-        raise ValueError(f"--precisions tf32 needs a CUDA device; this run is on {device}")
+        raise InputError(f"--precisions tf32 needs a CUDA device; this run is on {device}")
     for kernels in options.kernels:
         choose_kernels(kernels, torch.empty(0, device=device))

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from asd_policy.denoiser import Network
-from asd_policy.engine import make_engine
 from asd_policy.eval.benchmarks.summary import standard_error
-from asd_policy.samplers.calibration import Calibration
+from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
-from asd_policy.samplers.result import draw_noise, streams
-from asd_policy.sampling import draw
+from asd_policy.samplers.result import Noise, streams
 from asd_policy.schedule import Schedule
 
 Json = dict[str, Any]
@@ -89,13 +87,14 @@ def exponent(steps: Sequence[int], calls: np.ndarray) -> float:
 def _calls(form: str, steps: int, seeds: int, chains: int) -> list[float]:
     """Mean calls of each seed, with slopes learned from one throw-away repetition."""
     schedule = Schedule.ddpm(steps)
-    config = SamplerConfig(form, window=steps)
-    engine = make_engine("eager", mixture_network(schedule), schedule, (DIM,))
-    calibration, means = Calibration(), []
-    for seed in range(seeds + 1):
-        generators = streams(torch.Generator().manual_seed(seed), chains)
-        noise = draw_noise(generators, steps, engine.like)
-        _, stats = draw(config, engine, noise, None, calibration)
-        calibration.frozen = True
-        means.append(float(stats.calls.float().mean()))
-    return means[1:]
+    sampler = Sampler(
+        mixture_network(schedule), schedule, (DIM,), SamplerConfig(form, window=steps)
+    )
+
+    def noise(seed: int) -> Noise:
+        return sampler.noise(streams(torch.Generator().manual_seed(seed), chains))
+
+    sampler.calibrate([(noise(0), None)], chunks=1)
+    sampler.freeze()
+    drawn = (sampler.draw(noise(seed))[1] for seed in range(1, seeds + 1))
+    return [float(stats.calls.float().mean()) for stats in drawn]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from asd_policy.errors import InputError
 from asd_policy.eval.benchmarks.summary import add_speedups
 from asd_policy.eval.runs.files import default_folder, now, write_json
 from asd_policy.eval.runs.schemas import VERSION, read_json
@@ -94,4 +95,4 @@ def read_bench(folder: Path) -> Json:
     try:
         return read_json(path, "bench")
     except ValueError as error:
-        raise ValueError(f"no benchmark at {error}") from error
+        raise InputError(f"no benchmark at {error}") from error

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from asd_policy.checkpoints import find_checkpoint, shipped
 from asd_policy.data.replay import Replay
+from asd_policy.errors import InputError
 from asd_policy.eval.benchmarks.flops import NetworkSize, network_size
 from asd_policy.networks import ConditionalUnet1D
 from asd_policy.policy import Checkpoint, Normalizer, PolicyConfig, load_checkpoint
@@ -63,7 +64,7 @@ class Subject:
             return self.network, self.schedule.respaced(steps)
         config = self.schedule.config
         if config.beta_schedule != "squaredcos_cap_v2":
-            raise ValueError(
+            raise InputError(
                 f"steps above the {trained} that were trained need beta_schedule "
                 f"'squaredcos_cap_v2', got {config.beta_schedule!r}"
             )

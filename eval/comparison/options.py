@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from asd_policy.errors import InputError
+
 _RUNS_HELP = (
     "Output folders of `asd-policy eval`: the one that is judged, then the one it is judged "
     "against; or one folder, two of whose samplers are compared."
@@ -44,20 +46,20 @@ class CompareOptions:
 def check_compare_options(options: CompareOptions) -> None:
     """Raise ValueError, naming the option, what it must be and what came."""
     if len(options.runs) not in (1, 2):
-        raise ValueError(
+        raise InputError(
             f"compare takes one or two folders of `asd-policy eval`; got {len(options.runs)}"
         )
     if len(options.samplers) not in (0, 2):
-        raise ValueError(
+        raise InputError(
             "--samplers takes two names, the sampler that is judged and the one it is judged "
             f"against; got {' '.join(options.samplers)}"
         )
     if not (0.0 < options.margin < 1.0 and math.isfinite(options.margin)):
-        raise ValueError(f"--margin must be above 0 and below 1, got {options.margin}")
+        raise InputError(f"--margin must be above 0 and below 1, got {options.margin}")
     if len(options.runs) == 1 and options.samplers and len(set(options.samplers)) == 1:
-        raise ValueError(
+        raise InputError(
             f"--samplers {' '.join(options.samplers)} of one folder are the same episodes; name "
             "two samplers"
         )
     if options.json is not None and options.json.is_dir():
-        raise ValueError(f"--json must be a file, got the folder {options.json}")
+        raise InputError(f"--json must be a file, got the folder {options.json}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from asd_policy.eval.comparison.paired import difference_interval, episodes_needed, ratio_of
-from asd_policy.eval.comparison.pairing import Side, common_seeds, differing_places
+from asd_policy.eval.comparison.pairing import Side, common_seeds, differing_places, scenes_alike
 from asd_policy.eval.records import Episode
 from asd_policy.eval.stats import paired_success, success_rate
 
@@ -27,7 +27,7 @@ def compare_sides(a: Side, b: Side, margin: float, seed: int) -> Json:
     """One comparison: a is judged against b.
 
     Raises:
-        ValueError: no seed was done by both.
+        ValueError: no seed was done by both, or seeds began with different scenes.
     """
     seeds = common_seeds(a, b)
     ours, theirs = ([side.episodes[s] for s in seeds] for side in (a, b))
@@ -41,6 +41,7 @@ def compare_sides(a: Side, b: Side, margin: float, seed: int) -> Json:
         "b": b.describe,
         "seeds": {
             "common": len(seeds),
+            "same_scene": scenes_alike(a, b, seeds),
             "first": seeds[0],
             "last": seeds[-1],
             "left_out_of_a": len(a.episodes) - len(seeds),

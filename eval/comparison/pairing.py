@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from asd_policy.errors import InputError
 from asd_policy.eval.comparison.options import CompareOptions
+from asd_policy.eval.comparison.scenes import same_scenes
 from asd_policy.eval.folder import Run, open_run
 from asd_policy.eval.records import Episode
 
@@ -47,10 +50,10 @@ def side_of(run: Run, sampler: str) -> Side:
     """
     samplers = run.settings["samplers"]
     if sampler not in samplers:
-        raise ValueError(f"{run.path} has no sampler {sampler!r}; it has {', '.join(samplers)}")
+        raise InputError(f"{run.path} has no sampler {sampler!r}; it has {', '.join(samplers)}")
     episodes = {e.seed: e for e in run.episodes if e.sampler == sampler}
     if not episodes:
-        raise ValueError(f"{run.path} has no finished episode of {sampler}")
+        raise InputError(f"{run.path} has no finished episode of {sampler}")
     machine: Json = {}
     with contextlib.suppress(ValueError):  # what is compared does not hang on it
         machine = run.env()
@@ -73,13 +76,13 @@ def pairs_of(options: CompareOptions) -> list[tuple[Side, Side]]:
     if len(runs) == 2:
         shared = [name for name in ours if name in theirs]
         if not shared:
-            raise ValueError(
+            raise InputError(
                 f"the runs share no sampler ({', '.join(ours)}; "
                 f"{', '.join(theirs)}); name one of each: --samplers A B"
             )
         return [(side_of(first, name), side_of(last, name)) for name in shared]
     if len(ours) != 2:
-        raise ValueError(
+        raise InputError(
             f"{first.path} has the samplers {', '.join(ours)}; name two: --samplers A B"
         )
     a, b = sorted(ours, key=lambda name: name == "ddpm")
@@ -91,13 +94,13 @@ def check_alike(a: Run, b: Run, allow_different_checkpoints: bool) -> None:
     ours, theirs = a.settings, b.settings
     for key in ("task", "horizon"):
         if ours[key] != theirs[key]:
-            raise ValueError(
+            raise InputError(
                 f"runs of one {key} can be compared; got {ours[key]} in {a.path} and "
                 f"{theirs[key]} in {b.path}"
             )
     key = "checkpoint_sha256"
     if ours[key] != theirs[key] and not allow_different_checkpoints:
-        raise ValueError(
+        raise InputError(
             f"the runs are of different checkpoints (SHA-256 {ours[key][:12]}… in {a.path}, "
             f"{theirs[key][:12]}… in {b.path}); add --allow-different-checkpoints to compare "
             "them nevertheless"
@@ -112,11 +115,21 @@ def common_seeds(a: Side, b: Side) -> list[int]:
     """
     seeds = sorted(a.episodes.keys() & b.episodes.keys())
     if not seeds:
-        raise ValueError(
+        raise InputError(
             f"no seed was done by both: {a.sampler} in {a.folder} did {_range(a)}, {b.sampler} in "
             f"{b.folder} did {_range(b)}"
         )
     return seeds
+
+
+def scenes_alike(a: Side, b: Side, seeds: Sequence[int]) -> int:
+    """How many of the seeds are known to have begun with one scene in both.
+
+    Raises:
+        DatasetError: some began with different ones.
+    """
+    first, second = ({s: side.episodes[s].scene for s in seeds} for side in (a, b))
+    return same_scenes(first, second, "run both with one robosuite and MuJoCo, and one task")
 
 
 def _range(side: Side) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy.errors import DatasetError
+from asd_policy.eval.comparison.scenes import same_scenes
 from asd_policy.eval.runs.schemas import VERSION, read
 from asd_policy.eval.stats import mean, paired_success, success_rate
 
@@ -33,7 +34,10 @@ def compare_recordings(first: Path, second: Path) -> None:
     pair = paired_success(*outcomes)
     if not pair["n"]:
         raise DatasetError(f"{first} and {second} have no seeds in common")
-    known = _check_scenes(runs["a"]["episodes"], runs["b"]["episodes"])
+    scenes = ({e["seed"]: e.get("scene") for e in run["episodes"]} for run in runs.values())
+    known = same_scenes(
+        *scenes, "record both with one robomimic, robosuite and MuJoCo, and one task"
+    )
     made = pair["difference"]
     low, high = (100 * bound for bound in made["ci95"])
     print(
@@ -46,24 +50,6 @@ def compare_recordings(first: Path, second: Path) -> None:
             f"Whether {pair['n'] - known} of these seeds began with the same scene in both is not "
             "known: a recording does not hold their first observations (an older version made it)"
         )
-
-
-def _check_scenes(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> int:
-    """How many common seeds are known to have begun with one scene.
-
-    Raises:
-        DatasetError: some began with different ones.
-    """
-    scenes = [{episode["seed"]: episode.get("scene") for episode in run} for run in (first, second)]
-    known = [s for s in scenes[0] if scenes[0][s] is not None and scenes[1].get(s) is not None]
-    unequal = [seed for seed in known if scenes[0][seed] != scenes[1][seed]]
-    if unequal:
-        raise DatasetError(
-            f"{len(unequal)} of {len(known)} common seeds began with different scenes (their first "
-            f"observations differ, first of seed {unequal[0]}), so that they cannot be compared "
-            "seed by seed: record both with one robomimic, robosuite and MuJoCo, and one task"
-        )
-    return len(known)
 
 
 def _read(path: Path) -> dict[str, Any]:

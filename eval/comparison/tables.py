@@ -60,6 +60,11 @@ def _lines(found: Json) -> list[str]:
         f"{_label(found, 'b')} {success['only_b']}, neither {success['neither']}; McNemar's exact "
         + ("p: none, no seed tells them apart" if p is None else f"p {p:.2g}")
     )
+    if unknown := seeds["common"] - seeds["same_scene"]:
+        lines.append(
+            f"Whether {unknown} of these seeds began with the same scene in both is not known: a "
+            "run does not hold their first observations (an older version made it)"
+        )
     left = seeds["left_out_of_a"], seeds["left_out_of_b"]
     if any(left):
         lines.append(

@@ -117,6 +117,8 @@ class CommonSeeds(Closed):
     """That both sides have done."""
 
     common: Positive
+    same_scene: Count
+    """Of them, those known to have begun with one scene in both."""
     first: Count
     last: Count
     left_out_of_a: Count

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Len, MinLen
 from typing_extensions import TypedDict
 
+from asd_policy.errors import InputError
+
 
 class Closed(TypedDict):
     """An object with these keys and no others."""
@@ -44,7 +46,7 @@ class Also:
 
         def check(value: Any) -> Any:
             if not self.holds(value):
-                raise ValueError(f"must be {self.words}")
+                raise InputError(f"must be {self.words}")
             return value
 
         return core_schema.no_info_after_validator_function(check, handler(source))

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asd_policy.errors import InputError
+
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
@@ -80,7 +82,7 @@ def read(name: str, text: str | bytes) -> Any:
         first = error.errors(include_url=False)[0]
         place = "/".join(map(str, first["loc"])) or "the whole"
         came = json.dumps(first["input"], default=str)
-        raise ValueError(f"{place}: {first['msg']}, got {came:.60}") from error
+        raise InputError(f"{place}: {first['msg']}, got {came:.60}") from error
 
 
 def read_json(path: Path, name: str) -> Json:
@@ -94,11 +96,11 @@ def read_json(path: Path, name: str) -> Json:
         content = json.loads(text)
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version != VERSION[name]:
-            raise ValueError(f"expected schema_version {VERSION[name]}, got {version!r}")
+            raise InputError(f"expected schema_version {VERSION[name]}, got {version!r}")
         if importlib.util.find_spec("pydantic"):  # a bare checkout can benchmark too: eval/gpu.py
             read(name, text)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     return dict(content)
 
 

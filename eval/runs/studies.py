@@ -182,7 +182,7 @@ class Tasks(Closed):
     tasks: Annotated[dict[str, Task], Some]
 
 
-# --- first_minutes.json, plan.json, doctor --json ------------------------------------------------
+# --- first_minutes.json, plan.json, doctor --json -------------------------------------------------
 
 
 class FirstRun(Closed):

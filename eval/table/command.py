@@ -22,7 +22,7 @@ from rich.console import Console
 from asd_policy.checkpoints import shipped, shipped_names
 from asd_policy.console import plain_console, say
 from asd_policy.envs.tasks import TASKS, get_task
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.eval.options import HELD_OUT_SEED, EvalOptions, command_line
 from asd_policy.eval.resume import (
     continued_with,
@@ -103,7 +103,7 @@ def find_table(options: TableOptions) -> TableOptions | None:
     """
     there = _shards(options.out)
     if options.resume and not there:
-        raise ValueError(
+        raise InputError(
             f"--resume: expected a table of `asd-policy tasks` in {options.out}; found none"
         )
     if options.merge or not there:
@@ -113,7 +113,7 @@ def find_table(options: TableOptions) -> TableOptions | None:
         alike = {name: one[name] for name in _OF_THE_TABLE}
         return restored(TableOptions, alike | {"shard": options.shard}, options.out)
     if options.shard not in there and len(there) > 1:
-        raise ValueError(f"--shard: {options.out} holds {', '.join(there)}; name one of them")
+        raise InputError(f"--shard: {options.out} holds {', '.join(there)}; name one of them")
     shard = options.shard if options.shard in there else next(iter(there))
     return restored(TableOptions, there[shard] | {"shard": shard}, options.out)
 
@@ -194,7 +194,7 @@ def evaluations(options: TableOptions) -> Iterator[EvalOptions]:
     for name in ("episodes", "num_envs", "window", "latency_episodes"):
         if getattr(options, name) < 1:
             option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} must be 1 or more, got {getattr(options, name)}")
+            raise InputError(f"{option} must be 1 or more, got {getattr(options, name)}")
     part, parts = _shard(options)
     start, stop = (options.episodes * i // parts for i in (part, part + 1))
     for task in _tasks(options):
@@ -223,7 +223,7 @@ def evaluations(options: TableOptions) -> Iterator[EvalOptions]:
 def _shard(options: TableOptions) -> tuple[int, int]:
     part, _, parts = options.shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts) <= options.episodes):
-        raise ValueError(
+        raise InputError(
             "--shard must be i/n with i from 0 to n-1 and n at most the number of episodes, such "
             f"as 0/2; got {options.shard}"
         )

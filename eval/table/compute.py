@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from asd_policy.envs.tasks import TASKS
+from asd_policy.errors import InputError
 from asd_policy.eval.folder import Run, open_run
 from asd_policy.eval.records import Episode
 from asd_policy.eval.results import summarize
@@ -34,7 +35,7 @@ def compute_table(folders: Iterable[Path]) -> Tasks:
     paths = [path.parent for top in folders for path in sorted(top.glob("*/*/config.json"))]
     runs = [open_run(path) for path in paths]
     if not runs:
-        raise ValueError(
+        raise InputError(
             f"expected runs of `asd-policy tasks` in {', '.join(map(str, folders))}; found none"
         )
     of_task = {name: [run for run in runs if run.settings["task"] == name] for name in TASKS}
@@ -62,7 +63,7 @@ def _task(runs: Sequence[Run]) -> Task:
     latency = [run for run in runs if run.path.name == "latency"]
     success = [run for run in runs if run.path.name != "latency"]
     if len(latency) > 1:
-        raise ValueError(
+        raise InputError(
             "expected one latency run of a task, of one machine; got "
             + " and ".join(str(run.path) for run in latency)
         )
@@ -104,7 +105,7 @@ def _check_alike(runs: Sequence[Run]) -> None:
         wrong = [k for k in wrong if k not in _OF_A_SHARD]
         if wrong:
             found = "; ".join(f"{k}: {a.get(k)} and {b.get(k)}" for k in wrong)
-            raise ValueError(f"{first.path} and {run.path} are not of one table: {found}")
+            raise InputError(f"{first.path} and {run.path} are not of one table: {found}")
 
 
 def _together(runs: Sequence[Run]) -> tuple[Results, list[Episode]]:
@@ -115,7 +116,7 @@ def _together(runs: Sequence[Run]) -> tuple[Results, list[Episode]]:
         for episode in run.episodes:
             key = episode.sampler, episode.seed
             if key in where:
-                raise ValueError(f"{where[key]} and {run.path} both hold {key[0]}, seed {key[1]}")
+                raise InputError(f"{where[key]} and {run.path} both hold {key[0]}, seed {key[1]}")
             where[key] = run.path
     settings = [run.settings for run in runs]
     first = min(s["seed"] for s in settings)

@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asd_policy.engine import Engine, make_engine
+from asd_policy.engine import Engine
 from asd_policy.errors import NonFiniteError
 from asd_policy.eval.verification.store import load_arrays, save_arrays
 from asd_policy.eval.verification.subjects import Subject
-from asd_policy.samplers.calibration import Calibration
+from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
-from asd_policy.samplers.result import Noise, Stats, draw_noise, streams
-from asd_policy.sampling import draw
+from asd_policy.samplers.result import Noise, Stats, streams
 from asd_policy.schedule import Schedule
 
 Array = np.ndarray
@@ -70,39 +69,42 @@ class Sampling:
     def __init__(self, subject: Subject, role: Role, each: int, engine: str, seed: int) -> None:
         self.subject, self.role, self.each, self.seed = subject, role, each, seed
         chain = role.config.schedule(subject.schedule)
-        if role.make_engine is not None:
-            self.engine = role.make_engine(chain)
-        else:
-            device = subject.conditions.device
-            self.engine = make_engine(engine, subject.network(chain), chain, subject.shape, device)
-        self.calibration = Calibration()
-        self._calibrate()
+        runs = engine if role.make_engine is None else role.make_engine(chain)
+        self._sampler = Sampler(
+            runs.source if isinstance(runs, Engine) else subject.network(chain),
+            subject.schedule,
+            subject.shape,
+            role.config,
+            engine=runs,
+            device=subject.conditions.device,
+            stored=subject.calibration,
+        )
+        # (Slopes that went on being learned would make a batch depend on those before it.)
+        if role.config.name == "asd" and not self._sampler.calibration.frozen:
+            numbers = range(-WARM_UP, 0)
+            self._sampler.calibrate((self._inputs(n) for n in numbers), len(numbers))
+        self._sampler.freeze()
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the sampler."""
+        return self._sampler.engine
 
     def batch(self, number: int) -> tuple[Array, Stats]:
         """(M, each, Tp, Da) chunks of a batch, and what they cost."""
-        key = [self.seed, zlib.crc32(self.role.name.encode()), number + WARM_UP]
-        state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        generator = torch.Generator().manual_seed(state)
-        cond = self.subject.conditions.repeat_interleave(self.each, 0)
-        steps = self.engine.schedule.num_steps
-        noise = draw_noise(streams(generator, len(cond)), steps, self.engine.like)
-        noise = self.role.change(noise)
-        x, stats = draw(self.role.config, self.engine, noise, cond, self.calibration)
+        x, stats = self._sampler.draw(*self._inputs(number))
         chunks = x.view(len(self.subject.conditions), self.each, *self.subject.shape)
         if not bool(chunks.isfinite().all()):
             raise NonFiniteError(f"{self.role.name} returned a NaN or infinite action")
         return chunks.cpu().numpy(), stats
 
-    def _calibrate(self) -> None:
-        """Frozen: the checkpoint's where it is of this sampler, else that of throw-away batches.
-        (Slopes that went on being learned would make a batch depend on those before it.)"""
-        config, stored = self.role.config, self.subject.calibration
-        if stored and config == SamplerConfig(window=config.window):
-            self.calibration = Calibration.from_dict(stored)
-        elif config.name == "asd":
-            for number in range(WARM_UP):
-                self.batch(number - WARM_UP)
-        self.calibration.frozen = True
+    def _inputs(self, number: int) -> tuple[Noise, torch.Tensor]:
+        key = [self.seed, zlib.crc32(self.role.name.encode()), number + WARM_UP]
+        state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        generator = torch.Generator().manual_seed(state)
+        cond = self.subject.conditions.repeat_interleave(self.each, 0)
+        noise = self._sampler.noise(streams(generator, len(cond)))
+        return self.role.change(noise), cond
 
 
 def collect(

@@ -10,7 +10,7 @@ import numpy as np
 
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.tasks import TASKS
-from asd_policy.errors import DatasetError
+from asd_policy.errors import DatasetError, InputError
 from asd_policy.eval.demonstrations import load_demonstrations
 from asd_policy.eval.options import HELD_OUT_SEED
 from asd_policy.eval.verification.options import VerifyOptions
@@ -39,7 +39,7 @@ def find_moments(
         and dict(made.config.observation_keys) == dict(TASKS[task].observation_keys)
     )
     if options.source == "episodes" and not known:
-        raise ValueError(
+        raise InputError(
             "--source episodes needs a checkpoint of one of the tasks "
             f"({', '.join(TASKS)}) with its observations; this one is for {task!r}"
         )

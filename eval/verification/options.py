@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from asd_policy.errors import InputError
 from asd_policy.eval.options import EvalOptions, at_least, check_options
 
 _SAMPLER_HELP = (
@@ -123,13 +124,13 @@ def check_verify_options(options: VerifyOptions) -> None:
     for name in ("observations", "batch"):
         at_least(name, getattr(options, name), 1)
     if isinstance(options.window, bool) or not isinstance(options.window, int):
-        raise ValueError(f"--window must be a whole number, 1 or more; got {options.window!r}")
+        raise InputError(f"--window must be a whole number, 1 or more; got {options.window!r}")
     at_least("chunks", options.chunks, LEAST_CHUNKS * options.observations)
     if not 0.0 < options.alpha < 0.5:
-        raise ValueError(f"--alpha must be above 0 and below 0.5, got {options.alpha}")
+        raise InputError(f"--alpha must be above 0 and below 0.5, got {options.alpha}")
     if not 0.0 < options.detect <= 8.0:
-        raise ValueError(f"--detect must be above 0 and at most 8, got {options.detect}")
+        raise InputError(f"--detect must be above 0 and at most 8, got {options.detect}")
     if options.oracle and (options.checkpoint is not None or options.source != "auto"):
-        raise ValueError("--oracle needs no --checkpoint and no --source; leave them out")
+        raise InputError("--oracle needs no --checkpoint and no --source; leave them out")
     if options.resume and options.out is None:
-        raise ValueError("--resume needs --out, the folder of the run to continue; got none")
+        raise InputError("--resume needs --out, the folder of the run to continue; got none")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from asd_policy.denoiser import Network, PreparedNetwork
 from asd_policy.envs.tasks import agreed_task
+from asd_policy.errors import InputError
 from asd_policy.eval.subject import ROBOMIMIC_SUFFIX, checkpoint_of, with_its_task
 from asd_policy.eval.verification.options import VerifyOptions
 from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
@@ -115,7 +116,7 @@ def gripper_column(asked: int | None, columns: int) -> int | None:
     if asked is None:
         return None
     if not -columns <= asked < columns:
-        raise ValueError(
+        raise InputError(
             f"--gripper must be a column of the action, {-columns} to {columns - 1}, or None; "
             f"got {asked}"
         )

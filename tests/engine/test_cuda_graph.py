@@ -14,8 +14,8 @@ from asd_policy.drafts import DRAFTS
 from asd_policy.engine import make_engine
 from asd_policy.engine.cuda_graph import CudaGraphEngine
 from asd_policy.errors import EngineError
-from asd_policy.sampling import draw
-from reference.chains import bulk_noise
+from asd_policy.samplers.acceptance import Acceptance
+from reference.chains import bulk_noise, draw
 from reference.mixture import Mixture
 from reference.recorder import HostRecorder
 
@@ -107,8 +107,8 @@ def test_a_round_is_captured_once_and_one_is_ahead(
     chance: float, unneeded: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounds are launched ahead of what is read; not where the one before is likely the last."""
-    ends = lambda self, steps, window: np.full(steps + 1, chance)  # noqa: E731
-    monkeypatch.setattr(Calibration, "chance_of_the_end", ends)
+    ends = lambda self, window: np.full(STEPS + 1, chance)  # noqa: E731
+    monkeypatch.setattr(Acceptance, "chance_of_the_end", ends)
     engine = graph_engine()
     recorder, config = engine._recorder, SamplerConfig("asd", window=7)
     assert isinstance(recorder, HostRecorder)

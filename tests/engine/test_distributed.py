@@ -27,7 +27,7 @@ from asd_policy.checkpoints import shipped
 from asd_policy.engine import make_engine
 from asd_policy.networks.prepare import prepare
 from asd_policy.networks.unet1d import ConditionalUnet1D
-from asd_policy.sampling import draw
+from reference.chains import draw
 from asd_policy.samplers.result import draw_noise, streams
 
 torch.set_num_threads(1)

@@ -15,8 +15,7 @@ from asd_policy.engine.eager import KEPT
 from asd_policy.networks import ConditionalUnet1D
 from asd_policy.networks.prepare import prepare
 from asd_policy.samplers.result import draw_noise, streams
-from asd_policy.sampling import draw
-from reference.chains import bulk_noise
+from reference.chains import bulk_noise, draw
 from reference.mixture import Mixture
 
 DIM = 6

@@ -111,6 +111,44 @@ def test_a_store_does_not_shrink(small):
     assert files_of(small) == before
 
 
+@pytest.mark.parametrize("name", ["data/action/0.0", "data/object", "meta/episode_ends/0"])
+def test_a_store_that_has_lost_a_part_does_not_grow(small, run, refused, name):
+    """Nor is it used: found before attempts are made."""
+    made_up(small, Recipe("lift", 0.05, 7))
+    part = small / name
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    before = files_of(small.parent)
+    for words in ([], ["--episodes", 4], ["--figure", small.with_name("x.png")]):
+        refused(
+            rf"error: {small}(: 1 of 1 chunks of .* is missing; copy| lacks the array data/)",
+            *("demos", "--out", small, "--workers", 1, *words),
+        )
+        assert files_of(small.parent) == before
+
+
+def test_a_store_without_digests_grows_into_one_that_has_them(small):
+    """Stores made before there were any."""
+    root = zarr.open_group(str(small), mode="r+")
+    del root.attrs["array_sha256"]
+    made_up(small, Recipe("lift", 0.05, 7))
+    grow(small, 4, noise=0.05, seed=7)
+    digests = zarr.open_group(str(small), mode="r").attrs["array_sha256"]
+    assert set(digests) == {"data/action", "data/object", "meta/attempt", "meta/episode_ends"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
+def test_an_attempt_that_is_damaged_is_named(tmp_path, refused, run, share):
+    """Its file as it was is gone on with."""
+    out = tmp_path / "lift.zarr"
+    attempt = attempt_path(made_up(out), 2)
+    whole = attempt.read_bytes()
+    attempt.write_bytes(whole[: int(share * len(whole))])
+    words = ("demos", "--out", out, "--episodes", 3, "--workers", 1)
+    refused(r"error: \S+attempt-000002\.npz is damaged and cannot be read: .*; remove it", *words)
+    attempt.write_bytes(whole)
+    assert run(*words)[0] == 0
+
+
 def test_growing_needs_the_policy_that_drove(tmp_path):
     out = tmp_path / "lift.zarr"
     shutil.rmtree(made_up(out))

@@ -11,8 +11,8 @@ import robosuite
 import zarr
 
 from asd_policy.data.robomimic_hdf5 import export_hdf5
+from asd_policy.data.zarr_store import write_zarr
 from asd_policy.envs.simulator import quiet_robosuite
-from asd_policy.envs.store import _new_group
 from asd_policy.envs.stored import EpisodeModels
 from asd_policy.errors import DatasetError, OutputExistsError
 
@@ -83,12 +83,11 @@ def test_models_differ_between_episodes(exported):
 
 
 def fake_store(path, episodes):
-    root = _new_group(path)
-    for name in ("action", "executed_action", "object", "state"):
-        root[f"data/{name}"] = np.zeros((episodes, 1), np.float32)
-    root["data/reward"] = np.zeros(episodes, np.float32)
-    root["meta/episode_ends"] = np.arange(1, episodes + 1)
-    root.attrs.update({"env_args": {}, "observation_keys": {"object": 1}})
+    names = ("action", "executed_action", "object", "state")
+    arrays = {f"data/{name}": np.zeros((episodes, 1), np.float32) for name in names}
+    arrays["data/reward"] = np.zeros(episodes, np.float32)
+    arrays["meta/episode_ends"] = np.arange(1, episodes + 1)
+    write_zarr(path, arrays, {"env_args": {}, "observation_keys": {"object": 1}})
     return path
 
 
@@ -111,6 +110,14 @@ def test_what_is_no_store_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="missing: data/executed_action, data/reward"):
         export_hdf5(tmp_path / "other.zarr", tmp_path / "out.hdf5")
     assert not (tmp_path / "out.hdf5").exists()
+
+
+def test_a_store_with_a_lost_chunk_is_not_exported(tmp_path):
+    path = fake_store(tmp_path / "s.zarr", 40)
+    (path / "meta/episode_ends/0").unlink()
+    with pytest.raises(DatasetError, match=r"1 of 1 chunks of meta/episode_ends is missing; copy"):
+        export_hdf5(path, tmp_path / "out.hdf5")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_an_existing_file_is_left_alone(store, tmp_path):

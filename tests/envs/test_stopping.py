@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -183,6 +184,26 @@ def test_a_held_interrupt_comes_when_the_block_is_left():
 
     with pytest.raises(KeyboardInterrupt):
         hold()
+    assert passed
+
+
+def test_an_interrupt_that_another_thread_takes_is_held_too():
+    """The mask is of one thread; a progress bar's takes the signal, and the handler runs here."""
+    ends = threading.Event()
+    threading.Thread(target=ends.wait, daemon=True).start()
+    passed = []
+
+    def hold():
+        with interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            passed.append("the end of the block")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            hold()
+    finally:
+        ends.set()
     assert passed
 
 

@@ -7,6 +7,7 @@ import zarr
 from gymnasium.error import DependencyNotInstalled
 from scipy.spatial.transform import Rotation
 
+from asd_policy.data.zarr_store import ZarrStore, write_zarr
 from asd_policy.envs import rendering, stored
 from asd_policy.envs.variety import _headings, draw_variety, like_moments
 from asd_policy.errors import AsdPolicyError
@@ -23,13 +24,14 @@ def test_the_figure_is_drawn(store, tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_the_figure_of_one_episode_is_drawn(tmp_path):
     """Which has no other episode to be compared with."""
-    root = zarr.open_group(str(tmp_path / "one.zarr"), mode="w")
-    root["data/robot0_eef_pos"] = np.random.default_rng(0).normal(size=(5, 3))
-    root["data/robot0_eef_quat"] = np.tile([0.0, 0.0, 0.0, 1.0], (5, 1))
-    root["data/action"] = np.zeros((5, 7))
-    root["meta/episode_ends"] = np.array([5])
-    keys = {"robot0_eef_pos": 3}
-    root.attrs.update(observation_keys=keys, task="one", noise={"std": 0.0})
+    arrays = {
+        "data/robot0_eef_pos": np.random.default_rng(0).normal(size=(5, 3)),
+        "data/robot0_eef_quat": np.tile([0.0, 0.0, 0.0, 1.0], (5, 1)),
+        "data/action": np.zeros((5, 7)),
+        "meta/episode_ends": np.array([5]),
+    }
+    said = {"observation_keys": {"robot0_eef_pos": 3}, "task": "one", "noise": {"std": 0.0}}
+    write_zarr(tmp_path / "one.zarr", arrays, said)
     draw_variety(tmp_path / "one.zarr", tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 10_000
     assert not list(tmp_path.glob(".*"))
@@ -37,13 +39,13 @@ def test_the_figure_of_one_episode_is_drawn(tmp_path):
 
 def write(tmp_path, moves):
     """Two episodes that see the same, and choose the given moves."""
-    root = zarr.open_group(str(tmp_path / "two.zarr"), mode="w")
-    seen = np.tile(np.arange(5.0)[:, None], (2, 1))
-    root["data/object"] = seen
-    root["data/action"] = np.repeat(moves, 5, axis=0)
-    root["meta/episode_ends"] = np.array([5, 10])
-    root.attrs["observation_keys"] = {"object": 1}
-    return root
+    arrays = {
+        "data/object": np.tile(np.arange(5.0)[:, None], (2, 1)),
+        "data/action": np.repeat(moves, 5, axis=0),
+        "meta/episode_ends": np.array([5, 10]),
+    }
+    write_zarr(tmp_path / "two.zarr", arrays, {"observation_keys": {"object": 1}})
+    return ZarrStore(tmp_path / "two.zarr")
 
 
 def test_like_moments_compare_episodes_with_each_other(tmp_path):
@@ -113,8 +115,9 @@ def test_two_arms_are_drawn_in_two_rows(tmp_path):
     root["meta/episode_ends"] = np.array([5, 10])
     keys = {f"robot{arm}_eef_pos": 3 for arm in (0, 1)}
     root.attrs.update(observation_keys=keys, task="two", noise={"std": 0.0})
-    np.testing.assert_array_equal(like_moments(root, 0), np.zeros(10))
-    np.testing.assert_allclose(like_moments(root, 1), np.full(10, 0.5 * np.sqrt(3)))
+    demonstrations = ZarrStore(tmp_path / "two.zarr")
+    np.testing.assert_array_equal(like_moments(demonstrations, 0), np.zeros(10))
+    np.testing.assert_allclose(like_moments(demonstrations, 1), np.full(10, 0.5 * np.sqrt(3)))
     draw_variety(tmp_path / "two.zarr", tmp_path / "two.png")
     height, width = imageio.imread(tmp_path / "two.png").shape[:2]
     assert 0.5 < height / width < 0.6

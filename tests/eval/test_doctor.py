@@ -79,6 +79,8 @@ def test_where_all_is_well_nothing_is_wrong():
          "pip install 'mujoco>=3.3,<3.10'"),
         ({"versions/robosuite": "1.4.1"}, "robosuite", "made for 1.5.2, found 1.4.1",
          "pip install 'robosuite==1.5.2'"),
+        ({"versions/gymnasium": "1.0.0"}, "gymnasium", "needs 1.1 or later, found 1.0.0",
+         "pip install 'gymnasium>=1.1'"),
         ({"versions/numpy": "2.1.0"}, "numpy", "mink 0.0.5 needs NumPy below 2, found 2.1.0",
          "pip install 'numpy>=1.26,<2'"),
         ({"versions/robomimic": "0.6.0"}, "robomimic", "found 0.6.0",

@@ -23,7 +23,8 @@ ROOMS = {
     ),
     "stats": ("stats", "distributions", "results"),
     "rollout": (
-        "rollout", "slots", "setup", "delay", "flight", "video", "annotate", "cluster",
+        "rollout", "slots", "setup", "delay", "flight", "video", "annotate", "side_by_side",
+        "cluster",
     ),
     "show": ("show", "windows"),
     "studies": (

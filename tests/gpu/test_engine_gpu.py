@@ -13,13 +13,13 @@ from asd_policy import Calibration, NonFiniteError, SamplerConfig, Schedule
 from asd_policy.checkpoints import shipped
 from asd_policy.denoiser import Network
 from asd_policy.drafts import DRAFTS
-from asd_policy.engine import Engine, make_engine, triton_kernels
+from asd_policy.engine import Engine, make_engine
+from asd_policy.engine.kernels import triton as triton_kernels
 from asd_policy.errors import EngineError
 from asd_policy.networks.prepare import prepare
 from asd_policy.policy import load_checkpoint
 from asd_policy.samplers.result import Noise, Stats
-from asd_policy.sampling import draw
-from reference.chains import bulk_noise
+from reference.chains import bulk_noise, draw
 from reference.mixture import Mixture
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asd_policy.checkpoints import shipped
-from asd_policy.engine import triton_kernels
+from asd_policy.engine.kernels import triton as triton_kernels
 from asd_policy.networks.inference import InferenceUnet1D
 from asd_policy.policy import load_checkpoint
 from reference import follow_cases, triton_cases
@@ -53,8 +53,7 @@ def test_a_round_can_be_captured(draft: str, calls: int) -> None:
     """A graph of one round, replayed, takes a chunk to the end that launched rounds take it to."""
     case = triton_cases.Case(draft, calls, num_steps=30, dim=112, window=8, batch=5, learn=True)
     launched, captured = (
-        triton_cases.run_of(case, triton_kernels.TritonKernels(), "cuda", triton_cases.smooth)
-        for _ in range(2)
+        triton_cases.run_of(case, "triton", "cuda", triton_cases.smooth) for _ in range(2)
     )
     start = {name: t.clone() for name, t in triton_cases.state(captured.chains).items()}
     side = torch.cuda.Stream()

@@ -14,7 +14,7 @@ from asd_policy import CheckpointError
 from asd_policy.envs.simulator import environment_options
 from asd_policy.envs.tasks import get_task
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.setup import with_its_task
+from asd_policy.eval.subject import other_sampler, with_its_task
 from asd_policy.integrations.robomimic_environment import check_environment
 from asd_policy.policy import PolicyConfig
 
@@ -124,3 +124,25 @@ def test_ddim_runs_in_the_files_steps(saved) -> None:
     path = saved(env_name="Lift", ddim=4, **LAYOUT)
     assert with_its_task(EvalOptions(checkpoint=path)).ddim_steps == 4
     assert with_its_task(EvalOptions(checkpoint=path, ddim_steps=3)).ddim_steps == 3
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_file_of_ddim_that_runs_as_ddpm_says_so(saved, tmp_path, run, converted) -> None:
+    path = saved(env_name="Lift", ddim=4, **LAYOUT)
+    if converted:
+        assert run("convert", path, tmp_path / "mine")[0] == 0
+        path = tmp_path / "mine"
+        assert with_its_task(EvalOptions(checkpoint=path)).ddim_steps == 4
+    words = ["--checkpoint", path, "--episodes", 1, "--horizon", 9, "--window", 4, "--out"]
+    status, _, out = run("eval", *words, tmp_path / "default")
+    said = " ".join(out.split())
+    assert status == 0
+    assert "is configured for DDIM in 4 steps, and asd and ddpm sample another" in said
+    assert "`--samplers ddim` samples it as it is configured" in said
+    status, _, out = run("eval", *words, tmp_path / "ddim", "--samplers", "ddim")
+    assert status == 0
+    assert "is configured for DDIM" not in out
+    made = json.loads((tmp_path / "ddim" / "config.json").read_text())
+    assert made["resolved"]["steps"] == {"ddim": 4}
+    assert other_sampler(EvalOptions(checkpoint=saved(env_name="Lift", **LAYOUT))) is None
+    assert other_sampler(EvalOptions()) is None

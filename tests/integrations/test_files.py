@@ -308,6 +308,22 @@ def test_object_is_read_in_the_order_of_its_robosuite(tmp_path, version) -> None
     np.testing.assert_allclose(acted[0], acted[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("version", ["master", 1, [1, 5]])
+def test_a_version_that_is_none_is_refused(tmp_path, refused, version) -> None:
+    """Nothing is said where there is none: then it is before 1.5."""
+    for said in (None, ""):
+        env = {**content()["env_metadata"], "env_version": said}
+        torch.save(content(env_metadata=env), tmp_path / "model.pth")
+        assert has_published_layout(read_checkpoint(tmp_path / "model.pth").content["env_metadata"])
+    env["env_version"] = version
+    torch.save(content(env_metadata=env), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth: env_version is .*expected a release"):
+        to_checkpoint(read_checkpoint(tmp_path / "model.pth"))
+    refused(r"^error: \S+model\.pth: env_version is", "convert", tmp_path / "model.pth",
+            tmp_path / "mine")  # fmt: skip
+    assert not (tmp_path / "mine").exists()
+
+
 def test_object_of_another_size_is_refused(tmp_path) -> None:
     env = {"env_name": "PickPlaceCan", "type": 1, "env_kwargs": {}, "env_version": "1.5.1"}
     torch.save(content(env_metadata=env), tmp_path / "model.pth")

@@ -133,7 +133,7 @@ def test_what_was_trained_acts_in_the_datas_units(dataset, tmp_path) -> None:
 
     theirs = asd.accelerate(loaded, "ddpm", verbose=False)
     theirs.start_episode(seeds=5)
-    ours = DiffusionPolicy(to_checkpoint(read_checkpoint(path)), theirs.chunks.sampler)
+    ours = DiffusionPolicy(to_checkpoint(read_checkpoint(path)), theirs.chunks.config)
     ours.reset(5)
     frame = {key: value[0] for key, value in observation.items()}
     for _ in range(9):

@@ -13,12 +13,12 @@ pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
 from robomimic.envs.env_base import EnvBase
 
 import asd_policy.integrations.robomimic  # noqa: F401 - wrappers become environments, on 0.3
+from asd_policy.data.scenes import scene_digest
 from asd_policy.eval.runs.schemas import read_json
 from asd_policy.integrations.robomimic import __main__ as command
 from asd_policy.integrations.robomimic.record import (
     RecordedEnvironment,
     Recording,
-    scene_digest,
 )
 
 

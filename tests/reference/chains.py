@@ -8,9 +8,9 @@ from torch import Tensor
 
 from asd_policy import Calibration, SamplerConfig, Schedule
 from asd_policy.denoiser import Network
-from asd_policy.engine import make_engine
+from asd_policy.engine import Engine, make_engine
+from asd_policy.sampler import Sampler
 from asd_policy.samplers.result import Noise, Stats
-from asd_policy.sampling import draw
 from reference import oracles
 from reference.oracles import Array, Chain, Target
 
@@ -24,6 +24,20 @@ def bulk_noise(batch: int, num_steps: int, dim: int, seed: int) -> Noise:
         torch.randn((batch, num_steps, dim), **options),
         torch.log1p(-torch.rand((batch, num_steps), **options)),
     )
+
+
+def draw(
+    config: SamplerConfig,
+    engine: Engine,
+    noise: Noise,
+    cond: Tensor | None,
+    calibration: Calibration,
+) -> tuple[Tensor, Stats]:
+    """The package's sampler on an engine that is there, whose chain is the one to run."""
+    place = engine.source, engine.schedule, engine.shape
+    sampler = Sampler(*place, SamplerConfig("ddpm"), engine=engine, calibration=calibration)
+    sampler.config = config
+    return sampler.draw(noise, cond)
 
 
 def run(

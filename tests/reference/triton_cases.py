@@ -21,8 +21,8 @@ from torch import Tensor
 from asd_policy import Schedule
 from asd_policy.chains import Chains, Tables
 from asd_policy.denoiser import Denoiser, Network
-from asd_policy.drafts import DRAFTS
-from asd_policy.engine.triton_kernels import TritonKernels
+from asd_policy.drafts import DRAFTS, Form
+from asd_policy.engine.kernels import make_kernels
 from asd_policy.samplers.asd import AutospeculativeDecoding
 from asd_policy.samplers.ddpm import sample_ddpm
 from reference.chains import bulk_noise
@@ -120,7 +120,7 @@ def smooth(x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
 
 
 def run_of(
-    case: Case, kernels: TritonKernels | None, device: str, network: Network | None = None
+    case: Case, kernels: str, device: str, network: Network | None = None
 ) -> AutospeculativeDecoding:
     """A chunk of a case about to start, on noise that is always the same."""
     schedule = case.schedule()
@@ -135,7 +135,8 @@ def run_of(
     chains = Chains(schedule, case.batch, case.dim, case.window, initial)
     slopes = torch.linspace(0.0, 1.2, case.num_steps, dtype=torch.float64)
     chains.load(initial, steps, log_uniform, slopes.to(initial))
-    return AutospeculativeDecoding(denoiser, chains, case.draft, case.calls, case.learn, kernels)
+    form = Form(case.draft, case.calls, case.learn)
+    return AutospeculativeDecoding(denoiser, chains, form, make_kernels(kernels))
 
 
 def state(chains: Chains) -> dict[str, Tensor]:
@@ -156,7 +157,7 @@ def check_state(case: Case, fused: Chains, reference: Chains, label: str) -> Non
 
 def check_chunk(case: Case, device: str) -> dict[str, int]:
     """Run a chunk with both; returns how many rejections and secant pairs it had."""
-    reference, fused = run_of(case, None, device), run_of(case, TritonKernels(), device)
+    reference, fused = run_of(case, "torch", device), run_of(case, "triton", device)
     addresses = {name: t.data_ptr() for name, t in state(fused.chains).items()}
     chains, rounds = reference.chains, 0
     while min(n := chains.n.tolist()) < case.num_steps and max(chains.bad.tolist()) < 0:
@@ -202,18 +203,18 @@ def check_finished(
 def check_sequential(case: Case, device: str) -> dict[str, int]:
     """The whole sequential chain from raw predictions, and a few steps too many."""
     schedule = case.schedule()
-    run = run_of(dataclasses.replace(case, ddim=False), None, device)
+    run = run_of(dataclasses.replace(case, ddim=False), "torch", device)
     x, index = run.chains.x.clone(), torch.arange(case.batch, device=device)
     denoiser = Denoiser(run.denoiser.network, schedule, (case.dim,), run.denoiser._cond, x)
     n, bad = torch.zeros_like(index), torch.full_like(index, -1)
     noise = bulk_noise(case.batch, case.num_steps, case.dim, seed=3)
-    tables, kernels = Tables(schedule, 1, x), TritonKernels()
+    tables, kernels = Tables(schedule, 1, x), make_kernels("triton")
     for _ in range(case.num_steps + 2):
         prediction = denoiser.predict(x, n, index)
         given = noise.steps.to(x)
-        kernels.advance_sequential(x, prediction, given, n, bad, tables, denoiser)
+        kernels.advance(x, prediction, given, n, bad, tables, denoiser)
     end = x.clone()
-    kernels.advance_sequential(x, torch.full_like(x, torch.nan), given, n, bad, tables, denoiser)
+    kernels.advance(x, torch.full_like(x, torch.nan), given, n, bad, tables, denoiser)
     assert torch.equal(x.nan_to_num(), end.nan_to_num()), "a chain at its end stays"
     assert n.tolist() == [case.num_steps] * case.batch
     assert bad.tolist() == ([-1, -1] if case.broken is None else [-1, 3])[: case.batch]

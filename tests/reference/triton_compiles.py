@@ -14,7 +14,7 @@ import torch
 
 from asd_policy.chains import PAIRS, RIDGE
 from asd_policy.coupling import EQUAL
-from asd_policy.engine import triton_kernels
+from asd_policy.engine.kernels import triton as triton_kernels
 
 COUNTS = ("n_ptr", "last_ptr", "bad_ptr", "pushed_ptr", "calls_ptr", "evaluations_ptr",
           "accepted_ptr", "decided_ptr")  # fmt: skip

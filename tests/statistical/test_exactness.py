@@ -24,11 +24,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from asd_policy import Calibration, SamplerConfig, Schedule, sampling
+from asd_policy import Calibration, Sampler, SamplerConfig, Schedule
 from asd_policy.drafts import Scan, propose
-from asd_policy.engine import make_engine
+from asd_policy.engine.kernels import torch as kernels
 from asd_policy.samplers import asd
-from asd_policy.samplers.result import draw_noise, streams
+from asd_policy.samplers.result import streams
 from reference.law import p_values, smallest_p
 from reference.mixture import Mixture
 
@@ -86,20 +86,18 @@ FORMS = [
 def draw(form: Form, chains: int, seed: int, sampler: str = "asd") -> tuple[Tensor, Calibration]:
     """(chains, DIM) samples, chunk after chunk; what one teaches is carried to the next."""
     generator = torch.Generator().manual_seed(seed)
-    trained, calibration, samples = SCHEDULES[form.schedule], Calibration(), []
+    trained, samples = SCHEDULES[form.schedule], []
     steps = trained.num_steps if sampler == "ddim" else None
     config = SamplerConfig(
         sampler, form.draft, form.calls, form.window, steps, form.eta,
         use_clipped_model_output=sampler == "ddim",
     )  # fmt: skip
-    network = MIXTURE.network(trained)
-    engine = make_engine("eager", network, config.schedule(trained), (DIM,), kernels=form.kernels)
+    made = Sampler(MIXTURE.network(trained), trained, (DIM,), config, kernels=form.kernels)
     for _ in range(chains // CHUNK):
-        noise = draw_noise(streams(generator, CHUNK), trained.num_steps, engine.like)
-        sample, stats = sampling.draw(config, engine, noise, None, calibration)
+        sample, stats = made.draw(made.noise(streams(generator, CHUNK)))
         assert int(stats.calls.max()) <= trained.num_steps
         samples.append(sample)
-    return torch.cat(samples), calibration
+    return torch.cat(samples), made.calibration
 
 
 @functools.cache
@@ -134,8 +132,8 @@ def peeking_draft(strength: float) -> Callable[..., tuple[Tensor, Tensor]]:
     schedule = SCHEDULES["plain"]
     deviation = torch.nn.functional.pad(schedule.sigma / schedule.a, (0, 40)).float().unsqueeze(1)
 
-    def peek(chains, denoiser, kind, width):  # type: ignore[no-untyped-def]
-        _, drafts = propose(chains, denoiser, kind, width)
+    def peek(chains, denoiser, form, width):  # type: ignore[no-untyped-def]
+        _, drafts = propose(chains, denoiser, form, width)
         steps = chains.steps(width)
         noise = chains.take(chains.noise, chains.rows(steps), width)
         drafts = drafts - strength * deviation[steps] * noise
@@ -161,18 +159,17 @@ def redraw(noise: Tensor, delta: Tensor) -> Tensor:
 
 
 CONTROLS = {
-    "a draft that peeks at the step's noise": ("propose", peeking_draft(0.02)),
-    "the next step's memory as draft": ("propose", next_steps_memory),
-    "accepting always": ("accepts", always),
-    "redrawing on rejection": ("reflect", redraw),
-    "keeping the noise on rejection": ("reflect", lambda noise, delta: noise),
+    "a draft that peeks at the step's noise": (kernels, "propose", peeking_draft(0.02)),
+    "the next step's memory as draft": (kernels, "propose", next_steps_memory),
+    "accepting always": (asd, "accepts", always),
+    "redrawing on rejection": (asd, "reflect", redraw),
+    "keeping the noise on rejection": (asd, "reflect", lambda noise, delta: noise),
 }
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_broken_sampler_is_rejected(control: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, broken = CONTROLS[control]
-    monkeypatch.setattr(asd, name, broken)
+    monkeypatch.setattr(*CONTROLS[control])
     torch.manual_seed(0)  # for the control that redraws
     p = corrected_p(Form(kernels="torch"), 0)
     print(f"corrected p = {p:.2e}")

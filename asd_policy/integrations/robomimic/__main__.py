@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from asd_policy.errors import AsdPolicyError, OutputExistsError, say_to_user
+from asd_policy.errors import AsdPolicyError, InputError, OutputExistsError, say_to_user
 from asd_policy.samplers.config import SamplerConfig
 
 SCRIPTS = {
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run_trained_agent(words)
         else:
             _run(words)
-    except (AsdPolicyError, ValueError, ModuleNotFoundError) as error:
+    except (AsdPolicyError, ModuleNotFoundError) as error:
         return say_to_user(error, f"robomimic's {words[0]}")
     return 0
 
@@ -80,7 +80,7 @@ def _run_trained_agent(words: Sequence[str]) -> None:
     if "sampler" in sampler:
         SamplerConfig.named(**sampler)  # refused before anything is loaded
     elif sampler:
-        raise ValueError(f"--{' and --'.join(sampler)} are options of --sampler NAME; got none")
+        raise InputError(f"--{' and --'.join(sampler)} are options of --sampler NAME; got none")
     with _recorded(sampler, recording):
         _run([words[0], *rest])
     recording.save()

@@ -19,19 +19,22 @@ from robomimic.algo import PolicyAlgo, register_algo_factory_func
 from robomimic.models.obs_nets import ObservationGroupEncoder
 from torch import Tensor, nn
 
-from asd_policy.errors import CheckpointError, DatasetError
+from asd_policy.errors import CheckpointError, DatasetError, InputError
 from asd_policy.integrations.robomimic.actions import fitted_statistics
-from asd_policy.integrations.robomimic.rollout import chunk_sampler, encode, rollout_networks
+from asd_policy.integrations.robomimic.source import chunk_sampler, encode, rollout_networks
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
+    GROUPS,
     NETWORK_PREFIX,
     architecture,
     ddim_steps,
+    groups_in,
+    groups_of,
     trained_schedule,
 )
 from asd_policy.networks.unet1d import ConditionalUnet1D
 from asd_policy.policy.checkpoint import difference_table
-from asd_policy.policy.chunks import ChunkSampler
+from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.training.ema import EMA
 
@@ -42,7 +45,7 @@ CHANNELS_PER_GROUP = 16
 def algorithm_class(algo_config: Any) -> tuple[type[PolicyAlgo], dict[str, Any]]:
     """The class that a configuration asks for, and further arguments of it."""
     if not algo_config.unet.enabled:
-        raise ValueError("diffusion_policy: only the U-Net exists; expected algo.unet.enabled true")
+        raise InputError("diffusion_policy: only the U-Net exists; expected algo.unet.enabled true")
     return DiffusionPolicyUNet, {}
 
 
@@ -82,7 +85,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
         self.action_normalization_stats: Any = None
         self._knows_statistics = False
         self._queue: deque[Tensor] = deque()
-        self._sampler: ChunkSampler | None = None
+        self._sampler: Sampler | None = None
 
     def _set_networks(self, encoder: nn.Module, network: nn.Module) -> None:
         parts = nn.ModuleDict({"obs_encoder": encoder, "noise_pred_net": network})
@@ -98,7 +101,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
         rate = self.optim_params["policy"]["learning_rate"]
         kind = rate["scheduler_type"]
         if kind not in ("cosine", "constant", "linear", "multistep"):
-            raise ValueError(
+            raise InputError(
                 "algo.optim_params.policy.learning_rate.scheduler_type: expected cosine, constant, "
                 f"linear or multistep, got {kind!r}"
             )
@@ -140,7 +143,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
         worst = float(actions.abs().max())
         if not worst <= 1:
             raise DatasetError(
-                f"diffusion_policy needs actions in [−1, 1], found {worst:.4g}; "
+                f"diffusion_policy needs actions in [−1, 1], found {worst:.9g}; "
                 'train.action_config.actions.normalization "min_max" scales them'
             )
         time = self._horizon("observation")
@@ -234,20 +237,22 @@ class DiffusionPolicyUNet(PolicyAlgo):
             value = obs_dict[key]
             frames[key] = value[:, None] if value.ndim == len(shape) + 1 else value
         if len(next(iter(frames.values()))) != 1:
-            raise ValueError("get_action() is for one environment; accelerate() takes batches")
+            raise InputError("get_action() is for one environment; accelerate() takes batches")
         nets, _ = rollout_networks(self)
         if self._sampler is None:
             steps = ddim_steps(self.algo_config)
             config = SamplerConfig("ddpm") if steps is None else SamplerConfig("ddim", steps=steps)
             self._sampler = chunk_sampler(self, config)
-        seed = int(torch.randint(2**63 - 1, ()))
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         generator = torch.Generator(self.device).manual_seed(seed)
-        chunks, _ = self._sampler.draw(encode(nets["obs_encoder"], frames), [generator])
+        noise = self._sampler.noise([generator])
+        chunks, _ = self._sampler.draw(noise, encode(nets["obs_encoder"], frames))
         first = self._horizon("observation") - 1
         return chunks[0, first : first + self._horizon("action")].clone()
 
     def serialize(self) -> dict[str, Any]:
-        """Weights, averages, optimizers and schedulers, in the layout of 0.5."""
+        """Weights, averages, optimizers and schedulers, in the layout of 0.5; and the number of
+        groups, which 0.5 takes for 8."""
         schedulers = {
             name: None if value is None else value.state_dict()
             for name, value in self.lr_schedulers.items()
@@ -256,6 +261,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
             "nets": self.nets.state_dict(),
             "optimizers": {name: value.state_dict() for name, value in self.optimizers.items()},
             "lr_schedulers": schedulers,
+            GROUPS: groups_in(self.nets["policy"]["noise_pred_net"]),
             "ema": None if self.ema is None else self.ema.network.state_dict(),
         }
 
@@ -265,7 +271,7 @@ class DiffusionPolicyUNet(PolicyAlgo):
         Raises:
             CheckpointError: weights that do not fit, in one table.
         """
-        self._fit_network(model_dict["nets"])
+        self._fit_network(model_dict)
         _load(self.nets, model_dict["nets"])
         if self.ema is not None:
             # Without averages, the weights themselves are the best estimate of them.
@@ -278,15 +284,15 @@ class DiffusionPolicyUNet(PolicyAlgo):
                     self.lr_schedulers[name].load_state_dict(state)
         self.reset()
 
-    def _fit_network(self, weights: dict[str, Tensor]) -> None:
+    def _fit_network(self, model: dict[str, Any]) -> None:
         """Rebuild the network where the weights are of another size than ``algo.unet`` says."""
+        weights = model["nets"]
         start = len(NETWORK_PREFIX)
         own = {k[start:]: v for k, v in weights.items() if k.startswith(NETWORK_PREFIX)}
         network = self.nets["policy"]["noise_pred_net"]
-        groups = int(self.algo_config.unet.n_groups)
-        sizes = architecture(own, groups)
+        sizes = architecture(own, groups_of(model, self.algo_config, own))
         ends = sizes["input_dim"], sizes["global_cond_dim"]
-        same = sizes == architecture(network.state_dict(), groups)
+        same = sizes == architecture(network.state_dict(), groups_in(network))
         if not same and ends == (self.ac_dim, self.condition_dim):
             self._set_networks(self.nets["policy"]["obs_encoder"], ConditionalUnet1D(**sizes))
             self._create_optimizers()

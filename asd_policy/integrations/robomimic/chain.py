@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from asd_policy.errors import CheckpointError
-from asd_policy.integrations.robomimic_format import ddim_steps
+from torch import nn
+
+from asd_policy.errors import CheckpointError, InputError
+from asd_policy.integrations.robomimic_format import check_finite, ddim_steps
+from asd_policy.networks import ConditionalUnet1D, OthersUnet1D
+from asd_policy.networks.layers import is_plain
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import Schedule
 
@@ -18,10 +22,25 @@ def check_algorithm(algo: Any) -> None:
     )
     if not {"obs_encoder", "noise_pred_net"} <= set(parts) or "horizon" not in algo.algo_config:
         name = getattr(getattr(algo, "global_config", None), "algo_name", "unknown")
-        raise ValueError(
+        raise InputError(
             f"expected a policy of the algorithm 'diffusion_policy' (a UNet), got a "
             f"{type(algo).__name__} of the algorithm {name!r}: only diffusion has steps to save"
         )
+
+
+def as_unet(network: nn.Module) -> nn.Module:
+    """The algorithm's network as samplers call it: itself, not a copy.
+
+    Raises:
+        CheckpointError: it is no ``ConditionalUnet1D``, or its weights are not finite.
+    """
+    check_finite(network.state_dict())
+    if isinstance(network, ConditionalUnet1D) and is_plain(network, ConditionalUnet1D):
+        return network
+    try:
+        return OthersUnet1D(network)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def for_chain(config: SamplerConfig, algo_config: Any) -> SamplerConfig:
@@ -39,8 +58,8 @@ def for_chain(config: SamplerConfig, algo_config: Any) -> SamplerConfig:
     raise CheckpointError(
         f"this checkpoint is configured for DDIM ({steps} steps, eta=0), whose steps have no noise "
         f"that could be coupled: it cannot be accelerated exactly. Either steps={trained} with "
-        f"sampler={config.name!r}, which samples the DDPM that the network was trained for "
-        f"(another law of actions than DDIM's), or sampler='ddim', which keeps its DDIM"
+        f"sampler={config.name!r}, which samples the DDPM that the network was trained for (a "
+        f"different distribution of actions than DDIM's), or sampler='ddim', which keeps its DDIM"
     )
 
 
@@ -51,7 +70,10 @@ def describe(schedule: Schedule, algo_config: Any) -> str:
     if schedule.config.eta is not None:
         return text
     if ddim_steps(algo_config) is not None:
-        return f"{text}; the checkpoint is configured for DDIM, whose law of actions is another"
+        return (
+            f"{text}; the checkpoint is configured for DDIM, whose distribution of actions is "
+            "different"
+        )
     if schedule.num_steps < schedule.config.num_steps:
         text += (
             f"; robomimic's own chain is another: diffusers 0.11.1, its pin, goes from t to t-1 "

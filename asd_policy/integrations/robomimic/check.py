@@ -27,7 +27,6 @@ from asd_policy.integrations.robomimic.small_policies import (
     make_file,
     observations,
 )
-from asd_policy.samplers.result import draw_noise
 
 OK, DIFFERS, NONE = "ok", "DIFFERS", "-"
 TOLERANCE = 1e-4
@@ -214,8 +213,7 @@ def same_noise(ours: AcceleratedPolicy, seeds: Sequence[int]) -> Iterator[None]:
     """
     chunks = ours.chunks
     device = chunks.engine.like.device
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    noise = draw_noise(generators, chunks.schedule.num_steps, chunks.engine.like)
+    noise = chunks.noise([torch.Generator(device).manual_seed(seed) for seed in seeds])
     shape = len(seeds), *chunks.shape
     queue = iter([noise.initial, *noise.steps.unbind(1)])
     randn, randint = torch.randn, torch.randint
@@ -226,7 +224,7 @@ def same_noise(ours: AcceleratedPolicy, seeds: Sequence[int]) -> Iterator[None]:
     if VERSION >= (0, 5):
         torch.randn = drawn
     else:
-        torch.randint = lambda *args, **kwargs: torch.tensor(seeds[0])  # type: ignore[assignment]
+        torch.randint = lambda *args, **kwargs: torch.tensor(seeds[0], device="cpu")  # type: ignore[assignment]
     try:
         yield
     finally:

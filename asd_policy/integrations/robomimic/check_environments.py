@@ -67,8 +67,8 @@ def _order(task: Task) -> tuple[str, str]:
 def _seeds(task: Task) -> tuple[str, str]:
     if not _simulator():
         return _NO_SIMULATOR
+    from asd_policy.data.scenes import scene_digest
     from asd_policy.envs.simulator import environment_arguments
-    from asd_policy.integrations.robomimic.record import scene_digest
 
     one, other = (_make(environment_arguments(task)) for _ in range(2))
     _reset(other, SEED + 7)  # what happened before does not matter

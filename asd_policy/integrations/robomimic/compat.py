@@ -24,8 +24,11 @@ from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic_environment import ROBOSUITE, migrated
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
+    GROUPS,
     NETWORK_PREFIX,
     architecture,
+    groups_in,
+    groups_of,
     offset_and_scale,
     with_training_length,
 )
@@ -224,31 +227,42 @@ def accept_wrapped_environments() -> None:
 
 def fit_networks(algorithm: Any) -> None:
     """robomimic 0.5 builds networks of its default sizes, whatever a configuration says; where the
-    weights that are loaded are of another size, the network is built as they are.
+    weights that are loaded are of another size, the network is built as they are. What it saves
+    tells the number of groups, which weights do not.
 
     Exported policies are smaller than the default.
     """
 
     def fitting(deserialize: Any) -> Any:
         def wrapped(self: Any, model_dict: Any, *args: Any, **kwargs: Any) -> Any:
-            _fit_network(self, model_dict["nets"])
+            _fit_network(self, model_dict)
             return deserialize(self, model_dict, *args, **kwargs)
 
         return wrapped
 
+    def telling(serialize: Any) -> Any:
+        def wrapped(self: Any) -> Any:
+            network = self.nets["policy"]["noise_pred_net"]
+            return {**serialize(self), GROUPS: groups_in(network)}
+
+        return wrapped
+
     replace(algorithm, "deserialize", fitting)
+    replace(algorithm, "serialize", telling)
 
 
-def _fit_network(algo: Any, weights: Mapping[str, Any]) -> None:
+def _fit_network(algo: Any, model: Mapping[str, Any]) -> None:
     start = len(NETWORK_PREFIX)
-    own = {k[start:]: v for k, v in weights.items() if k.startswith(NETWORK_PREFIX)}
+    own = {k[start:]: v for k, v in model["nets"].items() if k.startswith(NETWORK_PREFIX)}
     network = algo.nets["policy"]["noise_pred_net"]
-    groups = int(algo.algo_config.unet.n_groups)
-    sizes, built = architecture(own, groups), architecture(network.state_dict(), groups)
-    ends = ("input_dim", "global_cond_dim")
+    groups = groups_of(model, algo.algo_config, own)
+    sizes = architecture(own, groups)
+    built = architecture(network.state_dict(), groups_in(network))
+    ends = ("input_dim", "global_cond_dim", "cond_predict_scale")
     if sizes == built or any(sizes[end] != built[end] for end in ends):
         return  # as it is, or robomimic's own message says what does not fit
-    made = type(network)(**sizes)
+    known = inspect.signature(type(network)).parameters
+    made = type(network)(**{name: value for name, value in sizes.items() if name in known})
     made.final_conv[0].block[1].num_groups = groups  # its last block has 8, whatever is asked for
     algo.nets["policy"]["noise_pred_net"] = made.float().to(algo.device)
     if algo.ema is not None:

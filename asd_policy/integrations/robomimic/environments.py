@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.envs.simulator import compose_observation, read_observables
+from asd_policy.envs.simulator import compose_observation, read_observables, refuse_copies
 from asd_policy.envs.tasks import TASKS, Task
 
 
@@ -21,6 +21,7 @@ def adapt(env: Any, published_layout: bool, read_anew: bool) -> None:
     if read_anew or published_layout:
         _read_anew(env, tasks.get(env.name) if published_layout else None)
     _seed_from_numpy(env)
+    refuse_copies(env.env)
 
 
 def _read_anew(env: Any, task: Task | None) -> None:

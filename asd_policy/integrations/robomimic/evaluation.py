@@ -11,18 +11,15 @@ import numpy as np
 import torch
 
 from asd_policy.errors import CheckpointError
-from asd_policy.integrations.robomimic.rollout import (
-    AcceleratedPolicy,
-    accelerate,
-    rollout_networks,
-)
+from asd_policy.integrations.robomimic.rollout import AcceleratedPolicy, accelerate
+from asd_policy.integrations.robomimic.source import RobomimicSource, rollout_networks
 from asd_policy.integrations.robomimic_checkpoint import RobomimicCheckpoint
 from asd_policy.policy.checkpoint import difference_table
-from asd_policy.policy.draws import ChunkStats
+from asd_policy.policy.horizon import RecedingHorizon
 from asd_policy.samplers.config import SamplerConfig
 
 
-class ImagePolicy:
+class ImagePolicy(RecedingHorizon):
     """An :class:`AcceleratedPolicy` with the evaluator's calls, for many environments at once.
 
     Observations are those of this package's environments: low-dimensional keys (B, dim), and
@@ -37,55 +34,53 @@ class ImagePolicy:
         CheckpointError: observations other than low-dimensional ones and pictures in colour.
     """
 
+    source: RobomimicSource
+
     def __init__(
         self, file: RobomimicCheckpoint, sampler: SamplerConfig, place: Mapping[str, Any]
     ) -> None:
         options = dict(place)
         threads = options.pop("threads", None)
         self.device = torch.device(options.pop("device"))
-        self.pictures = _pictures(file)
+        pictures = _pictures(file)
         self.policy = _load(file, sampler, self.device, options)
-        self.policy.chunks.threads = threads or self.policy.chunks.threads
-        self.action_dim = self.policy.chunks.shape[1]
+        super().__init__(self.policy.source)
+        self.source.pictures = pictures
+        self.sampler = self.source.sampler
+        self.sampler.threads = threads or self.sampler.threads
+        self.action_dim = self.sampler.shape[1]
         self.card: dict[str, Any] = {"env_metadata": file.content["env_metadata"]}
 
     @property
     def observation_keys(self) -> dict[str, int]:
         """Key → how many numbers it has."""
-        return {key: int(np.prod(shape)) for key, shape in self.policy.shapes.items()}
+        return {key: int(np.prod(shape)) for key, shape in self.source.shapes.items()}
 
     @property
     def engine(self) -> Any:
-        return self.policy.chunks.engine
+        return self.sampler.engine
 
     @property
     def schedule(self) -> Any:
-        return self.policy.chunks.schedule
+        return self.sampler.schedule
 
     @property
     def threads(self) -> int:
-        return self.policy.chunks.threads
+        assert self.sampler.threads is not None
+        return self.sampler.threads
 
     @property
     def window(self) -> int | None:
-        return self.policy.chunks.window
+        return self.sampler.window
 
     def measure(self) -> None:
         """Time the network on this machine again, for ``window="auto"``."""
-        self.policy.chunks.measure()
-
-    @property
-    def horizons(self) -> tuple[int, ...]:
-        return self.policy.horizons
+        self.sampler.measure()
 
     @property
     def parameters(self) -> int:
         """Of the network and the encoder."""
         return sum(p.numel() for p in rollout_networks(self.policy.policy)[0].parameters())
-
-    @property
-    def last_chunks(self) -> list[ChunkStats | None]:
-        return self.policy.last_chunks
 
     def check_observation_space(self, keys: Mapping[str, int]) -> None:
         """Raise a CheckpointError with one table unless the low-dimensional keys are there."""
@@ -94,32 +89,23 @@ class ImagePolicy:
         if table:
             raise CheckpointError(f"the policy was made for other observations:\n{table}")
 
-    def reset(self, seeds: Sequence[int]) -> None:
+    def reset(self, seeds: int | Sequence[int | None] | None = None) -> None:
         """Start len(seeds) episodes, each with its own random stream."""
-        self.policy.start_episode(seeds=list(seeds))
-        self.policy.chunks.expect(len(seeds))
+        self.policy.start_episode()
+        super().reset(seeds)
+        self.sampler.expect(len(self.environments))
 
-    def reset_env(self, index: int, seed: int) -> None:
-        """Start an episode in one of them."""
-        self.policy.reset_env(index, seed)
-
-    def queued(self, index: int) -> int:
-        """Actions that one of them can take before the next chunk must be drawn."""
-        return self.policy.queued(index)
-
-    def coming(self, index: int) -> list[np.ndarray]:
-        """The queued actions of one of them, the next one first."""
-        return self.policy.coming(index)
-
-    def act_batch(self, observations: Mapping[str, Any], indices: Sequence[int]) -> np.ndarray:
-        """Actions (B, action_dim) of the environments ``indices``, one row each."""
+    def observe(
+        self, observations: Mapping[str, Any], indices: Sequence[int] | None = None
+    ) -> None:
+        """Take in one observation of each environment, and draw nothing."""
         rows = {
             key: value
-            if self.policy.takes_raw_pictures or key not in self.pictures
+            if self.source.takes_raw_pictures or key not in self.pictures
             else _as_robomimic_03(value)
             for key, value in observations.items()
         }
-        return self.policy(rows, batched_ob=True, indices=indices)
+        super().observe(rows, indices)
 
 
 def _pictures(file: RobomimicCheckpoint) -> dict[str, tuple[int, int]]:

@@ -51,9 +51,9 @@ def _load(agent: str | None) -> AcceleratedPolicy:
 
 def _observations(policy: AcceleratedPolicy) -> list[dict[str, np.ndarray]]:
     """Stacked frames as an environment gives them, one of each control step of a chunk."""
-    rng = np.random.default_rng(0)
+    rng, shapes = np.random.default_rng(0), policy.source.shapes
     return [
-        {key: rng.normal(size=(policy.horizons[0], *shape)) for key, shape in policy.shapes.items()}
+        {key: rng.normal(size=(policy.horizons[0], *shape)) for key, shape in shapes.items()}
         for _ in range(policy.horizons[1])
     ]
 
@@ -73,9 +73,9 @@ def measure(
 
         return call
 
-    draw, encode = policy.chunks.draw, policy.encode
+    source, draw, encode = policy.source, policy.chunks.draw, policy.source.encode
     policy.chunks.draw = timed("sampler", draw)  # type: ignore[method-assign]
-    policy.encode = timed("encoder", encode)  # type: ignore[method-assign]
+    source.encode = timed("encoder", encode)  # type: ignore[method-assign]
     policy.start_episode(seeds=0)
     rows = []
     try:
@@ -88,7 +88,7 @@ def measure(
             spent["wrapper"] = whole - spent["sampler"] - spent["encoder"]
             rows.append([spent[name] for name in PARTS])
     finally:
-        policy.chunks.draw, policy.encode = draw, encode  # type: ignore[method-assign]
+        policy.chunks.draw, source.encode = draw, encode  # type: ignore[method-assign]
     return np.array(rows[2:])
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import numpy as np
 import torch
 from robomimic.envs.wrappers import EnvWrapper
 
+from asd_policy.data.scenes import scene_digest
 from asd_policy.integrations.robomimic_format import RECORDING_VERSION
-
-NOT_SCENE = ("actions", "timesteps")  # what 0.5 adds to each observation
 
 
 @dataclass
@@ -31,20 +29,6 @@ class Episode:
     policy_s: float = 0.0
     simulation_s: float = 0.0
     calls: list[int] = field(default_factory=list)
-
-
-def scene_digest(observation: Mapping[str, Any]) -> str:
-    """SHA-256 of an observation's vectors; not of pictures, which a graphics driver may change.
-
-    Rounded to six decimals, since processors differ in the last bits of a float.
-    """
-    digest = hashlib.sha256()
-    for key in sorted(observation.keys() - set(NOT_SCENE)):
-        value = np.asarray(observation[key])
-        if value.ndim <= 2:
-            digest.update(f"{key} {value.shape}\n".encode())
-            digest.update((np.round(value.astype(np.float64), 6) + 0.0).tobytes())
-    return digest.hexdigest()
 
 
 class Recording:

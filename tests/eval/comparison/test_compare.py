@@ -113,7 +113,8 @@ def test_two_runs_with_other_seeds(run, make, tmp_path):
     assert status == 2
     (found,) = json.loads((tmp_path / "c").read_text())["comparisons"]
     assert found["seeds"] == {
-        "common": 5, "first": 100_003, "last": 100_007, "left_out_of_a": 3, "left_out_of_b": 5,
+        "common": 5, "same_scene": 5, "first": 100_003, "last": 100_007,
+        "left_out_of_a": 3, "left_out_of_b": 5,
     }  # fmt: skip
     assert (
         "Left out, because the other has not done their seeds: 3 of asd in A, 5 of ddpm in B"
@@ -199,3 +200,32 @@ def test_a_run_without_an_episode(refused, make):
     refused(r"error: .*a has no finished episode of asd", "compare", a)
     (a / "episodes.jsonl").unlink()
     refused(r"error: .*a holds no episodes: episodes.jsonl: No such file", "compare", a)
+
+
+def test_unequal_scenes_are_not_called_the_same(run, refused, make):
+    """Each episode keeps a digest of its first observation, and pairs are checked by it."""
+    one, other = make("one"), make("other")
+    lines = [json.loads(line) for line in (one / "episodes.jsonl").read_text().splitlines()]
+    scenes = {(line["seed"], line["scene"]) for line in lines}
+    assert len(scenes) == 6, "one for each seed, whatever the sampler"
+    assert len({scene for _, scene in scenes}) == 6
+    _, output, _ = run("compare", one, other, "--json", one / "found.json")
+    assert "EQUIVALENT" in output or "COULD NOT TELL" in output
+    assert "is not known" not in output
+    found = json.loads((one / "found.json").read_text())
+    assert [c["seeds"]["same_scene"] for c in found["comparisons"]] == [6, 6]
+    rewrite(other, lambda e: replace(e, scene=None) if e.sampler == "asd" else e)
+    _, output, _ = run("compare", one, other)
+    assert output.count("Whether 6 of these seeds began with the same scene in both is not") == 1
+    rewrite(other, lambda e: replace(e, scene="f" * 64))
+    refused("6 of 6 common seeds began with different scenes", "compare", one, other)
+
+
+def test_episodes_of_older_versions_are_read(make):
+    line = json.loads((make("run", episodes=1) / "episodes.jsonl").read_text().splitlines()[0])
+    assert Episode.from_line(json.dumps(line)).scene == line["scene"]
+    del line["scene"]
+    assert Episode.from_line(json.dumps(line)).scene is None
+    del line["restarts"]
+    with pytest.raises(ValueError, match="restarts: Field required"):
+        Episode.from_line(json.dumps(line))

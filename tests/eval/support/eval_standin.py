@@ -62,6 +62,7 @@ class PushPolicy:
     """Chunks of pushes; one queue and one random stream for each environment."""
 
     observation_keys: Mapping[str, int] = {"place": 1}
+    pictures: Mapping[str, tuple[int, int]] = {}
     horizons = (1, CHUNK, CHUNK + TAIL)
 
     def __init__(self, sampler: str, window: object = "auto"):

@@ -10,10 +10,10 @@ import torch
 
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout import Setup
-from asd_policy.eval.setup import load_policy
+from asd_policy.eval.setup import open_policies
 from asd_policy.eval.slots import LocalSlot
 from asd_policy.policy import save_checkpoint
-from asd_policy.samplers.calibration import Calibration
+from asd_policy.samplers.calibration import Learned
 from reference.tiny import KEYS, tiny_checkpoint
 
 PLACE = {"device": "cpu", "engine": "auto", "precision": "fp32", "compile": False}
@@ -43,7 +43,7 @@ class Drift:
 
 def make_checkpoint(folder: Path) -> Path:
     """A policy of 12 steps, whose card holds a calibration for ASD."""
-    made, known = tiny_checkpoint(num_steps=12), Calibration()
+    made, known = tiny_checkpoint(num_steps=12), Learned()
     known.chunks, known._cross, known._square = 4, np.linspace(0, 1, 12), np.ones(12)
     known._accepted, known._decided = np.full(12, 90.0), np.full(12, 100.0)
     made.card["calibration"] = known.to_dict()
@@ -51,9 +51,8 @@ def make_checkpoint(folder: Path) -> Path:
 
 
 def prepare(parts: Parts, checkpoint: Path) -> Setup:
-    policies = {
-        name: load_policy(checkpoint, PLACE, settings) for name, settings in parts.samplers.items()
-    }
+    make = open_policies(checkpoint, PLACE)
+    policies = {name: make(settings) for name, settings in parts.samplers.items()}
     policy = next(iter(policies.values()))
     return Setup(
         policies=policies,

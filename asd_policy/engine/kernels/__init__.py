@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor, float32, float64  # not torch, which is a module here
 
-from asd_policy.engine import native, triton_kernels
-from asd_policy.samplers.asd import Kernels
+from asd_policy.engine.kernels import native, triton
+from asd_policy.engine.kernels import torch as reference
+from asd_policy.errors import InputError
+from asd_policy.samplers.kernels import Kernels
 from asd_policy.schedule import check_choice
 
 KERNELS = ("auto", "torch", "native", "triton")
 
 
-def choose_kernels(name: str, like: torch.Tensor) -> str:
+def choose_kernels(name: str, like: Tensor) -> str:
     """What "auto" means for tensors like this one: "native" on a CPU, "triton" on CUDA, or "torch".
 
     Raises:
@@ -21,33 +23,29 @@ def choose_kernels(name: str, like: torch.Tensor) -> str:
     missing = {
         "torch": None,
         "native": _without_native(like),
-        "triton": _unsuited(like, "cuda") or triton_kernels.available(),
+        "triton": _unsuited(like, "cuda") or triton.available(),
     }
     if name == "auto":
         return next(kind for kind in ("triton", "native", "torch") if not missing[kind])
     if missing[name]:
-        raise ValueError(f"{name} kernels cannot be used: {missing[name]}")
+        raise InputError(f"{name} kernels cannot be used: {missing[name]}")
     return name
 
 
 def make_kernels(name: str) -> Kernels:
     """Kernels of a name from :func:`choose_kernels`."""
-    kinds = {
-        "torch": Kernels,
-        "native": native.NativeKernels,
-        "triton": triton_kernels.TritonKernels,
-    }
-    return kinds[name]()
+    kinds: dict[str, Kernels] = {"torch": reference, "native": native, "triton": triton}
+    return kinds[name]
 
 
-def _without_native(like: torch.Tensor) -> str | None:
+def _without_native(like: Tensor) -> str | None:
     if not native.available():
         return "the extension was not built (installation builds it where there is a C compiler)"
     return _unsuited(like, "cpu")
 
 
-def _unsuited(like: torch.Tensor, device: str) -> str | None:
-    if like.device.type == device and like.dtype in (torch.float32, torch.float64):
+def _unsuited(like: Tensor, device: str) -> str | None:
+    if like.device.type == device and like.dtype in (float32, float64):
         return None
     kind = f"{like.dtype} on {like.device.type}".removeprefix("torch.")
     return f"they need float32 or float64 on {device}, got {kind}"

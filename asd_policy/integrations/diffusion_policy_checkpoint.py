@@ -1,0 +1,243 @@
+"""diffusion_policy's checkpoints (Chi et al., 2023), ``.ckpt``, read without running them.
+
+Needs none of its packages. Such a file is a pickle of weights, of a configuration (omegaconf) and
+of a few pickles within it; the classes that the configuration is made of are replaced by empty ones
+that only hold what is in them, the inner pickles stay bytes, and everything else is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.errors import CheckpointError
+from asd_policy.integrations.diffusion_policy_config import Settings
+from asd_policy.integrations.plain_files import allowed, check_archive, refused
+from asd_policy.integrations.robomimic_format import architecture, network_from_weights
+from asd_policy.policy.checkpoint import Checkpoint
+from asd_policy.policy.config import PolicyConfig
+from asd_policy.policy.normalizer import Normalizer
+from asd_policy.schedule import Schedule
+
+SUFFIX = ".ckpt"
+_NETWORK, _NORMALIZER = "model.", "normalizer.params_dict."
+_POLICY = "diffusion_policy.policy.diffusion_unet_lowdim_policy.DiffusionUnetLowdimPolicy"
+_LAST_GROUPS = 8  # of the network's last block, whatever n_groups says
+_SIZES = ("down_dims", "kernel_size", "n_groups", "cond_predict_scale", "final_n_groups")
+_PLAIN_TYPES = {t.__name__: t for t in (dict, list, tuple, set, int, float, str, bool, bytes)}
+
+
+def _named(thing: Any, module: str, name: str) -> Any:
+    thing.__module__, thing.__qualname__, thing.__name__ = module, name, name
+    return thing
+
+
+def _stand_in(module: str, name: str) -> Any:
+    """A class that holds what a file puts into it, under the name that the file calls it by."""
+    return _named(type(name, (), {}), module, name)
+
+
+def _load_type(name: str) -> type:
+    """dill's way to name a type: the plain ones only."""
+    if name not in _PLAIN_TYPES:
+        raise pickle.UnpicklingError(f"it holds the type {name!r}")
+    return _PLAIN_TYPES[name]
+
+
+def _dictionary(*factory: Any) -> dict[Any, Any]:
+    """In place of a defaultdict, which PyTorch's reader does not fill."""
+    return {}
+
+
+_DICT = _stand_in("omegaconf.dictconfig", "DictConfig")
+_LIST = _stand_in("omegaconf.listconfig", "ListConfig")
+_VALUE = _stand_in("omegaconf.nodes", "AnyNode")
+# All that their `save_checkpoint` writes besides weights and plain values.
+_ALLOWED = [
+    _DICT,
+    _LIST,
+    _VALUE,
+    _stand_in("omegaconf.base", "ContainerMetadata"),
+    _stand_in("omegaconf.base", "Metadata"),
+    _stand_in("typing", "Any"),
+    _named(_load_type, "dill._dill", "_load_type"),
+    _named(_dictionary, "collections", "defaultdict"),
+]
+
+
+@dataclass(frozen=True)
+class DiffusionPolicyCheckpoint:
+    """A file, understood.
+
+    Attributes:
+        path: where it was. settings: its configuration.
+        weights: of the policy that acts: ``ema_model`` where it was trained with averages.
+        uses_ema: whether they are averages.
+    """
+
+    path: Path
+    settings: Settings
+    weights: Mapping[str, Tensor]
+    uses_ema: bool
+
+
+def read_checkpoint(path: str | Path) -> DiffusionPolicyCheckpoint:
+    """Read a ``.ckpt`` file.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, one that holds more than their
+            ``save_checkpoint`` writes, or something else's.
+    """
+    path = Path(path)
+    check_archive(path)
+    try:
+        with allowed(_ALLOWED):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} was not opened: expected what diffusion_policy's save_checkpoint writes "
+            "(weights, configuration, plain values), got more, or a damaged file "
+            f"({refused(error)})"
+        ) from error
+    except Exception as error:  # a damaged file may make the reader raise anything
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if not isinstance(content, dict) or not {"cfg", "state_dicts"} <= content.keys():
+        raise CheckpointError(f"{path} is no checkpoint of diffusion_policy: no cfg, state_dicts")
+    tree = _tree(content["cfg"])
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: expected a configuration, got {type(content['cfg'])}")
+    settings = Settings(tree)
+    uses_ema = bool(settings.get("training.use_ema", False))
+    weights = content["state_dicts"].get("ema_model" if uses_ema else "model")
+    if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
+        kind = "averaged (ema_model)" if uses_ema else "trained (model)"
+        raise CheckpointError(f"{path} holds no {kind} weights, which its configuration names")
+    return DiffusionPolicyCheckpoint(path, settings, dict(weights), uses_ema)
+
+
+def _tree(node: Any) -> Any:
+    """What the configuration's nodes hold, as dictionaries, lists and plain values."""
+    if isinstance(node, (_DICT, _LIST)):
+        return _tree(vars(node).get("_content"))
+    if isinstance(node, _VALUE):
+        return vars(node).get("_val")
+    if isinstance(node, dict):
+        return {key: _tree(value) for key, value in node.items()}
+    return [_tree(value) for value in node] if isinstance(node, list) else node
+
+
+def to_checkpoint(file: DiffusionPolicyCheckpoint) -> Checkpoint:
+    """A low-dimensional U-Net policy with a global condition, as a checkpoint of this package.
+
+    Raises:
+        CheckpointError: another policy, a chunk that begins or ends otherwise than here, or weights
+            that do not fit.
+    """
+    try:
+        _check_kind(file)
+        weights = {
+            k.removeprefix(_NETWORK): v for k, v in file.weights.items() if k.startswith(_NETWORK)
+        }
+        get = file.settings.get
+        groups = int(get("policy.model.n_groups", 8))
+        last = None if groups == _LAST_GROUPS else _LAST_GROUPS
+        network = network_from_weights(weights, groups, last)
+        sizes = architecture(weights, groups, last)
+        config = PolicyConfig(
+            {"obs": int(get("policy.obs_dim"))},
+            int(get("policy.action_dim")),
+            int(get("policy.n_obs_steps")),
+            int(get("policy.n_action_steps")),
+            int(get("policy.horizon")),
+            step_embed_dim=sizes["diffusion_step_embed_dim"],
+            **{name: sizes[name] for name in _SIZES},
+        )
+        _check_sizes(config, sizes)
+        schedule = trained_schedule(file.settings)
+        normalizers = [_normalizer(file, key) for key in ("obs", "action")]
+    except (CheckpointError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
+    card = {
+        "converted_from": "diffusion_policy",
+        "uses_ema": file.uses_ema,
+        "task_name": file.settings.get("task_name"),
+    }
+    if _scheduler(file.settings) == "DDIMScheduler":
+        card["note"] = (
+            "diffusion_policy samples it by DDIM; here it is the DDPM that it was trained for, a "
+            "different distribution of actions (sampler ddim gives the former)"
+        )
+    return Checkpoint(network, config, schedule, *normalizers, card)
+
+
+def _check_kind(file: DiffusionPolicyCheckpoint) -> None:
+    get = file.settings.get
+    wanted = {
+        "policy._target_": (_POLICY, "low-dimensional U-Nets"),
+        "policy.obs_as_global_cond": (True, "observations as a global condition"),
+        "policy.pred_action_steps_only": (False, "chunks from the first observation on"),
+        "policy.oa_step_convention": (True, "the first executed action at the last observation"),
+    }
+    for name, (value, what) in wanted.items():
+        got = get(name, False)
+        if got != value:
+            raise CheckpointError(
+                f"a checkpoint folder holds {what} ({name}: {value}); this file says {got}. "
+                "asd_policy.integrations.diffusion_policy.accelerate() takes the loaded policy"
+            )
+
+
+def _check_sizes(config: PolicyConfig, sizes: Mapping[str, Any]) -> None:
+    got = sizes["input_dim"], sizes["global_cond_dim"]
+    if got != (config.action_dim, config.condition_dim):
+        raise CheckpointError(
+            f"the network is for {got[0]} action numbers and a condition of {got[1]}; the "
+            f"configuration describes {config.action_dim}, and {config.condition_dim}"
+        )
+
+
+def trained_schedule(settings: Settings) -> Schedule:
+    """The DDPM that the network was trained for, in as many steps as the policy takes.
+
+    A file that samples by DDIM was trained as a DDPM too, and that is returned, in full.
+
+    Raises:
+        CheckpointError: another scheduler. ValueError: values that make no schedule.
+    """
+    values = dict(settings.get("policy.noise_scheduler", {}))
+    kind = _scheduler(settings)
+    if kind not in ("DDPMScheduler", "DDIMScheduler"):
+        raise CheckpointError(f"expected diffusers' DDPMScheduler or DDIMScheduler, got {kind!r}")
+    names = (
+        "beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample", "trained_betas"
+    )  # fmt: skip
+    given = {name: values[name] for name in names if values.get(name) is not None}
+    if kind == "DDIMScheduler":
+        given |= {k: values[k] for k in ("set_alpha_to_one", "steps_offset") if k in values}
+    else:
+        given |= {k: values[k] for k in ("variance_type",) if k in values}
+    schedule = Schedule.ddpm(int(values["num_train_timesteps"]), **given)
+    steps = int(settings.get("policy.num_inference_steps") or schedule.num_steps)
+    if kind == "DDIMScheduler" or steps >= schedule.num_steps:
+        return schedule
+    return schedule.respaced(steps)
+
+
+def _scheduler(settings: Settings) -> str:
+    return str(settings.get("policy.noise_scheduler._target_")).rpartition(".")[2]
+
+
+def _normalizer(file: DiffusionPolicyCheckpoint, key: str) -> Normalizer:
+    """Theirs is x · scale + offset; ours is the bounds that it sends to −1 and 1."""
+    names = [f"{_NORMALIZER}{key}.{part}" for part in ("scale", "offset")]
+    missing = [name for name in names if name not in file.weights]
+    if missing:
+        raise CheckpointError(f"it lacks the normalizer's {', '.join(missing)}")
+    scale, offset = (file.weights[name].double() for name in names)
+    return Normalizer((-1 - offset) / scale, (1 - offset) / scale)

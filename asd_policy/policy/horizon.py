@@ -1,0 +1,281 @@
+"""Control with a receding horizon: chunks of actions are drawn, and the first few executed."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from asd_policy.errors import InputError
+from asd_policy.policy.draws import ChunkStats, Draw, chunk_stats
+from asd_policy.samplers.result import Stats
+
+Observation = Mapping[str, Any]
+Frame = Any  # one environment's observation at one time, as its source keeps it
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """What a source draws for B environments at once.
+
+    Attributes:
+        actions: (B, Tp, action_dim). stats: what they cost; None where nothing is counted.
+        histories: (B, To, Do) that they were drawn from, and slopes: (K,) that ASD drafted with,
+            for a flight recorder; None where there are none that it could keep.
+    """
+
+    actions: np.ndarray
+    stats: Stats | None = None
+    histories: np.ndarray | None = None
+    slopes: np.ndarray | None = None
+
+
+class ChunkSource(ABC):
+    """What draws chunks of actions for a controller: histories in, chunks out.
+
+    Attributes:
+        horizons: (To, Ta, Tp): observations that a chunk is drawn from, actions of it that are
+            executed, and its length. Its action To − 1 is that of the latest observation's time.
+        pictures: observations that are pictures, key → (height, width).
+    """
+
+    horizons: tuple[int, int, int]
+    pictures: Mapping[str, tuple[int, int]] = MappingProxyType({})
+
+    @abstractmethod
+    def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
+        """Of each of B environments, its new observation; or the To last, where all come at once.
+
+        Raises:
+            ValueError, NonFiniteError: observations that nothing can be drawn from.
+        """
+
+    @abstractmethod
+    def draw(
+        self, histories: Sequence[Sequence[Frame]], streams: Sequence[torch.Generator]
+    ) -> Chunks:
+        """One chunk for each of B histories of To frames, from its random stream, in one batch."""
+
+    def stream(self, seed: int | None) -> torch.Generator:
+        """The random stream of an environment with this seed; None draws one."""
+        generator = torch.Generator()
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(int(seed))
+        return generator
+
+    def expect(self, batch: int) -> None:  # noqa: B027
+        """Be told how many environments there are, which a source need not care about."""
+
+
+@dataclass
+class Environment:
+    """One environment's random stream, history and queue of actions.
+
+    ``drawn``: chunks that its stream has given.
+    """
+
+    seed: int | None
+    stream: torch.Generator
+    drawn: int = 0
+    history: deque[Frame] = field(default_factory=deque)
+    queue: deque[np.ndarray] = field(default_factory=deque)
+
+    def observe(self, frames: Sequence[Frame], length: int) -> None:
+        """Append to the history; the first observation of an episode fills it."""
+        self.history.extend(frames)
+        while len(self.history) < length:
+            self.history.append(frames[-1])
+        while len(self.history) > length:
+            self.history.popleft()
+
+
+@dataclass
+class _Cost:
+    """What the last call cost: ``rows`` of ``batch`` had chunks drawn, which took ``seconds``."""
+
+    batch: int = 0
+    rows: Sequence[int] = ()
+    stats: Stats | None = None
+    seconds: float = 0.0
+    _by_row: list[ChunkStats | None] | None = None
+
+    def by_row(self) -> list[ChunkStats | None]:
+        """Made when it is first read: a loop that does not ask pays nothing."""
+        if self._by_row is None:
+            self._by_row = [None] * self.batch
+            if self.stats is not None:
+                costs = chunk_stats(self.stats, self.seconds)
+                for row, cost in zip(self.rows, costs, strict=True):
+                    self._by_row[row] = cost
+        return self._by_row
+
+
+class RecedingHorizon:
+    """Executes chunks of one source in any number of environments.
+
+    Each environment has its own history, queue and random stream, so that its actions depend
+    neither on how many others are stepped beside it nor on their order.
+
+    Attributes:
+        source: of the chunks. environments: the state of each.
+        on_draw: told of every batch of chunks, after it was drawn and timed (a flight recorder).
+    """
+
+    def __init__(self, source: ChunkSource) -> None:
+        self.source = source
+        self.on_draw: Callable[[Draw], None] | None = None
+        self.environments: list[Environment] = []
+        self._cost = _Cost()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what listens: a flight recorder records one policy."""
+        return vars(self) | {"on_draw": None}
+
+    @property
+    def horizons(self) -> tuple[int, int, int]:
+        """(To, Ta, Tp)."""
+        return self.source.horizons
+
+    @property
+    def pictures(self) -> Mapping[str, tuple[int, int]]:
+        """Observations that are pictures, key → (height, width)."""
+        return self.source.pictures
+
+    @property
+    def last_chunks(self) -> list[ChunkStats | None]:
+        """What the chunks of the last call cost, None where none was drawn."""
+        return self._cost.by_row()
+
+    def reset(self, seeds: int | Sequence[int | None] | None = None) -> None:
+        """Forget everything observed and queued.
+
+        Args:
+            seeds: one seed for each environment (their number sets how many there are); one int or
+                None for a single environment. None draws a seed.
+        """
+        if seeds is None or isinstance(seeds, (int, np.integer)):
+            seeds = [seeds]
+        self.environments = [self._environment(seed) for seed in seeds]
+        self.source.expect(len(self.environments))
+        self._cost = _Cost(len(self.environments))
+
+    def reset_env(self, index: int, seed: int | None = None) -> None:
+        """Start a new episode in one environment."""
+        self.environments[index] = self._environment(seed)
+
+    def _environment(self, seed: int | None) -> Environment:
+        return Environment(seed, self.source.stream(seed))
+
+    def queued(self, index: int) -> int:
+        """How many actions of one environment are drawn and not yet taken: at 0, its next needs a
+        chunk. Environments that need one together have it drawn in one batch."""
+        return len(self.environments[index].queue)
+
+    def coming(self, index: int) -> list[np.ndarray]:
+        """The queued actions (action_dim,) of one environment, the next one first."""
+        return list(self.environments[index].queue)
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """The action (action_dim,) of a single environment, for its observation.
+
+        Raises:
+            ValueError: observations that are not the source's, or more environments than one (use
+                :meth:`act_batch`).
+            NonFiniteError: a NaN or infinity in the observation, network output or action.
+        """
+        if len(self.environments) != 1:
+            raise InputError(
+                f"act() is for one environment, and this policy was reset for "
+                f"{len(self.environments)}; use act_batch()"
+            )
+        return self.act_batch({k: np.asarray(v)[None] for k, v in observation.items()})[0]
+
+    def act_batch(
+        self, observations: Observation, indices: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Actions (B, action_dim) of many environments.
+
+        Args:
+            observations: one row for each environment.
+            indices: which environments the rows belong to (default: all, in order).
+
+        Raises:
+            ValueError, NonFiniteError: as :meth:`act`; nothing is drawn then.
+        """
+        indices = range(len(self.environments)) if indices is None else indices
+        self.observe(observations, indices)
+        return self.take(indices)
+
+    def take(self, indices: Sequence[int]) -> np.ndarray:
+        """:meth:`act_batch` for what has been observed already."""
+        environments = [self.environments[i] for i in indices]
+        rows = [row for row, environment in enumerate(environments) if not environment.queue]
+        cost = _Cost(len(environments))
+        if rows:
+            chunks = self.predict([indices[row] for row in rows])
+            for row, actions in zip(rows, chunks, strict=True):
+                environments[row].queue.extend(actions[: self.horizons[1]])
+            cost = _Cost(len(environments), rows, self._cost.stats, self._cost.seconds)
+        self._cost = cost
+        return np.stack([environment.queue.popleft() for environment in environments])
+
+    def next(self, index: int) -> np.ndarray:
+        """The next queued action (action_dim,) of one environment."""
+        self._cost = _Cost(1)
+        return self.environments[index].queue.popleft()
+
+    def observe(self, observations: Observation, indices: Sequence[int] | None = None) -> None:
+        """Take in one observation of each environment, and draw nothing.
+
+        Args, errors: as for :meth:`act_batch`, which begins with this.
+        """
+        indices = range(len(self.environments)) if indices is None else indices
+        self.remember(self.source.frames(observations, len(indices)), indices)
+
+    def remember(self, frames: Sequence[Sequence[Frame]], indices: Sequence[int]) -> None:
+        """:meth:`observe` for what the source has made of observations already."""
+        for index, new in zip(indices, frames, strict=True):
+            self.environments[index].observe(new, self.horizons[0])
+
+    def predict(self, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Draw a chunk for each environment from what it has observed so far; queues are left.
+
+        Returns:
+            (B, Tp − To + 1, action_dim) actions, the first for the time of the latest observation.
+            :meth:`act_batch` executes Ta of them; a loop in which a chunk comes late may want the
+            others.
+
+        Raises:
+            NonFiniteError: a NaN or infinity in the network's output or an action.
+        """
+        indices = range(len(self.environments)) if indices is None else indices
+        environments, start = [self.environments[i] for i in indices], time.perf_counter()
+        made = self.source.draw([e.history for e in environments], [e.stream for e in environments])
+        seconds, batch = time.perf_counter() - start, len(environments)
+        self._cost = _Cost(batch, range(batch), made.stats, seconds)
+        if self.on_draw is not None:
+            self.on_draw(self._told(environments, made))
+        for environment in environments:
+            environment.drawn += 1
+        return made.actions[:, self.horizons[0] - 1 :]
+
+    def _told(self, environments: Sequence[Environment], made: Chunks) -> Draw:
+        assert made.histories is not None, "a recorder is attached to sources that tell histories"
+        costs = [cost for cost in self._cost.by_row() if cost is not None]
+        return Draw(
+            [environment.seed for environment in environments],
+            [environment.drawn for environment in environments],
+            made.histories,
+            made.slopes,
+            made.actions,
+            costs,
+        )

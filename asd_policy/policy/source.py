@@ -1,0 +1,120 @@
+"""Chunks of a checkpoint's actions, for what a policy has observed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from asd_policy.ambient import own_precision
+from asd_policy.errors import InputError, NonFiniteError
+from asd_policy.policy.checkpoint import Checkpoint, difference_table
+from asd_policy.policy.chunks import chunk_sampler
+from asd_policy.policy.horizon import Chunks, ChunkSource, Observation
+from asd_policy.samplers.config import SamplerConfig
+from asd_policy.samplers.result import Stats
+from asd_policy.samplers.table import Plan
+
+
+class CheckpointSource(ChunkSource):
+    """Chunks of a trained policy, for histories of low-dimensional observations.
+
+    Args:
+        checkpoint, config, device, engine, precision, compile, threads: as for
+            :class:`DiffusionPolicy`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: SamplerConfig,
+        device: torch.device,
+        engine: str = "auto",
+        precision: str = "fp32",
+        compile: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self.config, self.device = checkpoint.config, device
+        self.network = checkpoint.network.to(device)  # else as it is: it may be training
+        self._observation_normalizer = checkpoint.observation_normalizer.to(device)
+        self._action_normalizer = checkpoint.action_normalizer.to(device)
+        self.horizons = self.config.horizons
+        self.sampler = chunk_sampler(
+            self.network,
+            checkpoint.schedule,
+            self.config.chunk_shape,
+            config,
+            device,
+            engine,
+            precision,
+            compile,
+            checkpoint.card.get("calibration"),
+            threads,
+        )
+
+    def expect(self, batch: int) -> None:
+        self.sampler.expect(batch)
+
+    def stream(self, seed: int | None, drawn: int = 0) -> torch.Generator:
+        """The random stream of an environment with this seed (None draws one), after ``drawn``
+        chunks. On the policy's device: noise is drawn where it is used."""
+        generator = torch.Generator(self.device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(int(seed))
+        for _ in range(drawn):
+            self.sampler.noise([generator])
+        return generator
+
+    def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[np.ndarray]]:
+        """(Do,) float32 rows, keys in the policy's order."""
+        with np.errstate(over="ignore"):  # found below, as an infinity
+            arrays = {k: np.asarray(v, dtype=np.float32) for k, v in observations.items()}
+        expected = {k: (batch, dim) for k, dim in self.config.observation_keys.items()}
+        table = difference_table(expected, {k: v.shape for k, v in arrays.items() if k in expected})
+        if table:
+            raise InputError(f"these are not the observations that the policy expects:\n{table}")
+        for key in expected:
+            if not np.isfinite(arrays[key]).all():
+                raise NonFiniteError(f"observation {key!r} holds a NaN or infinite value")
+        return [[row] for row in np.concatenate([arrays[key] for key in expected], axis=1)]
+
+    def draw(
+        self, histories: Sequence[Sequence[np.ndarray]], streams: Sequence[torch.Generator]
+    ) -> Chunks:
+        stacked = np.stack([np.stack(history) for history in histories])
+        plan = self.sampler.plan(len(stacked))
+        actions, stats = self.sample(stacked, streams, plan)
+        return Chunks(actions, stats, stacked, None if plan.slopes is None else plan.slopes.numpy())
+
+    def sample(
+        self,
+        histories: np.ndarray,
+        generators: Sequence[torch.Generator],
+        plan: Plan | None = None,
+    ) -> tuple[np.ndarray, Stats]:
+        """Chunks for given histories, without environments.
+
+        Args:
+            histories: (B, To, Do) float32, the newest last. generators: B random streams.
+            plan: to draw with, in place of the policy's own (to draw a chunk again as it once was).
+
+        Returns:
+            (B, Tp, action_dim) float32 actions, and what they cost.
+
+        Raises:
+            NonFiniteError: a NaN or infinity in a history, the network's output or an action.
+        """
+        if not np.isfinite(histories).all():
+            raise NonFiniteError("an observation holds a NaN or infinite value")
+        with torch.inference_mode(), own_precision(networks_too=True):
+            history = torch.from_numpy(histories).to(self.device)
+            cond = self._observation_normalizer.normalize(history)
+            noise = self.sampler.noise(generators)
+            chunks, stats = self.sampler.draw(noise, cond.flatten(1), plan)
+            actions = self._action_normalizer.unnormalize(chunks).cpu().numpy()
+        if not np.isfinite(actions).all():
+            raise NonFiniteError("the sampler returned a NaN or infinite action")
+        return actions, stats

@@ -1,0 +1,215 @@
+"""A sampler with its state: one denoiser, its chain, an engine, and what is known beforehand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asd_policy.denoiser import Network, PreparedNetwork, check_mode
+from asd_policy.engine import Engine, make_engine
+from asd_policy.engine.timing import network_costs
+from asd_policy.errors import InputError
+from asd_policy.samplers.acceptance import Acceptance
+from asd_policy.samplers.calibration import Calibration
+from asd_policy.samplers.config import SamplerConfig
+from asd_policy.samplers.result import Noise, Stats, draw_noise
+from asd_policy.samplers.table import Plan
+from asd_policy.schedule import Schedule
+from asd_policy.threads import limited_to
+
+
+class Sampler:
+    """Draws samples of one denoiser. :func:`asd_policy.sample` is its shell.
+
+    Args:
+        denoiser, schedule: as for :func:`asd_policy.sample`. shape: of one sample.
+        config: which sampler.
+        engine: a name, or an engine of the same network, chain and shape.
+        device, dtype, kernels: of an engine that is made.
+        calibration: from earlier calls; it is updated.
+        stored: in its place, what a checkpoint has; used, and frozen, if it is of this sampler.
+        cond: (1, …) of one chain, to time the network with; its values do not matter.
+        threads: CPU threads that samples are drawn with; None is PyTorch's number.
+        compiled: whether the network goes through ``torch.compile``, and costs what it then does.
+
+    Attributes:
+        schedule: the chain that is run. calibration: what is known now.
+
+    Raises:
+        ValueError: a sampler that this chain does not allow, or an engine of something else.
+    """
+
+    def __init__(
+        self,
+        denoiser: Network | PreparedNetwork,
+        schedule: Schedule,
+        shape: tuple[int, ...],
+        config: SamplerConfig,
+        *,
+        engine: str | Engine = "eager",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        kernels: str = "auto",
+        calibration: Calibration | None = None,
+        stored: Mapping[str, Any] | None = None,
+        cond: Tensor | None = None,
+        threads: int | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.config, self.shape, self.threads = config, tuple(shape), threads
+        self.schedule = config.schedule(schedule)
+        self._cond, self._compiled = cond, compiled
+        if isinstance(engine, Engine):
+            self._check_fit(engine, denoiser)
+        else:
+            engine = make_engine(
+                engine, denoiser, self.schedule, self.shape, device, dtype, kernels
+            )
+        self.engine, self.calibration = engine, calibration or Calibration()
+        if stored and config.has_stored_calibration:
+            self.calibration = Calibration.from_dict(stored)
+            self.freeze()
+        self._together: int | None = None
+
+    def _check_fit(self, engine: Engine, denoiser: Network | PreparedNetwork) -> None:
+        check_mode(engine.source)
+        steps, wanted = engine.schedule.num_steps, self.schedule.num_steps
+        if (engine.source, engine.schedule.to_dict(), engine.shape) != (
+            denoiser, self.schedule.to_dict(), self.shape,
+        ):  # fmt: skip
+            raise InputError(
+                f"this engine is for samples of shape {engine.shape} in {steps} steps of its own "
+                f"network; got shape {self.shape} in {wanted} steps"
+            )
+
+    def noise(self, generators: Sequence[torch.Generator]) -> Noise:
+        """All randomness of a sample from each of these streams."""
+        with self._limited():
+            return draw_noise(generators, self.schedule.num_steps, self.engine.like)
+
+    def draw(
+        self, noise: Noise, cond: Tensor | None = None, plan: Plan | None = None
+    ) -> tuple[Tensor, Stats]:
+        """Samples (B, *shape) of given noise and (B, …) conditions, and what they cost.
+
+        Args:
+            plan: to draw with, in place of :meth:`plan`'s. (To draw a chunk again as it once was.)
+
+        Raises:
+            NonFiniteError: the network returned a NaN or an infinity.
+        """
+        plan = plan or self.plan(len(noise.initial))
+        with self._limited():
+            return self._draw(self.config, plan, noise, cond)
+
+    def _draw(
+        self, config: SamplerConfig, plan: Plan, noise: Noise, cond: Tensor | None
+    ) -> tuple[Tensor, Stats]:
+        x, stats = config.method.draw(self.engine, config, plan, noise, cond)
+        self.calibration.learned.update(stats)
+        return x.view(-1, *self.shape), stats
+
+    def plan(self, batch: int) -> Plan:
+        """What the next chunk for ``batch`` chains is drawn with."""
+        known, steps = self.calibration, self.schedule.num_steps
+        drafts = "draft" in self.config.method.options
+        return Plan(
+            self.window_for(self._together or batch),
+            known.slopes(steps) if drafts else None,
+            learn=not known.frozen,
+            acceptance=known.learned.acceptance or Acceptance.unknown(steps),
+        )
+
+    # ---- the window ------------------------------------------------------------------------------
+
+    def expect(self, batch: int) -> None:
+        """Choose the window for so many chains at once, from here on: not for those of the moment,
+        so that a chunk does not depend on which others are drawn beside it."""
+        self._together = max(1, batch)
+
+    @property
+    def window(self) -> int | None:
+        """θ of the next chunks (1: sequentially); None of samplers without a window."""
+        if "window" not in self.config.method.options:
+            return None
+        return self.window_for(self._together or 1)
+
+    def window_for(self, batch: int) -> int:
+        """θ of a chunk for ``batch`` chains, "auto" chosen."""
+        steps, fixed = self.schedule.num_steps, self.config.method.window
+        if "window" in self.config.method.options and self.config.window != "auto":
+            fixed = int(self.config.window)
+        if fixed is not None:
+            return min(fixed, steps)
+        return self.calibration.window(batch, steps)
+
+    @property
+    def needs_costs(self) -> bool:
+        """Whether the window depends on what a network call costs on this machine."""
+        return self.config.method.window is None and self.config.window == "auto"
+
+    # ---- what is known beforehand ----------------------------------------------------------------
+
+    def calibrate(
+        self,
+        inputs: Iterable[tuple[Noise, Tensor | None]],
+        chunks: int = 4,
+        window: int | None = None,
+        others: Iterable[int] = (),
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Learn from throw-away chunks: slopes with one window, calls with ``others`` as well.
+
+        Args:
+            inputs: noise and (B, …) conditions of each, as typical as may be.
+            chunks: with each window. Acceptance in the first one is not kept, if there are more:
+                it was drawn without slopes.
+            window: with which slopes are learned (default: the next chunks').
+            progress: called with the number of chunks done.
+        """
+        feed, learned, done = iter(inputs), self.calibration.learned, 0
+
+        def chunk(width: int | None, learn: bool) -> Stats:
+            nonlocal done
+            noise, cond = next(feed)
+            config, plan = self.config, replace(self.plan(len(noise.initial)), learn=learn)
+            if width is not None:
+                config, plan = replace(config, window=width), replace(plan, window=width)
+            with self._limited():
+                _, stats = self._draw(config, plan, noise, cond)
+            done += 1
+            progress(done)
+            return stats
+
+        for number in range(chunks):
+            chunk(window, learn=True)
+            if number == 0 and chunks > 1:
+                learned.forget_acceptance()
+        for other in sorted(set(others) - {window}):
+            for _ in range(chunks):
+                learned.count_calls(chunk(other, learn=False))
+        learned.settle()
+
+    def freeze(self) -> None:
+        """Learn nothing from here on: a chunk then depends on its noise and window alone."""
+        self.calibration.frozen = True
+
+    def measure(self, again: bool = True) -> None:
+        """Time the network on this machine, if windows depend on it, and choose them by what it
+        took; unless ``again``, by what is kept from an earlier time, if anything is."""
+        if self.needs_costs:
+            with self._limited():
+                costs = network_costs(self.engine, self._cond, self._compiled, again)
+            self.calibration.costs = costs
+
+    def close(self) -> None:
+        """Release what the engine keeps on its device. The sampler can still be used."""
+        self.engine.close()
+
+    def _limited(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.threads is None else limited_to(self.threads)

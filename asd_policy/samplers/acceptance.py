@@ -1,0 +1,95 @@
+"""How often drafts were accepted, and the window that follows from it: pure functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from asd_policy.samplers.costs import Calls, Costs, best_window, candidates
+
+DEFAULT_WINDOW = 16  # before anything has been measured
+ENOUGH = 4  # chains with which a window's number of calls is known
+
+
+@dataclass(frozen=True, eq=False)
+class Acceptance:
+    """What finished chunks told of the drafts of one network's chain of K steps.
+
+    Attributes:
+        accepted, decided: (K,) drafts of each step that were accepted, and decided upon.
+        calls: by window, (K+1,) chains by their number of calls. rows: by window, evaluations of
+            those chains.
+    """
+
+    accepted: np.ndarray
+    decided: np.ndarray
+    calls: Mapping[int, np.ndarray] = field(default_factory=dict)
+    rows: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def unknown(cls, num_steps: int) -> Acceptance:
+        """Before any chunk."""
+        return cls(*np.zeros((2, num_steps)))
+
+    def calls_of(self, window: int) -> Calls:
+        """What a chain takes with this window: measured with it, or foreseen from others."""
+        counts = self.calls.get(window, np.zeros(0))
+        chains = counts.sum()
+        if chains < ENOUGH:
+            return self._foreseen(window)
+        per_call = self.rows[window] / (counts @ np.arange(len(counts)))
+        return Calls(1 - np.cumsum(counts)[:-1] / chains, float(per_call))
+
+    def _foreseen(self, window: int) -> Calls:
+        """From acceptance by step, which is a little lower in wider windows than in others."""
+        rounds, rows = self.expected_rounds(window)
+        beyond = np.clip(rounds - np.arange(len(self.decided)), 0, 1)
+        return Calls(beyond, rows / rounds)
+
+    def expected_rounds(self, window: int) -> tuple[float, float]:
+        """Expected rounds and evaluations of a chain, from the acceptance by step.
+
+        Works back from the end: from step n, the round's window ends at the first rejection.
+        """
+        accept, num_steps = self.by_step(), len(self.decided)
+        rounds, rows = np.zeros(num_steps + 1), np.zeros(num_steps + 1)
+        for n in range(num_steps - 1, -1, -1):
+            width = min(window, num_steps - n)
+            reach = np.concatenate([[1.0], np.cumprod(accept[n : n + width])])
+            stop = reach[:-1] * (1 - accept[n : n + width])
+            after = slice(n + 1, n + width + 1)
+            rounds[n] = 1 + stop @ rounds[after] + reach[-1] * rounds[n + width]
+            rows[n] = width + stop @ rows[after] + reach[-1] * rows[n + width]
+        return float(rounds[0]), float(rows[0])
+
+    def chance_of_the_end(self, window: int) -> np.ndarray:
+        """(K+1,) how probably a round from each step is the chunk's last."""
+        num_steps = len(self.decided)
+        to_the_end = np.cumprod(self.by_step()[::-1])[::-1]
+        within = np.arange(num_steps) + window >= num_steps
+        return np.append(np.where(within, to_the_end, 0.0), 1.0)
+
+    def by_step(self) -> np.ndarray:
+        """(K,) how probably a draft is accepted; of the last step, which is never rejected, 1."""
+        total = self.decided.sum()
+        prior = float(self.accepted.sum() / total) if total else 0.9
+        accept = (self.accepted + 2.0 * prior) / (self.decided + 2.0)
+        return np.append(accept[:-1], 1.0)
+
+
+@functools.lru_cache(maxsize=64)
+def choose_window(
+    acceptance: Acceptance | None, costs: Costs | None, batch: int, num_steps: int
+) -> int:
+    """θ with the least expected time of a chunk for ``batch`` chains; 1 is sequential.
+
+    A function of what was learned of the network and of what was measured of the machine, and of
+    nothing that happens meanwhile. While either is unknown, ``DEFAULT_WINDOW``.
+    """
+    if acceptance is None or costs is None:
+        return min(DEFAULT_WINDOW, num_steps)
+    known = {window: acceptance.calls_of(window) for window in candidates(num_steps)}
+    return best_window(known, costs, batch, num_steps)

@@ -1,0 +1,128 @@
+"""diffusion_policy's `.ckpt` files, read without its packages and without running them.
+
+The file in `tests/data` was written by that project's own policy, normalizer, configuration and
+`save_checkpoint` (commit 5ba07ac, low-dimensional PushT, 8 and 16 channels, untrained); beside it
+is what its network and normalizer returned.
+"""
+
+import gzip
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from asd_policy.errors import CheckpointError
+from asd_policy.integrations.diffusion_policy_checkpoint import read_checkpoint, to_checkpoint
+from asd_policy.integrations.diffusion_policy_config import Settings
+from asd_policy.policy import DiffusionPolicy
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "latest.ckpt"
+    with gzip.open(DATA / "diffusion_policy.ckpt.gz") as packed, path.open("wb") as out:
+        shutil.copyfileobj(packed, out)
+    return path
+
+
+def test_network_normalizer_and_horizons_are_theirs(file):
+    made = to_checkpoint(read_checkpoint(file))
+    theirs = torch.load(DATA / "diffusion_policy.expected.pt", weights_only=True)
+    seen = made.observation_normalizer.normalize(theirs["obs"]).reshape(1, -1)
+    torch.testing.assert_close(seen, theirs["nobs"], atol=1e-6, rtol=0)
+    noise = made.network(theirs["x"], theirs["t"], seen.expand(2, -1))
+    torch.testing.assert_close(noise, theirs["eps"], atol=2e-6, rtol=1e-5)
+    actions = made.action_normalizer.unnormalize(theirs["x"])
+    torch.testing.assert_close(actions, theirs["action"], atol=1e-6, rtol=0)
+    assert made.config.horizons == (2, 8, 16)
+    assert made.schedule.num_steps == 100
+    assert made.card["uses_ema"]
+
+
+def test_convert_and_act(file, run, tmp_path):
+    pytest.importorskip("tyro")
+    folder = tmp_path / "made"
+    status, said, errors = run("convert", str(file), str(folder))
+    assert status == 0, errors
+    assert "averaged (EMA) weights, 100 steps, trained on pusht_lowdim" in said
+    policy = DiffusionPolicy.load(folder, sampler="asd", window=8)
+    policy.reset(0)
+    assert policy.act({"obs": torch.zeros(3).numpy()}).shape == (2,)
+    status, _, errors = run("convert", str(file), str(tmp_path / "other"), "--trust-pickle")
+    assert status == 2
+    assert "never run" in errors
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('it was run')",)
+
+
+def test_whatever_else_a_file_holds_is_refused_by_name(file):
+    content = {"cfg": Bomb(), "state_dicts": {}, "pickles": {}}
+    torch.save(content, file, pickle_module=pickle)
+    with pytest.raises(CheckpointError, match=r"(?s)got more, or a damaged file.*exec"):
+        read_checkpoint(file)
+
+
+def test_a_damaged_file_is_one_sentence(file):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="no whole PyTorch file"):
+        read_checkpoint(file)
+    torch.save({"a": 1}, file)
+    with pytest.raises(CheckpointError, match="no checkpoint of diffusion_policy"):
+        read_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("obs_as_global_cond", False, "global condition"),
+        ("oa_step_convention", False, "first executed action"),
+        ("pred_action_steps_only", True, "chunks from the first"),
+        ("obs_dim", 4, r"a condition of 6; the configuration describes 2, and 8"),
+        ("_target_", "diffusion_policy.policy.x.Other", "low-dimensional U-Nets"),
+    ],
+)
+def test_other_policies_are_refused_with_what_takes_them(file, name, value, match):
+    found = read_checkpoint(file)
+    found.settings._tree["policy"][name] = value
+    with pytest.raises(CheckpointError, match=match):
+        to_checkpoint(found)
+
+
+def test_references_sums_and_choices_of_the_configuration():
+    settings = Settings(
+        {
+            "task": {"obs_dim": 20, "action_dim": 2},
+            "n": 8, "late": 1, "as_global": True, "as_local": False,
+            "policy": {
+                "steps": "${eval:'${n}+${late}-1'}",
+                "input": "${eval: ${task.action_dim} if ${as_local} or ${as_global} else 22}",
+                "none": "${eval: ${task.obs_dim} if ${as_local} else None}",
+                "sizes": ["${n}", 2],
+                "text": "run ${n} of ${task.obs_dim}",
+            },
+            "loop": "${loop}", "bad": "${eval:'__import__(\"os\")'}", "gone": "${absent.name}",
+            "huge": "${eval:'9999999*9999999*9999999'}",
+        }
+    )  # fmt: skip
+    assert settings.get("policy.steps") == 8
+    assert settings.get("policy.input") == 2
+    assert settings.get("policy.none") is None
+    assert settings.get("policy.sizes") == [8, 2]
+    assert settings.get("policy.text") == "run 8 of 20"
+    assert settings.get("policy.absent", 5) == 5
+    for name, match in {
+        "loop": "refers to itself",
+        "bad": "sums and choices",
+        "gone": r"refers to \$\{absent.name\}, which it lacks",
+        "huge": "sums and choices",
+    }.items():
+        with pytest.raises(CheckpointError, match=match):
+            settings.get(name)

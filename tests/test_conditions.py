@@ -1,0 +1,38 @@
+"""What a network is given and gives back: one tensor, or one sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import asd_policy
+from asd_policy import Schedule
+
+
+@pytest.mark.parametrize(
+    ("cond", "what"),
+    [
+        ({"state": torch.ones(3, 2)}, "a dict"),
+        ((torch.ones(3, 2), torch.ones(3, 1)), "a tuple"),
+        ([1.0, 2.0, 3.0], "a list"),
+        (np.ones((3, 2)), "a ndarray"),
+        (torch.tensor(1.0), "a number"),
+        ("lift", "a str"),
+    ],
+)
+@pytest.mark.parametrize("call", [asd_policy.sample, asd_policy.calibrate])
+def test_conditions_are_one_tensor(call, cond, what) -> None:
+    with pytest.raises(ValueError, match=rf"^cond must be a tensor with a row .* got {what} \("):
+        call(lambda x, t, c: x, Schedule.ddpm(5), shape=(3, 4), cond=cond)
+
+
+@pytest.mark.parametrize("answer", [lambda x: (x,), lambda x: {"sample": x}, lambda x: x.numpy()])
+@pytest.mark.parametrize("sampler", ["asd", "ddpm"])
+def test_a_network_returns_a_tensor(answer, sampler) -> None:
+    with pytest.raises(
+        ValueError, match=r"network must return a tensor of .* got a (tuple|dict|ndarray)"
+    ):
+        asd_policy.sample(
+            lambda x, t, c: answer(x), Schedule.ddpm(5), shape=(3, 4), sampler=sampler
+        )

@@ -1,0 +1,108 @@
+"""The one loop over chunk sources: histories, queues, streams and costs of each environment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from asd_policy.policy import Chunks, ChunkSource, RecedingHorizon
+from asd_policy.samplers.result import PHASES, sequential_stats
+
+TO, TA, TP = 3, 2, 6
+
+
+class Told(ChunkSource):
+    """Action k is (sum of the history, a number of the stream, k). ``all_at_once``: To frames come
+    with each observation, in place of the newest alone."""
+
+    horizons = (TO, TA, TP)
+
+    def __init__(self, all_at_once: bool = False) -> None:
+        self.all_at_once, self.batches, self.expected = all_at_once, [], 0
+
+    def expect(self, batch: int) -> None:
+        self.expected = batch
+
+    def frames(self, observations, batch):  # type: ignore[no-untyped-def]
+        values = observations["x"]
+        if values.shape[0] != batch:
+            raise ValueError(f"expected {batch} rows, got {values.shape[0]}")
+        return [list(row) if self.all_at_once else [row] for row in values]
+
+    def draw(self, histories, streams):  # type: ignore[no-untyped-def]
+        assert all(len(history) == TO for history in histories)
+        self.batches.append(len(streams))
+        numbers = [float(torch.rand((), generator=stream)) for stream in streams]
+        made = [
+            [(float(np.sum(history)), number, k) for k in range(TP)]
+            for history, number in zip(histories, numbers, strict=True)
+        ]
+        stats = sequential_stats("told", len(streams), 7, dict.fromkeys(PHASES, 0.0))
+        return Chunks(np.array(made), stats)
+
+
+def act(loop: RecedingHorizon, *values: float, indices=None) -> np.ndarray:  # type: ignore[no-untyped-def]
+    return loop.act_batch({"x": np.array(values)}, indices)
+
+
+def test_the_first_observation_fills_the_history_and_chunks_begin_now() -> None:
+    loop = RecedingHorizon(Told())
+    loop.reset([0])
+    first = act(loop, 1.0)[0]
+    assert first[[0, 2]].tolist() == [3.0, TO - 1]
+    assert act(loop, 5.0)[0].tolist() == [3.0, first[1], TO], "from the queue"
+    assert act(loop, 7.0)[0][0] == 1 + 5 + 7
+    assert loop.predict().shape == (1, TP - TO + 1, 3)
+
+
+def test_observations_may_bring_their_history() -> None:
+    loop = RecedingHorizon(Told(all_at_once=True))
+    loop.reset([0])
+    assert loop.act_batch({"x": np.array([[1.0, 2.0, 4.0]])})[0][0] == 7
+    loop.act_batch({"x": np.array([[8.0, 8.0, 8.0]])})
+    assert loop.act_batch({"x": np.array([[1.0, 1.0, 1.0]])})[0][0] == 3
+
+
+def test_environments_do_not_depend_on_one_another() -> None:
+    both, alone = RecedingHorizon(Told()), RecedingHorizon(Told())
+    both.reset([4, 5])
+    alone.reset(5)
+    assert (both.source.expected, alone.source.expected) == (2, 1)
+    for t in range(5):
+        np.testing.assert_array_equal(act(both, 9.0, t)[1], act(alone, t)[0])
+    both.reset_env(0, 5)
+    alone.reset(5)
+    for t in range(5):
+        np.testing.assert_array_equal(act(both, t, indices=[0]), act(alone, t))
+
+
+def test_chunks_that_are_needed_together_are_drawn_together() -> None:
+    loop = RecedingHorizon(Told())
+    loop.reset([1, 2, 3])
+    act(loop, 0, 0, 0)
+    loop.reset_env(1, 9)
+    act(loop, 0, 0, 0)
+    assert loop.source.batches == [3, 1]
+    assert [cost and cost.calls for cost in loop.last_chunks] == [None, 7, None]
+    assert [loop.queued(i) for i in range(3)] == [0, 1, 0]
+    assert loop.last_chunks[1] is loop.last_chunks[1], "made once"
+    assert loop.coming(1)[0][2] == TO
+
+
+def test_refused_observations_change_nothing() -> None:
+    loop = RecedingHorizon(Told())
+    loop.reset([1, 2])
+    with pytest.raises(ValueError, match="expected 2 rows, got 1"):
+        act(loop, 0.0)
+    assert not loop.source.batches
+    assert not loop.environments[0].history
+
+
+def test_a_copied_environment_goes_on_alike() -> None:
+    loop, other = RecedingHorizon(Told()), RecedingHorizon(Told())
+    loop.reset([1])
+    act(loop, 1.0)
+    other.environments = [loop.environments[0].copy()]
+    for t in range(6):
+        np.testing.assert_array_equal(act(loop, t), act(other, t))
