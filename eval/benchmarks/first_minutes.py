@@ -25,6 +25,7 @@ import tyro
 
 from asd_policy.eval.machine import describe_machine
 from asd_policy.eval.runs.schemas import VERSION, read_json
+from asd_policy.eval.show.tables import as_text
 
 Json = dict[str, Any]
 SPIN = "while True: pass"
@@ -108,7 +109,7 @@ def _line(run: Json) -> str:
 
 def table(kept: list[Json]) -> str:
     """Medians and ranges, quiet and busy."""
-    lines = [f"{'':22}{'quiet':>24}{'busy':>24}"]
+    rows = []
     groups = [
         [run for run in kept if (run["beside"] > 0) == busy] for busy in (False, True)
     ]  # fmt: skip
@@ -126,8 +127,8 @@ def table(kept: list[Json]) -> str:
             values = [run[key] for run in group]
             low, middle, high = (f"{f(values):.{digits}f}" for f in (np.min, np.median, np.max))
             cells.append(f"{middle} ({low} to {high})")
-        lines.append(f"{title:22}{cells[0]:>24}{cells[1]:>24}")
-    return "\n".join(lines)
+        rows.append([title, *cells])
+    return as_text(("", "quiet", "busy"), rows)
 
 
 if __name__ == "__main__":
