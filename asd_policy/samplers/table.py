@@ -12,7 +12,7 @@ from asd_policy.denoiser import Denoiser
 from asd_policy.drafts import Form
 from asd_policy.errors import InputError
 from asd_policy.samplers.acceptance import Acceptance
-from asd_policy.samplers.names import SAMPLER_FORMS
+from asd_policy.samplers.names import ASD_DDIM_STEPS, SAMPLER_FORMS
 from asd_policy.samplers.paradigms import sample_paradigms
 from asd_policy.samplers.result import Noise, Stats
 from asd_policy.schedule import Schedule
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Drawn = tuple[Tensor, Stats]
 Loop = Callable[[Denoiser, Schedule, Noise], Drawn]
-DDIM_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _sequential(
 
 
 def _ddim_chain(config: SamplerConfig, trained: Schedule) -> Schedule:
-    steps = config.steps or min(DDIM_STEPS, trained.config.num_steps)
+    steps = config.steps or min(ASD_DDIM_STEPS, trained.config.num_steps)
     return trained.ddim(steps, config.eta or 0.0, bool(config.use_clipped_model_output))
 
 

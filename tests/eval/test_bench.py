@@ -222,12 +222,12 @@ def test_a_folder_in_use_is_refused(run, refused, words, tmp_path):
 
 @pytest.mark.usefixtures("no_figures")
 def test_a_cell_that_fails_is_kept_as_such_and_tried_again(run, words, tmp_path, monkeypatch):
-    whole = contestants.make_engine
+    whole = contestants.Sampler
 
     def breaks(*arguments, **options):
         raise EngineError("capturing a round of 1 chains failed")
 
-    monkeypatch.setattr(contestants, "make_engine", breaks)
+    monkeypatch.setattr(contestants, "Sampler", breaks)
     status, output, _ = run(*words, "--samplers", "asd", "eager-loop")
     assert status == 1
     assert "asd on auto failed: EngineError: capturing a round" in output
@@ -236,7 +236,7 @@ def test_a_cell_that_fails_is_kept_as_such_and_tried_again(run, words, tmp_path,
     cells = by_sampler(content["cells"])
     assert "capturing a round" in cells["asd"]["error"]
     assert cells["eager-loop"]["latency_ms"]["p50"] > 0
-    monkeypatch.setattr(contestants, "make_engine", whole)
+    monkeypatch.setattr(contestants, "Sampler", whole)
     assert run(*words, "--samplers", "asd", "eager-loop", "--resume")[0] == 0
     assert "error" not in by_sampler(content_of(tmp_path / "out")["cells"])["asd"]
 
