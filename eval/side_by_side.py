@@ -6,9 +6,11 @@ python -m asd_policy.eval.side_by_side ddpm.mp4 asd.mp4 --out both.webp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,7 +58,8 @@ def _frames(film: Path, width: int, fps: float) -> Iterator[np.ndarray]:
     import imageio.v2 as imageio
 
     try:
-        with imageio.get_reader(film) as reader:
+        reader: Any = imageio.get_reader(film)
+        with contextlib.closing(reader):
             every = reader.get_meta_data()["fps"] / fps
             yield from (_scaled(frame, width) for frame in _thinned(reader, every))
     except (OSError, ValueError, RuntimeError) as error:  # as ffmpeg and imageio refuse it

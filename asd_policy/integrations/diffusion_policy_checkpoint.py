@@ -160,7 +160,7 @@ def to_checkpoint(file: DiffusionPolicyCheckpoint) -> Checkpoint:
         )
         _check_sizes(config, sizes)
         schedule = trained_schedule(file.settings)
-        normalizers = [_normalizer(file, key) for key in ("obs", "action")]
+        obs, action = (_normalizer(file, key) for key in ("obs", "action"))
     except (CheckpointError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file.path}: {error}") from error
     card = {
@@ -173,7 +173,7 @@ def to_checkpoint(file: DiffusionPolicyCheckpoint) -> Checkpoint:
             "diffusion_policy samples it by DDIM; here it is the DDPM that it was trained for, a "
             "different distribution of actions (sampler ddim gives the former)"
         )
-    return Checkpoint(network, config, schedule, *normalizers, card)
+    return Checkpoint(network, config, schedule, obs, action, card)
 
 
 def _check_kind(file: DiffusionPolicyCheckpoint) -> None:

@@ -34,9 +34,9 @@ def compare_recordings(first: Path, second: Path) -> None:
     pair = paired_success(*outcomes)
     if not pair["n"]:
         raise DatasetError(f"{first} and {second} have no seeds in common")
-    scenes = ({e["seed"]: e.get("scene") for e in run["episodes"]} for run in runs.values())
+    ours, theirs = ({e["seed"]: e.get("scene") for e in run["episodes"]} for run in runs.values())
     known = same_scenes(
-        *scenes, "record both with one robomimic, robosuite and MuJoCo, and one task"
+        ours, theirs, "record both with one robomimic, robosuite and MuJoCo, and one task"
     )
     made = pair["difference"]
     low, high = (100 * bound for bound in made["ci95"])

@@ -73,19 +73,14 @@ class RobomimicSource(ChunkSource):
     def frames(
         self, observations: Observation, batch: int
     ) -> Sequence[Sequence[dict[str, np.ndarray]]]:
-        """Rows (\\*shape) of each of the policy's keys; To of them where they come stacked."""
+        """(\\*shape) of each of the policy's keys, or (To, \\*shape) where they come stacked."""
         rows = {k: as_array(observations[k]) for k in self.shapes if k in observations}
         first = next(iter(self.shapes))
         stacked = first in rows and rows[first].ndim == len(self.shapes[first]) + 2
         lead = (batch, *([self.horizons[0]] * stacked))
         self._check(rows, lead)
         self.stacked = stacked
-        if not stacked:
-            return [[{key: value[i] for key, value in rows.items()}] for i in range(batch)]
-        times = range(self.horizons[0])
-        return [
-            [{key: value[i, t] for key, value in rows.items()} for t in times] for i in range(batch)
-        ]
+        return [[{key: value[i] for key, value in rows.items()}] for i in range(batch)]
 
     def _check(self, rows: dict[str, np.ndarray], lead: tuple[int, ...]) -> None:
         got = {k: v.shape for k, v in rows.items()}
@@ -112,9 +107,11 @@ class RobomimicSource(ChunkSource):
         histories: Sequence[Sequence[dict[str, np.ndarray]]],
         streams: Sequence[torch.Generator],
     ) -> Chunks:
+        # Layouts in memory are kept: convolutions differ by them in their last bits.
+        one, *others = [self._whole(history) for history in histories]
         frames = {
-            key: np.array([[frame[key] for frame in history] for history in histories])
-            for key in self.shapes
+            key: np.stack([value, *(each[key] for each in others)]) if others else value[None]
+            for key, value in one.items()
         }
         self._follow()
         cond = self.encode(self._prepare(frames))
@@ -136,6 +133,13 @@ class RobomimicSource(ChunkSource):
         if nets["noise_pred_net"] is not self._network:
             self._network = nets["noise_pred_net"]
             self.sampler = chunk_sampler(algo, *self._options)
+
+    def _whole(self, history: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """(To, \\*shape) of each key: the newest as it is, if it came stacked."""
+        first, newest = next(iter(self.shapes)), history[-1]
+        if newest[first].ndim > len(self.shapes[first]):
+            return newest
+        return {key: np.stack([frame[key] for frame in history]) for key in self.shapes}
 
     def encode(self, frames: Mapping[str, Tensor]) -> Tensor:
         """Prepared frames, key → (B, To, \\*shape), through the policy's encoder: (B, features)."""
