@@ -26,23 +26,23 @@ from asd_policy.threads import wait_passively
 # name -> (module:function, one line)
 COMMANDS = {
     "eval": (
-        "asd_policy.eval.command:main_eval",
+        "asd_policy.eval.commands.evaluate:main_eval",
         "Roll a policy out and compare samplers: success, latency, cost.",
     ),
     "tasks": (
-        "asd_policy.eval.table.command:main_tasks",
+        "asd_policy.eval.studies.tasks.command:main_tasks",
         "Compare the samplers on every task that has a shipped policy, in one table.",
     ),
     "rates": (
-        "asd_policy.eval.command:main_rates",
+        "asd_policy.eval.commands.evaluate:main_rates",
         "Success against control rate, the world going on while the policy thinks.",
     ),
     "report": (
-        "asd_policy.eval.command:main_report",
+        "asd_policy.eval.commands.evaluate:main_report",
         "Write report.html of an evaluation that is there already.",
     ),
     "replay": (
-        "asd_policy.eval.command:main_replay",
+        "asd_policy.eval.commands.evaluate:main_replay",
         "Sample the chunks of a recorded evaluation again: are they bitwise the same?",
     ),
     "demos": (
@@ -54,15 +54,15 @@ COMMANDS = {
         "Train a diffusion policy on demonstrations.",
     ),
     "bench": (
-        "asd_policy.eval.bench:main_bench",
+        "asd_policy.eval.commands.bench:main_bench",
         "Measure what a chunk costs, by sampler, engine, batch, window, network and K.",
     ),
     "verify": (
-        "asd_policy.eval.verify:main_verify",
+        "asd_policy.eval.commands.verify:main_verify",
         "Test whether a sampler draws from the distribution of sequential DDPM.",
     ),
     "compare": (
-        "asd_policy.eval.compare:main_compare",
+        "asd_policy.eval.commands.compare:main_compare",
         "Compare two evaluations, or two samplers of one, on the same seeds.",
     ),
     "convert": (
@@ -74,7 +74,7 @@ COMMANDS = {
         "Turn a checkpoint folder into a file that robomimic loads.",
     ),
     "doctor": (
-        "asd_policy.eval.doctor:main_doctor",
+        "asd_policy.eval.commands.doctor:main_doctor",
         "Say what works here, what does not, and the command that fixes it.",
     ),
 }

@@ -1,6 +1,6 @@
 """The evaluator: success, latency and cost of samplers on the same episodes (the `sim` extra).
 
-    from asd_policy.eval.evaluator import evaluate
+    from asd_policy.eval.studies.evaluate import evaluate
     from asd_policy.eval.options import EvalOptions
 
     results = evaluate(EvalOptions(task="lift", samplers=("asd", "ddpm"), episodes=20))

@@ -28,6 +28,6 @@ def import_from_checkout() -> None:
 
 if __name__ == "__main__":
     import_from_checkout()
-    from asd_policy.eval.benchmarks.gpu import main
+    from asd_policy.eval.studies.bench.gpu import main
 
     sys.exit(main())

@@ -43,7 +43,8 @@ _COMPILE_HELP = (
 _DELAY_HELP = (
     "The world goes on while the policy thinks: every chunk comes this many milliseconds late, or "
     "as late as it took here (measured). Meanwhile the robot goes on with the last chunk, and "
-    "holds still when that is used up. The exact rules are at the top of asd_policy/eval/delay.py."
+    "holds still when that is used up. The exact rules are at the top of "
+    "asd_policy/eval/rollout/delay.py."
 )
 _RATE_HELP = (
     "With --delay: control steps in a second of the wall clock. Faster leaves less time to think; "

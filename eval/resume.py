@@ -25,9 +25,9 @@ import tyro
 
 from asd_policy.console import say
 from asd_policy.errors import InputError, OutputExistsError, Terminated
-from asd_policy.eval.folder import STORE, is_held
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.files import now, write_json
+from asd_policy.eval.runs.folder import STORE, is_held
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.runs.store import Store
 

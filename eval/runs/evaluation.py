@@ -1,5 +1,5 @@
 """The files of one evaluation's folder: config.json, env.json and results.json. (A line of
-episodes.jsonl is `asd_policy.eval.records.Episode`.)"""
+episodes.jsonl is `asd_policy.eval.runs.episode.Episode`.)"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from asd_policy.eval.formats import duration, tick
+from asd_policy.eval.runs.formats import duration, tick
 from asd_policy.files import writing
 
 # One colour a sampler in every figure (Okabe and Ito's, safe for colour-blind readers).

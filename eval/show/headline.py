@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from asd_policy.eval.formats import amount, duration
 from asd_policy.eval.runs.evaluation import NamedPair, Results
+from asd_policy.eval.runs.formats import amount, duration
 
 Json = dict[str, Any]
 REFERENCE = "ddpm"

@@ -18,24 +18,24 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from asd_policy.eval.folder import Run, open_run
-from asd_policy.eval.formats import MISSING, duration, number, times
-from asd_policy.eval.records import Episode
-from asd_policy.eval.results import summarize
+from asd_policy.eval.rollout.video import middle_frame
+from asd_policy.eval.runs.episode import Episode
 from asd_policy.eval.runs.evaluation import Results
 from asd_policy.eval.runs.files import write_text
+from asd_policy.eval.runs.folder import Run, open_run
+from asd_policy.eval.runs.formats import MISSING, duration, number, times
 from asd_policy.eval.samplers import law_of
 from asd_policy.eval.show.headline import REFERENCE, STYLES, headlines
 from asd_policy.eval.show.page_figures import page_figures
 from asd_policy.eval.show.terminal import is_busy
-from asd_policy.eval.video import middle_frame
-from asd_policy.eval.windows import (
+from asd_policy.eval.show.windows import (
     base_command,
     fixed_options,
     sampled_sequentially,
     window_text,
     windows_differ,
 )
+from asd_policy.eval.stats.summary import summarize
 
 Json = dict[str, Any]
 PAGE = "report.html"

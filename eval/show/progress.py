@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from asd_policy.eval.records import Episode
+from asd_policy.eval.runs.episode import Episode
 from asd_policy.progress import Stage
 
 

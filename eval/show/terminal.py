@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from asd_policy.eval.formats import number, success, times
 from asd_policy.eval.runs.evaluation import Results, Summary
+from asd_policy.eval.runs.formats import number, success, times
 from asd_policy.eval.runs.forms import Difference
 from asd_policy.eval.show.tables import print_lines, print_tables, table
-from asd_policy.eval.windows import sampled_sequentially, window_phrases
+from asd_policy.eval.show.windows import sampled_sequentially, window_phrases
 
 _WIDE = 100  # columns that the one-table layout takes
 _BUSY = 0.05  # thread-seconds of waiting in each second: a free machine has well under 0.01

@@ -14,7 +14,7 @@ from eval_schemas import check
 from asd_policy import cli
 from asd_policy.data.replay import load_npz, save_npz
 from asd_policy.errors import DatasetError, EngineError
-from asd_policy.eval.benchmarks import contestants, figures, gpu, training
+from asd_policy.eval.studies.bench import contestants, figures, gpu, training
 from asd_policy.policy import save_checkpoint
 from reference.tiny import tiny_checkpoint, tiny_replay
 

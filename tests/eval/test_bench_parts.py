@@ -9,15 +9,15 @@ import torch
 
 from asd_policy.checkpoints import find_checkpoint
 from asd_policy.denoiser import Denoiser
-from asd_policy.eval.benchmarks import runner, tables
-from asd_policy.eval.benchmarks.cells import cell, plan, sampler_config
-from asd_policy.eval.benchmarks.eager_loop import sample_eager_loop
-from asd_policy.eval.benchmarks.flops import network_size
-from asd_policy.eval.benchmarks.options import BenchOptions
-from asd_policy.eval.benchmarks.scaling import DIM, exponent, mixture_network
-from asd_policy.eval.benchmarks.store import BenchFile, read_bench
-from asd_policy.eval.benchmarks.subjects import load_subject
-from asd_policy.eval.benchmarks.summary import add_speedups, latency_figures, standard_error
+from asd_policy.eval.studies.bench import runner, tables
+from asd_policy.eval.studies.bench.cells import cell, plan, sampler_config
+from asd_policy.eval.studies.bench.eager_loop import sample_eager_loop
+from asd_policy.eval.studies.bench.flops import network_size
+from asd_policy.eval.studies.bench.options import BenchOptions
+from asd_policy.eval.studies.bench.scaling import DIM, exponent, mixture_network
+from asd_policy.eval.studies.bench.store import BenchFile, read_bench
+from asd_policy.eval.studies.bench.subjects import load_subject
+from asd_policy.eval.studies.bench.summary import add_speedups, latency_figures, standard_error
 from asd_policy.policy import load_checkpoint, save_checkpoint
 from asd_policy.samplers.ddpm import sample_ddpm
 from asd_policy.samplers.result import draw_noise, streams

@@ -11,11 +11,11 @@ from eval_standin import PushPolicy, prepare
 
 from asd_policy.checkpoints import shipped
 from asd_policy.errors import CheckpointError
-from asd_policy.eval.delay import DelayedPolicy, steps_of
-from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.flight import read_flight
 from asd_policy.eval.options import EvalOptions, check_options
-from asd_policy.eval.results import summarize
+from asd_policy.eval.rollout.delay import DelayedPolicy, steps_of
+from asd_policy.eval.rollout.flight import read_flight
+from asd_policy.eval.stats.summary import summarize
+from asd_policy.eval.studies.evaluate import evaluate
 
 
 def lift_is_shipped() -> bool:

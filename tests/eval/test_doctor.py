@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from asd_policy.errors import EXTRAS
-from asd_policy.eval import doctor, probes
-from asd_policy.eval.doctor import diagnose
+from asd_policy.eval.commands import doctor, probes
+from asd_policy.eval.commands.doctor import diagnose
 
 WELL = {
     "python": "3.11.7",

@@ -14,10 +14,15 @@ from eval_schemas import check
 from eval_standin import prepare as prepare_standin
 from eval_tiny import make_checkpoint, prepare
 
-from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.flight import FlightDamagedError, flight_path, read_flight, write_flight
 from asd_policy.eval.options import EvalOptions, ReplayOptions
-from asd_policy.eval.replay import replay
+from asd_policy.eval.rollout.flight import (
+    FlightDamagedError,
+    flight_path,
+    read_flight,
+    write_flight,
+)
+from asd_policy.eval.studies.evaluate import evaluate
+from asd_policy.eval.studies.replay import replay
 from asd_policy.policy import save_checkpoint
 from reference.tiny import tiny_checkpoint
 

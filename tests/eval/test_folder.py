@@ -15,11 +15,11 @@ import pytest
 from eval_standin import prepare
 
 from asd_policy.errors import OutputExistsError
-from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import EvalOptions, command_line
-from asd_policy.eval.results import summarize
 from asd_policy.eval.runs.files import default_folder, write_json
+from asd_policy.eval.runs.folder import read_run
+from asd_policy.eval.stats.summary import summarize
+from asd_policy.eval.studies.evaluate import evaluate
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ PROGRAM = """
 import functools
 from pathlib import Path
 from eval_standin import prepare
-from asd_policy.eval.evaluator import evaluate
+from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.eval.options import EvalOptions
 options = EvalOptions(episodes={episodes}, out=Path({out!r}), resume={resume})
 evaluate(options, prepare=functools.partial(prepare, step_s=0.002))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asd_policy.eval.formats import amount, duration, tick, two_digits
+from asd_policy.eval.runs.formats import amount, duration, tick, two_digits
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,16 @@ import pytest
 from eval_standin import prepare
 
 from asd_policy.errors import OutputError
-from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.flight import read_flight
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.rollout.flight import read_flight
+from asd_policy.eval.studies.evaluate import evaluate
 
 PROGRAM = """
 import errno, resource
 from pathlib import Path
 from eval_standin import prepare
 from asd_policy.errors import OutputError
-from asd_policy.eval.evaluator import evaluate
+from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.eval.options import EvalOptions
 limit = {limit}
 if limit:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from asd_policy.eval.flight import read_flight
-from asd_policy.eval.folder import read_run
-from asd_policy.eval.results import summarize
+from asd_policy.eval.rollout.flight import read_flight
+from asd_policy.eval.runs.folder import read_run
+from asd_policy.eval.stats.summary import summarize
 
 # Each evaluation is a fork of a process that has imported everything, so that kills fall into the
 # run and not into its imports.
@@ -21,7 +21,7 @@ NURSERY = """
 import functools, json, os
 from pathlib import Path
 from eval_standin import prepare
-from asd_policy.eval.evaluator import evaluate
+from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.eval.options import EvalOptions
 
 def run(out, workers, **fields):

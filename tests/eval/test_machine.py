@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asd_policy.engine.timing import cpu_model
-from asd_policy.eval import machine
+from asd_policy.eval.runs import machine
 
 
 def work_for(seconds: float) -> None:

@@ -13,15 +13,15 @@ from rich.console import Console
 
 import asd_policy
 from asd_policy.errors import OutputError, OutputExistsError
-from asd_policy.eval.comparison.options import CompareOptions
-from asd_policy.eval.comparison.outcome import compare_sides
-from asd_policy.eval.comparison.pairing import pairs_of
-from asd_policy.eval.comparison.tables import print_comparison
-from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.files import check_writable, reserved, write_json, writing
 from asd_policy.eval.show.page import write_page
 from asd_policy.eval.show.terminal import print_report
+from asd_policy.eval.studies.compare.options import CompareOptions
+from asd_policy.eval.studies.compare.outcome import compare_sides
+from asd_policy.eval.studies.compare.pairing import pairs_of
+from asd_policy.eval.studies.compare.tables import print_comparison
+from asd_policy.eval.studies.evaluate import evaluate
 
 ODD = "a[/b]:smile:[red]x"
 

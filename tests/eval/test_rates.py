@@ -8,10 +8,10 @@ import pytest
 from eval_schemas import check
 from eval_standin import prepare
 
-from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import RatesOptions
-from asd_policy.eval.rates import gather, run_rates
-from asd_policy.eval.results import summarize
+from asd_policy.eval.runs.folder import read_run
+from asd_policy.eval.stats.summary import summarize
+from asd_policy.eval.studies.rates import gather, run_rates
 
 # What rates.json may not hold.
 WRONG = [

@@ -20,9 +20,9 @@ from eval_standin import LineEnv, prepare  # noqa: E402
 from eval_workers import Dies, Fails, NotMade, Traced  # noqa: E402
 
 from asd_policy.errors import AsdPolicyError, CheckpointError, NonFiniteError  # noqa: E402
-from asd_policy.eval.cluster.driver import prepare_on_ray  # noqa: E402
-from asd_policy.eval.evaluator import evaluate  # noqa: E402
 from asd_policy.eval.options import EvalOptions  # noqa: E402
+from asd_policy.eval.rollout.cluster.driver import prepare_on_ray  # noqa: E402
+from asd_policy.eval.studies.evaluate import evaluate  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,13 @@ from asd_policy import cli
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.options import EvalOptions, check_options, command_line
 
-OF_THE_CLUSTER = "asd_policy.eval.cluster"
+OF_THE_CLUSTER = "asd_policy.eval.rollout.cluster"
 
 
 def test_ray_is_imported_only_when_it_is_asked_for():
     program = (
-        "import sys, asd_policy.cli, asd_policy.eval.command, asd_policy.eval.evaluator\n"
+        "import sys, asd_policy.cli, asd_policy.eval.commands.evaluate\n"
+        "import asd_policy.eval.studies.evaluate\n"
         f"print([m for m in sys.modules if m == 'ray' or m.startswith('{OF_THE_CLUSTER}')])"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -55,7 +56,7 @@ def test_options_that_do_not_fit():
 
 def fit(*args):
     pytest.importorskip("ray", reason="needs the extra: pip install 'asd-policy[ray]'")
-    from asd_policy.eval.cluster.connect import fit
+    from asd_policy.eval.rollout.cluster.connect import fit
 
     found = fit(*args)
     return found.policies, found.cpus, found.gpus, found.num_envs
@@ -106,7 +107,7 @@ def test_a_cluster_without_room_for_one_environment_is_an_error():
 
 def host():
     pytest.importorskip("ray", reason="needs the extra: pip install 'asd-policy[ray]'")
-    from asd_policy.eval.cluster import host
+    from asd_policy.eval.rollout.cluster import host
 
     return host
 

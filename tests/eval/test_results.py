@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from asd_policy.eval.records import Episode
-from asd_policy.eval.results import summarize
+from asd_policy.eval.runs.episode import Episode
 from asd_policy.eval.show.terminal import print_report
-from asd_policy.eval.stats import difference_interval
+from asd_policy.eval.stats.basics import difference_interval
+from asd_policy.eval.stats.summary import summarize
 
 
 def chunk(latency_s, calls, evaluations=0, rejections=0, accepted=0, decided=0, window=1):

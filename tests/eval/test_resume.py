@@ -16,13 +16,13 @@ import time
 import pytest
 
 from asd_policy.checkpoints import shipped
-from asd_policy.eval.folder import read_run
+from asd_policy.eval.runs.folder import read_run
 
 PROGRAM = """
 import functools
 from eval_standin import prepare
 from asd_policy import cli
-from asd_policy.eval import evaluator
+from asd_policy.eval.studies import evaluate as evaluator
 evaluator._really_prepare = functools.partial(prepare, step_s=0.002)
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))

@@ -14,31 +14,24 @@ pytestmark = pytest.mark.skipif(not EVAL.is_dir(), reason="needs the checkout")
 
 # Room → its modules, below asd_policy.eval; a folder stands for all that is in it.
 ROOMS = {
-    # What is kept, and the words that numbers and machines are described in.
-    "runs": ("runs", "records", "folder", "machine", "formats"),
-    # What is asked, and what that comes to.
-    "options": (
+    "runs": ("runs",),  # what is kept, and the words that numbers and machines are described in
+    "options": (  # what is asked, and what that comes to
         "options", "samplers", "subject", "plan", "resume", "demonstrations",
-        "benchmarks.options", "comparison.options", "verification.options",
+        "studies.bench.options", "studies.compare.options", "studies.verify.options",
     ),
-    "stats": ("stats", "distributions", "results"),
-    "rollout": (
-        "rollout", "slots", "setup", "delay", "flight", "video", "annotate", "side_by_side",
-        "cluster",
-    ),
-    "show": ("show", "windows"),
-    "studies": (
-        "evaluator", "rates", "replay", "table", "comparison", "benchmarks", "verification",
-    ),
+    "stats": ("stats",),
+    "rollout": ("rollout",),
+    "show": ("show",),
+    "studies": ("studies",),
     "commands": (
-        "command", "bench", "compare", "verify", "doctor", "probes", "gpu", "table.command",
-        "benchmarks.gpu", "benchmarks.first_minutes",
+        "commands", "gpu", "studies.tasks.command", "studies.bench.gpu",
+        "studies.bench.first_minutes",
     ),
 }  # fmt: skip
 RANK = {
     "runs": 0, "options": 1, "stats": 2, "rollout": 2, "show": 3, "studies": 4, "commands": 5,
 }  # fmt: skip
-EVALUATION = "evaluator"  # the study that others are made of
+EVALUATION = "studies.evaluate"  # the study that others are made of
 
 
 def modules() -> dict[str, Path]:
@@ -58,7 +51,7 @@ def imports(path: Path) -> Iterator[str]:
             continue
         if node.module == "asd_policy.eval" or node.module.startswith("asd_policy.eval."):
             base = node.module.removeprefix("asd_policy.eval").removeprefix(".")
-            for alias in node.names:  # from asd_policy.eval.cluster import connect
+            for alias in node.names:  # from asd_policy.eval.rollout.cluster import connect
                 inner = f"{base}.{alias.name}".removeprefix(".")
                 yield inner if inner in there else base
 
@@ -96,7 +89,7 @@ def test_a_study_uses_no_other_but_the_evaluation():
     studies = {m: path for m, path in modules().items() if room_of(m) == "studies"}
     for module, path in studies.items():
         for other in imports(path):
-            same = other.split(".")[0] == module.split(".")[0]
+            same = other.split(".")[:2] == module.split(".")[:2]
             used = other in studies and not same and other != EVALUATION
             if used:
                 wrong.append(f"{module} → {other}")
@@ -127,4 +120,4 @@ def test_options_are_resolved_once():
                 kinds = [ast.unparse(a.annotation) for a in node.args.args if a.annotation]
                 if "EvalOptions" in kinds:
                     takers.add(module)
-    assert takers <= {"options", "samplers", "plan", "resume", "evaluator"}
+    assert takers <= {"options", "samplers", "plan", "resume", "studies.evaluate"}

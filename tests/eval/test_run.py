@@ -11,11 +11,11 @@ from eval_standin import LineEnv, PushPolicy, prepare
 from gymnasium.error import DependencyNotInstalled
 
 from asd_policy.errors import AsdPolicyError, NonFiniteError
-from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.plan import resolve
-from asd_policy.eval.results import summarize
+from asd_policy.eval.runs.folder import read_run
+from asd_policy.eval.stats.summary import summarize
+from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.policy import ChunkStats
 
 

@@ -16,10 +16,10 @@ from eval_schemas import changed, check, is_read, validator
 from eval_standin import prepare
 from rich.console import Console
 
-from asd_policy.eval import doctor
-from asd_policy.eval.evaluator import evaluate
+from asd_policy.eval.commands import doctor
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.schemas import FORMS, VERSION, read_json, schema
+from asd_policy.eval.studies.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 # Schema → the files under eval/results that are of it.
@@ -130,7 +130,7 @@ def test_every_line_of_episodes_has_its_form(files):
 
 
 def test_a_run_without_an_episode_has_the_form(files, tmp_path):
-    from asd_policy.eval.results import summarize
+    from asd_policy.eval.stats.summary import summarize
 
     empty = json.loads(json.dumps(summarize(files[0]["config"], [])))
     validator("results").validate(empty)

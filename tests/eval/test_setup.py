@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from eval_tiny import PLACE, make_checkpoint
 
-from asd_policy.eval import setup
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.rollout.loop import setup
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.policy import DiffusionPolicy
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asd_policy.eval.side_by_side import main
+from asd_policy.eval.rollout.side_by_side import main
 
 imageio = pytest.importorskip("imageio.v2")
 

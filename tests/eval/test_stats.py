@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from asd_policy.eval.stats import (
+from asd_policy.eval.stats.basics import (
     difference_interval,
     latency_ms,
     mean,

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from asd_policy.errors import OutputExistsError
-from asd_policy.eval.benchmarks.store import STORE as BENCHMARK
-from asd_policy.eval.folder import STORE as EVALUATION
 from asd_policy.eval.resume import store_of
+from asd_policy.eval.runs.folder import STORE as EVALUATION
 from asd_policy.eval.runs.store import Store, differing
-from asd_policy.eval.verification.store import STORE as VERIFICATION
+from asd_policy.eval.studies.bench.store import STORE as BENCHMARK
+from asd_policy.eval.studies.verify.store import STORE as VERIFICATION
 
 RATES = store_of("rates", may_grow=("rates", "episodes"))
 STORES = pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from asd_policy.checkpoints import find_checkpoint, shipped, shipped_names
 from asd_policy.envs.tasks import TASKS, agreed_task, get_task
 from asd_policy.errors import CheckpointError
 from asd_policy.eval.options import EvalOptions, RatesOptions, ReplayOptions
-from asd_policy.eval.replay import _check_task
+from asd_policy.eval.studies.replay import _check_task
+from asd_policy.eval.studies.verify.options import VerifyOptions
+from asd_policy.eval.studies.verify.subjects import open_checkpoint
 from asd_policy.eval.subject import checkpoint_of, with_its_task
-from asd_policy.eval.verification.options import VerifyOptions
-from asd_policy.eval.verification.subjects import open_checkpoint
 
 
 @pytest.fixture

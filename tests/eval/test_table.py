@@ -14,13 +14,13 @@ from rich.console import Console
 
 from asd_policy import checkpoints
 from asd_policy.errors import OutputExistsError
-from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import HELD_OUT_SEED
-from asd_policy.eval.table import figures
-from asd_policy.eval.table.command import CONTESTANTS, TableOptions, evaluations, make_table
-from asd_policy.eval.table.compute import compute_table
-from asd_policy.eval.table.figures import tasks_figure
+from asd_policy.eval.runs.folder import read_run
+from asd_policy.eval.studies.evaluate import evaluate
+from asd_policy.eval.studies.tasks import figures
+from asd_policy.eval.studies.tasks.command import CONTESTANTS, TableOptions, evaluations, make_table
+from asd_policy.eval.studies.tasks.compute import compute_table
+from asd_policy.eval.studies.tasks.figures import tasks_figure
 
 # What tasks.json may not hold.
 LIFT = "tasks/lift/"

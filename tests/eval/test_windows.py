@@ -2,7 +2,7 @@
 
 import pytest
 
-from asd_policy.eval.windows import (
+from asd_policy.eval.show.windows import (
     base_command,
     fixed_options,
     sampled_sequentially,

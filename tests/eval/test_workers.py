@@ -17,11 +17,11 @@ from eval_standin import LineEnv, prepare
 from eval_workers import Dies, Fails, NotMade, Traced
 
 from asd_policy.errors import AsdPolicyError, NonFiniteError
-from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.rollout import MAX_RESTARTS
-from asd_policy.eval.slots import WorkerDied, WorkerSlot
-from asd_policy.eval.stats import paired_success
+from asd_policy.eval.rollout.loop import MAX_RESTARTS
+from asd_policy.eval.rollout.slots import WorkerDied, WorkerSlot
+from asd_policy.eval.stats.basics import paired_success
+from asd_policy.eval.studies.evaluate import evaluate
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ import functools
 from pathlib import Path
 from eval_standin import prepare
 from eval_workers import Traced
-from asd_policy.eval.evaluator import evaluate
+from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.eval.options import EvalOptions
 if __name__ == "__main__":
     world = functools.partial(Traced, folder=Path({folder!r}))

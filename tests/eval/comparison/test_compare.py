@@ -7,10 +7,10 @@ import pytest
 from eval_schemas import check
 from eval_standin import prepare
 
-from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.records import Episode
+from asd_policy.eval.runs.episode import Episode
 from asd_policy.eval.runs.files import write_json
+from asd_policy.eval.studies.evaluate import evaluate
 
 # What compare.json may not hold.
 WRONG = [

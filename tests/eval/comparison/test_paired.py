@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from scipy.optimize import minimize_scalar
 
-from asd_policy.eval.comparison import paired
-from asd_policy.eval.comparison.paired import episodes_needed, ratio_of
-from asd_policy.eval.stats import difference_interval
+from asd_policy.eval.stats.basics import difference_interval
+from asd_policy.eval.studies.compare import paired
+from asd_policy.eval.studies.compare.paired import episodes_needed, ratio_of
 
 
 def likeliest(only_a: int, only_b: int, n: int, difference: float) -> float:

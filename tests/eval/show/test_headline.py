@@ -6,7 +6,7 @@ import pytest
 
 from asd_policy.eval.samplers import law_of
 from asd_policy.eval.show.headline import as_text, headlines
-from asd_policy.eval.stats import paired_success
+from asd_policy.eval.stats.basics import paired_success
 
 
 def sampler(count, n, calls, ms, clock=None):

@@ -15,14 +15,14 @@ import pytest
 from eval_standin import prepare
 from rich.console import Console
 
-from asd_policy.eval.evaluator import evaluate
-from asd_policy.eval.folder import read_run
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.results import summarize
+from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.show import page as module
 from asd_policy.eval.show import page_figures
 from asd_policy.eval.show.page import FORMATS, PAGE, render_page, write_page
 from asd_policy.eval.show.terminal import print_report
+from asd_policy.eval.stats.summary import summarize
+from asd_policy.eval.studies.evaluate import evaluate
 
 NAMES = ("asd", "ddpm", "ddim")
 FIGURES = (

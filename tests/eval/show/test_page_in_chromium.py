@@ -8,9 +8,9 @@ import pytest
 from eval_standin import prepare
 from rich.console import Console
 
-from asd_policy.eval.evaluator import evaluate
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.show import page as module
+from asd_policy.eval.studies.evaluate import evaluate
 
 PROGRAM = chromium.find()
 pytestmark = pytest.mark.skipif(

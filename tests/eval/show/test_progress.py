@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from asd_policy import progress as module
-from asd_policy.eval.records import Episode
+from asd_policy.eval.runs.episode import Episode
 from asd_policy.eval.show.progress import RunProgress
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from asd_policy.eval.verification.equality import (
+from asd_policy.eval.studies.verify.equality import (
     RESOLUTION,
     by_observation,
     compare,
@@ -13,7 +13,7 @@ from asd_policy.eval.verification.equality import (
     mode_counts,
     permutations_needed,
 )
-from asd_policy.eval.verification.power import POWER, smallest_shifts, worst
+from asd_policy.eval.studies.verify.power import POWER, smallest_shifts, worst
 
 ALPHA = 0.05
 

@@ -13,8 +13,8 @@ from eval_schemas import check
 
 from asd_policy.data.replay import save_npz
 from asd_policy.errors import DatasetError
-from asd_policy.eval.verification.options import VerifyOptions
-from asd_policy.eval.verification.oracle import Oracle
+from asd_policy.eval.studies.verify.options import VerifyOptions
+from asd_policy.eval.studies.verify.oracle import Oracle
 from asd_policy.policy import save_checkpoint
 from asd_policy.schedule import Schedule
 from reference.tiny import tiny_checkpoint, tiny_replay

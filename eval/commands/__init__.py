@@ -1,0 +1,1 @@
+"""What the command line calls. Importing these is quick."""

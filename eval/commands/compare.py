@@ -1,0 +1,30 @@
+"""`asd-policy compare`. Importing this is quick: the statistics come when it starts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from asd_policy.eval.studies.compare.options import CompareOptions
+
+
+def main_compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> int:
+    """Compare two evaluations, or two samplers of one, on the seeds that both have done.
+
+    Success is compared by McNemar's test, the interval of the difference, and two one-sided tests
+    of whether the first is worse than the second by more than --margin; cost by ratios of latency
+    and of network calls with bootstrap intervals. It takes two recordings of robomimic's rollouts
+    too (`run_trained_agent --record FILE`), and prints their success and times.
+
+    Exit status 0: the first is not worse within the margin; 1: it is worse by more than the margin;
+    2: too few episodes to tell (or an error of use, which starts with "error:").
+    """
+    if len(options.runs) == 2 and all(path.is_file() for path in options.runs):
+        from asd_policy.eval.studies.compare.recordings import compare_recordings
+
+        compare_recordings(*options.runs)
+        return 0
+    from asd_policy.eval.studies.compare.run import run_compare
+
+    return run_compare(options)

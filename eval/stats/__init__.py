@@ -1,0 +1,1 @@
+"""Statistics of episodes and chunks, and the summary of a run."""

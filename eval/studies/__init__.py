@@ -1,0 +1,1 @@
+"""What is asked of policies: one file or folder each."""

@@ -1,0 +1,208 @@
+"""One cell made ready: it warms up, then samples chunks that are timed from outside the sampler."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from asd_policy.engine import Engine
+from asd_policy.eval.studies.bench.ceilings import synchronize
+from asd_policy.eval.studies.bench.cells import Cell, sampler_config
+from asd_policy.eval.studies.bench.eager_loop import sample_eager_loop
+from asd_policy.eval.studies.bench.options import EAGER_LOOP
+from asd_policy.eval.studies.bench.subjects import Subject
+from asd_policy.networks.prepare import PreparedUnet1D, prepare
+from asd_policy.sampler import Sampler
+from asd_policy.samplers.costs import candidates
+from asd_policy.samplers.result import Noise, Stats
+from asd_policy.schedule import Schedule
+
+Json = dict[str, Any]
+CALIBRATION_CHAINS = 16  # sampled, at least, for slopes and acceptance
+FIRST = 1000  # number of the first chunk that is measured; those before it are thrown away
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One timed chunk: seconds of wall clock, those for its noise, and what the sampler counted."""
+
+    seconds: float
+    noise_s: float
+    stats: Stats
+
+
+class Contestant(Protocol):
+    """A cell that can sample."""
+
+    cell: Cell
+
+    def warm_up(self) -> Json:
+        """Everything that happens once; its seconds."""
+
+    def draw(self, chunk: int) -> Chunk:
+        """One chunk, synchronised before and after. The number decides noise and condition."""
+
+    def describe(self) -> Json:
+        """What was really used."""
+
+    def close(self) -> None: ...
+
+
+class Forms:
+    """Prepared networks, shared by the contestants of a group: a copy of the weights each."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], PreparedUnet1D] = {}
+
+    def get(
+        self, subject: Subject, steps: int, schedule: Schedule, precision: str, compile: bool
+    ) -> PreparedUnet1D:
+        """The subject's network for the timesteps of a schedule."""
+        timesteps = tuple(schedule.timesteps.tolist())
+        key = subject.name, steps, timesteps, precision, compile
+        if key not in self._kept:
+            network, _ = subject.at(steps)
+            prepared = prepare(network, schedule.timesteps, precision, compile)
+            assert isinstance(prepared, PreparedUnet1D)
+            self._kept[key] = prepared
+        return self._kept[key]
+
+
+def make_contestant(
+    cell: Cell, subject: Subject, forms: Forms, device: torch.device, seed: int
+) -> Contestant:
+    """The contestant of a cell. Errors are those of networks and engines."""
+    if cell.sampler == EAGER_LOOP:
+        return EagerLoop(cell, subject, device, seed)
+    return EngineContestant(cell, subject, forms, device, seed)
+
+
+def _streams(seed: int, chunk: int, batch: int, device: torch.device) -> list[torch.Generator]:
+    """One for each chain; on a GPU they are there."""
+    first = (seed * 1_000_003 + chunk) * batch
+    return [torch.Generator(device).manual_seed(first + i) for i in range(batch)]
+
+
+class EagerLoop:
+    """:func:`sample_eager_loop`, with PyTorch's own defaults (on a GPU, TF32 convolutions)."""
+
+    def __init__(self, cell: Cell, subject: Subject, device: torch.device, seed: int) -> None:
+        self.cell, self._subject, self._device, self._seed = cell, subject, device, seed
+        self._network, self._schedule = subject.at(cell.steps)
+
+    def warm_up(self) -> Json:
+        seconds = [self.draw(-1).seconds for _ in range(2)]
+        return {"first_chunk_s": seconds[0], "total_s": sum(seconds)}
+
+    def draw(self, chunk: int) -> Chunk:
+        cond = self._subject.take(chunk, self.cell.batch)
+        torch.manual_seed(self._seed + FIRST + chunk)
+        synchronize(self._device)
+        start = time.perf_counter()
+        shape = self.cell.batch, *self._subject.shape
+        initial = torch.randn(shape, device=self._device)
+        x, stats = sample_eager_loop(self._network, self._schedule, initial, cond)
+        x.cpu()
+        synchronize(self._device)
+        return Chunk(time.perf_counter() - start, 0.0, stats)
+
+    def describe(self) -> Json:
+        precision = "torch default" if self._device.type == "cuda" else "fp32"
+        return {"engine_used": EAGER_LOOP, "kernels_used": "-", "precision_used": precision}
+
+    def close(self) -> None:
+        pass
+
+
+class EngineContestant:
+    """A sampler on an engine of its own, its window and drafts calibrated before measurement."""
+
+    def __init__(
+        self, cell: Cell, subject: Subject, forms: Forms, device: torch.device, seed: int
+    ) -> None:
+        self.cell, self._subject, self._device, self._seed = cell, subject, device, seed
+        start = time.perf_counter()
+        self.config = sampler_config(cell)
+        _, trained = subject.at(cell.steps)
+        chain = self.config.schedule(trained)
+        as_trained = cell.steps == subject.schedule.num_steps
+        self._sampler = Sampler(
+            forms.get(subject, cell.steps, chain, cell.precision, cell.compile),
+            trained,
+            subject.shape,
+            self.config,
+            engine=cell.engine,
+            device=device,
+            kernels="auto" if cell.kernels == "-" else cell.kernels,
+            stored=subject.calibration if as_trained else None,
+            cond=subject.take(0, 1),
+            compiled=cell.compile,
+        )
+        self.engine: Engine = self._sampler.engine
+        self._prepare_s = time.perf_counter() - start
+
+    def warm_up(self) -> Json:
+        start = time.perf_counter()
+        if self.config.name == "asd":
+            self._calibrate()
+        calibrated = time.perf_counter()
+        seconds = [self.draw(-1).seconds for _ in range(2)]
+        return {
+            "prepare_s": self._prepare_s,
+            "calibrate_s": calibrated - start,
+            "first_chunk_s": seconds[0],
+            "total_s": self._prepare_s + calibrated - start + sum(seconds),
+        }
+
+    def draw(self, chunk: int) -> Chunk:
+        cond = self._subject.take(chunk, self.cell.batch)
+        synchronize(self._device)
+        start = time.perf_counter()
+        noise = self._noise(chunk)
+        drawn = time.perf_counter()
+        x, stats = self._sampler.draw(noise, cond)
+        x.cpu()
+        synchronize(self._device)
+        end = time.perf_counter()
+        return Chunk(end - start, drawn - start, stats)
+
+    def _noise(self, chunk: int) -> Noise:
+        generators = _streams(self._seed, FIRST + chunk, self.cell.batch, self._device)
+        return self._sampler.noise(generators)
+
+    def _calibrate(self) -> None:
+        """Slopes and acceptance from the checkpoint or from throw-away chunks, costs, window.
+
+        From here on the calibration is frozen, as a policy's is: a chunk depends on its seed.
+        """
+        auto, steps = self._sampler.needs_costs, self._sampler.schedule.num_steps
+        if not self._sampler.calibration.frozen:
+            chunks = max(2, CALIBRATION_CHAINS // self.cell.batch)
+            others = candidates(steps) if auto else ()
+            self._sampler.calibrate(self._throw_away(), chunks, self._sampler.window, others)
+        self._sampler.freeze()
+        self._sampler.measure(again=False)
+        self._sampler.close()  # what only the calibration needed
+
+    def _throw_away(self) -> Iterator[tuple[Noise, Tensor]]:
+        """Other observations and other noise than those that are measured."""
+        for i in itertools.count():
+            yield self._noise(-2 - i), self._subject.take(7 * i, self.cell.batch)
+
+    def describe(self) -> Json:
+        buckets = dict(getattr(self.engine, "bytes_by_bucket", {}))
+        return {
+            "engine_used": self.engine.name,
+            "kernels_used": self.engine.kernels,
+            "precision_used": self.cell.precision,
+            "bytes_by_bucket": buckets,
+        }
+
+    def close(self) -> None:
+        self.engine.close()

@@ -1,0 +1,158 @@
+"""The whole benchmark on one GPU: trains a network, then measures, the headline figures first."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from asd_policy.data.replay import load_replay, save_npz
+from asd_policy.device import resolve_device
+from asd_policy.engine.kernels import KERNELS
+from asd_policy.errors import AsdPolicyError, InputError
+from asd_policy.eval.demonstrations import load_demonstrations, store_keys
+from asd_policy.eval.studies.bench.cells import Cell, Group, cell
+from asd_policy.eval.studies.bench.options import EAGER_LOOP, BenchOptions
+from asd_policy.eval.studies.bench.run import finish, measure, open_store, scale
+from asd_policy.eval.studies.bench.subjects import load_subject
+from asd_policy.eval.studies.bench.training import OutOfTime, train_for
+
+HEADLINE = ("asd", "ddpm", "ddim-10", "asd-paper")
+WINDOWS = ("8", "16", "32", "64", "100")
+STEPS = (25, 50, 200, 400, 800)
+CHI = (256, 512, 1024)  # channels of Chi et al. (2023), 64 M parameters
+TINY = (16, 32)  # with --quick
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 stopped by the clock or a cell failed, 2 a mistake of the
+    user's."""
+    options = _parser().parse_args(words)
+    try:
+        if options.export:
+            source, target = map(Path, options.export)
+            save_npz(load_replay(source, store_keys(source)), target)
+            print(f"Demonstrations: {target}")
+            return 0
+        return run(options)
+    except OutOfTime as error:
+        print(f"Training stopped at {error}; run the same command to go on.")
+        return 1
+    except AsdPolicyError as error:
+        print(f"error: {error}")
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gpu.py", description=__doc__)
+    add = parser.add_argument
+    add("--export", nargs=2, metavar=("STORE", "NPZ"), help="only write a zarr store as one .npz")
+    add("--data", type=Path, help="demonstrations: .npz, or a zarr store where zarr is installed")
+    add("--out", type=Path, default=Path("outputs/gpu"), help="folder for bench.json and tables")
+    add("--work", type=Path, help="folder for the network and its training (default: OUT/training)")
+    add("--train-minutes", type=float, default=4.0)
+    add("--minutes", type=float, default=20.0, help="for everything; then it stops cleanly")
+    add("--chunks", type=int, default=40, help="rounds of measurement a group")
+    add("--batch-size", type=int, default=256, help="of training")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add("--kernels", default="auto", choices=KERNELS, help="of a round's arithmetic")
+    add("--commit", help="what to record where the checkout has no .git")
+    add("--quick", action="store_true", help="a tiny network, few chunks: to see that it works")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, measure, report."""
+    deadline = time.monotonic() + 60 * options.minutes
+    if options.data is None:
+        raise InputError("--data is needed: demonstrations to train on")
+    name = resolve_device(options.device)
+    device = torch.device(name)
+    replay = load_demonstrations(options.data)
+    folder = train_for(
+        options.train_minutes,
+        replay,
+        TINY if options.quick else CHI,
+        32 if options.quick else options.batch_size,
+        options.work or options.out / "training",
+        device,
+        _say,
+    )
+    loaded = load_subject(str(folder), device, replay)
+    channels = "-".join(map(str, TINY if options.quick else CHI))
+    subject = dataclasses.replace(loaded, name=f"{replay.attributes.get('task')} {channels}")
+    settings = BenchOptions(
+        networks=(subject.name,), device=options.device, chunks=options.chunks, out=options.out,
+        kernels=(options.kernels,), quick=options.quick, data=options.data, resume=True,
+    )  # fmt: skip
+    store = open_store(settings, name, {"commit_given": options.commit} if options.commit else {})
+    groups = stages(
+        subject.name, subject.schedule.num_steps, device, options.kernels, options.quick
+    )
+    subjects = {subject.name: subject}
+    if not options.quick:
+        subjects["shipped"] = load_subject("shipped", device, None)
+    complete = measure(store, subjects, groups, settings, device, _say, deadline, True)
+    if complete and time.monotonic() < deadline:
+        scale(store, options.quick, _say)
+    status = finish(store, _say)
+    if not complete:
+        _say("Stopped by the clock; run the same command to go on.")
+    return status if complete else 1
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def stages(
+    network: str, steps: int, device: torch.device, kernels: str, quick: bool
+) -> list[Group]:
+    """Groups in the order of what one would miss most."""
+    cuda = device.type == "cuda"
+    engine, best = ("cuda_graph", "tf32") if cuda else ("eager", "fp32")
+
+    def make(
+        samplers: Sequence[str], batch: int = 1, k: int = steps, precision: str = best,
+        engine: str = engine, kernels: str = kernels, window: str = "auto", compile: bool = False,
+        network: str = network,
+    ) -> Group:  # fmt: skip
+        return tuple(
+            cell(network, batch, k, precision, engine, kernels, window, sampler, compile)
+            for sampler in samplers
+        )
+
+    plan = [make((*HEADLINE, EAGER_LOOP))]
+    if quick:
+        plan += [make(HEADLINE, 2), make(("asd",), window="8")]
+        return _once(plan)
+    if cuda:
+        plan += [make(HEADLINE, precision=p) for p in ("bf16", "fp32")]
+    plan += [make((*HEADLINE, EAGER_LOOP), network="shipped")]
+    plan += [make((*HEADLINE, EAGER_LOOP), batch) for batch in (8, 32, 128)]
+    plan.append(tuple(one for w in WINDOWS for one in make(("asd", "asd-paper"), window=w)))
+    plan += [make(("asd", "ddpm", "asd-paper"), k=k) for k in STEPS]
+    if cuda:
+        forms = [name for name in ("triton", "torch") if name in KERNELS]
+        plan.append(tuple(one for form in forms for one in make(HEADLINE[:2], kernels=form)))
+        plan.append(make(HEADLINE, engine="eager"))
+    plan.append(make(("asd-memory", "asd-slope", "asd-frozen", "paradigms")))
+    if cuda:
+        plan += [make(HEADLINE[:3], precision=p, compile=True) for p in (best, "bf16")]
+        plan += [make(HEADLINE, batch, precision="bf16") for batch in (8, 32, 128)]
+    return _once(plan)
+
+
+def _once(plan: Sequence[Group]) -> list[Group]:
+    """Each cell in the first group that has it."""
+    seen: set[Cell] = set()
+    groups = []
+    for group in plan:
+        fresh = tuple(one for one in dict.fromkeys(group) if one not in seen)
+        seen.update(fresh)
+        groups.append(fresh)
+    return [group for group in groups if group]

@@ -1,0 +1,122 @@
+"""A comparison as JSON: a pure function of the two sides' episodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from asd_policy.eval.runs.episode import Episode
+from asd_policy.eval.stats.basics import paired_success, success_rate
+from asd_policy.eval.studies.compare.paired import difference_interval, episodes_needed, ratio_of
+from asd_policy.eval.studies.compare.pairing import (
+    Side,
+    common_seeds,
+    differing_places,
+    scenes_alike,
+)
+
+Json = dict[str, Any]
+NOT_WORSE, WORSE, COULD_NOT_TELL = 0, 1, 2  # exit statuses
+# name -> (key of a chunk's record, factor, quantile or None for the mean)
+RATIOS: dict[str, tuple[str, float, float | None]] = {
+    "chunk latency, median (ms)": ("latency_s", 1e3, 0.5),
+    "chunk latency, p95 (ms)": ("latency_s", 1e3, 0.95),
+    "chunk latency, mean (ms)": ("latency_s", 1e3, None),
+    "network calls a chunk": ("calls", 1.0, None),
+    "network evaluations a chunk": ("evaluations", 1.0, None),
+}
+
+
+def compare_sides(a: Side, b: Side, margin: float, seed: int) -> Json:
+    """One comparison: a is judged against b.
+
+    Raises:
+        ValueError: no seed was done by both, or seeds began with different scenes.
+    """
+    seeds = common_seeds(a, b)
+    ours, theirs = ([side.episodes[s] for s in seeds] for side in (a, b))
+    success = _success(ours, theirs, margin)
+    ratios = {
+        name: ratio_of(_values(ours, key, unit), _values(theirs, key, unit), quantile, seed)
+        for name, (key, unit, quantile) in RATIOS.items()
+    }
+    return {
+        "a": a.describe,
+        "b": b.describe,
+        "seeds": {
+            "common": len(seeds),
+            "same_scene": scenes_alike(a, b, seeds),
+            "first": seeds[0],
+            "last": seeds[-1],
+            "left_out_of_a": len(a.episodes) - len(seeds),
+            "left_out_of_b": len(b.episodes) - len(seeds),
+        },
+        "success": success,
+        "ratios": ratios,
+        "different_places": differing_places(a, b),
+        "verdict": _verdict(_names(a, b), success, margin),
+    }
+
+
+def _success(ours: list[Episode], theirs: list[Episode], margin: float) -> Json:
+    pair = paired_success({e.seed: e.success for e in ours}, {e.seed: e.success for e in theirs})
+    discordant = pair["only_a"], pair["only_b"], pair["n"]
+    low, high = difference_interval(*discordant, 0.90)
+    return {
+        "a": success_rate(pair["both"] + pair["only_a"], pair["n"]),
+        "b": success_rate(pair["both"] + pair["only_b"], pair["n"]),
+        **{key: pair[key] for key in ("both", "only_a", "only_b", "neither")},
+        "mcnemar_p": pair["p_value"],
+        "difference": (pair["only_a"] - pair["only_b"]) / pair["n"],
+        "difference_ci95": list(difference_interval(*discordant, 0.95)),
+        "difference_ci90": [low, high],
+        "margin": margin,
+        "equivalent": bool(-margin < low and high < margin),
+        "not_worse": bool(low > -margin),
+        "worse": bool(high < -margin),
+        "episodes_needed": episodes_needed(*discordant, margin),
+    }
+
+
+def _values(episodes: list[Episode], key: str, unit: float) -> list[np.ndarray]:
+    """Of every chunk but the first of a process, episode by episode."""
+    chunks: list[list[Any]] = [[*e.chunks[1:]] if e.cold else [*e.chunks] for e in episodes]
+    return [np.array([unit * chunk[key] for chunk in kept], dtype=float) for kept in chunks]
+
+
+def _names(a: Side, b: Side) -> tuple[str, str]:
+    if a.sampler != b.sampler:
+        return a.sampler, b.sampler
+    return f"{a.sampler} in {a.folder.name}", f"{b.sampler} in {b.folder.name}"
+
+
+def _verdict(names: tuple[str, str], success: Json, margin: float) -> Json:
+    """By the 90% interval of the difference: two one-sided tests at 5%."""
+    a, b = names
+    low, high = (f"{100 * bound:+.1f}" for bound in success["difference_ci90"])
+    interval = (
+        f"the difference is {100 * success['difference']:+.1f} points, 90% interval {low} to {high}"
+    )
+    allowed = f"{100 * margin:g} points"
+    if success["equivalent"]:
+        status, word = NOT_WORSE, "EQUIVALENT"
+        sentence = f"{a} succeeds as often as {b}, within {allowed}: {interval}."
+    elif success["not_worse"]:
+        status, word = NOT_WORSE, "NOT WORSE"
+        sentence = f"{a} is not worse than {b} by more than {allowed}: {interval}."
+    elif success["worse"]:
+        status, word = WORSE, "WORSE"
+        sentence = f"{a} is worse than {b} by more than {allowed}: {interval}."
+    else:
+        status, word = COULD_NOT_TELL, "COULD NOT TELL, TOO FEW EPISODES"
+        needed = success["episodes_needed"]
+        more = (
+            f"; at these rates {needed} common seeds would do (there are {success['a']['n']})"
+            if needed
+            else ""
+        )
+        sentence = (
+            f"whether {a} is worse than {b} by more than {allowed} is open: {interval}{more}."
+        )
+    return {"status": status, "word": word, "sentence": sentence}

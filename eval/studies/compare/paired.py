@@ -1,0 +1,80 @@
+"""Statistics of paired episodes: difference of success, ratios of cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from asd_policy.eval.stats.basics import difference_interval
+
+RESAMPLES = 2000
+Array = np.ndarray
+
+
+def episodes_needed(only_a: int, only_b: int, n: int, margin: float) -> int | None:
+    """Pairs after which, at these rates, the 90% interval would lie above −margin; None if the
+    observed difference itself is not above it, or a hundred thousand would not do."""
+    if (only_a - only_b) / n <= -margin:
+        return None
+
+    def enough(pairs: int) -> bool:
+        scaled = round(only_a * pairs / n), round(only_b * pairs / n)
+        return difference_interval(*scaled, pairs, 0.90)[0] > -margin
+
+    pairs = n
+    while not enough(pairs):
+        pairs = math.ceil(1.1 * pairs)
+        if pairs > 100_000:
+            return None
+    return pairs
+
+
+def ratio_of(
+    a: Sequence[Array], b: Sequence[Array], quantile: float | None, seed: int
+) -> dict[str, float | list[float] | None]:
+    """A quantile (None: the mean) of a's chunks over that of b's, with a 95% bootstrap interval.
+
+    Whole episodes are resampled, both samplers' of a seed together: chunks within an episode
+    depend on each other, and so do the episodes of a seed.
+
+    Args:
+        a, b: values of the chunks of each episode, in the order of the seeds.
+    """
+    if not sum(map(len, a)) or not sum(map(len, b)):
+        return {"a": None, "b": None, "ratio": None, "ci95": None}
+    count = len(a)
+    picks = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    weights = np.stack([np.bincount(row, minlength=count) for row in picks])
+    whole = np.ones((1, count), dtype=weights.dtype)
+    first, second = (float(_summaries(side, whole, quantile)[0]) for side in (a, b))
+    above, below = (_summaries(side, weights, quantile) for side in (a, b))
+    usable = np.isfinite(above) & (below > 0)
+    found = above[usable] / below[usable]
+    return {
+        "a": first,
+        "b": second,
+        "ratio": first / second if second else None,
+        "ci95": np.quantile(found, [0.025, 0.975]).tolist() if count > 1 and len(found) else None,
+    }
+
+
+def _summaries(episodes: Sequence[Array], weights: Array, quantile: float | None) -> Array:
+    """(R,) means or quantiles of the chunks, each episode counted (R, E) weights times; NaN where
+    there is no chunk. The same as repeating the episodes and asking NumPy."""
+    values = np.concatenate(episodes)
+    order = np.argsort(values, kind="stable")
+    owner = np.repeat(np.arange(len(episodes)), [len(chunks) for chunks in episodes])[order]
+    values, counts = values[order], weights[:, owner]
+    total = counts.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if quantile is None:
+            return (counts @ values) / total
+        place = np.maximum(quantile * (total - 1), 0.0)
+    reached = counts.cumsum(1)
+    below, above = (
+        values[(reached <= k[:, None]).sum(1).clip(max=len(values) - 1)]
+        for k in (np.floor(place), np.minimum(np.floor(place) + 1, total - 1))
+    )
+    return np.where(total > 0, below + (place % 1) * (above - below), np.nan)

@@ -1,0 +1,227 @@
+"""`asd-policy verify` from options to exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import asd_policy
+from asd_policy.console import plain_console
+from asd_policy.console import say as _say
+from asd_policy.device import resolve_device
+from asd_policy.eval.options import command_line
+from asd_policy.eval.runs.files import check_writable, default_folder, now, write_json
+from asd_policy.eval.runs.machine import describe_machine, git_commit
+from asd_policy.eval.runs.schemas import VERSION
+from asd_policy.eval.samplers import sampler_settings
+from asd_policy.eval.studies.verify.controls import control_roles
+from asd_policy.eval.studies.verify.draws import Drawn, Role, Sampling, collect
+from asd_policy.eval.studies.verify.equality import compare
+from asd_policy.eval.studies.verify.figures import save_figure
+from asd_policy.eval.studies.verify.moments import find_moments
+from asd_policy.eval.studies.verify.options import (
+    VerifyOptions,
+    check_verify_options,
+)
+from asd_policy.eval.studies.verify.oracle import oracle_subject
+from asd_policy.eval.studies.verify.store import STORE, load_arrays, save_arrays
+from asd_policy.eval.studies.verify.subjects import (
+    Subject,
+    checkpoint_subject,
+    gripper_column,
+    open_checkpoint,
+)
+from asd_policy.eval.studies.verify.tables import print_verification
+from asd_policy.eval.studies.verify.verdict import (
+    controls_json,
+    exact_tests,
+    power_json,
+    sampler_json,
+    tests_json,
+    verdict_json,
+)
+from asd_policy.progress import Stage
+from asd_policy.samplers.config import SamplerConfig
+from asd_policy.schedule import Schedule
+
+Json = dict[str, Any]
+SAMPLE, REFERENCE = "sample", "reference"
+_ROOT = Path("outputs/verify")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "device", "threads")
+
+
+def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
+    """Sample, test, and say what came of it. Returns the exit status.
+
+    Args:
+        options: what to do. console: where the tables go (default: stdout).
+
+    Raises:
+        ValueError, CheckpointError, DatasetError, OutputExistsError, OutputError: what the user can
+            fix.
+        KeyboardInterrupt: passed on; batches that were sampled are kept.
+    """
+    check_verify_options(options)
+    check_writable(options.out or _ROOT)
+    options = dataclasses.replace(options, device=resolve_device(options.device))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    options, subject = _open(options)
+    roles = _roles(options, subject)
+    assert options.out is not None
+    try:
+        drawn = _draw(options, subject, roles)
+    except BaseException:
+        again = command_line(dataclasses.replace(options, resume=True), "verify")
+        _say(f"What was sampled is kept in {options.out}; continue with\n  {again}")
+        raise
+    result = _judge(options, subject, roles, drawn)
+    write_json(options.out / "verify.json", result)
+    save_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
+    print_verification(console or plain_console(), result, options.out)
+    return int(result["verdict"]["status"])
+
+
+def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
+    """The subject, and the options with the folder, which is claimed."""
+    if options.oracle:
+        subject = oracle_subject(options)
+        _check_samplers(options, subject.schedule)
+        return _claim(options, "oracle", None), subject
+    made, path, task = open_checkpoint(options)
+    options = dataclasses.replace(options, task=task)
+    gripper_column(options.gripper, made.config.action_dim)
+    _check_samplers(options, made.schedule)
+    options = _claim(options, task or path.stem, made.card["sha256"])
+    assert options.out is not None
+    file = options.out / "moments.npz"
+    kept = load_arrays(file)
+    if kept is None:
+        windows, origin = find_moments(options, made, task, _say)
+        save_arrays(file, windows=windows, origin=origin)  # type: ignore[arg-type]
+    else:
+        windows, origin = kept["windows"], str(kept["origin"])
+    return options, checkpoint_subject(options, made, path, windows, origin)
+
+
+def _check_samplers(options: VerifyOptions, schedule: Schedule) -> None:
+    """Refuse now, not after minutes of sampling: ValueError from the sampler's own check."""
+    for name in (options.sampler, options.reference):
+        _config(options, name).schedule(schedule)
+
+
+def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptions:
+    out = options.out or default_folder(name, _ROOT)
+    options = dataclasses.replace(options, out=out)
+    settings = _settings(options) | {"checkpoint_sha256": sha256}
+    STORE.check(out, settings, options.resume)
+    config = {
+        "schema_version": VERSION["verify_config"],
+        "command": command_line(options, "verify"),
+        "started": now(),
+        "settings": settings,
+    }
+    write_json(out / "config.json", config)
+    return options
+
+
+def _settings(options: VerifyOptions) -> Json:
+    """The options that say what is sampled and tested, and the code that samples it."""
+    kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_SETTINGS}
+    code = [asd_policy.__version__, git_commit(Path(asd_policy.__file__).parent)]
+    return json.loads(json.dumps(kept | {"code": code}, default=str))
+
+
+def _config(options: VerifyOptions, name: str) -> SamplerConfig:
+    settings = sampler_settings(name, options.sampling())
+    return SamplerConfig(settings.pop("sampler"), **settings)
+
+
+def _roles(options: VerifyOptions, subject: Subject) -> dict[str, Role]:
+    """Who samples. The sample and the reference first."""
+    reference = _config(options, options.reference)
+    roles = [
+        Role(SAMPLE, _config(options, options.sampler)),
+        Role(REFERENCE, reference),
+        *(control_roles(subject, reference) if options.controls else ()),
+    ]
+    return {role.name: role for role in roles}
+
+
+def _draw(options: VerifyOptions, subject: Subject, roles: dict[str, Role]) -> dict[str, Drawn]:
+    assert options.out is not None
+    each = options.each
+    total = options.batches * each * len(subject.conditions)
+    titles = {SAMPLE: options.sampler, REFERENCE: options.reference}
+    chunks, drawn = 0, {}
+    with Stage(f"{options.sampler}, chunks", total * len(roles)) as stage:
+
+        def tick(count: int) -> None:
+            nonlocal chunks
+            chunks += count
+            stage.update(chunks)
+
+        for name, role in roles.items():
+            stage.update(chunks, text=f"{titles.get(name, name)}, chunks")
+            make = partial(Sampling, subject, role, each, options.engine, options.seed)
+            drawn[name] = collect(make, options.out / "draws" / name, options.batches, tick)
+    return drawn
+
+
+def _judge(
+    options: VerifyOptions, subject: Subject, roles: dict[str, Role], drawn: dict[str, Drawn]
+) -> Json:
+    """The content of verify.json."""
+    sample, reference = drawn[SAMPLE], drawn[REFERENCE]
+    chain = roles[REFERENCE].config.schedule(subject.schedule)
+    tests = compare(sample.chunks, reference.chunks, subject.gripper, options.alpha, options.seed)
+    if subject.exact is not None:
+        exact = subject.exact(chain)
+        names = ((options.sampler, sample), (f"sequential {options.reference}", reference))
+        for name, what in names:
+            tests += exact_tests(what, exact, name, options.seed)
+    table = tests_json(tests, options.alpha)
+    power = power_json(options, subject, reference, len(table))
+    others = {k: v for k, v in drawn.items() if k not in (SAMPLE, REFERENCE)}
+    controls = controls_json(options, subject, reference, others, power["hardest"])
+    resolved = _resolved(options, subject, chain.num_steps)
+    return {
+        "schema_version": VERSION["verify"],
+        "command": command_line(options, "verify"),
+        "settings": _settings(options) | {"checkpoint_sha256": subject.describe["sha256"]},
+        "subject": subject.describe,
+        "resolved": resolved,
+        "machine": describe_machine(resolved),
+        "samplers": {
+            "sample": sampler_json(options.sampler, sample),
+            "reference": sampler_json(options.reference, reference),
+        },
+        "tests": table,
+        "power": power,
+        "controls": controls,
+        "verdict": verdict_json(options, table, power, controls, sample.calls.size),
+    }  # fmt: skip
+
+
+def _resolved(options: VerifyOptions, subject: Subject, steps: int) -> Json:
+    chain = subject.schedule
+    role = Role(REFERENCE, SamplerConfig("ddpm"))
+    engine = Sampling(subject, role, 1, options.engine, 0).engine
+    cuda = options.device != "cpu"
+    return {
+        "device": options.device,
+        "gpu": torch.cuda.get_device_name(options.device) if cuda else None,
+        "threads": torch.get_num_threads(),
+        "engine": engine.name,
+        "kernels": engine.kernels,
+        "precision": options.precision,
+        "steps": steps,
+        "trained_steps": chain.config.num_steps,
+        "gripper": subject.gripper,
+    }
