@@ -31,7 +31,7 @@ VERSION = {
 # Name of a schema → where its type is, below asd_policy.eval.
 FORMS = {
     "config": "runs.evaluation.Config", "env": "runs.evaluation.Env",
-    "episode": "records.Episode", "results": "runs.evaluation.Results",
+    "episode": "runs.episode.Episode", "results": "runs.evaluation.Results",
     "options": "runs.studies.Options", "rates": "runs.studies.Rates",
     "tasks": "runs.studies.Tasks", "replay": "runs.comparisons.Replay",
     "recording": "runs.comparisons.Recording", "compare": "runs.comparisons.Compare",
