@@ -76,3 +76,21 @@ def test_a_new_chunk_source_is_one_file() -> None:
         np.testing.assert_array_equal(acted, places)
     np.testing.assert_array_equal(policy.act_batch({"position": places + 1}), places + 1)
     assert policy.predict([1]).shape == (1, 16, 2)
+
+
+def test_a_new_study_is_one_file(tmp_path, capsys) -> None:
+    pytest.importorskip("tyro")
+    pytest.importorskip("robosuite")
+    from asd_policy.eval.options import EvalOptions
+    from asd_policy.eval.studies.evaluate import evaluate
+
+    run = tmp_path / "run"
+    evaluate(EvalOptions(episodes=1, horizon=9, window=8, threads=1, out=run))
+    capsys.readouterr()
+    assert example("study_steps")["study_steps"](run) == [
+        ["asd", "0", "none"],
+        ["ddpm", "0", "none"],
+    ]
+    said = capsys.readouterr().out
+    assert "successes" in said
+    assert "ddpm" in said
