@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from asd_policy.eval.rollout.loop import Policy
-from asd_policy.eval.rollout.slots import Observation
 from asd_policy.eval.runs.episode import Lateness
+from asd_policy.eval.slots import Observation
 
 if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats

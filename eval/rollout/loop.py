@@ -14,10 +14,10 @@ import numpy as np
 
 from asd_policy.data.scenes import scene_digest
 from asd_policy.errors import AsdPolicyError, NonFiniteError
-from asd_policy.eval.rollout.slots import Moment, Observation, Slot, WorkerDied
 from asd_policy.eval.rollout.video import Recorder, check_rendering
 from asd_policy.eval.runs.episode import Episode, chunk_record
 from asd_policy.eval.runs.machine import describe_machine, processor_wait_s
+from asd_policy.eval.slots import Moment, Observation, Slot, WorkerDied
 
 if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats, Draw

@@ -16,7 +16,7 @@ from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
 from asd_policy.errors import CheckpointError, InputError, IntegrationError
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout.loop import Setup
-from asd_policy.eval.rollout.slots import make_env, open_slots
+from asd_policy.eval.slots import make_env, open_slots
 from asd_policy.eval.subject import ROBOMIMIC_SUFFIX, checkpoint_of
 from asd_policy.integrations.robomimic_checkpoint import (
     RobomimicCheckpoint,

@@ -13,7 +13,7 @@ from asd_policy.errors import AsdPolicyError
 from asd_policy.files import writing
 
 if TYPE_CHECKING:
-    from asd_policy.eval.rollout.slots import Slot
+    from asd_policy.eval.slots import Slot
     from asd_policy.policy import ChunkStats
 
 

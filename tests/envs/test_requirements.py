@@ -135,7 +135,7 @@ def test_workers_need_no_name_that_gymnasium_got_lately():
     done = python("""
         import gymnasium.vector as vector
         vars(vector).pop("AutoresetMode", None)
-        import asd_policy.eval.rollout.slots
+        import asd_policy.eval.slots
     """)
     assert done.returncode == 0, done.stderr
 

@@ -6,8 +6,8 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
+from asd_policy.eval.rollout import annotate
 from asd_policy.eval.rollout.annotate import ACCEPTED, REJECTED, annotated
-from asd_policy.eval.rollout.loop import annotate
 from asd_policy.eval.rollout.video import Recorder
 from asd_policy.policy import ChunkStats
 

@@ -20,7 +20,7 @@ ROOMS = {
         "studies.bench.options", "studies.compare.options", "studies.verify.options",
     ),
     "stats": ("stats",),
-    "rollout": ("rollout",),
+    "rollout": ("rollout", "slots"),
     "show": ("show",),
     "studies": ("studies",),
     "commands": (

@@ -7,7 +7,8 @@ import pytest
 from eval_tiny import PLACE, make_checkpoint
 
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.rollout.loop import setup
+from asd_policy.eval.plan import resolve
+from asd_policy.eval.rollout import setup
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.policy import DiffusionPolicy
 
@@ -17,7 +18,7 @@ def test_a_checkpoint_is_read_once_for_all_samplers(tmp_path, monkeypatch):
     load = setup.load_checkpoint
     monkeypatch.setattr(setup, "load_checkpoint", lambda path: read.append(path) or load(path))
     options = EvalOptions(samplers=("asd", "ddpm", "ddim"), window=4, ddim_steps=5)
-    policies = setup._load_policies(folder, PLACE, options)
+    policies = setup._load_policies(folder, PLACE, resolve(options).parts)
     assert read == [folder]
     assert [p.sampler.name for p in policies.values()] == ["asd", "ddpm", "ddim"]
     assert len({id(policy.network) for policy in policies.values()}) == 1
@@ -39,5 +40,5 @@ def test_policies_of_one_checkpoint_act_as_if_each_had_its_own(tmp_path):
 
 def test_nothing_is_read_before_its_stage(tmp_path, capsys):
     with pytest.raises(ValueError, match="no checkpoint"):
-        setup._load_policies(tmp_path / "none", PLACE, EvalOptions())
+        setup._load_policies(tmp_path / "none", PLACE, resolve(EvalOptions()).parts)
     assert "loading the policy, asd" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from eval_workers import Dies, Fails, NotMade, Traced
 from asd_policy.errors import AsdPolicyError, NonFiniteError
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.rollout.loop import MAX_RESTARTS
-from asd_policy.eval.rollout.slots import WorkerDied, WorkerSlot
+from asd_policy.eval.slots import WorkerDied, WorkerSlot
 from asd_policy.eval.stats.basics import paired_success
 from asd_policy.eval.studies.evaluate import evaluate
 

@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout.loop import Film, Listener, Setup
-from asd_policy.eval.rollout.slots import picklable_errors
 from asd_policy.eval.runs.episode import Episode
+from asd_policy.eval.slots import picklable_errors
 
 Job: TypeAlias = tuple[str, int]
 _CHECKPOINT_SUFFIXES = (".json", ".safetensors")

@@ -17,8 +17,8 @@ import numpy as np
 
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout.loop import Setup
-from asd_policy.eval.rollout.slots import LocalSlot
-from asd_policy.eval.rollout.slots import open_slots as open_workers
+from asd_policy.eval.slots import LocalSlot
+from asd_policy.eval.slots import open_slots as open_workers
 
 K, CHUNK, TAIL = 10, 4, 3
 CALLS = {"ddpm": K, "asd": 3, "ddim": 2, "paradigms": 4}
