@@ -1,9 +1,9 @@
 """Drafts: guesses of x̂0 along the chain, made from what the network has already returned.
 
 The draft for step n may depend on the noise ξ[0…n−1] and the uniforms u[0…n−1] only (and on
-anything from outside the chunk): then every coupled step has the target's law (Hu et al., 2025).
-Memory and secant pairs hold evaluations at steps up to n, made at points built from ξ[0…n−1];
-slopes come from earlier chunks.
+anything from outside the chunk): then every coupled step has the target's distribution (Hu et al.,
+2025). Memory and secant pairs hold evaluations at steps up to n, made at points built from
+ξ[0…n−1]; slopes come from earlier chunks.
 """
 
 from __future__ import annotations

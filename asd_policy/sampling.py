@@ -64,7 +64,7 @@ def sample(
 ) -> Result:
     """Draw B independent samples from a trained diffusion model.
 
-    ``sampler="asd"`` returns samples with exactly the law of ``sampler="ddpm"`` (up to
+    ``sampler="asd"`` returns samples with exactly the distribution of ``sampler="ddpm"`` (up to
     floating-point arithmetic) for fewer sequential network calls; the same seed does not give
     the same sample.
 

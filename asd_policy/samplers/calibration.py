@@ -1,7 +1,7 @@
 """What is known before a chunk is drawn: learned of a network, and measured of a machine.
 
 Everything here comes from earlier chunks or from outside them, so that using it in a chunk keeps
-that chunk's law (a statistic of a chunk's own later noise would not).
+that chunk's distribution (a statistic of a chunk's own later noise would not).
 """
 
 from __future__ import annotations

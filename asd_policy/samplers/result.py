@@ -22,10 +22,10 @@ Streams = torch.Generator | Sequence[torch.Generator] | None
 class Noise:
     """All randomness of B samples, drawn before they start.
 
-    Samples have their law if all of it is independent, ``initial`` and ``steps`` standard normal
-    and exp(``log_uniform``) uniform. On the same machine and engine, with the same window and
-    calibration, the same noise gives the same samples bit for bit; one row's sample depends on the
-    other rows in its last bits at most.
+    Samples have the right distribution if all of it is independent, ``initial`` and ``steps``
+    standard normal and exp(``log_uniform``) uniform. On the same machine and engine, with the same
+    window and calibration, the same noise gives the same samples bit for bit; one row's sample
+    depends on the other rows in its last bits at most.
 
     Attributes:
         initial: (B, D) x at the first step. steps: (B, K, D) ξ of each step, in the order in which

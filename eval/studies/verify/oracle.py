@@ -2,8 +2,8 @@
 
 Observation i is a number s between 0 and 1. Given s, a chunk is a mixture of five Gaussians whose
 means lie s times as far apart; its last action number is ±1-like, as a gripper's. At s = 0 the
-modes coincide, the denoiser is linear, and the law of the sequential chain itself, discretization
-and all, is a Gaussian whose mean and variance follow by recursion.
+modes coincide, the denoiser is linear, and the distribution of the sequential chain itself,
+discretization and all, is a Gaussian whose mean and variance follow by recursion.
 """
 
 from __future__ import annotations
