@@ -1,0 +1,200 @@
+"""diffusion_policy's policies, accelerated: their own loop on the same noise, and every refusal.
+
+Stand-ins with its signatures; run by hand, its own classes differ from their loop by 5.5e-6.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+pytest.importorskip("diffusers")
+from diffusers import DDIMScheduler, DDPMScheduler
+
+import asd_policy.integrations.diffusion_policy as asd
+from asd_policy.errors import InputError, NonFiniteError
+from reference.diffusion_policy_standin import OBSERVED, STEPS_SEEN, TransformerPolicy, UnetPolicy
+
+
+def ddpm(steps=20, **more):
+    return DDPMScheduler(steps, beta_schedule="squaredcos_cap_v2", **more)
+
+
+def make(kind=UnetPolicy, how="global", scheduler=None, **more):
+    torch.manual_seed(0)
+    return kind(scheduler or ddpm(), how, **more).eval()
+
+
+def observed(batch=3):
+    return torch.randn(batch, STEPS_SEEN, OBSERVED, generator=torch.Generator().manual_seed(1))
+
+
+KINDS = [
+    (UnetPolicy, "global"), (UnetPolicy, "local"), (UnetPolicy, "fixed"),
+    (TransformerPolicy, "cond"), (TransformerPolicy, "fixed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "how"), KINDS)
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_sequential_ddpm_is_their_loop(kind, how, prediction, capsys):
+    policy = asd.accelerate(make(kind, how, ddpm(prediction_type=prediction)), window=8)
+    assert "asd on a DDPM of 20 steps" in capsys.readouterr().out
+    known, conds = policy.inputs(observed())
+    assert asd.difference_to_its_loop(policy, *known, **conds) < 2e-5
+    chunk = policy.conditional_sample(*known, **conds)
+    data, mask = known
+    assert torch.equal(chunk[mask], data[mask])
+    assert int(policy.conditional_sample.stats.calls.max()) < 20
+
+
+def test_everything_else_stays_theirs():
+    policy = make()
+    loop = policy.conditional_sample
+    assert asd.accelerate(policy, window=8, verbose=False) is policy
+    weights = policy.state_dict()
+    made = policy.predict_action({"obs": observed()})
+    assert made["action"].shape == (3, 4, 2)
+    assert weights.keys() == make().state_dict().keys()
+    twin = copy.deepcopy(policy)
+    assert twin.conditional_sample.policy is twin
+    asd.accelerate(policy, "ddpm", verbose=False)  # another one in the same place
+    policy.predict_action({"obs": observed()})
+    assert policy.conditional_sample.stats.sampler == "ddpm"
+    del policy.conditional_sample
+    assert policy.conditional_sample == loop
+
+
+def test_a_generator_gives_the_same_chunk_again():
+    policy = asd.accelerate(make(), window=8, verbose=False)
+    known, conds = policy.inputs(observed())
+    once, again = (
+        policy.conditional_sample(*known, generator=torch.Generator().manual_seed(3), **conds)
+        for _ in range(2)
+    )
+    assert torch.equal(once, again)
+    assert not torch.equal(once, policy.conditional_sample(*known, **conds))
+
+
+def test_steps_weights_and_networks_are_those_of_the_call():
+    policy = asd.accelerate(make(), window=8, verbose=False)
+    known, conds = policy.inputs(observed())
+    policy.num_inference_steps = 10
+    policy.conditional_sample(*known, **conds)
+    assert int(policy.conditional_sample.stats.calls.max()) <= 10
+    policy.num_inference_steps = 20
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.mul_(1.5)
+    assert asd.difference_to_its_loop(policy, *known, **conds) < 5e-5
+    policy.model = copy.deepcopy(policy.model)
+    assert asd.difference_to_its_loop(policy, *known, **conds) < 5e-5
+
+
+def test_without_a_copy_the_network_is_called_as_it_is():
+    policy = asd.accelerate(make(), window=8, copy=False, verbose=False)
+    known, conds = policy.inputs(observed())
+    assert asd.difference_to_its_loop(policy, *known, **conds) < 2e-5
+    (made,) = policy.conditional_sample._samplers.values() or [None]
+    assert made is None or made.engine.source.model is policy.model
+
+
+def test_their_ddim_stays_ddim():
+    scheduler = DDIMScheduler(20, beta_schedule="squaredcos_cap_v2", steps_offset=1)
+    policy = make(scheduler=scheduler)
+    policy.num_inference_steps = 5
+    with pytest.raises(InputError, match=r"samples by DDIM \(5 steps, eta=0\).*steps=20"):
+        asd.accelerate(policy)
+    known, conds = policy.inputs(observed())
+    theirs = policy.conditional_sample(*known, generator=torch.Generator().manual_seed(0), **conds)
+    asd.accelerate(policy, "ddim", verbose=False)
+    sampler = policy.conditional_sample
+    start = torch.randn(known[0].shape, generator=torch.Generator().manual_seed(0))
+    rows = asd._rows(known[0], asd._free(*known), {"global_cond": conds["global_cond"]})
+    given = {"global_cond": conds["global_cond"]}
+    made = sampler._sampler(known[0], asd._free(*known), given, rows, {})
+    noise = made.noise([torch.Generator().manual_seed(i) for i in range(3)])
+    noise = type(noise)(start.flatten(1), noise.steps, noise.log_uniform)
+    torch.testing.assert_close(made.draw(noise, rows)[0], theirs, atol=2e-5, rtol=0)
+    asd.accelerate(policy, "asd", steps=20, window=8, verbose=False)
+    policy.conditional_sample(*known, **conds)
+    assert policy.conditional_sample.stats.sampler == "asd"
+
+
+class Pulled(nn.Module):
+    """Predicts ε so that the free action follows the fixed number beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.pull = nn.Parameter(torch.tensor(0.6))
+
+    def forward(self, sample, timestep, cond=None):
+        return torch.cat(
+            [0.9 * sample[..., :1] - self.pull * sample[..., 1:], 0 * sample[..., 1:]], -1
+        )
+
+
+class Inpainting(TransformerPolicy):
+    """One action and one number that is fixed."""
+
+    def __init__(self):
+        super().__init__(ddpm(10, clip_sample=False), "fixed")
+        self.model = Pulled()
+
+    def known(self, observed, fixed=True):
+        data = torch.zeros(len(observed), 1, 2)
+        data[..., 1] = observed[:, :1]
+        return data, torch.tensor([[[False, True]]]).expand_as(data)
+
+
+@pytest.mark.parametrize("draft", ["secant", "frozen"])
+def test_inpainting_has_their_distribution(draft):
+    """And a chain whose network does not see what is fixed has another (the control)."""
+    policy, rows = Inpainting().eval(), torch.full((4000, 1), 1.5)
+    data, mask = policy.known(rows)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        theirs = policy.conditional_sample(data, mask)[:, 0, 0]
+        asd.accelerate(policy, draft=draft, window=6, verbose=False)
+        ours = policy.conditional_sample(data, mask)[:, 0, 0]
+        unseen = policy.conditional_sample(*policy.known(0 * rows))[:, 0, 0]
+    assert int(policy.conditional_sample.stats.calls.max()) <= 10
+    assert stats.ks_2samp(ours, theirs).pvalue > 1e-3
+    assert stats.ks_2samp(unseen, theirs).pvalue < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"mask": "rows"}, "the same in every row"),
+        ({"mask": "all"}, "nothing is left"),
+        ({"mask": "float"}, r"bool of shape \(3, 8, 2\)"),
+        ({"more": {"predict_epsilon": True}}, "no argument of a step but eta, got predict_epsilon"),
+        ({"more": {"cond": torch.zeros(3, 2)}}, r"takes local_cond, global_cond; got \['cond'\]"),
+    ],
+)
+def test_what_is_not_known_is_refused(change, match):
+    policy = asd.accelerate(make(), window=8, verbose=False)
+    (data, mask), conds = policy.inputs(observed())
+    if change.get("mask") == "rows":
+        mask[0, 0] = True
+    elif change.get("mask") == "all":
+        mask[:] = True
+    elif change.get("mask") == "float":
+        mask = mask.float()
+    with pytest.raises(InputError, match=match):
+        policy.conditional_sample(data, mask, **conds, **change.get("more", {}))
+
+
+def test_other_things_are_refused_in_a_sentence():
+    with pytest.raises(InputError, match="got a Linear without model, noise_scheduler"):
+        asd.accelerate(nn.Linear(2, 2))
+    with pytest.raises(InputError, match="thresholding of the DDPMScheduler is not supported"):
+        asd.accelerate(make(scheduler=ddpm(thresholding=True)))
+    policy = asd.accelerate(make(), window=8, verbose=False)
+    with pytest.raises(NonFiniteError, match="a condition holds"):
+        policy.predict_action({"obs": observed() * float("nan")})
