@@ -122,7 +122,7 @@ def test_the_first_of_the_blocks_on_your_policy_is_your_own_network():
 
 def headings(page: Path) -> set[str]:
     found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-") for name in found}
+    return {re.sub(r"[^a-z0-9 _-]", "", name.lower()).replace(" ", "-") for name in found}
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
