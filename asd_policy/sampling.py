@@ -114,8 +114,8 @@ def sample(
     x, stats = made.draw(noise, cond)
     if not bool(x.isfinite().all()):
         raise NonFiniteError("the sample holds a NaN or infinite value")
-    # A copy made out here is an ordinary tensor, which callers may change or differentiate.
-    return Result(x.clone().view(shape), stats, made.calibration, made.engine)
+    # Copies made out here are ordinary tensors, which callers may change or differentiate.
+    return Result(x.clone().view(shape), stats.copy(), made.calibration, made.engine)
 
 
 def _sampler(

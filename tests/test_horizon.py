@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,6 @@ def test_a_copied_environment_goes_on_alike() -> None:
     loop, other = RecedingHorizon(Told()), RecedingHorizon(Told())
     loop.reset([1])
     act(loop, 1.0)
-    other.environments = [loop.environments[0].copy()]
+    other.environments = copy.deepcopy(loop.environments)
     for t in range(6):
         np.testing.assert_array_equal(act(loop, t), act(other, t))

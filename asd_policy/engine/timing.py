@@ -96,7 +96,7 @@ def _goes_on_alike(rows: int, seconds: list[float]) -> bool:
 def _overhead(engine: Engine, cond: Tensor | None) -> float:
     """Seconds of a round apart from its network call, the least of some chunks."""
     steps, found = engine.schedule.num_steps, []
-    nothing = torch.zeros(steps, dtype=torch.float64)
+    nothing = torch.zeros(steps, dtype=torch.float64, device="cpu")
     plan = Plan(min(DEFAULT_WINDOW, steps), nothing, False, Acceptance.unknown(steps))
     for _ in range(PROBES):
         generator = torch.Generator(engine.like.device).manual_seed(0)

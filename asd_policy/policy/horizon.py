@@ -65,7 +65,7 @@ class ChunkSource(ABC):
 
     def stream(self, seed: int | None) -> torch.Generator:
         """The random stream of an environment with this seed; None draws one."""
-        generator = torch.Generator()
+        generator = torch.Generator("cpu")
         if seed is None:
             generator.seed()
         else:
