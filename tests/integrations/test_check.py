@@ -33,7 +33,8 @@ def test_a_difference_is_found(monkeypatch, capsys) -> None:
         raise RuntimeError("of another library\nmore")
 
     monkeypatch.setattr(check, "_loops", lambda: {"one": broken, "two": lambda: (check.OK, "fine")})
-    monkeypatch.setattr(check, "_others", dict)
+    monkeypatch.setattr(check, "FILES", {})
+    monkeypatch.setattr(check, "ENVIRONMENTS", {})
     assert command.main(["check"]) == 1
     out = capsys.readouterr().out
     assert "one                        DIFFERS  RuntimeError: of another library\n" in out

@@ -14,13 +14,16 @@ import copy
 import io
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from asd_policy.integrations.robomimic import VERSION, AcceleratedPolicy, accelerate
+from asd_policy.integrations.robomimic.check_environments import CHECKS as ENVIRONMENTS
+from asd_policy.integrations.robomimic.check_files import CHECKS as FILES
+from asd_policy.integrations.robomimic.check_verdict import DIFFERS, NONE, OK, Check, load, verdict
 from asd_policy.integrations.robomimic.small_policies import (
     STEPS,
     Variant,
@@ -28,8 +31,6 @@ from asd_policy.integrations.robomimic.small_policies import (
     observations,
 )
 
-OK, DIFFERS, NONE = "ok", "DIFFERS", "-"
-TOLERANCE = 1e-4
 ROWS = 3  # environments of a batch
 
 
@@ -39,9 +40,6 @@ class Row(NamedTuple):
     name: str
     status: str
     text: str
-
-
-Check = Callable[[], tuple[str, str]]
 
 
 def main(words: Sequence[str]) -> int:
@@ -64,7 +62,7 @@ def main(words: Sequence[str]) -> int:
 
 def run(verbose: bool = False) -> Iterator[Row]:
     """The rows, each as it is known. An exception is a difference."""
-    for name, check in {**_loops(), **_others()}.items():
+    for name, check in {**_loops(), **FILES, **ENVIRONMENTS}.items():
         quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
         try:
             with quiet, torch.no_grad():
@@ -84,33 +82,6 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "(none)"
-
-
-def load(content: dict[str, Any]) -> Any:
-    """robomimic's policy of a file's content."""
-    import robomimic.utils.file_utils as file_utils
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        policy, _ = file_utils.policy_from_checkpoint(
-            ckpt_dict=copy.deepcopy(content), device=torch.device("cpu")
-        )
-    return policy
-
-
-def verdict(got: Any, expected: Any, what: str, tolerance: float = TOLERANCE) -> tuple[str, str]:
-    """Status and text of two arrays: the largest difference, of numbers of about one."""
-    got, expected = np.asarray(got), np.asarray(expected)
-    if got.shape != expected.shape:
-        return DIFFERS, f"{what}: shape {got.shape}, expected {expected.shape}"
-    worst = float(np.abs(got - expected).max() / max(1.0, float(np.abs(expected).max())))
-    return (OK if worst <= tolerance else DIFFERS), f"{what}: within {worst:.1e}"
-
-
-def _others() -> dict[str, Check]:
-    from asd_policy.integrations.robomimic.check_environments import CHECKS as ENVIRONMENTS
-    from asd_policy.integrations.robomimic.check_files import CHECKS as FILES
-
-    return {**FILES, **ENVIRONMENTS}
 
 
 # ---- loops --------------------------------------------------------------------------------------

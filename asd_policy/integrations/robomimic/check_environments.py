@@ -12,7 +12,7 @@ from asd_policy.checkpoints import shipped
 from asd_policy.data import object_layout
 from asd_policy.envs.tasks import TASKS, Task
 from asd_policy.integrations.robomimic import accelerate
-from asd_policy.integrations.robomimic.check import DIFFERS, NONE, OK, Check, load, verdict
+from asd_policy.integrations.robomimic.check_verdict import DIFFERS, NONE, OK, Check, load, verdict
 from asd_policy.integrations.robomimic_convert import environment_of, to_robomimic
 from asd_policy.policy import load_checkpoint
 

@@ -12,7 +12,7 @@ import torch
 from asd_policy.checkpoints import shipped
 from asd_policy.data import object_layout
 from asd_policy.integrations.robomimic import accelerate
-from asd_policy.integrations.robomimic.check import OK, Check, load, verdict
+from asd_policy.integrations.robomimic.check_verdict import OK, Check, load, verdict
 from asd_policy.integrations.robomimic.small_policies import LOW_DIM, Variant, make_file
 from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
 from asd_policy.integrations.robomimic_convert import to_robomimic
