@@ -12,18 +12,21 @@ FACTORIES = {
     "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros",
 }  # fmt: skip
 ROOT = Path(asd_policy.__file__).parent
+BESIDE = [
+    ROOT.parent / name for name in ("envs", "eval") if not (ROOT / name).is_dir()
+]  # a checkout
 
 
 def test_every_tensor_that_is_made_names_its_device() -> None:
     """So that `torch.set_default_device` cannot move it."""
     bare = []
-    for path in sorted(ROOT.rglob("*.py")):
+    for path in sorted(path for folder in [ROOT, *BESIDE] for path in folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and _makes_a_tensor(node.func):
                 named = {keyword.arg for keyword in node.keywords}  # None: **options
                 generator = getattr(node.func, "attr", "") == "Generator"
                 if not named & {"device", None} and not (generator and node.args):
-                    bare.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+                    bare.append(f"{path.relative_to(ROOT.parent)}:{node.lineno}")
     assert not bare, "\n".join(bare)
 
 

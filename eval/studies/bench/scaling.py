@@ -92,7 +92,7 @@ def _calls(form: str, steps: int, seeds: int, chains: int) -> list[float]:
     )
 
     def noise(seed: int) -> Noise:
-        return sampler.noise(streams(torch.Generator().manual_seed(seed), chains))
+        return sampler.noise(streams(torch.Generator("cpu").manual_seed(seed), chains))
 
     sampler.calibrate([(noise(0), None)], chunks=1)
     sampler.freeze()

@@ -73,7 +73,7 @@ class Subject:
 
     def take(self, chunk: int, batch: int) -> Tensor:
         """(batch, C) conditions of a chunk: the same for every sampler."""
-        rows = (chunk * batch + torch.arange(batch)) % len(self.conditions)
+        rows = (chunk * batch + torch.arange(batch, device="cpu")) % len(self.conditions)
         return self.conditions[rows.to(self.conditions.device)]
 
     def describe(self) -> dict[str, Any]:
@@ -162,10 +162,11 @@ def _conditions(
         if replay is not None and {k: v.shape[1] for k, v in replay.observations.items()} == keys:
             return _from_replay(replay, config, normalizer), "the demonstrations given"
         stored = json.loads(OBSERVATIONS.read_text(encoding="utf-8"))
-        windows = torch.tensor(stored["windows"])
+        windows = torch.tensor(stored["windows"], device="cpu")
         if stored["columns"] == keys and windows.shape[1] == config.obs_horizon:
             return normalizer.normalize(windows).flatten(1), "64 moments of Lift demonstrations"
-    uniform = torch.rand(64, config.condition_dim, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    uniform = torch.rand(64, config.condition_dim, generator=generator, device="cpu")
     return 2 * uniform - 1, "uniform in [-1, 1]"
 
 

@@ -67,7 +67,7 @@ def next_steps_memory(
     chains: Chains, denoiser: Denoiser, form: Form, width: int
 ) -> tuple[Tensor, Tensor]:
     """Drafts a step from the memory of the one after it, which was made from its noise."""
-    shifted, step = copy.copy(chains), torch.arange(chains.value.shape[1])
+    shifted, step = copy.copy(chains), torch.arange(chains.value.shape[1], device="cpu")
     usable = (step.to(chains.last.device) < chains.last.unsqueeze(1)).unsqueeze(2)
     shifted.value = torch.where(usable, chains.value.roll(-1, 1), chains.value)
     return kernels.propose(shifted, denoiser, form, width)

@@ -101,7 +101,7 @@ class Sampling:
     def _inputs(self, number: int) -> tuple[Noise, torch.Tensor]:
         key = [self.seed, zlib.crc32(self.role.name.encode()), number + WARM_UP]
         state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        generator = torch.Generator().manual_seed(state)
+        generator = torch.Generator("cpu").manual_seed(state)
         cond = self.subject.conditions.repeat_interleave(self.each, 0)
         noise = self._sampler.noise(streams(generator, len(cond)))
         return self.role.change(noise), cond

@@ -36,7 +36,7 @@ class Oracle:
         # Deviations that differ, so that no scalar slope describes the denoiser.
         deviations = np.geomspace(0.05, 0.3, int(np.prod(SHAPE)))
         self.deviations = torch.from_numpy(rng.permutation(deviations))
-        self._log_weights = torch.tensor(WEIGHTS, dtype=torch.float64).log()
+        self._log_weights = torch.tensor(WEIGHTS, dtype=torch.float64, device="cpu").log()
 
     def x0(self, x: Tensor, bar: Tensor, s: Tensor) -> Tensor:
         """E[x0 | x] of x (N, D) = √ᾱ·x0 + √(1−ᾱ)·ε, with ᾱ (N, 1) and s (N, 1)."""
@@ -76,7 +76,7 @@ class Oracle:
 def oracle_subject(options: VerifyOptions) -> Subject:
     """The mixture, at ``options.observations`` values of s from 0 to 1."""
     oracle = Oracle()
-    s = torch.linspace(0, 1, options.observations).unsqueeze(1)
+    s = torch.linspace(0, 1, options.observations, device="cpu").unsqueeze(1)
     return Subject(
         describe={
             "kind": "oracle",
