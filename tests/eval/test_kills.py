@@ -101,7 +101,7 @@ def timeless(folder: Path) -> dict:
 def flights(folder: Path) -> dict:
     return {
         path.name: (flight.action.tobytes(), flight.chunk[:, :3].tobytes())
-        for path in folder.glob("flight/*.zip")
+        for path in folder.glob("flight/*.npz")
         for flight in [read_flight(path)]
     }
 
