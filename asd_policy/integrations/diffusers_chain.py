@@ -10,45 +10,51 @@ from asd_policy.errors import InputError
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import Schedule
 
-_NAMES = ("beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample")
+# What diffusers takes where its constructors are not told.
+_DEFAULTS = {
+    "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02,
+    "prediction_type": "epsilon", "clip_sample": True, "clip_sample_range": 1.0,
+    "variance_type": "fixed_small", "timestep_spacing": "leading", "steps_offset": 0,
+    "set_alpha_to_one": True, "trained_betas": None,
+}  # fmt: skip
 
 
 def trained_schedule(scheduler: Any) -> Schedule:
     """The DDPM that a network was trained for, by its ``DDPMScheduler`` or ``DDIMScheduler``.
+
+    Raises:
+        ValueError: as :func:`schedule_of`.
+    """
+    return schedule_of(type(scheduler).__name__, scheduler.config)
+
+
+def schedule_of(kind: str, config: Mapping[str, Any]) -> Schedule:
+    """The DDPM that a network was trained for, by a scheduler's class and its arguments.
 
     With a DDIM's settings (``set_alpha_to_one``, ``steps_offset``), which ``Schedule.ddim`` heeds.
 
     Raises:
         ValueError: another scheduler, or a setting that this package has not.
     """
-    kind, config = _kind(scheduler), dict(scheduler.config)
+    if kind not in ("DDPMScheduler", "DDIMScheduler"):
+        raise InputError(f"expected diffusers' DDPMScheduler or DDIMScheduler, got a {kind}")
+    values = _DEFAULTS | dict(config)
     for name in ("thresholding", "rescale_betas_zero_snr"):
-        if config.get(name):
+        if values.get(name):
             raise InputError(f"{name} of the {kind} is not supported; expected it to be off")
-    given = {name: config[name] for name in _NAMES if config.get(name) is not None}
-    if config.get("trained_betas") is not None:
-        given["trained_betas"] = tuple(float(beta) for beta in config["trained_betas"])
-    given["clip_range"] = float(config.get("clip_sample_range", 1.0))
-    given["timestep_spacing"] = config.get("timestep_spacing", "leading")
-    return Schedule.ddpm(int(config["num_train_timesteps"]), **given, **_own(kind, config))
-
-
-def _kind(scheduler: Any) -> str:
-    name = type(scheduler).__name__
-    if name not in ("DDPMScheduler", "DDIMScheduler"):
-        raise InputError(f"expected diffusers' DDPMScheduler or DDIMScheduler, got a {name}")
-    return name
-
-
-def _own(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What only one of the two has."""
-    offset = int(config.get("steps_offset", 0))
+    names = "beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample"
+    given = {name: values[name] for name in (*names, "timestep_spacing")}
+    if values["trained_betas"] is not None:
+        given["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
     if kind == "DDIMScheduler":
-        whole = bool(config.get("set_alpha_to_one", True))
-        return {"set_alpha_to_one": whole, "steps_offset": offset}
-    if offset:
+        given |= {name: values[name] for name in ("set_alpha_to_one", "steps_offset")}
+    elif values["steps_offset"]:
+        offset = values["steps_offset"]
         raise InputError(f"steps_offset of a DDPMScheduler is not supported, got {offset}")
-    return {"variance_type": config.get("variance_type", "fixed_small")}
+    else:
+        given["variance_type"] = values["variance_type"]
+    steps, clip = int(values["num_train_timesteps"]), float(values["clip_sample_range"])
+    return Schedule.ddpm(steps, clip_range=clip, **given)
 
 
 def chain_of(
@@ -66,7 +72,7 @@ def chain_of(
     schedule = trained_schedule(scheduler)
     if config.steps is not None:
         return config, schedule
-    if _kind(scheduler) == "DDPMScheduler":
+    if type(scheduler).__name__ == "DDPMScheduler":
         return config, schedule if steps >= schedule.num_steps else schedule.respaced(steps)
     if config.name == "ddim":
         return replace(config, steps=steps, eta=eta), schedule

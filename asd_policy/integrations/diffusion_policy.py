@@ -89,6 +89,8 @@ class ConditionalSample:
         self.policy, self.config, self._place, self._copy = policy, config, place, copy
         self.stats: Stats | None = None
         self._samplers: OrderedDict[Any, Sampler] = OrderedDict()
+        self._chains: dict[tuple[int, float], tuple[SamplerConfig, Schedule]] = {}
+        self._scheduler: Any = None
         parameters = inspect.signature(type(policy).conditional_sample).parameters
         self._names = tuple(n for n in ("local_cond", "global_cond", "cond") if n in parameters)
         self._chain({})  # what cannot be run is said now
@@ -157,8 +159,14 @@ class ConditionalSample:
         eta = float(given.pop("eta", 0.0))
         if given:
             raise InputError(f"expected no argument of a step but eta, got {', '.join(given)}")
-        steps = int(self.policy.num_inference_steps)
-        return chain_of(self.policy.noise_scheduler, steps, self.config, eta)
+        steps, scheduler = int(self.policy.num_inference_steps), self.policy.noise_scheduler
+        if scheduler is not self._scheduler:  # another one in its place: all that was made is stale
+            self._scheduler = scheduler
+            self._chains.clear()
+            self._samplers.clear()
+        if (steps, eta) not in self._chains:
+            self._chains[steps, eta] = chain_of(scheduler, steps, self.config, eta)
+        return self._chains[steps, eta]
 
     def _sampler(
         self,
@@ -173,7 +181,7 @@ class ConditionalSample:
         shapes = tuple((name, value.shape[1:]) for name, value in conds.items())
         key = (
             data.shape[1:], data.device, tuple(free.tolist()), shapes, config,
-            tuple(schedule.timesteps.tolist()), id(self.policy.model),
+            schedule.num_steps, id(self.policy.model),
         )  # fmt: skip
         if key not in self._samplers:
             network = self._network(data, free, conds, rows)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.errors import CheckpointError
+from asd_policy.integrations.diffusers_chain import schedule_of
 from asd_policy.integrations.diffusion_policy_config import Settings
 from asd_policy.integrations.plain_files import allowed, check_archive, refused
 from asd_policy.integrations.robomimic_format import architecture, network_from_weights
@@ -208,21 +209,10 @@ def trained_schedule(settings: Settings) -> Schedule:
     A file that samples by DDIM was trained as a DDPM too, and that is returned, in full.
 
     Raises:
-        CheckpointError: another scheduler. ValueError: values that make no schedule.
+        ValueError: another scheduler, or values that make no schedule.
     """
-    values = dict(settings.get("policy.noise_scheduler", {}))
     kind = _scheduler(settings)
-    if kind not in ("DDPMScheduler", "DDIMScheduler"):
-        raise CheckpointError(f"expected diffusers' DDPMScheduler or DDIMScheduler, got {kind!r}")
-    names = (
-        "beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample", "trained_betas"
-    )  # fmt: skip
-    given = {name: values[name] for name in names if values.get(name) is not None}
-    if kind == "DDIMScheduler":
-        given |= {k: values[k] for k in ("set_alpha_to_one", "steps_offset") if k in values}
-    else:
-        given |= {k: values[k] for k in ("variance_type",) if k in values}
-    schedule = Schedule.ddpm(int(values["num_train_timesteps"]), **given)
+    schedule = schedule_of(kind, settings.get("policy.noise_scheduler") or {})
     steps = int(settings.get("policy.num_inference_steps") or schedule.num_steps)
     if kind == "DDIMScheduler" or steps >= schedule.num_steps:
         return schedule

@@ -199,7 +199,8 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     if folder.is_file() or folder.suffix in _PICKLE_SUFFIXES:
         raise CheckpointError(
             f"{folder} is not a checkpoint folder: expected a folder with {MODEL_FILE} and "
-            f"{CARD_FILE}; pickled files are never opened, because unpickling runs their code"
+            f"{CARD_FILE}; pickled files are never opened, because unpickling runs their code "
+            "(`asd-policy convert` reads those of robomimic and diffusion_policy, and runs nothing)"
         )
     if not folder.exists():
         raise CheckpointError(no_checkpoint(folder))

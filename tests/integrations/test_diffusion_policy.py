@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 import asd_policy.integrations.diffusion_policy as asd
 from asd_policy.errors import InputError, NonFiniteError
+from asd_policy.integrations.diffusers_chain import schedule_of, trained_schedule
 from reference.diffusion_policy_standin import OBSERVED, STEPS_SEEN, TransformerPolicy, UnetPolicy
 
 
@@ -93,14 +94,20 @@ def test_steps_weights_and_networks_are_those_of_the_call():
     assert asd.difference_to_its_loop(policy, *known, **conds) < 5e-5
     policy.model = copy.deepcopy(policy.model)
     assert asd.difference_to_its_loop(policy, *known, **conds) < 5e-5
+    policy.conditional_sample(*known, **conds)
+    policy.noise_scheduler = ddpm(20, prediction_type="sample")
+    policy.conditional_sample(*known, **conds)
+    (made,) = policy.conditional_sample._samplers.values()
+    assert made.schedule.config.prediction_type == "sample"
 
 
 def test_without_a_copy_the_network_is_called_as_it_is():
     policy = asd.accelerate(make(), window=8, copy=False, verbose=False)
     known, conds = policy.inputs(observed())
     assert asd.difference_to_its_loop(policy, *known, **conds) < 5e-5
-    (made,) = policy.conditional_sample._samplers.values() or [None]
-    assert made is None or made.engine.source.model is policy.model
+    policy.conditional_sample(*known, **conds)
+    (made,) = policy.conditional_sample._samplers.values()
+    assert made.engine.source.model is policy.model
 
 
 def test_their_ddim_stays_ddim():
@@ -188,6 +195,13 @@ def test_what_is_not_known_is_refused(change, match):
         mask = mask.float()
     with pytest.raises(InputError, match=match):
         policy.conditional_sample(data, mask, **conds, **change.get("more", {}))
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, DDIMScheduler])
+def test_what_a_file_leaves_out_is_diffusers_own(scheduler):
+    bare = schedule_of(scheduler.__name__, {"_target_": "left out"})
+    assert bare.config == trained_schedule(scheduler()).config
+    assert bare.config.beta_schedule == "linear"
 
 
 def test_other_things_are_refused_in_a_sentence():
