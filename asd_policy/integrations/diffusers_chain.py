@@ -11,7 +11,7 @@ from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import Schedule
 
 # What diffusers takes where its constructors are not told.
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02,
     "prediction_type": "epsilon", "clip_sample": True, "clip_sample_range": 1.0,
     "variance_type": "fixed_small", "timestep_spacing": "leading", "steps_offset": 0,
