@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ def print_report(console: Console, results: Results, folder: Path) -> None:
     """The table, and what is needed to read it."""
     together = console.width >= _WIDE
     columns = [[*_COLUMNS, *_SPLIT]] if together else [_COLUMNS, _SPLIT]
-    print_tables(console, [*(_table(results, those) for those in columns), *_progress(results)])
+    print_tables(
+        console,
+        [*(_table(results, those) for those in columns), *progress_tables(results["samplers"])],
+    )
     videos = "; videos/" if (folder / "videos").is_dir() else ""
     page = "; report.html" if (folder / "report.html").is_file() else ""
     print_lines(
@@ -49,9 +52,12 @@ def _table(results: Results, columns: Sequence[Column]) -> Table:
     return table(["sampler", *(header for header, _ in columns)], rows, dense=True)
 
 
-def _progress(results: Results) -> list[Table]:
-    """How far the episodes got, and how smoothly they moved."""
-    samplers = results["samplers"]
+def progress_tables(samplers: Mapping[str, Any]) -> list[Table]:
+    """How far the episodes got, and how smoothly they moved; none where that was not kept.
+
+    Args:
+        samplers: name → what was summed up of it, with `stages` and `smoothness`.
+    """
     stages = list(next(iter(samplers.values())).get("stages", {}))
     if not stages:
         return []
