@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from asd_policy.errors import InputError
 from asd_policy.integrations.hooked import Hook, Kind, Place
+from asd_policy.networks.attention import stacks_in, unasking
 from asd_policy.samplers.config import SamplerConfig
 
 _PARTS = ("model", "noise_scheduler", "num_inference_steps", "conditional_sample")
@@ -190,6 +191,7 @@ class _AsItIs(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self._shape, self._free, self._sizes = model, shape, free, sizes
+        self._stacks = stacks_in(model)
         self._fixed = _fixed(free, shape.numel())
         self.global_cond_dim = len(self._fixed) + sum(size.numel() for _, size in sizes)
 
@@ -204,7 +206,8 @@ class _AsItIs(nn.Module):
             whole[:, self._fixed] = fixed
             for (name, size), part in zip(self._sizes, parts, strict=True):
                 named[name] = part.unflatten(1, size)
-        out: Tensor = self.model(whole.unflatten(1, self._shape), timesteps, **named)
+        model = unasking(self.model, self._stacks)
+        out: Tensor = model(whole.unflatten(1, self._shape), timesteps, **named)
         return out.flatten(1)[:, self._free].view_as(x)
 
 
