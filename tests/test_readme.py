@@ -1,6 +1,6 @@
 """What the README files show runs as written, and what they link to is there."""
 
-import importlib.util
+import gzip
 import os
 import re
 import shlex
@@ -95,16 +95,37 @@ def test_your_data_becomes_a_policy_that_is_evaluated(run, tmp_path, monkeypatch
 BLOCKS = re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL) if pages() else []
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_python_runs_as_written(number, run, tmp_path, monkeypatch):
-    pytest.importorskip("robosuite")
-    block = BLOCKS[number]
-    monkeypatch.chdir(tmp_path)
-    if "robomimic" in block:
-        if importlib.util.find_spec("robomimic") is None:
-            pytest.skip("needs robomimic")
+# What a block is about, by what it imports: the file that it reads is made beforehand.
+OTHERS = ("robomimic", "lerobot", "diffusion_policy")
+
+
+def about(block: str) -> str:
+    """Another package that a block needs; "ours" where it needs none."""
+    return next((name for name in OTHERS if f"integrations.{name} " in block), "ours")
+
+
+def prepare(name: str, run, folder: Path) -> None:
+    if name == "robomimic":
         [words] = commands_in("README.md", "With your policy", "export")
-        assert run(*words)[0] == 0
+        assert run()(*words)[0] == 0
+    elif name == "lerobot":
+        import asd_policy.integrations.lerobot  # noqa: F401  (first, as the block says)
+        from reference.lerobot_policies import saved, trained
+
+        saved(trained(), folder / "pretrained_model")
+    elif name == "diffusion_policy":
+        packed = ROOT / "tests/data/diffusion_policy.ckpt.gz"
+        (folder / "latest.ckpt").write_bytes(gzip.decompress(packed.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "block", [pytest.param(b, id=f"{about(b)}-{n}") for n, b in enumerate(BLOCKS)]
+)
+def test_python_runs_as_written(block, request, tmp_path, monkeypatch):
+    name = about(block)
+    pytest.importorskip("robosuite" if name == "ours" else name)
+    monkeypatch.chdir(tmp_path)
+    prepare(name, lambda: request.getfixturevalue("run"), tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", block],
         capture_output=True,
@@ -113,11 +134,25 @@ def test_python_runs_as_written(number, run, tmp_path, monkeypatch):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
+    if name in ("lerobot", "diffusion_policy"):
+        assert "asd-policy: asd on a DDPM of 100 steps" in done.stdout
 
 
-def test_the_first_of_the_blocks_on_your_policy_is_your_own_network():
-    assert len(BLOCKS) >= 4
-    assert "class Network(torch.nn.Module)" in BLOCKS[1]
+def test_a_file_of_diffusion_policy_becomes_a_policy_of_ours(run, tmp_path, monkeypatch):
+    pytest.importorskip("tyro")
+    monkeypatch.chdir(tmp_path)
+    prepare("diffusion_policy", run, tmp_path)
+    [words] = commands_in("README.md", "With your policy", "convert")
+    status, said, errors = run(*words)
+    assert status == 0, errors
+    assert (tmp_path / words[-1] / "card.json").is_file(), said
+
+
+def test_the_blocks_on_your_policy_are_its_four_ways_in():
+    part = text("README.md").split("\n## With your policy\n")[1].split("\n**Your data**")[0]
+    blocks = [block for block in BLOCKS if block in part]
+    assert [about(block) for block in blocks] == ["ours", *OTHERS]
+    assert "class Network(torch.nn.Module)" in blocks[0]
 
 
 def headings(page: Path) -> set[str]:

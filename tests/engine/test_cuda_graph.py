@@ -64,6 +64,44 @@ def test_static_rounds_are_the_eager_ones(
     torch.testing.assert_close(learned[0].slopes(STEPS), learned[1].slopes(STEPS))
 
 
+LOOKS = {
+    "item": lambda x, t: x.sum().item(),
+    "is_nonzero": lambda x, t: bool((t < 0).any()),
+    "index": lambda x, t: x[t > 3],
+    "nonzero": lambda x, t: (t > 3).nonzero(),
+    "lift_fresh": lambda x, t: torch.tensor([5]),
+    "equal": lambda x, t: torch.equal(x, x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", ["asd", "ddpm"])
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_network_that_waits_for_the_host_is_not_captured(look: str, sampler: str) -> None:
+    def waits(x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
+        LOOKS[look](x, timesteps)
+        return NETWORK(x, timesteps, cond)
+
+    config, noise = SamplerConfig(sampler, window=7), bulk_noise(2, STEPS, DIM, 0)
+    options = {"dtype": torch.float64, "recorder": HostRecorder(strict=True), "kernels": "torch"}
+    engine = CudaGraphEngine(waits, SCHEDULE, (DIM,), **options)
+    with pytest.raises(EngineError, match=f"capturing .* failed: .*{look}"):
+        draw(config, engine, noise, None, slopes(True))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_rounds_and_steps_wait_for_nothing(draft: str, calls: int, frozen: bool) -> None:
+    recorder = HostRecorder(strict=True)
+    options = {"dtype": torch.float64, "recorder": recorder, "kernels": "torch"}
+    engine = CudaGraphEngine(NETWORK, SCHEDULE, (DIM,), **options)
+    noise = bulk_noise(2, STEPS, DIM, 0)
+    draw(SamplerConfig("asd", draft, calls, 7), engine, noise, None, slopes(frozen))
+    engine.sequential(noise, None)
+    assert "a round of 2 chains with window 7" in recorder.recorded
+    assert "a sequential step of 2 chains" in recorder.recorded
+
+
 @pytest.mark.parametrize("calls", [1, 2])
 def test_rounds_are_no_wider_than_what_is_left(calls: int) -> None:
     """Near the end narrower graphs serve, and change nothing."""

@@ -16,9 +16,9 @@ from asd_policy.eval.studies.bench.flops import network_size
 from asd_policy.eval.studies.bench.options import BenchOptions
 from asd_policy.eval.studies.bench.scaling import DIM, exponent, mixture_network
 from asd_policy.eval.studies.bench.store import BenchFile, read_bench
-from asd_policy.eval.studies.bench.subjects import load_subject
+from asd_policy.eval.studies.bench.subjects import UNTRAINED, load_subject
 from asd_policy.eval.studies.bench.summary import add_speedups, latency_figures, standard_error
-from asd_policy.policy import load_checkpoint, save_checkpoint
+from asd_policy.policy import PolicyConfig, load_checkpoint, save_checkpoint
 from asd_policy.samplers.ddpm import sample_ddpm
 from asd_policy.samplers.result import draw_noise, streams
 from asd_policy.schedule import Schedule
@@ -31,6 +31,14 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def subject(tmp_path):
     return load_subject(str(save_checkpoint(tmp_path / "tiny", tiny_checkpoint(20))), CPU, None)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("chi", 65_763_591), ("lerobot", 248_834_695)])
+def test_other_packages_default_sizes_are_theirs(name, parameters):
+    """Counted in their own classes, of 2 x 19 observed numbers and 7 of an action."""
+    with torch.device("meta"):
+        network = PolicyConfig({"seen": 19}, 7, **UNTRAINED[name]).build_network()
+    assert sum(p.numel() for p in network.parameters()) == parameters
 
 
 # --- the loop of today's packages ---------------------------------------------------------------

@@ -13,20 +13,36 @@ HORIZON, ACTION, OBSERVED, STEPS_SEEN = 8, 2, 3, 2
 
 
 class SmallTransformer(nn.Module):
-    """``model(sample, timestep, cond)``: tokens of the chunk attend to those of the condition."""
+    """``model(sample, timestep, cond)``: tokens of the chunk attend, causally, to those before them
+    and to those of the condition; without one, to the time's token beside them."""
 
     def __init__(self, input_dim: int, cond_dim: int) -> None:
         super().__init__()
         self.into, self.out = nn.Linear(input_dim, 16), nn.Linear(16, input_dim)
         self.time, self.seen = nn.Linear(1, 16), nn.Linear(max(cond_dim, 1), 16)
-        self.layer = nn.TransformerDecoderLayer(16, 2, 32, batch_first=True)
+        sizes: Any = {"dropout": 0.1, "activation": "gelu", "batch_first": True, "norm_first": True}
+        tokens = HORIZON + (not cond_dim)
+        self.encoder = self.decoder = None
+        if cond_dim:
+            self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, 32, **sizes), 2)
+        else:
+            layer = nn.TransformerEncoderLayer(16, 2, 32, **sizes)
+            self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        later = torch.full((tokens, tokens), -torch.inf)
+        self.register_buffer("mask", later.triu(1))
+        self.register_buffer("memory_mask", later[:, : 1 + STEPS_SEEN].triu(2))
 
     def forward(self, sample: Tensor, timestep: Tensor, cond: Tensor | None = None) -> Tensor:
-        time = timestep.expand(len(sample)).float()[:, None, None] / 100
-        memory = self.time(time)
-        if cond is not None:
-            memory = torch.cat([memory, self.seen(cond)], 1)
-        return self.out(self.layer(self.into(sample), memory))
+        time = self.time(timestep.expand(len(sample)).float()[:, None, None] / 100)
+        tokens = self.into(sample)
+        if self.decoder is not None:
+            memory = torch.cat([time, self.seen(cond)], 1)
+            x = self.decoder(tokens, memory, tgt_mask=self.mask, memory_mask=self.memory_mask)
+        else:
+            assert self.encoder is not None
+            x = self.encoder(torch.cat([time, tokens], 1), mask=self.mask)[:, 1:]
+        out: Tensor = self.out(x)
+        return out
 
 
 class LocalNetwork(nn.Module):

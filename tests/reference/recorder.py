@@ -1,17 +1,58 @@
-"""A stand-in for capture: work is recorded as the function it is, and replayed by calling it."""
+"""A stand-in for capture: work is recorded as the function it is, and replayed by calling it.
+
+A strict one refuses what a CUDA graph cannot hold: a number that the host reads of a tensor (``if``
+of a comparison, ``item``, a mask used as an index) or makes into one (``torch.tensor``).
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from asd_policy.errors import EngineError
+
+# By name: in inference mode composite operations arrive whole, elsewhere as what they are made of.
+_WAITS = {
+    "item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "masked_select",
+    "_unique2", "unique_consecutive", "bincount", "lift_fresh",
+}  # fmt: skip
+
+
+class Capturing(TorchDispatchMode):
+    """Refuses what makes the host wait, or copies from it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in _WAITS or (name.startswith("index") and _by_mask(args)):
+            raise EngineError(
+                f"capturing {self.what} as a CUDA graph failed: {name} waits for the host"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _by_mask(args: Any) -> bool:
+    listed = [i for arg in args if isinstance(arg, (list, tuple)) for i in arg]
+    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in listed)
 
 
 class HostRecorder:
-    """Counts what a device would be asked for. Reads happen when they are waited for, or before."""
+    """Counts what a device would be asked for. Reads happen when they are waited for, or before.
 
-    def __init__(self) -> None:
+    Args:
+        strict: refuse work that waits for the host. (A single chain's does, on a CPU.)
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
         self.recorded: list[str] = []
         self.replays: dict[str, int] = {}
         self.reads = 0
@@ -19,6 +60,9 @@ class HostRecorder:
     def record(self, work: Callable[[], object], what: str) -> tuple[Callable[[], None], int]:
         for _ in range(3):
             work()
+        if self.strict:
+            with Capturing(what):
+                work()
         self.recorded.append(what)
         self.replays[what] = 0
 

@@ -16,7 +16,7 @@ class Cell:
     """One combination.
 
     Attributes:
-        network: "shipped", "chi" or a checkpoint folder. batch: chains sampled at once.
+        network: "shipped", "chi", "lerobot" or a checkpoint folder. batch: chains sampled at once.
         steps: K of the DDPM that is sampled, or that "ddim-N" shortens.
         precision, engine, kernels, window: "-" where they do not apply.
     """

@@ -21,6 +21,12 @@ from asd_policy.policy import Checkpoint, Normalizer, PolicyConfig, load_checkpo
 from asd_policy.schedule import Schedule
 
 OBSERVATIONS = Path(__file__).parent / "lift_observations.json"
+# Default sizes of other packages, with random weights: Chi et al.'s low-dimensional U-Net, and
+# LeRobot's (as large as Chi et al.'s for pictures).
+UNTRAINED: dict[str, dict[str, Any]] = {
+    "chi": {"down_dims": (256, 512, 1024), "step_embed_dim": 256},
+    "lerobot": {"down_dims": (512, 1024, 2048), "step_embed_dim": 128},
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def _stretched(network: ConditionalUnet1D, ratio: float) -> ConditionalUnet1D:
 
 
 def load_subject(name: str, device: torch.device, replay: Replay | None, seed: int = 0) -> Subject:
-    """ "shipped", "chi", a policy that ships, or a checkpoint folder, on a device.
+    """ "shipped", "chi", "lerobot", a policy that ships, or a checkpoint folder, on a device.
 
     Args:
         replay: demonstrations whose observations condition the chunks, where they fit.
@@ -120,9 +126,9 @@ def load_subject(name: str, device: torch.device, replay: Replay | None, seed: i
     Raises:
         CheckpointError: no such checkpoint.
     """
-    checkpoint = None if name == "chi" else load_checkpoint(_folder(name))
+    checkpoint = None if name in UNTRAINED else load_checkpoint(_folder(name))
     if checkpoint is None:
-        config = PolicyConfig(_stored_columns(), 7)
+        config = PolicyConfig(_stored_columns(), 7, **UNTRAINED[name])
         torch.manual_seed(seed)
         network, schedule, card = config.build_network().eval(), Schedule.ddpm(), {}
     else:
