@@ -47,7 +47,7 @@ def test_sequential_ddpm_is_lerobots_loop(options, record_property) -> None:
     assert worst < 1e-4 * largest
     precise(policy)
     worst, largest = difference(policy)
-    assert worst < 5e-6 * largest, "what remains is not that diffusers' tables are float32"
+    assert worst < 2e-5 * largest, "what remains is not that diffusers' tables are float32"
     steps = policy.diffusion.num_inference_steps
     chunk = policy.diffusion.conditional_sample(3, encoded(policy))
     made = policy.diffusion.conditional_sample.stats
