@@ -25,7 +25,12 @@ from asd_policy.eval.runs.machine import git_commit, package_version
 Facts = dict[str, Any]
 # Distribution → module. Triton comes before what may load OpenGL, see `envs.opengl`.
 CORE = {"torch": "torch", "numpy": "numpy", "safetensors": "safetensors"}
-OPTIONAL = {"triton": "triton", "robomimic": "robomimic", "egl_probe": "egl_probe"}
+OPTIONAL = {
+    "triton": "triton",
+    "openvino": "openvino",
+    "robomimic": "robomimic",
+    "egl_probe": "egl_probe",
+}
 SIM = {
     "annotated-types": "annotated_types",
     "gymnasium": "gymnasium",

@@ -23,8 +23,8 @@ from asd_policy.eval.runs.forms import (
     pattern,
 )
 
-Engine = Literal["auto", "eager", "cuda_graph"]
-UsedEngine = Literal["eager-loop", "eager", "cuda_graph"]
+Engine = Literal["auto", "eager", "cuda_graph", "openvino"]
+UsedEngine = Literal["eager-loop", "eager", "cuda_graph", "openvino"]
 Kernels = Literal["auto", "torch", "native", "triton"]
 
 
