@@ -8,11 +8,13 @@ up to the next one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -63,12 +65,28 @@ def _library() -> tuple[Any, Any, Any]:
     if why is not None:
         raise EngineError(why)
     try:
-        module = importlib.import_module("openvino")
+        with _untold():
+            module = importlib.import_module("openvino")
         return module, importlib.import_module("openvino.opset13"), module.Core()
     except Exception as error:  # whatever is broken in there
         raise EngineError(
             f"OpenVINO cannot be imported: {type(error).__name__}: {error}"
         ) from error
+
+
+@contextlib.contextmanager
+def _untold() -> Iterator[None]:
+    """Within, OpenVINO is imported as where its telemetry package is missing: by itself it would
+    tell its makers of every import. A program that has imported either has chosen itself."""
+    name = "openvino_telemetry"
+    if name in sys.modules or "openvino" in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _operations() -> Any:
@@ -179,7 +197,9 @@ class _Call:
         graph = module.Model([op.result(h)], inputs, "unet")
         settings = _SETTINGS | {"INFERENCE_NUM_THREADS": threads}
         self._request = core.compile_model(graph, "CPU", settings).create_infer_request()
-        self.x, self.film, self.out = (torch.zeros(shape) for shape in (*shapes, shapes[0]))
+        self.x, self.film, self.out = (
+            torch.zeros(shape, device="cpu", dtype=torch.float32) for shape in (*shapes, shapes[0])
+        )
         for i, tensor in enumerate((self.x, self.film)):
             self._request.set_input_tensor(i, module.Tensor(tensor.numpy(), shared_memory=True))
         self._request.set_output_tensor(0, module.Tensor(self.out.numpy(), shared_memory=True))

@@ -164,7 +164,7 @@ def _openvino(facts: Facts) -> Iterator[Finding]:
     if found is None and gpus:
         yield Finding("openvino", "ok", "not installed, and not needed with a GPU")
     elif found is None:
-        text = "not installed (optional): with it, a CPU takes about two thirds of the time"
+        text = "not installed (optional): with it, a CPU takes little more than half the time"
         yield Finding("openvino", "missing", text, install)
     elif () < release(found) < OPENVINO:
         oldest = ".".join(map(str, OPENVINO))

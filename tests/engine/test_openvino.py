@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -218,6 +221,22 @@ def test_without_openvino_the_engine_is_eager(monkeypatch) -> None:
         engine("openvino", prepared())
 
 
+@installed
+def test_nobody_is_told_that_it_is_used() -> None:
+    """Importing OpenVINO sends an event to its makers, unless its telemetry package is missing."""
+    program = """
+import sys
+from asd_policy.networks.openvino_layers import _library
+_library()
+assert "openvino" in sys.modules
+assert "openvino_telemetry" not in sys.modules
+ovc = sys.modules.get("openvino.tools.ovc.telemetry_utils")
+assert ovc is None or ovc.tm.__name__.endswith("telemetry_stub"), ovc.tm
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_old_openvino_is_named(monkeypatch) -> None:
     monkeypatch.setattr("asd_policy.engine.version", lambda: "2024.6.0")
     monkeypatch.setattr(openvino_layers, "version", lambda: "2024.6.0")
@@ -279,11 +298,15 @@ def test_a_broken_installation_is_named(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("ASD_POLICY_CACHE", str(tmp_path))
     monkeypatch.setattr(timing, "_in_process", {})
 
-    def broken(name: str) -> None:
-        raise ImportError("libtbb.so.12 is missing")
+    really = importlib.import_module
+
+    def broken(name: str, *rest: Any) -> Any:
+        if name.partition(".")[0] == "openvino":
+            raise ImportError("libtbb.so.12 is missing")
+        return really(name, *rest)
 
     openvino_layers._library.cache_clear()
-    monkeypatch.setattr(openvino_layers.importlib, "import_module", broken)
+    monkeypatch.setattr(importlib, "import_module", broken)
     network = prepared()
     with pytest.warns(UserWarning, match="using the eager engine: .*ImportError: libtbb"):
         assert engine("auto", network).name == "eager"
