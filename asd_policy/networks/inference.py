@@ -21,11 +21,12 @@ from asd_policy.ambient import own_precision
 from asd_policy.errors import InputError
 from asd_policy.networks.fused import LEAST_KERNEL, Fused
 from asd_policy.networks.layers import check_layers
+from asd_policy.networks.openvino_layers import CompiledTrunk, Graph
 from asd_policy.networks.products import Products
 from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-LAYERS = ("auto", "products", "fused")
+LAYERS = ("auto", "products", "fused", "openvino")
 
 
 def _levels(modules: nn.ModuleList) -> list[list[nn.Module]]:
@@ -63,7 +64,7 @@ def _kernel_size(network: ConditionalUnet1D) -> int:
 class Trunk(nn.Module):
     """The course of the U-Net over layers of one kind, the modulation given."""
 
-    def __init__(self, network: ConditionalUnet1D, layers: Products | Fused) -> None:
+    def __init__(self, network: ConditionalUnet1D, layers: Products | Fused | Graph) -> None:
         super().__init__()
         self.layers = layers
         blocks = _residual_blocks(network)
@@ -76,8 +77,7 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """(N, T, input_dim), (N, F) → (N, T, input_dim)."""
-        axis = self.layers.channel_axis
-        parts = self.layers.modulation(film).split(self.sizes, dim=1)
+        parts = self.layers.modulation(film, self.sizes)
         pairs = zip(self.blocks, parts[::2], parts[1::2], strict=True)
 
         def two_blocks(h: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Trunk(nn.Module):
             h = down(skips[-1])
         h = two_blocks(h)
         for up in self.ups:
-            h = up(two_blocks(torch.cat([h, skips.pop()], dim=axis)))
+            h = up(two_blocks(self.layers.join(h, skips.pop())))
         return self.final(h)
 
 
@@ -118,6 +118,7 @@ class InferenceUnet1D(nn.Module):
             statistics and the modulation's two factors in float32.
         layers: convolutions as matrix "products", in PyTorch's operations; or "fused", with a
             Triton kernel between two products on CUDA, and convolutions of 3 points or more;
+            or compiled by "openvino" at the first calls (on a CPU, in float32);
             "auto": fused on CUDA where Triton is there, else products.
 
     Attributes:
@@ -125,12 +126,13 @@ class InferenceUnet1D(nn.Module):
 
     Raises:
         ValueError: unknown precision or layers, "tf32" without CUDA, "fused" for convolutions of
-            one point, timesteps of another shape or dtype, or a network whose layers were exchanged
-            for others (``check_layers``).
+            one point, "openvino" for other than float32 on a CPU, timesteps of another shape or
+            dtype, or a network whose layers were exchanged for others (``check_layers``).
     """
 
     timestep_film: Tensor
     cond_weight: Tensor
+    trunk: Trunk | CompiledTrunk
 
     def __init__(
         self,
@@ -159,6 +161,10 @@ class InferenceUnet1D(nn.Module):
             raise InputError(
                 f"fused layers need convolutions of {LEAST_KERNEL} points, got {kernel_size}"
             )
+        if layers == "openvino":
+            _check_compiles(like, precision)
+            self.trunk = CompiledTrunk(Trunk(network, Graph()).requires_grad_(False))
+            return
         made = (Fused if layers == "fused" else Products)(kernel_size)
         self.trunk = Trunk(network, made).requires_grad_(False)
         if precision == "bf16":
@@ -263,3 +269,9 @@ def _check_precision(precision: str, device: torch.device) -> None:
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if precision == "tf32" and device.type != "cuda":
         raise InputError(f"precision 'tf32' needs a CUDA device, the network is on {device}")
+
+
+def _check_compiles(like: Tensor, precision: str) -> None:
+    if like.device.type != "cpu" or like.dtype != torch.float32 or precision != "fp32":
+        found = f"{precision!r} of {str(like.dtype).removeprefix('torch.')} on {like.device}"
+        raise InputError(f"openvino layers are for 'fp32' of float32 on cpu, got {found}")

@@ -11,6 +11,7 @@ from asd_policy.ambient import untouched
 from asd_policy.errors import InputError
 from asd_policy.networks.inference import InferenceUnet1D
 from asd_policy.networks.layers import check_layers, is_plain
+from asd_policy.networks.openvino_layers import CompiledTrunk
 from asd_policy.networks.others import OthersUnet1D
 from asd_policy.networks.products import Product, pack
 from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D, Upsample1d
@@ -27,6 +28,7 @@ class PreparedUnet1D:
     Args:
         network: which is left as it is. timesteps: (K,) int64. precision: of the copy.
         compile: run it through ``torch.compile`` at its first calls.
+        layers: as for ``InferenceUnet1D``; "products" where it is compiled.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class PreparedUnet1D:
         timesteps: Tensor,
         precision: str = "fp32",
         compile: bool = False,
+        layers: str = "auto",
     ) -> None:
         self.network, self.compile = network, compile
+        self._layers = "products" if compile else layers
         self._timesteps, self._precision = timesteps, precision
         self._watch = Watch(network)
         self.unet = self._copy()
@@ -47,8 +51,7 @@ class PreparedUnet1D:
     def _copy(self) -> InferenceUnet1D:
         network = self.network
         plain = network.as_unet() if isinstance(network, OthersUnet1D) else network
-        layers = "products" if self.compile else "auto"
-        unet = InferenceUnet1D(plain, self._timesteps, self._precision, layers).eval()
+        unet = InferenceUnet1D(plain, self._timesteps, self._precision, self._layers).eval()
         if not self.compile:
             pack(unet)
         return unet
@@ -66,6 +69,10 @@ class PreparedUnet1D:
     @property
     def precision(self) -> str:
         return self.unet.precision
+
+    def in_openvino(self) -> PreparedUnet1D:
+        """The same network in another copy, which OpenVINO compiles."""
+        return PreparedUnet1D(self.network, self._timesteps, self._precision, layers="openvino")
 
     def condition(self, cond: Tensor | None, batch: int) -> Tensor:
         """(B, global_cond_dim), or None → (B, F), the observations' part of every modulation.
@@ -105,9 +112,8 @@ def _copy_into(unet: InferenceUnet1D, fresh: InferenceUnet1D) -> None:
         for (_, tensor), (_, value) in zip(ours, new, strict=True):
             tensor.copy_(value)
     for part, other in zip(unet.modules(), fresh.modules(), strict=True):
-        if isinstance(part, Product):
-            assert isinstance(other, Product)
-            part.take_packed(other)
+        if isinstance(part, (Product, CompiledTrunk)):
+            part.take(other)
 
 
 def _tensors(unet: InferenceUnet1D) -> list[tuple[str, Tensor]]:
