@@ -11,6 +11,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 
 from asd_policy.errors import InputError
+from asd_policy.integrations.lerobot.loading import check_options
 
 NAME = "asd_diffusion"
 _read = PreTrainedConfig.from_pretrained.__func__  # LeRobot's own, by the type that a file names
@@ -33,6 +34,10 @@ class AsdDiffusionConfig(DiffusionConfig):
     engine: str = "auto"
     precision: str = "fp32"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self.sampling())
+
     def sampling(self) -> dict[str, Any]:
         """Keywords of ``accelerate``."""
         made = {name: getattr(self, name) for name in ("sampler", "engine", "precision")}
@@ -47,7 +52,7 @@ class AsdDiffusionConfig(DiffusionConfig):
                 ``cli_overrides`` are words such as ``--sampler=asd``.
 
         Raises:
-            ValueError: a checkpoint of another type.
+            ValueError: a checkpoint of another type, or an option that cannot be used.
         """
         overrides = kwargs.pop("cli_overrides", None) or []
         found = _read(PreTrainedConfig, pretrained_name_or_path, **kwargs)
@@ -61,4 +66,9 @@ class AsdDiffusionConfig(DiffusionConfig):
         with tempfile.TemporaryDirectory() as folder, draccus.config_type("json"):
             file = Path(folder) / "config.json"
             file.write_text(json.dumps(settings), encoding="utf-8")
-            return draccus.parse(cls, file, args=overrides)
+            try:
+                return draccus.parse(cls, file, args=overrides)
+            except draccus.utils.ParsingError as error:
+                if isinstance(error.__cause__, InputError):  # says what is wrong
+                    raise error.__cause__ from None
+                raise
