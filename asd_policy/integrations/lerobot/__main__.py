@@ -135,13 +135,14 @@ def _elsewhere(name: str) -> str:
 def _imported(name: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "asd_policy":
+    except ImportError as error:
+        top = (error.name or "").partition(".")[0]
+        if top == "asd_policy":
             raise
-        if (error.name or "").partition(".")[0] == "lerobot":
+        if isinstance(error, ModuleNotFoundError) and top == "lerobot":
             raise IntegrationError(f"this LeRobot has no {module}, {_elsewhere(name)}") from error
         raise IntegrationError(
-            f"LeRobot's {name} needs {error.name}, which is not installed: "
+            f"LeRobot's {name} needs more than is installed ({error}): "
             f"pip install 'lerobot[{_EXTRAS[name]}]'"
         ) from error
 

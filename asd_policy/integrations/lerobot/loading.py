@@ -12,7 +12,7 @@ from lerobot.policies import pretrained
 
 from asd_policy.engine import ENGINES
 from asd_policy.errors import CheckpointError
-from asd_policy.integrations.lerobot.hook import accelerate
+from asd_policy.integrations.lerobot.accelerating import accelerate
 from asd_policy.networks.inference import PRECISIONS
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import check_choice

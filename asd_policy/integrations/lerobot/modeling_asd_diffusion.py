@@ -10,9 +10,9 @@ from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from torch import Tensor
 
 from asd_policy.errors import InputError
+from asd_policy.integrations.lerobot.accelerating import accelerate
 from asd_policy.integrations.lerobot.configuration_asd_diffusion import NAME, AsdDiffusionConfig
 from asd_policy.integrations.lerobot.history import remember
-from asd_policy.integrations.lerobot.hook import accelerate
 
 _HUB = ("force_download", "proxies", "token", "cache_dir", "local_files_only", "revision")
 
