@@ -58,8 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (AsdPolicyError, ModuleNotFoundError) as error:
-        return say_to_user(error, f"LeRobot's {words[0]}")
+    except Exception as error:
+        return say_to_user(_cause(error), f"LeRobot's {words[0]}")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a user can act on: our error, where LeRobot's parser of settings has wrapped it."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, AsdPolicyError):
+        found = found.__cause__
+    return found or error
 
 
 def _options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

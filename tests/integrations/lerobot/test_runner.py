@@ -141,6 +141,14 @@ def load(folder: Path) -> Any:
     return loading.loader(make_policy, {"sampler": "asd"})(cfg=config, env_cfg=env)
 
 
+def test_a_mistake_in_the_plugins_options_too(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = pusht(checkpoint, tmp_path, "--policy.type=asd_diffusion", "--policy.sampler=asdf")
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: sampler must be one of")
+
+
 def test_another_policy_is_refused(tmp_path: Path) -> None:
     from lerobot.policies.act.configuration_act import ACTConfig
     from lerobot.policies.act.modeling_act import ACTPolicy
