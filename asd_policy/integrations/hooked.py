@@ -18,6 +18,7 @@ from asd_policy.ambient import own_precision
 from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.integrations.diffusers_chain import chain_of, is_ddim
 from asd_policy.networks import OthersUnet1D
+from asd_policy.networks.prepare import copied_bytes
 from asd_policy.policy.chunks import chunk_sampler
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
@@ -175,8 +176,8 @@ class Hook:
         unet = self.as_unet()
         if unet is None:
             return ""
-        size = sum(p.numel() * max(4, p.element_size()) for p in unet.parameters())
-        size //= 2 if self.place.precision == "bf16" else 1
+        config, trained = self.chain()
+        size = copied_bytes(unet, config.schedule(trained).num_steps, self.place.precision)
         return f"; a copy of its U-Net takes {human(size)} more (copy=False: none)"
 
     def as_unet(self) -> OthersUnet1D | None:
