@@ -85,14 +85,13 @@ def _options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _run(name: str, options: dict[str, Any], rest: Sequence[str]) -> int:
-    from asd_policy.integrations.lerobot.loading import check_options, loader, replaced
+    from asd_policy.integrations.lerobot.loading import check_options, loader, readable, replaced
     from asd_policy.integrations.lerobot.policy_type import register
 
     check_options(options)
     register()
     module, function, loads = COMMANDS[name]
     command = _imported(name, module)
-    _check_path(rest)
     if name == "policy_server":
         return _serve(command, options, rest)
     if not options:
@@ -101,8 +100,11 @@ def _run(name: str, options: dict[str, Any], rest: Sequence[str]) -> int:
     place = _imported(name, where)
     if not hasattr(place, load):
         raise IntegrationError(f"this LeRobot has no {loads}, {_elsewhere(name)}")
-    with replaced(place, load, loader(getattr(place, load), options)):
-        return _call(command, function, name, rest)
+    with (
+        readable(rest) as words,
+        replaced(place, load, loader(getattr(place, load), options)),
+    ):
+        return _call(command, function, name, words)
 
 
 def _serve(command: ModuleType, options: dict[str, Any], rest: Sequence[str]) -> int:
@@ -124,16 +126,6 @@ def _call(command: ModuleType, function: str, name: str, rest: Sequence[str]) ->
     finally:
         sys.argv = own
     return 0
-
-
-def _check_path(rest: Sequence[str]) -> None:
-    from lerobot.configs import parser
-
-    from asd_policy.integrations.lerobot.loading import check_checkpoint
-
-    path = parser.get_path_arg("policy", rest)
-    if path:
-        check_checkpoint(path)
 
 
 def _elsewhere(name: str) -> str:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lerobot.policies import pretrained
+from lerobot.configs import parser
 
 from asd_policy.engine import ENGINES
-from asd_policy.errors import CheckpointError
 from asd_policy.integrations.lerobot.accelerating import accelerate
+from asd_policy.integrations.lerobot.folders import built, downloaded, renewed
 from asd_policy.networks.inference import PRECISIONS
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import check_choice
+
+_PATH = "policy.path"
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -34,18 +37,23 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_choice("precision", options.get("precision", "fp32"), PRECISIONS)
 
 
-def check_checkpoint(path: str) -> None:
-    """Refuse a path that is no checkpoint; a repository of the Hub is LeRobot's affair.
+@contextmanager
+def readable(words: Sequence[str]) -> Iterator[list[str]]:
+    """A command's words, the checkpoint that they name in a form that this LeRobot reads.
 
     Raises:
-        CheckpointError: a folder without settings, or a path that no repository can have.
+        CheckpointError: as for ``folders.renewed``.
     """
-    is_repository = not Path(path).exists() and path.count("/") <= 1 and path[0] not in "/.~"
-    if not is_repository and not (Path(path) / "config.json").is_file():
-        raise CheckpointError(
-            f"expected a folder with a policy's config.json and model.safetensors (LeRobot's "
-            f"…/checkpoints/last/pretrained_model), got {path}"
-        )
+    path = parser.parse_arg(_PATH, words)
+    if not path:
+        yield list(words)
+        return
+    with tempfile.TemporaryDirectory() as spare:
+        found = renewed(downloaded(path), spare)
+        if found == Path(path):
+            yield list(words)
+            return
+        yield [*parser.filter_arg(_PATH, words), f"--{_PATH}={found}"]
 
 
 @contextmanager
@@ -65,48 +73,13 @@ def prepared(policy: Any, options: Mapping[str, Any]) -> Any:
 
 
 def loader(load: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """``load``, of LeRobot's, returning policies that are accelerated."""
+    """``load`` of LeRobot's, a function of a policy's settings, returning accelerated policies."""
 
     def load_accelerated(*args: Any, **kwargs: Any) -> Any:
-        with said_in_a_sentence():
-            policy = load(*args, **kwargs)
+        config = args[0] if args else kwargs["cfg"]
+        if not config.pretrained_path:  # made anew
+            return prepared(load(*args, **kwargs), options)
+        policy = built(config, config.pretrained_path, lambda: load(*args, **kwargs))
         return prepared(policy, options)
 
     return load_accelerated
-
-
-@contextmanager
-def said_in_a_sentence() -> Iterator[None]:
-    """Weights that are not those of the settings, and downloads that fail, as one sentence.
-
-    Raises:
-        CheckpointError: in their place. Weights that a checkpoint lacks too, of which LeRobot only
-            warns, and acts with random ones.
-    """
-    try:
-        with replaced(pretrained, "log_model_loading_keys", _refuse_missing):
-            yield
-    except RuntimeError as error:
-        if "size mismatch" not in str(error) and "loading state_dict" not in str(error):
-            raise
-        line = next((text for text in str(error).splitlines() if "mismatch" in text), str(error))
-        raise CheckpointError(
-            f"config.json is not that of model.safetensors: {line.strip()} Take both from the same "
-            "checkpoint, and leave out --policy options that size the network"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(
-            f"LeRobot could not load the policy ({' '.join(str(error).split())}): where an encoder "
-            "would be downloaded and there is no network, add "
-            "--policy.pretrained_backbone_weights=null (the checkpoint has its weights), or load "
-            "it once with a network"
-        ) from error
-
-
-def _refuse_missing(missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    names = sorted(missing)
-    if names:
-        raise CheckpointError(
-            f"model.safetensors lacks {len(names)} of the weights that config.json asks for "
-            f"({names[0]}, …): take both from the same checkpoint"
-        )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+import tempfile
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from lerobot.async_inference import policy_server as lerobot_server
 from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class
 from lerobot.utils.import_utils import register_third_party_plugins
 from torch import Tensor
 
+from asd_policy.integrations.lerobot.configuration_asd_diffusion import NAME, AsdDiffusionConfig
+from asd_policy.integrations.lerobot.folders import built, downloaded, renewed
 from asd_policy.integrations.lerobot.history import TYPES, keep_history, remember
-from asd_policy.integrations.lerobot.loading import prepared, said_in_a_sentence
+from asd_policy.integrations.lerobot.loading import prepared, replaced
 
 _KEPT = 8  # received observations beyond a policy's history: one may be asked for late
 
@@ -25,6 +31,30 @@ def supported() -> list[str]:
         if not config.__module__.startswith("lerobot.")
     ]
     return list(dict.fromkeys([*lerobot_server.SUPPORTED_POLICIES, *TYPES, *plugins]))
+
+
+def _readable(request: Any, spare: str) -> Any:
+    """A client's instructions, with a checkpoint in a form that this LeRobot reads."""
+    wanted = pickle.loads(request.data)  # as LeRobot's server does: clients are trusted
+    if getattr(wanted, "policy_type", None) not in TYPES:
+        return request
+    found = renewed(downloaded(wanted.pretrained_name_or_path), spare)
+    wanted.pretrained_name_or_path = str(found)
+    return type(request)(data=pickle.dumps(wanted))
+
+
+def _class(name: str) -> Any:
+    """A policy's class; of those that are accelerated, what loads them as ``folders`` does."""
+    kind = get_policy_class(name)
+    if name not in TYPES:
+        return kind
+    settings = AsdDiffusionConfig if name == NAME else PreTrainedConfig
+
+    def from_pretrained(folder: str) -> Any:
+        config = settings.from_pretrained(folder)
+        return built(config, folder, lambda: kind.from_pretrained(folder, config=config))
+
+    return SimpleNamespace(from_pretrained=from_pretrained)
 
 
 class PolicyServer(lerobot_server.PolicyServer):
@@ -48,8 +78,11 @@ class PolicyServer(lerobot_server.PolicyServer):
         self._received = {}
 
     def SendPolicyInstructions(self, request: Any, context: Any) -> Any:
-        with said_in_a_sentence():
-            answer = super().SendPolicyInstructions(request, context)
+        with (
+            tempfile.TemporaryDirectory() as spare,
+            replaced(lerobot_server, "get_policy_class", _class),
+        ):
+            answer = super().SendPolicyInstructions(_readable(request, spare), context)
         if self.policy is not None:
             prepared(self.policy, self._options)
             if self.policy_type in TYPES:

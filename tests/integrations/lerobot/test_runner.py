@@ -115,7 +115,7 @@ def test_what_comes_after_is_as_before(checkpoint: Path, monkeypatch: pytest.Mon
         (["--sampler", "asd", "--precision", "fp64"], "precision"),
         (
             ["--sampler", "asd", "--policy.path=/no/such/folder"],
-            "expected a folder with a policy's",
+            "/no/such/folder is neither a folder nor",
         ),
     ],
 )
@@ -164,20 +164,15 @@ def test_another_policy_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
-    [
-        ("down_dims", [32, 64], "is not that of model.safetensors: size mismatch for"),
-        ("down_dims", [16, 32, 64], "is not that of model.safetensors: size mismatch for"),
-        ("use_film_scale_modulation", False, "is not that of model.safetensors: size mismatch for"),
-    ],
+    ("name", "value"), [("down_dims", [16, 32, 64]), ("use_film_scale_modulation", False)]
 )
 def test_settings_that_contradict_the_weights(
-    checkpoint: Path, tmp_path: Path, name: str, value: Any, sentence: str
+    checkpoint: Path, tmp_path: Path, name: str, value: Any
 ) -> None:
     shutil.copytree(checkpoint, tmp_path / "wrong")
     file = tmp_path / "wrong" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(CheckpointError, match=r"contradict its config\.json"):
         load(tmp_path / "wrong")
 
 
@@ -187,7 +182,7 @@ def test_weights_that_are_not_there(checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "wrong" / "model.safetensors"
     weights = load_file(file)
     save_file({name: w for name, w in weights.items() if "final_conv" not in name}, file)
-    with pytest.raises(CheckpointError, match="lacks 6 of the weights"):
+    with pytest.raises(CheckpointError, match=r"contradict its config\.json:[^$]*final_conv"):
         load(tmp_path / "wrong")
 
 
@@ -201,7 +196,7 @@ def test_a_download_that_fails(
         raise URLError("no network")
 
     monkeypatch.setattr(modeling_diffusion.DiffusionModel, "__init__", offline)
-    with pytest.raises(CheckpointError, match=r"no network.*pretrained_backbone_weights=null"):
+    with pytest.raises(CheckpointError, match=r"an encoder .* could not be had .*no network"):
         load(checkpoint)
 
 
