@@ -6,9 +6,10 @@
     python -m asd_policy.integrations.lerobot policy_server --sampler asd --port=8080
 
 Options are those of lerobot-eval, lerobot-rollout (LeRobot 0.6), lerobot-record (0.4 runs policies,
-0.6 has rollout for that) and of LeRobot's asynchronous policy server. There are five more:
+0.6 has rollout for that) and of LeRobot's asynchronous policy server. There are six more:
 --sampler NAME (asd, asd-paper, ddpm, ddim-10 …; auto is asd, and a DDIM checkpoint's own chain;
-without it, LeRobot's own loop runs), --window N, --steps N, --engine NAME, --precision NAME.
+without it, LeRobot's own loop runs), --window N, --steps N, --engine NAME, --precision NAME, and
+--check, which compares with LeRobot's own loop before anything moves.
 Checkpoints of type asd_diffusion are known here without the plugin lerobot_policy_asd.
 """
 
@@ -77,6 +78,7 @@ def _options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         parser.add_argument(f"--{name}")
     for name in ("window", "steps"):
         parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--check", action="store_const", const=True)
     ours, rest = parser.parse_known_args(words)
     options = {name: value for name, value in vars(ours).items() if value is not None}
     if options and "sampler" not in options:

@@ -59,7 +59,7 @@ def test_two_episodes_of_pusht(
     checkpoint: Path, tmp_path: Path, accelerated: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("gym_pusht")
-    words = pusht(checkpoint, tmp_path / "out", "--sampler", "asd", "--window", "8")
+    words = pusht(checkpoint, tmp_path / "out", "--sampler=asd", "--window=8", "--check")
     assert main(words) == 0
     info = json.loads((tmp_path / "out" / "eval_info.json").read_text())
     assert info["overall"]["n_episodes"] == 2
@@ -67,7 +67,9 @@ def test_two_episodes_of_pusht(
     calls = vars(policy.diffusion)["conditional_sample"].stats.calls
     assert calls.shape == (2,)  # both environments in one chunk
     assert int(calls.max()) < 60
-    assert "asd-policy: asd on a DDPM of 100 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "asd-policy: asd on a DDPM of 100 steps" in said
+    assert "asd-policy: sequential ddpm equals your loop to" in said
 
 
 @pytest.mark.usefixtures("no_films")
