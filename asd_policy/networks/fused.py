@@ -209,7 +209,7 @@ class Fused:
         kernel_size: of its convolutions, ``LEAST_KERNEL`` at least.
     """
 
-    channel_axis = 3
+    rounds_itself = False
 
     def __init__(self, kernel_size: int) -> None:
         assert kernel_size >= LEAST_KERNEL, kernel_size
@@ -219,11 +219,15 @@ class Fused:
         """(N, T, C) → the layers' form of it."""
         return follow(x.contiguous(), self.taps)
 
+    def join(self, h: Tensor, other: Tensor) -> Tensor:
+        """The channels of both."""
+        return torch.cat([h, other], dim=3)
+
     def modulation(self, film: Tensor) -> Tensor:
         """(N, F) → the form whose parts scale and shift."""
         return film
 
-    def residual(self, block: ConditionalResidualBlock1D) -> nn.Module:
+    def residual(self, block: ConditionalResidualBlock1D, inputs: int = 1) -> nn.Module:
         return _Residual(block)
 
     def down(self, conv: nn.Conv1d) -> nn.Module:

@@ -241,7 +241,7 @@ def pack(module: nn.Module) -> None:
 class Products:
     """Makes these layers out of a network's."""
 
-    channel_axis = 2
+    rounds_itself = False
 
     def __init__(self, kernel_size: int) -> None:
         self.edge = max(kernel_size // 2, 1)  # down- and upsampling need 1
@@ -250,11 +250,15 @@ class Products:
         """(N, T, C) → the layers' form of it."""
         return F.pad(x, (0, 0, self.edge, self.edge))
 
+    def join(self, h: Tensor, other: Tensor) -> Tensor:
+        """The channels of both."""
+        return torch.cat([h, other], dim=2)
+
     def modulation(self, film: Tensor) -> Tensor:
         """(N, F) → the form whose parts scale and shift."""
         return film.view(*film.shape, 1, 1)
 
-    def residual(self, block: ConditionalResidualBlock1D) -> nn.Module:
+    def residual(self, block: ConditionalResidualBlock1D, inputs: int = 1) -> nn.Module:
         return _Residual(block, self.edge)
 
     def down(self, conv: nn.Conv1d) -> nn.Module:
