@@ -71,6 +71,7 @@ CORE_IMPORTS = {"torch", "numpy", "safetensors", "asd_policy"}
 OPTIONAL_IMPORTS = {
     "asd_policy.engine.triton_source": {"triton"},
     "asd_policy.networks.follow_kernel": {"triton"},
+    "asd_policy.networks.layer_kernel": {"triton"},
 }
 
 

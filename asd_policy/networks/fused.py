@@ -210,6 +210,8 @@ class Fused:
         kernel_size: of its convolutions, ``LEAST_KERNEL`` at least.
     """
 
+    rounds_itself = False
+
     def __init__(self, kernel_size: int) -> None:
         assert kernel_size >= LEAST_KERNEL, kernel_size
         self.taps = kernel_size
@@ -226,7 +228,7 @@ class Fused:
         """Side by side along the channels."""
         return torch.cat([h, skipped], dim=3)
 
-    def residual(self, block: ConditionalResidualBlock1D) -> nn.Module:
+    def residual(self, block: ConditionalResidualBlock1D, inputs: int = 1) -> nn.Module:
         return _Residual(block)
 
     def down(self, conv: nn.Conv1d) -> nn.Module:

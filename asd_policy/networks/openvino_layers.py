@@ -171,7 +171,7 @@ class Graph:
         """Side by side along the channels."""
         return _operations().concat([h, skipped], 1)
 
-    def residual(self, block: ConditionalResidualBlock1D) -> nn.Module:
+    def residual(self, block: ConditionalResidualBlock1D, inputs: int = 1) -> nn.Module:
         return _Residual(block)
 
     def down(self, conv: nn.Conv1d) -> nn.Module:

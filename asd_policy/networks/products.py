@@ -242,6 +242,8 @@ def pack(module: nn.Module) -> None:
 class Products:
     """Makes these layers out of a network's."""
 
+    rounds_itself = False
+
     def __init__(self, kernel_size: int) -> None:
         self.edge = max(kernel_size // 2, 1)  # down- and upsampling need 1
 
@@ -257,7 +259,7 @@ class Products:
         """Side by side along the channels."""
         return torch.cat([h, skipped], dim=2)
 
-    def residual(self, block: ConditionalResidualBlock1D) -> nn.Module:
+    def residual(self, block: ConditionalResidualBlock1D, inputs: int = 1) -> nn.Module:
         return _Residual(block, self.edge)
 
     def down(self, conv: nn.Conv1d) -> nn.Module:
