@@ -18,7 +18,7 @@ from asd_policy.threads import choose_threads
 def chunk_sampler(
     network: nn.Module,
     schedule: Schedule,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     config: SamplerConfig,
     device: torch.device | str = "cpu",
     engine: str = "auto",

@@ -82,7 +82,7 @@ def _options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     ours, rest = parser.parse_known_args(words)
     options = {name: value for name, value in vars(ours).items() if value is not None}
     if options and "sampler" not in options:
-        raise InputError(f"--{' and --'.join(options)} are options of --sampler NAME; got none")
+        raise InputError(f"expected --sampler NAME beside --{' and --'.join(options)}; got none")
     return options, rest
 
 

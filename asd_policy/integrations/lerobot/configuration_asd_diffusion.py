@@ -11,6 +11,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 
 from asd_policy.errors import InputError
+from asd_policy.integrations.lerobot.folders import settings
 from asd_policy.integrations.lerobot.loading import check_options
 
 NAME = "asd_diffusion"
@@ -55,17 +56,22 @@ class AsdDiffusionConfig(DiffusionConfig):
             ValueError: a checkpoint of another type, or an option that cannot be used.
         """
         overrides = kwargs.pop("cli_overrides", None) or []
-        found = _read(PreTrainedConfig, pretrained_name_or_path, **kwargs)
-        if not isinstance(found, DiffusionConfig):
+        path = pretrained_name_or_path
+        if Path(path).is_dir():
+            values = settings(path)
+            kind = values.pop("type")
+        else:
+            found = _read(PreTrainedConfig, path, **kwargs)
+            kind, values = found.type, draccus.encode(found)
+            values.pop("type", None)
+        if kind not in ("diffusion", NAME):
             raise InputError(
-                f"{NAME} runs checkpoints of type diffusion; {pretrained_name_or_path} is of type "
-                f"{found.type}: leave --policy.type out"
+                f"{NAME} runs checkpoints of type diffusion; {path} is of type {kind}: leave "
+                "--policy.type out"
             )
-        settings = draccus.encode(found)
-        settings.pop("type", None)
         with tempfile.TemporaryDirectory() as folder, draccus.config_type("json"):
             file = Path(folder) / "config.json"
-            file.write_text(json.dumps(settings), encoding="utf-8")
+            file.write_text(json.dumps(values), encoding="utf-8")
             try:
                 return draccus.parse(cls, file, args=overrides)
             except draccus.utils.ParsingError as error:

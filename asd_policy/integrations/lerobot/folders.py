@@ -105,6 +105,15 @@ def renewed(folder: str | Path, into: str | Path) -> Path:
     return into
 
 
+def settings(folder: str | Path) -> dict[str, Any]:
+    """A folder's configuration, without what the installed LeRobot does not know and is off.
+
+    Raises:
+        CheckpointError: as for :func:`renewed`.
+    """
+    return _known_values(_read_config(Path(folder)), Path(folder))
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,28 @@ def test_saved_and_read_again(checkpoint: Path, tmp_path: Path) -> None:
     own = policy.state_dict()
     assert own.keys() == again.state_dict().keys()
     assert not any("sampl" in name for name in own)
+
+
+def test_a_newer_lerobots_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    """With settings that this release does not know, and that are off."""
+    shutil.copytree(checkpoint, tmp_path / "newer")
+    file = tmp_path / "newer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"a_new_thing": None}))
+    own, newer = map(AsdDiffusionPolicy.from_pretrained, (checkpoint, tmp_path / "newer"))
+    assert torch.equal(chunk(newer), chunk(own))
+
+
+def test_a_repository_of_the_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings come by LeRobot's own download, with what is asked of it."""
+    from lerobot.configs.policies import PreTrainedConfig
+
+    from asd_policy.integrations.lerobot import configuration_asd_diffusion as module
+
+    own, asked = PreTrainedConfig.from_pretrained(checkpoint), []
+    monkeypatch.setattr(module, "_read", lambda *a, **k: asked.append((a, k)) or own)
+    made = AsdDiffusionConfig.from_pretrained("some/one", revision="v1")
+    assert asked == [((PreTrainedConfig, "some/one"), {"revision": "v1"})]
+    assert made == AsdDiffusionConfig.from_pretrained(checkpoint)
 
 
 def test_defaults(checkpoint: Path) -> None:

@@ -110,7 +110,7 @@ def test_what_comes_after_is_as_before(checkpoint: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--window=8"], "--window are options of --sampler NAME; got none"),
+        (["--window=8"], "expected --sampler NAME beside --window; got none"),
         (["--sampler", "asdf"], "asdf"),
         (["--sampler", "asd", "--steps", "0"], "inference steps must be at least 1, got 0"),
         (["--sampler", "asd", "--engine", "fast"], "engine"),
