@@ -8,7 +8,7 @@ from typing import Any
 
 from asd_policy.errors import InputError
 from asd_policy.samplers.config import SamplerConfig
-from asd_policy.schedule import Schedule
+from asd_policy.schedule import BETA_SCHEDULES, Schedule
 
 # What diffusers takes where its constructors are not told.
 _DEFAULTS: dict[str, Any] = {
@@ -19,13 +19,21 @@ _DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
+def is_ddim(scheduler: Any) -> bool:
+    """Whether a scheduler samples by DDIM."""
+    return type(scheduler).__name__ == "DDIMScheduler"
+
+
 def trained_schedule(scheduler: Any) -> Schedule:
     """The DDPM that a network was trained for, by its ``DDPMScheduler`` or ``DDIMScheduler``.
 
     Raises:
         ValueError: as :func:`schedule_of`.
     """
-    return schedule_of(type(scheduler).__name__, scheduler.config)
+    config = dict(scheduler.config)
+    if config.get("beta_schedule", BETA_SCHEDULES[0]) not in BETA_SCHEDULES:
+        config |= {"beta_schedule": BETA_SCHEDULES[0], "trained_betas": scheduler.betas.tolist()}
+    return schedule_of(type(scheduler).__name__, config)
 
 
 def schedule_of(kind: str, config: Mapping[str, Any]) -> Schedule:

@@ -1,4 +1,4 @@
-"""The U-Net of Chi et al., or of robomimic, in their own class: read layer by layer, as it is.
+"""The U-Net of Chi et al., of robomimic or of LeRobot, in their own class: read layer by layer.
 
 Weights alone do not say how many groups a norm has (the published classes have 8 in their last
 block, whatever ``n_groups`` is), nor which activation follows it. The module does, and one call
@@ -19,6 +19,19 @@ from asd_policy.errors import InputError
 from asd_policy.networks.unet1d import ConditionalUnet1D
 
 _PARTS = ("diffusion_step_encoder", "down_modules", "mid_modules", "up_modules", "final_conv")
+# LeRobot's class has the same layers under other names: (what it calls them, what we do).
+_RENAMED = (
+    (re.compile(r"\.conv1(?=\.|$)"), ".blocks.0"),
+    (re.compile(r"\.conv2(?=\.|$)"), ".blocks.1"),
+    (re.compile(r"^((?:down|up)_modules\.\d+\.2)(?=\.(?:weight|bias)$)"), r"\1.conv"),
+)
+
+
+def own_name(name: str) -> str:
+    """What a layer or parameter of such a network is called in ``ConditionalUnet1D``."""
+    for theirs, ours in _RENAMED:
+        name = theirs.sub(ours, name)
+    return name
 
 
 def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -48,6 +61,7 @@ class OthersUnet1D(nn.Module):
 
     Args:
         source: ``source(x, timesteps, global_cond=cond)``, with the parameter names of Chi et al.
+            or of LeRobot; also what ``torch.compile`` made of it, which is read, not compiled.
 
     Raises:
         ValueError: another construction; what differs is named.
@@ -65,10 +79,15 @@ class OthersUnet1D(nn.Module):
         """As :meth:`ConditionalUnet1D.forward`, computed by the source."""
         return cast(Tensor, self.source(x, timesteps, global_cond=cond))
 
+    @property
+    def _plain(self) -> nn.Module:
+        """The source before ``torch.compile``."""
+        return cast(nn.Module, getattr(self.source, "_orig_mod", self.source))
+
     def as_unet(self) -> ConditionalUnet1D:
         """The same function in our class, of the same parameters (copies where they are shorter
         than float32)."""
-        source = self.source
+        source = self._plain
         missing = [
             part for part in _PARTS if not isinstance(getattr(source, part, None), nn.Module)
         ]
@@ -78,7 +97,7 @@ class OthersUnet1D(nn.Module):
                 "expected a U-Net of the construction of Chi et al.'s ConditionalUnet1D, got a "
                 f"{type(source).__name__} {what}"
             )
-        weights = source.state_dict(keep_vars=True)
+        weights = {own_name(k): v for k, v in source.state_dict(keep_vars=True).items()}
         with torch.device("meta"):
             unet = self._empty(weights)
         self._take_norms(unet)
@@ -102,9 +121,10 @@ class OthersUnet1D(nn.Module):
         return unet
 
     def _take_norms(self, unet: ConditionalUnet1D) -> None:
+        theirs = {own_name(name): module for name, module in self._plain.named_modules()}
         for name, norm in unet.named_modules():
             if isinstance(norm, nn.GroupNorm):
-                found = self.source.get_submodule(name)
+                found = theirs.get(name)
                 if not isinstance(found, nn.GroupNorm):
                     raise InputError(
                         f"the U-Net's {name!r} is a {type(found).__name__}; expected a GroupNorm"
@@ -115,7 +135,8 @@ class OthersUnet1D(nn.Module):
     @own_precision(networks_too=True)
     def _compare(self, unet: ConditionalUnet1D) -> None:
         """One call of each: activations and the order of operations cannot be read."""
-        like = next(self.source.parameters())
+        source = self._plain
+        like = next(source.parameters())
         sizes = (2, 2 * self.length_multiple, self.input_dim), (2, self.global_cond_dim)
         x, cond = (
             torch.arange(float(torch.Size(size).numel()), device=like.device).sin().view(size)
@@ -124,8 +145,10 @@ class OthersUnet1D(nn.Module):
         timesteps = torch.tensor([3, 40], device=like.device)
         given = x, timesteps, cond if self.global_cond_dim else None
         try:
-            theirs = self(*(v.to(like.dtype) if v is not None and v.is_floating_point() else v
-                            for v in given)).float()  # fmt: skip
+            *inputs, seen = (
+                v.to(like.dtype) if v is not None and v.is_floating_point() else v for v in given
+            )
+            theirs = source(*inputs, global_cond=seen).float()
         except (TypeError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"the U-Net must take (x, timesteps, global_cond=…), and failed: {error}"

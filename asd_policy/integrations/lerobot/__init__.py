@@ -1,0 +1,21 @@
+"""LeRobot: its diffusion policies, with chunks sampled by this package.
+
+    import asd_policy.integrations.lerobot as asd
+    policy = asd.accelerate(policy, sampler="asd")     # a policy of LeRobot's, and still one
+
+Imported first, it also helps a torchvision that was built for another PyTorch.
+"""
+
+from asd_policy.integrations.lerobot.version import check_version
+from asd_policy.integrations.torchvision_operators import import_torchvision
+
+import_torchvision()
+VERSION = check_version()
+
+from asd_policy.integrations.lerobot.hook import (  # noqa: E402
+    ConditionalSample,
+    accelerate,
+    difference_to_its_loop,
+)
+
+__all__ = ["VERSION", "ConditionalSample", "accelerate", "difference_to_its_loop"]
