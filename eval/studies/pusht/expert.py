@@ -1,10 +1,11 @@
-"""A scripted expert for gym-pusht: of many straight pushes, tried in a copy of its simulator, it takes
-the one that leaves the T nearest to its goal, walks round the T to where that push begins, and pushes.
+"""A scripted expert for gym-pusht: it tries straight pushes in a copy of the simulator, takes the
+one that leaves the T nearest to its goal, walks round the T to where that push begins, and pushes.
 
-A push starts on a ring around the T and goes inwards, at one of a few angles. The block does not
-slide on when it isn't pushed (gym-pusht damps it fully), so that a push's outcome depends on its path
-alone: one run of the simulator gives the outcome of every length. What a push is worth is the mean
-distance of the T's eight keypoints to their goals after it, and what its steps cost."""
+A push starts on a ring around the T and goes inwards, at one of a few angles. The T does not slide
+on when it is not pushed (gym-pusht damps it fully), so that an outcome depends on the pusher's path
+alone, and one run of the simulator gives those of every length. A push costs the mean distance of
+the T's eight corners to their goals after it, and its steps.
+"""
 
 from __future__ import annotations
 
@@ -99,6 +100,8 @@ class Expert:
         """Distances (lengths,) of the block to its goal after a push of 1, 2, ... pixels, in a copy
         of the simulator. A push that makes it worse and worse is not gone on with."""
         agent, block = self.agent, self.block
+        agent.position, block.position = (40, 40), (256, 256)
+        self.space.step(DT)  # apart: what the solver had still to correct is gone
         block.velocity, block.angular_velocity = (0, 0), 0
         block.angle = float(pose[2])  # first: the angle turns about the centre of gravity
         block.position = tuple(pose[:2].tolist())
