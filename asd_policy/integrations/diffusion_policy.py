@@ -10,17 +10,17 @@ transformers: encoders, normalizers and ``predict_action`` stay theirs.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from asd_policy.errors import InputError
-from asd_policy.integrations.hooked import Hook, Kind, Place
+from asd_policy.integrations.hooked import Asked, Hook, Kind, Place, made_up, put
 from asd_policy.samplers.config import SamplerConfig
 
 _PARTS = ("model", "noise_scheduler", "num_inference_steps", "conditional_sample")
+_CONDITIONS = ("local_cond", "global_cond", "cond")
 
 
 def accelerate(
@@ -31,6 +31,8 @@ def accelerate(
     precision: str = "fp32",
     compile: bool = False,
     copy: bool = True,
+    warmup: bool = False,
+    check: bool = False,
     verbose: bool = True,
     **options: Any,
 ) -> Any:
@@ -48,6 +50,9 @@ def accelerate(
         engine, precision, compile: as for ``DiffusionPolicy``.
         copy: keep a copy of a U-Net's weights in a form that is faster to sample (once more the
             network's memory); without, the network is called as it is.
+        warmup: do the slow first things now, not when the robot waits: compile, capture, time the
+            network, teach drafts.
+        check: compare with the policy's own loop, and print what was found.
         verbose: say in one line what is run.
 
     Raises:
@@ -61,9 +66,7 @@ def accelerate(
         )
     config = SamplerConfig.named(sampler, **options)
     made = ConditionalSample(policy, config, Place(engine, precision, compile, copy))
-    if verbose:
-        print(f"asd-policy: {made.description}")
-    vars(policy)["conditional_sample"] = made
+    put(made, verbose, warmup, check)
     return policy
 
 
@@ -73,7 +76,7 @@ class ConditionalSample(Hook):
     def __init__(self, policy: Any, config: SamplerConfig, place: Place) -> None:
         super().__init__(policy, config, place)
         parameters = inspect.signature(type(policy).conditional_sample).parameters
-        self._names = tuple(n for n in ("local_cond", "global_cond", "cond") if n in parameters)
+        self._names = tuple(name for name in _CONDITIONS if name in parameters)
         self.chain()  # what cannot be run is said now
 
     def model(self) -> nn.Module:
@@ -81,11 +84,11 @@ class ConditionalSample(Hook):
         return network
 
     @property
-    def description(self) -> str:
-        """As :attr:`Hook.description`, and where the policy's own chain is another."""
+    def chain_line(self) -> str:
+        """As :attr:`Hook.chain_line`, and where diffusers' own chain is another."""
         config, trained = self.chain()
         chain, steps = config.schedule(trained), int(self.owner.num_inference_steps)
-        text = super().description
+        text = super().chain_line
         if chain.config.eta is None and chain.num_steps == steps < trained.config.num_steps:
             text += (
                 "; diffusers 0.11.1, which diffusion_policy pins, goes from t to t-1 at each of "
@@ -117,24 +120,20 @@ class ConditionalSample(Hook):
                 arguments of a step that are not known.
             NonFiniteError: a NaN or infinity in a condition or in the sample.
         """
-        asked = self.asked(condition_data, condition_mask, local_cond, global_cond, cond)
-        batch, eta = len(condition_data), _eta(step)
-        x = self.draw(asked.kind, asked.rows, batch, generator, eta=eta)
+        conds = {"local_cond": local_cond, "global_cond": global_cond, "cond": cond}
+        asked = self.asked(condition_data, condition_mask, **conds, **step)
+        x = self.draw(asked, generator)
         made = condition_data.detach().clone()
         made.flatten(1)[:, asked.free] = x.flatten(1).to(made.dtype)
         return made
 
-    def asked(
-        self,
-        data: Tensor,
-        mask: Tensor,
-        local_cond: Tensor | None = None,
-        global_cond: Tensor | None = None,
-        cond: Tensor | None = None,
-    ) -> _Asked:
+    def asked(self, data: Tensor, mask: Tensor, **named: Any) -> Asked:
         """What arguments of :meth:`__call__` ask for."""
-        given = {"local_cond": local_cond, "global_cond": global_cond, "cond": cond}
-        conds = {name: value for name, value in given.items() if value is not None}
+        given = {name: value for name, value in named.items() if value is not None}
+        eta = float(given.pop("eta", 0.0))
+        conds = {name: given.pop(name) for name in _CONDITIONS if name in given}
+        if given:
+            raise InputError(f"expected no argument of a step but eta, got {', '.join(given)}")
         unknown = conds.keys() - set(self._names)
         if unknown:
             raise InputError(f"this policy takes {', '.join(self._names)}; got {sorted(unknown)}")
@@ -155,24 +154,10 @@ class ConditionalSample(Hook):
             network,
             (data.shape[1:], tuple(free.tolist()), tuple(sizes)),
         )
-        return _Asked(kind, rows, free)
+        return Asked(kind, len(data), rows, tuple(data.shape[1:]), free, eta)
 
-
-@dataclass(frozen=True)
-class _Asked:
-    """Chunks of a kind, their conditions side by side, and which coordinates are sampled."""
-
-    kind: Kind
-    rows: Tensor | None
-    free: Tensor
-
-
-def _eta(step: dict[str, Any]) -> float:
-    given = {name: value for name, value in step.items() if value is not None}
-    eta = float(given.pop("eta", 0.0))
-    if given:
-        raise InputError(f"expected no argument of a step but eta, got {', '.join(given)}")
-    return eta
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return example(self.owner)
 
 
 class _AsItIs(nn.Module):
@@ -244,8 +229,40 @@ def difference_to_its_loop(policy: Any, *conditions: Any, seed: int = 0, **named
         seed: of the noise.
     """
     ours: ConditionalSample = vars(policy)["conditional_sample"]
-    asked = ours.asked(*conditions, **named)
-    return ours.difference(
-        asked.kind, asked.rows, conditions[0], lambda x: x.flatten(1)[:, asked.free],
-        lambda: ours.own(*conditions, **named), seed,
-    )  # fmt: skip
+    return ours.difference(*conditions, seed=seed, **named)[0]
+
+
+def example(policy: Any) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    """What a policy's ``predict_action`` asks of ``conditional_sample`` for one observation.
+
+    Raises:
+        ValueError: the policy does not say its sizes as diffusion_policy's classes do.
+    """
+    sizes = [
+        getattr(policy, name, None)
+        for name in ("horizon", "action_dim", "n_obs_steps", "n_action_steps")
+    ]
+    seen = getattr(policy, "obs_dim", getattr(policy, "obs_feature_dim", None))
+    if seen is None or None in sizes:
+        raise InputError(
+            f"warmup and check need the sizes of a {type(policy).__name__}: expected horizon, "
+            "action_dim, n_obs_steps, n_action_steps, and obs_dim or obs_feature_dim"
+        )
+    length, actions, steps, executed = (int(size) for size in sizes if size is not None)
+    device = next(policy.model.parameters()).device
+    conds: dict[str, Tensor] = {}
+    if getattr(policy, "obs_as_global_cond", False):
+        conds["global_cond"] = made_up((1, steps * seen), device)
+    elif getattr(policy, "obs_as_local_cond", False):
+        conds["local_cond"] = made_up((1, length, seen), device)
+        conds["local_cond"][:, steps:] = 0
+    elif getattr(policy, "obs_as_cond", False):
+        conds["cond"] = made_up((1, steps, seen), device)
+    if conds and getattr(policy, "pred_action_steps_only", False):
+        length = executed
+    data = torch.zeros(1, length, actions if conds else actions + seen, device=device)
+    mask = torch.zeros_like(data, dtype=torch.bool)
+    if not conds:
+        data[:, :steps, actions:] = made_up((1, steps, seen), device)
+        mask[:, :steps, actions:] = True
+    return (data, mask), {**conds, **getattr(policy, "kwargs", {})}

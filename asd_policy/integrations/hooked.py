@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.ambient import own_precision
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.integrations.diffusers_chain import chain_of, is_ddim
 from asd_policy.networks import OthersUnet1D
 from asd_policy.policy.chunks import chunk_sampler
@@ -26,6 +26,7 @@ from asd_policy.schedule import Schedule
 
 _CHUNKS = 4  # that drafts learn from
 _KEPT = 4  # samplers, of batches that are conditioned or shaped differently
+_ROUNDING = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 0.2}  # of a whole chain, by precision
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,29 @@ class Kind:
     key: Hashable = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a call of ``conditional_sample`` asks for.
+
+    Attributes:
+        kind: of chunks. batch: how many. rows: (batch, kind.width) conditions, or None.
+        whole: shape of one chunk as the policy's own loop draws noise for it. free: flat numbers of
+            its coordinates that are sampled; None for all. eta: of the policy's own DDIM.
+    """
+
+    kind: Kind
+    batch: int
+    rows: Tensor | None
+    whole: tuple[int, ...]
+    free: Tensor | None = None
+    eta: float = 0.0
+
+    def pick(self, x: Tensor) -> Tensor:
+        """(B, \\*whole) → (B, D), what is sampled."""
+        flat = x.flatten(1)
+        return flat if self.free is None else flat[:, self.free]
+
+
 class Hook:
     """Draws chunks with the network, scheduler and number of steps that ``owner`` has at the time.
 
@@ -64,6 +88,7 @@ class Hook:
 
     Attributes:
         stats: what the last chunks cost; None before the first.
+        calls: network calls of a chunk, measured by :meth:`warm`; None before.
 
     Raises:
         ValueError: a scheduler or setting that this package has not, or a sampler that the chain
@@ -73,6 +98,7 @@ class Hook:
     def __init__(self, owner: Any, config: SamplerConfig, place: Place) -> None:
         self.owner, self.config, self.place = owner, config, place
         self.stats: Stats | None = None
+        self.calls: float | None = None
         self._samplers: OrderedDict[Any, Sampler] = OrderedDict()
         self._chains: dict[tuple[int, float], tuple[SamplerConfig, Schedule]] = {}
         self._scheduler: Any = None
@@ -80,6 +106,18 @@ class Hook:
     def model(self) -> nn.Module:
         """The network that the policy has now."""
         raise NotImplementedError
+
+    def asked(self, *given: Any, **named: Any) -> Asked:
+        """What arguments of ``conditional_sample`` ask for."""
+        raise NotImplementedError
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of ``conditional_sample`` for one chunk, of made-up conditions."""
+        raise NotImplementedError
+
+    def again(self, config: SamplerConfig) -> Hook:
+        """Another one in the same place, with another sampler."""
+        return type(self)(self.owner, config, self.place)
 
     @property
     def own(self) -> Callable[..., Tensor]:
@@ -108,6 +146,11 @@ class Hook:
     @property
     def description(self) -> str:
         """Sampler, chain, calls and memory, in a line."""
+        return self.chain_line + self._memory()
+
+    @property
+    def chain_line(self) -> str:
+        """Sampler, chain and calls, and where the policy's own chain is another."""
         config, trained = self.chain()
         chain = config.schedule(trained)
         kind = "DDPM" if chain.config.eta is None else f"DDIM, eta={chain.config.eta:g},"
@@ -120,11 +163,11 @@ class Hook:
             )
         elif chain.num_steps != own_steps:
             text += f"; the policy's own loop has {own_steps}"
-        return text + self._memory()
+        return text
 
     def _calls(self, chain: Schedule) -> str:
-        if self.stats is not None:
-            return f"{float(self.stats.calls.float().mean()):.3g} network calls a chunk"
+        if self.calls is not None:
+            return f"{self.calls:.3g} network calls a chunk"
         bound = "up to " * (self.config.name == "asd")
         return f"{bound}{chain.num_steps} network calls a chunk"
 
@@ -147,31 +190,29 @@ class Hook:
 
     def draw(
         self,
-        kind: Kind,
-        rows: Tensor | None,
-        batch: int,
+        asked: Asked,
         generator: torch.Generator | None = None,
         initial: Tensor | None = None,
-        eta: float = 0.0,
     ) -> Tensor:
         """(batch, \\*kind.shape) samples, each from a random stream of its own.
 
         Args:
-            rows: (batch, kind.width) conditions. generator: seeds the streams; None is PyTorch's.
+            generator: seeds the streams; None is PyTorch's.
             initial: (batch, \\*kind.shape) the points to start from, in place of drawn ones.
 
         Raises:
             NonFiniteError: a NaN or infinity in a condition or in the sample.
             ValueError: ``initial`` of another shape.
         """
+        rows = asked.rows
         with torch.inference_mode(), own_precision(networks_too=True):
             if rows is not None and not bool(rows.isfinite().all()):
                 raise NonFiniteError("a condition holds a NaN or infinite value")
-            sampler = self.sampler(kind, eta)
-            noise = sampler.noise(streams(generator, batch))
+            sampler = self.sampler(asked.kind, asked.eta)
+            noise = sampler.noise(streams(generator, asked.batch))
             if initial is not None:
-                given = replace(noise, initial=initial)
-                noise = given.fitted(batch, sampler.schedule.num_steps, sampler.engine.like)
+                steps, like = sampler.schedule.num_steps, sampler.engine.like
+                noise = replace(noise, initial=initial).fitted(asked.batch, steps, like)
             x, self.stats = sampler.draw(noise, rows)
             if not bool(x.isfinite().all()):
                 raise NonFiniteError("the sample holds a NaN or infinite value")
@@ -198,66 +239,93 @@ class Hook:
 
     # ---- before the robot moves ------------------------------------------------------------------
 
-    def warm(self, kind: Kind) -> None:
-        """Do now what the first chunk would do first: compile, capture, time, teach, and draw."""
-        generator = torch.Generator(kind.device).manual_seed(0)
-        for _ in range(2):  # the second is as all that follow
-            self.draw(kind, made_up(kind.width, 1, kind.device), 1, generator)
+    def warm(self) -> None:
+        """Do now what the first chunk would do first: compile, capture, time, teach drafts."""
+        given, named = self.example()
+        asked = self.asked(*given, **named)
+        generator, calls = torch.Generator(asked.kind.device).manual_seed(0), []
+        for _ in range(_CHUNKS):
+            self.draw(asked, generator)
+            assert self.stats is not None
+            calls.append(float(self.stats.calls[0]))
+        self.calls = sum(calls) / len(calls)
 
-    def difference(
-        self, kind: Kind, rows: Tensor | None, like: Tensor, pick: Callable[[Tensor], Tensor],
-        theirs: Callable[[], Tensor], seed: int = 0,
-    ) -> float:  # fmt: skip
+    def difference(self, *given: Any, seed: int = 0, **named: Any) -> tuple[float, float]:
         """How far this package's sequential chain is from the policy's own loop on the same noise:
-        the largest absolute difference of a number. (5e-6, say, is rounding.)
+        the largest absolute difference of a number (5e-6, say, is rounding), and the largest
+        number of the loop's.
 
         Args:
-            rows: conditions of the chunks. like: (B, …) what their loop draws noise of, each step.
-            pick: (B, …) like it → (B, D) what is sampled of it. theirs: runs their loop, with
-                PyTorch's own generator.
+            given, named: of ``conditional_sample``, without a generator. seed: of the noise.
         """
-        name = "ddim" if is_ddim(self.owner.noise_scheduler) else "ddpm"
-        plain = type(self)(self.owner, SamplerConfig(name), self.place)
-        steps = int(self.owner.num_inference_steps)
-        devices = [like.device] if like.is_cuda else []
-        with torch.random.fork_rng(devices), torch.no_grad():
+        asked, steps = self.asked(*given, **named), int(self.owner.num_inference_steps)
+        like = torch.empty(asked.batch, *asked.whole, device=asked.kind.device)
+        with torch.random.fork_rng([like.device] if like.is_cuda else []), torch.no_grad():
             torch.manual_seed(seed)
-            their = pick(theirs())
+            theirs = asked.pick(self.own(*given, **named))
             torch.manual_seed(seed)
             drawn = [torch.randn_like(like) for _ in range(steps)]  # none in the last step
-        flat = [pick(each) for each in [*drawn, torch.zeros_like(like)]]
-        uniform = flat[0].new_zeros(len(like), steps)
-        noise = Noise(flat[0], torch.stack(flat[1:], 1), uniform)
+        flat = [asked.pick(each) for each in [*drawn, torch.zeros_like(like)]]
+        noise = Noise(flat[0], torch.stack(flat[1:], 1), flat[0].new_zeros(len(like), steps))
+        plain = self.again(SamplerConfig(self._own_name))
         with torch.inference_mode(), own_precision(networks_too=True):
-            x, _ = plain.sampler(kind).draw(noise, rows)
-        return float((x.flatten(1) - their).abs().max())
+            x, _ = plain.sampler(asked.kind, asked.eta).draw(noise, asked.rows)
+        return float((x.flatten(1) - theirs).abs().max()), float(theirs.abs().max())
+
+    @property
+    def _own_name(self) -> str:
+        return "ddim" if is_ddim(self.owner.noise_scheduler) else "ddpm"
+
+    def check(self) -> str:
+        """Compare with the policy's own loop, and tell what was found, in a line.
+
+        Raises:
+            ValueError: they are not equal up to rounding.
+        """
+        given, named = self.example()
+        worst, largest = self.difference(*given, **named)
+        found = f"sequential {self._own_name} equals your loop to {worst:.1g}"
+        allowed = _ROUNDING[self.place.precision] * max(1.0, largest)
+        if not worst <= allowed:
+            raise InputError(
+                f"the self-check failed: {found}, where {allowed:.1g} is rounding "
+                f"({self.chain_line})"
+            )
+        calls, own = f"{self.calls:.3g} calls", int(self.owner.num_inference_steps)
+        other = self._own_name == "ddim" and self.chain()[0].name != "ddim"
+        return f"{found}; {calls} in place of {own}" + other * ", on the DDPM in place of the DDIM"
+
+
+def put(hook: Hook, verbose: bool, warmup: bool, check: bool) -> None:
+    """Put it in the place of its owner's ``conditional_sample``, and say what is run."""
+    if warmup or check:
+        hook.warm()
+    if verbose:
+        print(f"asd-policy: {hook.description}")
+    if check:
+        print(f"asd-policy: {hook.check()}")
+    vars(hook.owner)["conditional_sample"] = hook
 
 
 def taught(sampler: Sampler, width: int) -> Sampler:
     """Drafts learn from a few throw-away chunks, and no more: a seed then gives the same chunks.
 
-    Their conditions are made up, not those of the first observation, on which all later chunks
-    would depend.
+    Their conditions are zeros, not those of the first observation, on which all later chunks would
+    depend; what is learned, a number a step, is as good.
     """
     if "draft" in sampler.config.method.options:
         device = sampler.engine.like.device
         generators = [torch.Generator(device).manual_seed(n) for n in range(_CHUNKS)]
-        rows = made_up(width, _CHUNKS, device)
-        inputs = [
-            (sampler.noise([generator]), None if rows is None else rows[n : n + 1])
-            for n, generator in enumerate(generators)
-        ]
-        sampler.calibrate(inputs, _CHUNKS)
+        row = torch.zeros(1, width, device=device) if width else None
+        sampler.calibrate([(sampler.noise([each]), row) for each in generators], _CHUNKS)
         sampler.freeze()
     return sampler
 
 
-def made_up(width: int, count: int, device: torch.device) -> Tensor | None:
-    """(count, width) conditions in [−1, 1), always the same; None without."""
-    if not width:
-        return None
+def made_up(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Conditions in [−1, 1), always the same."""
     generator = torch.Generator("cpu").manual_seed(0)
-    return torch.rand(count, width, generator=generator, device="cpu").mul_(2).sub_(1).to(device)
+    return torch.rand(shape, generator=generator, device="cpu").mul_(2).sub_(1).to(device)
 
 
 def human(size: int) -> str:

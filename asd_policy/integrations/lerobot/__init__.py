@@ -12,10 +12,9 @@ from asd_policy.integrations.torchvision_operators import import_torchvision
 import_torchvision()
 VERSION = check_version()
 
-from asd_policy.integrations.lerobot.hook import (  # noqa: E402
-    ConditionalSample,
+from asd_policy.integrations.lerobot.accelerating import (  # noqa: E402
     accelerate,
     difference_to_its_loop,
 )
 
-__all__ = ["VERSION", "ConditionalSample", "accelerate", "difference_to_its_loop"]
+__all__ = ["VERSION", "accelerate", "difference_to_its_loop"]
