@@ -120,6 +120,21 @@ def test_the_expert_covers_the_goal(study):
         assert rows["action"].max() <= 512
 
 
+def seen_by_the_network(folder):
+    """The largest number in an observation of the demonstrations."""
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot.policies.factory import make_pre_post_processors
+
+    from asd_policy.eval.studies.pusht.train import LAST
+
+    policy = folder / LAST
+    before, _ = make_pre_post_processors(PreTrainedConfig.from_pretrained(policy), str(policy))
+    frame = LeRobotDataset("local/pusht", root=folder / "dataset")[10]
+    frame = before({key: value for key, value in frame.items() if "observation" in key})
+    return max(float(value.abs().max()) for key, value in frame.items() if "observation" in key)
+
+
 def test_demonstrations_a_policy_and_samplers_by_three_commands(study, tmp_path, capsys):
     out = f"--out={tmp_path}"
     assert study("compare", out) == 2
@@ -128,6 +143,7 @@ def test_demonstrations_a_policy_and_samplers_by_three_commands(study, tmp_path,
     assert study("demos", out, "--episodes=2") == 2, "they are there"
     tiny = ("--batch-size=4", "--save-freq=2", "--channels", "8", "16", "32")
     assert study("train", out, "--steps=2", *tiny) == 0
+    assert seen_by_the_network(tmp_path) <= 1.0001, "pixels are scaled"
     assert study("compare", out, "--episodes=1", "--samplers", "asd", "ddim-10") == 0
     assert study("compare", out, "--episodes=1") == 0, "it goes on"
     found = json.loads((tmp_path / "pusht.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from pathlib import Path
 from unittest import mock
@@ -15,9 +16,14 @@ from asd_policy.threads import limited_to
 
 LAST = Path("train/checkpoints/last/pretrained_model")  # in the folder of all three steps
 
+# LeRobot's default leaves environment states as they are: here pixels, up to 512.
+NORMALIZATION = "--policy.normalization_mapping=" + json.dumps(
+    {"STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX"}
+)
+
 
 def train(
-    out: Path = OUT, steps: int = 6000, batch_size: int = 64, save_freq: int = 500,
+    out: Path = OUT, steps: int = 3500, batch_size: int = 64, save_freq: int = 250,
     channels: tuple[int, ...] = (32, 64, 128),
 ) -> None:  # fmt: skip
     """Train a small diffusion policy by lerobot-train in <out>/train, or go on with it.
@@ -39,7 +45,7 @@ def train(
             f"--dataset.repo_id={REPO}", f"--dataset.root={dataset}", f"--output_dir={out}/train",
             "--policy.type=diffusion", "--policy.device=cpu", "--policy.push_to_hub=false",
             f"--policy.down_dims={list(channels)}", "--policy.diffusion_step_embed_dim=64",
-            "--policy.optimizer_lr=1e-3", "--policy.scheduler_warmup_steps=200",
+            "--policy.optimizer_lr=1e-3", "--policy.scheduler_warmup_steps=200", NORMALIZATION,
             f"--batch_size={batch_size}", f"--steps={steps}", f"--save_freq={save_freq}",
             "--log_freq=100", "--eval_freq=0", "--num_workers=0", "--seed=1",
         ]  # fmt: skip
