@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from asd_policy.networks.inference import InferenceUnet1D
 from asd_policy.networks.layers import check_layers, is_plain
 from asd_policy.networks.others import OthersUnet1D
 from asd_policy.networks.products import Product, pack
-from asd_policy.networks.unet1d import ConditionalUnet1D
+from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D, Upsample1d
 from asd_policy.networks.weights import Watch
 
 
@@ -116,6 +116,26 @@ def _tensors(unet: InferenceUnet1D) -> list[tuple[str, Tensor]]:
 
 def _form(name: str, tensor: Tensor) -> tuple[object, ...]:
     return name, tensor.shape, tensor.dtype, tensor.device
+
+
+def copied_bytes(
+    network: ConditionalUnet1D | OthersUnet1D, steps: int, precision: str = "fp32"
+) -> int:
+    """What a copy in the form for sampling takes, for so many steps of a chain."""
+    plain = network.as_unet() if isinstance(network, OthersUnet1D) else network
+    size = next(plain.parameters()).element_size()
+    weights = sum(p.numel() for p in plain.parameters())
+    weights -= sum(p.numel() for p in plain.diffusion_step_encoder.parameters())
+    films = 0
+    for block in plain.modules():
+        if isinstance(block, ConditionalResidualBlock1D):
+            linear = cast(nn.Linear, block.cond_encoder[1])
+            weights -= linear.weight.numel() + linear.out_features
+            films += linear.out_features * (1 if block.scales else 2)
+        elif isinstance(block, Upsample1d):  # two outputs a product
+            weights += block.conv.out_channels
+    films *= steps + plain.global_cond_dim  # a row for each step, and what conditions make of it
+    return films * size + weights * (2 if precision == "bf16" else size)
 
 
 def _why_not(network: nn.Module) -> str | None:

@@ -346,3 +346,15 @@ def test_the_overhead_is_split_and_the_policy_left_as_it_was() -> None:
     assert (costs > 0).all()
     assert ours.chunks.draw == draw
     assert ours(observation(0)).shape == (7,)
+
+
+def test_a_seed_gives_the_same_actions_whatever_was_drawn_before() -> None:
+    """Drafts have learned, and windows are chosen, when the policy is accelerated."""
+    fresh, used = quiet(small_policy()), quiet(small_policy())
+    for seed in range(3):
+        used.start_episode(seeds=10 + seed)
+        used(observation(seed))
+    for policy in (fresh, used):
+        policy.start_episode(seeds=4)
+    assert np.array_equal(fresh(observation(0)), used(observation(0)))
+    assert fresh.last_chunks[0].window == used.last_chunks[0].window

@@ -34,7 +34,8 @@ def accelerate(
     """The same policy with another sampler, on its own device.
 
     Its network is left as it is, and may be trained on: the next chunk is drawn with the weights of
-    then.
+    then. What is slow at first is done here (compile, capture, time the network, teach drafts by
+    four throw-away chunks), so that afterwards a seed gives the same chunks.
 
     Args:
         policy: from ``FileUtils.policy_from_checkpoint``, of the algorithm "diffusion_policy".

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from asd_policy.ambient import own_precision
 from asd_policy.errors import InputError, NonFiniteError
+from asd_policy.integrations.hooked import taught
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic.chain import as_unet
 from asd_policy.integrations.robomimic.observations import ObservationScale
@@ -178,7 +179,7 @@ def chunk_sampler(
     compile: bool = False,
 ) -> Sampler:
     """What draws chunks of an algorithm's actions, with copies of its network's weights, which are
-    copied again where it is trained on.
+    copied again where it is trained on; made ready, so that a seed gives the same chunks.
 
     Raises:
         CheckpointError: its network is no ``ConditionalUnet1D``, or its weights are not finite.
@@ -188,7 +189,8 @@ def chunk_sampler(
     shape = int(algo.algo_config["horizon"]["prediction_horizon"]), int(algo.ac_dim)
     schedule = trained_schedule(algo.algo_config)
     place = algo.device, engine, precision, compile
-    return made_ready.chunk_sampler(network, schedule, shape, sampler, *place)
+    made = made_ready.chunk_sampler(network, schedule, shape, sampler, *place)
+    return taught(made, int(getattr(network, "global_cond_dim", 0)))
 
 
 def encode(encoder: Any, frames: Mapping[str, Tensor]) -> Tensor:

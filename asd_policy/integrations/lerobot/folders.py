@@ -1,0 +1,230 @@
+"""Folders of LeRobot's policies: of every release, and checked against their weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from asd_policy.errors import CheckpointError
+from asd_policy.integrations.lerobot.accelerating import accelerate
+from asd_policy.integrations.lerobot.version import check_version
+from asd_policy.policy.checkpoint import difference_table
+from asd_policy.samplers.config import SamplerConfig
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PROCESSORS = "policy_preprocessor.json", "policy_postprocessor.json"
+# Before LeRobot 0.4, statistics were buffers of the policy, and there were no processors.
+_NORMALIZERS = "normalize_inputs.", "normalize_targets.", "unnormalize_outputs."
+# What changes training, and nothing that a loaded policy does.
+_TRAINING = {"gradient_checkpointing"}
+
+
+def load(
+    folder: str | Path,
+    sampler: str | SamplerConfig = "auto",
+    *,
+    device: str | None = None,
+    **options: Any,
+) -> tuple[Any, Any, Any]:
+    """(policy, preprocessor, postprocessor) of a folder, or of a repository on the Hub.
+
+    Old folders without processor files are read, newer ones than the LeRobot that is installed too;
+    an image encoder is not downloaded, since its weights are in the folder.
+
+    Args:
+        folder: as LeRobot's ``save_pretrained`` writes it. device: in place of the one it names.
+        sampler, options: as for :func:`accelerate`.
+
+    Raises:
+        CheckpointError: no such folder, weights that do not fit its configuration, or an encoder
+            that cannot be had.
+        ValueError: as :func:`accelerate`.
+    """
+    with tempfile.TemporaryDirectory() as spare:
+        found = renewed(downloaded(folder), spare)
+        policy = _policy(found, device)
+        processors = _saved_processors(policy.config, found)
+    return accelerate(policy, sampler, **options), *processors
+
+
+def downloaded(folder: str | Path) -> Path:
+    """The folder itself, or where the files of a repository of this name are now."""
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(str(folder), allow_patterns=patterns))
+    except Exception as error:  # of many kinds: no network, no such repository, no such name
+        raise CheckpointError(
+            f"{folder} is neither a folder nor a repository on the Hub that can be reached "
+            f"({type(error).__name__})"
+        ) from error
+
+
+def renewed(folder: str | Path, into: str | Path) -> Path:
+    """A folder that the installed LeRobot reads: this one as it is, or else ``into``, where it is
+    written with processor files and without what this release does not know.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, of a type or with a setting that this LeRobot
+            does not know, or there are no statistics to normalize with.
+    """
+    folder, into = Path(folder), Path(into)
+    values = _read_config(folder)
+    known = _known_values(values, folder)
+    old = [name for name in shapes_of(folder) if name.startswith(_NORMALIZERS)]
+    without = [name for name in PROCESSORS if not (folder / name).is_file()]
+    if known == values and not old and not without:
+        return folder
+    into.mkdir(parents=True, exist_ok=True)
+    (into / CONFIG).write_text(json.dumps(known, indent=4), encoding="utf-8")
+    weights = load_file(folder / WEIGHTS) if old else {}
+    if without:
+        _write_processors(folder, into, weights)
+    else:
+        for path in folder.glob("policy_*processor*"):
+            shutil.copy(path, into / path.name)
+    if old:
+        rest = {name: value for name, value in weights.items() if name not in old}
+        save_file(rest, into / WEIGHTS, metadata={"format": "pt"})
+    else:
+        (into / WEIGHTS).unlink(missing_ok=True)
+        (into / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
+    return into
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        assert isinstance(values["type"], str)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} holds no {CONFIG}: expected a policy's folder") from None
+    except (OSError, ValueError, LookupError, TypeError, AssertionError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} is damaged, or from before LeRobot 0.2: expected an object with a "
+            "'type'"
+        ) from error
+    return values
+
+
+def _known_values(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Without settings that this LeRobot does not know and that are off anyway."""
+    import lerobot.policies  # noqa: F401  # registers their types
+    from lerobot.configs.policies import PreTrainedConfig
+
+    kind, release = values["type"], ".".join(str(part) for part in check_version())
+    try:
+        known = {field.name for field in fields(PreTrainedConfig.get_choice_class(kind))}
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} holds a policy of the type {kind!r}, which LeRobot {release} has not: "
+            f"expected one of {', '.join(sorted(PreTrainedConfig.get_known_choices()))}"
+        ) from error
+    unknown = values.keys() - known - {"type"}
+    wanted = {k: values[k] for k in sorted(unknown - _TRAINING) if values[k] not in (None, False)}
+    if wanted:
+        listed = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
+        raise CheckpointError(
+            f"{folder / CONFIG} sets {listed}, which LeRobot {release} does not know: expected a "
+            "folder of this release or an older one; a newer LeRobot reads it"
+        )
+    return {name: value for name, value in values.items() if name not in unknown}
+
+
+def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of every tensor in a folder's weights; their header alone is read."""
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is missing or damaged: {error}") from error
+
+
+def _write_processors(folder: Path, into: Path, weights: dict[str, Tensor]) -> None:
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import make_pre_post_processors
+
+    config = PreTrainedConfig.from_pretrained(into)
+    statistics: dict[str, dict[str, Tensor]] = {}
+    for feature in (*config.input_features, *config.output_features):
+        for start in _NORMALIZERS:
+            start += f"buffer_{feature.replace('.', '_')}."
+            found = {k[len(start) :]: v for k, v in weights.items() if k.startswith(start)}
+            statistics.setdefault(feature, {}).update(found)
+    missing = [name for name, values in statistics.items() if not values]
+    infinite = [
+        name
+        for name, values in statistics.items()
+        if not all(bool(value.isfinite().all()) for value in values.values())
+    ]
+    if len(missing) == len(statistics) or infinite:
+        what = f"infinite ones of {', '.join(infinite)}" if infinite else "none in its weights"
+        raise CheckpointError(
+            f"{folder} has no {PROCESSORS[0]}, and no statistics to make one of: found {what}"
+        )
+    for pipeline in make_pre_post_processors(config, dataset_stats=statistics):
+        pipeline.save_pretrained(into)
+
+
+def _policy(folder: Path, device: str | None) -> Any:
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class
+
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.device = device or config.device
+    kind = get_policy_class(config.type)
+    encoder = getattr(config, "pretrained_backbone_weights", None)
+    if encoder is not None:  # its weights are the folder's: a download would be overwritten
+        config.pretrained_backbone_weights = None
+    try:
+        policy = kind.from_pretrained(folder, config=config)
+    except OSError as error:
+        raise CheckpointError(
+            f"an encoder of {folder} could not be had ({str(error).splitlines()[0]}); load it once "
+            "where the Hub can be reached, and copy the cache ($HF_HOME) from there"
+        ) from error
+    except RuntimeError:
+        check_weights(kind(config), folder)
+        raise
+    check_weights(policy, folder)
+    if encoder is not None:
+        policy.config.pretrained_backbone_weights = encoder
+    return policy
+
+
+def check_weights(policy: Any, folder: str | Path) -> None:
+    """Raise a CheckpointError with one table unless a folder's weights are all of a policy's, and
+    of its sizes. (LeRobot only logs those that are missing, and leaves them random.)"""
+    found, state = shapes_of(Path(folder)), policy.state_dict()
+    kept = {value.data_ptr() for name, value in state.items() if name in found}
+    expected = {
+        name: tuple(value.shape)
+        for name, value in state.items()
+        if name in found or value.data_ptr() not in kept  # a tensor of two names is saved once
+    }
+    table = difference_table(expected, found)
+    if table:
+        raise CheckpointError(f"the weights in {folder} contradict its {CONFIG}:\n{table}")
+
+
+def _saved_processors(config: Any, folder: Path) -> tuple[Any, Any]:
+    from lerobot.policies.factory import make_pre_post_processors
+
+    steps = json.loads((folder / PROCESSORS[0]).read_text(encoding="utf-8")).get("steps", [])
+    moved = any(step.get("registry_name") == "device_processor" for step in steps)
+    overrides = {"device_processor": {"device": str(config.device)}} if moved else {}
+    made: tuple[Any, Any] = make_pre_post_processors(
+        config, pretrained_path=str(folder), preprocessor_overrides=overrides
+    )
+    return made
