@@ -15,6 +15,7 @@ from asd_policy.eval.runs.forms import (
     Count,
     Deadlines,
     Delay,
+    Difference,
     Latency,
     Moment,
     Open,
@@ -189,7 +190,7 @@ class Tasks(Closed):
     tasks: Annotated[dict[str, Task], Some]
 
 
-# --- first_minutes.json, plan.json, doctor --json -------------------------------------------------
+# --- first_minutes.json, pusht.json, plan.json, doctor --json -------------------------------------
 
 
 class FirstRun(Closed):
@@ -223,6 +224,70 @@ class FirstMinutes(Closed):
     machine: dict[str, Any]
     """As env.json."""
     runs: list[FirstRun]
+
+
+class PushTEpisode(Closed):
+    """One sampler (or the scripted expert, which samples nothing) on one seed of PushT."""
+
+    sampler: str
+    seed: Count
+    success: bool
+    """More than 95% of the goal was covered."""
+    overlap: Share
+    """LeRobot's largest reward of the episode: covered share of the goal over 0.95, at most 1."""
+    steps: Positive
+    chunks: Count
+    calls: Count
+    """Of the network, in all chunks."""
+    evaluations: Count
+    processor_s: Amount
+    """Of the process, in all chunks: what other work takes is not in it."""
+    wall_s: Amount
+
+
+class PushTSampler(Closed):
+    """All episodes of a sampler."""
+
+    success: Success
+    overlap_mean: Share
+    steps_median: Amount
+    calls_per_chunk: Amount | None
+    evaluations_per_chunk: Amount | None
+    processor_ms_per_chunk: Amount | None
+    wall_ms_per_chunk: Amount | None
+
+
+class PushTPair(Closed):
+    """Two samplers on the seeds that both have done, a minus b."""
+
+    a: str
+    b: str
+    success: Pair
+    overlap: Difference | None
+    """Of the means, with Student's paired interval; null with fewer than two seeds."""
+
+
+class PushTSettings(Closed):
+    """What a comparison is of."""
+
+    policy_sha256: Sha256
+    """Of its weights."""
+    parameters: Positive
+    training_steps: Count
+    first_seed: Count
+    cpu: str
+    threads: Positive
+    versions: dict[str, str | None]
+
+
+class PushT(Closed):
+    """Samplers of one LeRobot policy on the same seeds of PushT, in LeRobot's own rollouts."""
+
+    schema_version: Literal[1]
+    settings: PushTSettings
+    samplers: dict[str, PushTSampler]
+    paired: list[PushTPair]
+    episodes: list[PushTEpisode]
 
 
 class Plan(Closed):

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEPT = {
     "bench": ("cpu-2-cores/*.json", "h200/bench.json"), "rates": ("rates/*.json",),
     "tasks": ("*.json",), "first_minutes": ("first_minutes/*.json",),
-    "verify": ("verify/*.json",),
+    "verify": ("verify/*.json",), "pusht": ("pusht/*.json",),
 }  # fmt: skip
 RESULTS = [
     pytest.param(name, path, id=f"{path.parent.name}/{path.stem}")

@@ -1,0 +1,1 @@
+"""PushT, in LeRobot: demonstrations, a policy, and samplers on the same episodes."""
