@@ -102,6 +102,7 @@ EXTRAS = {
     },
     "sim,robomimic": {"robomimic"},
     "ray": {"ray"},
+    "lerobot": {"lerobot"},
 }  # fmt: skip
 
 

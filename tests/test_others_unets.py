@@ -14,10 +14,10 @@ from asd_policy import DiffusionPolicy, Schedule
 from asd_policy.engine import make_engine
 from asd_policy.networks import ConditionalUnet1D, InferenceUnet1D, OthersUnet1D
 from asd_policy.networks.layers import check_layers
-from asd_policy.networks.prepare import PreparedUnet1D, prepare
+from asd_policy.networks.prepare import PreparedUnet1D, copied_bytes, prepare
 from asd_policy.networks.unet1d import ConditionalResidualBlock1D, Conv1dBlock
 from asd_policy.policy import Checkpoint, load_checkpoint, save_checkpoint
-from reference.others_unet import PublishedUnet1D
+from reference.others_unet import PublishedUnet1D, RenamedUnet1D
 from reference.tiny import tiny_checkpoint
 
 SCHEDULE = Schedule.ddpm(8)
@@ -81,6 +81,33 @@ def test_weights_alone_would_be_read_wrongly() -> None:
     )
     right.load_state_dict(source.state_dict())
     check_equal(OthersUnet1D(source), prepare(right, SCHEDULE.timesteps))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("scales", [True, False])
+def test_lerobots_names_are_read_too(scales, compiled) -> None:
+    """And a network behind ``torch.compile``, without compiling it."""
+    sizes = {"diffusion_step_embed_dim": 8, "down_dims": (8, 16), "kernel_size": 5, "n_groups": 4}
+    source = randomized(RenamedUnet1D(2, global_cond_dim=WIDTH, cond_predict_scale=scales, **sizes))
+    names = source.state_dict().keys()
+    assert "mid_modules.0.conv1.block.0.weight" in names
+    assert "down_modules.0.2.weight" in names
+
+    def never(graph, inputs):
+        raise AssertionError("it was compiled")
+
+    given = torch.compile(source, backend=never) if compiled else source
+    check_equal(OthersUnet1D(source), prepare(OthersUnet1D(given), SCHEDULE.timesteps))
+    assert source.state_dict().keys() == names
+
+
+def test_what_a_copy_takes_is_known_before_it_is_made() -> None:
+    for network in (ours(), ours(cond_predict_scale=False), OthersUnet1D(published())):
+        unet = InferenceUnet1D(
+            network.as_unet() if isinstance(network, OthersUnet1D) else network, SCHEDULE.timesteps
+        )
+        held = sum(t.numel() * t.element_size() for t in [*unet.parameters(), *unet.buffers()])
+        assert copied_bytes(network, SCHEDULE.num_steps) == held
 
 
 def test_other_epsilons_and_half_weights_are_read_too() -> None:

@@ -78,16 +78,20 @@ class ConditionalSample(Hook):
         super().__init__(policy, config, place)
         parameters = inspect.signature(type(policy).conditional_sample).parameters
         self._names = tuple(name for name in _CONDITIONS if name in parameters)
-        self.chain()  # what cannot be run is said now
+        self.chain(self.eta)  # what cannot be run is said now
 
     def model(self) -> nn.Module:
         network: nn.Module = self.owner.model
         return network
 
     @property
+    def eta(self) -> float:
+        return float(getattr(self.owner, "kwargs", {}).get("eta") or 0.0)
+
+    @property
     def chain_line(self) -> str:
         """As :attr:`Hook.chain_line`, and where diffusers' own chain is another."""
-        config, trained = self.chain()
+        config, trained = self.chain(self.eta)
         chain, steps = config.schedule(trained), int(self.owner.num_inference_steps)
         text = super().chain_line
         if chain.config.eta is None and chain.num_steps == steps < trained.config.num_steps:

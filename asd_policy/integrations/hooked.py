@@ -108,6 +108,11 @@ class Hook:
         """The network that the policy has now."""
         raise NotImplementedError
 
+    @property
+    def eta(self) -> float:
+        """That the policy's own DDIM is run with."""
+        return 0.0
+
     def asked(self, *given: Any, **named: Any) -> Asked:
         """What arguments of ``conditional_sample`` ask for."""
         raise NotImplementedError
@@ -115,6 +120,11 @@ class Hook:
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of ``conditional_sample`` for one chunk, of made-up conditions."""
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes its samplers itself, for the network that it belongs to."""
+        made: dict[str, Any] = {"_samplers": OrderedDict(), "_chains": {}, "_scheduler": None}
+        return vars(self) | made
 
     def again(self, config: SamplerConfig) -> Hook:
         """Another one in the same place, with another sampler."""
@@ -152,7 +162,7 @@ class Hook:
     @property
     def chain_line(self) -> str:
         """Sampler, chain and calls, and where the policy's own chain is another."""
-        config, trained = self.chain()
+        config, trained = self.chain(self.eta)
         chain = config.schedule(trained)
         kind = "DDPM" if chain.config.eta is None else f"DDIM, eta={chain.config.eta:g},"
         text = f"{config.name} on a {kind} of {chain.num_steps} steps, {self._calls(chain)}"
@@ -176,7 +186,7 @@ class Hook:
         unet = self.as_unet()
         if unet is None:
             return ""
-        config, trained = self.chain()
+        config, trained = self.chain(self.eta)
         size = copied_bytes(unet, config.schedule(trained).num_steps, self.place.precision)
         return f"; a copy of its U-Net takes {human(size)} more (copy=False: none)"
 
@@ -268,10 +278,21 @@ class Hook:
             drawn = [torch.randn_like(like) for _ in range(steps)]  # none in the last step
         flat = [asked.pick(each) for each in [*drawn, torch.zeros_like(like)]]
         noise = Noise(flat[0], torch.stack(flat[1:], 1), flat[0].new_zeros(len(like), steps))
-        plain = self.again(SamplerConfig(self._own_name))
         with torch.inference_mode(), own_precision(networks_too=True):
-            x, _ = plain.sampler(asked.kind, asked.eta).draw(noise, asked.rows)
+            x = self._sequentially(asked, noise)
         return float((x.flatten(1) - theirs).abs().max()), float(theirs.abs().max())
+
+    def _sequentially(self, asked: Asked, noise: Noise) -> Tensor:
+        """The policy's own chain, by the very engine that draws its chunks where that is of it."""
+        config, trained = chain_of(
+            self.owner.noise_scheduler, int(self.owner.num_inference_steps),
+            SamplerConfig(self._own_name), asked.eta,
+        )  # fmt: skip
+        made = self.sampler(asked.kind, asked.eta)
+        if made.schedule.to_dict() != config.schedule(trained).to_dict():
+            made = self.again(config).sampler(asked.kind, asked.eta)
+        plan = made.plan(asked.batch)
+        return config.method.draw(made.engine, config, plan, noise, asked.rows)[0]
 
     @property
     def _own_name(self) -> str:
@@ -293,7 +314,7 @@ class Hook:
                 f"({self.chain_line})"
             )
         calls, own = f"{self.calls:.3g} calls", int(self.owner.num_inference_steps)
-        other = self._own_name == "ddim" and self.chain()[0].name != "ddim"
+        other = self._own_name == "ddim" and self.chain(self.eta)[0].name != "ddim"
         return f"{found}; {calls} in place of {own}" + other * ", on the DDPM in place of the DDIM"
 
 

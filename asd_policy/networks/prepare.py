@@ -13,7 +13,7 @@ from asd_policy.networks.inference import InferenceUnet1D
 from asd_policy.networks.layers import check_layers, is_plain
 from asd_policy.networks.others import OthersUnet1D
 from asd_policy.networks.products import Product, pack
-from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D
+from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D, Upsample1d
 from asd_policy.networks.weights import Watch
 
 
@@ -132,6 +132,8 @@ def copied_bytes(
             linear = cast(nn.Linear, block.cond_encoder[1])
             weights -= linear.weight.numel() + linear.out_features
             films += linear.out_features * (1 if block.scales else 2)
+        elif isinstance(block, Upsample1d):  # two outputs a product
+            weights += block.conv.out_channels
     films *= steps + plain.global_cond_dim  # a row for each step, and what conditions make of it
     return films * size + weights * (2 if precision == "bf16" else size)
 

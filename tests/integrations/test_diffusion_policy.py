@@ -158,6 +158,57 @@ def test_without_a_copy_the_network_is_called_as_it_is():
     assert made.engine.source.model is policy.model
 
 
+@pytest.mark.parametrize(("kind", "how"), KINDS)
+def test_a_warmup_does_the_slow_things_and_a_check_says_what_it_found(
+    kind, how, capsys, monkeypatch
+):
+    """For chunks as ``predict_action`` asks for them: nothing is left to the first one."""
+    policy = asd.accelerate(make(kind, how), warmup=True, check=True)
+    first, second = capsys.readouterr().out.splitlines()
+    calls = policy.conditional_sample.calls
+    assert f"steps, {calls:.3g} network calls a chunk" in first
+    assert ("a copy of its U-Net takes" in first) == (kind is UnetPolicy and how != "local")
+    assert second.startswith("asd-policy: sequential ddpm equals your loop to ")
+    assert second.endswith(f"; {calls:.3g} calls in place of 20")
+    monkeypatch.setattr("asd_policy.sampler.Sampler.calibrate", None)
+    monkeypatch.setattr("asd_policy.sampler.Sampler.measure", None)
+    known, conds = policy.inputs(observed(2))
+    policy.conditional_sample(*known, **conds)
+    assert len(policy.conditional_sample._samplers) == 1
+
+
+def test_a_seed_gives_the_same_chunk_whatever_was_drawn_before():
+    policies = [asd.accelerate(make(), verbose=False, warmup=warm) for warm in (False, True)]
+    used = asd.accelerate(make(), verbose=False)
+    used.predict_action({"obs": 0.1 * observed(1)})
+    drawn = []
+    for policy in (*policies, used):
+        torch.manual_seed(7)
+        drawn.append(policy.predict_action({"obs": observed(1)})["action"])
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+def test_a_check_fails_and_needs_sizes():
+    policy = make()
+    policy.noise_scheduler.alphas_cumprod[5] *= 0.8
+    with pytest.raises(InputError, match="the self-check failed: sequential ddpm equals your loop"):
+        asd.accelerate(policy, check=True, verbose=False)
+    del policy.obs_dim
+    with pytest.raises(InputError, match="need the sizes of a UnetPolicy: expected horizon"):
+        asd.accelerate(policy, warmup=True, verbose=False)
+
+
+def test_an_eta_of_their_own_is_checked_too(capsys):
+    scheduler = DDIMScheduler(20, beta_schedule="squaredcos_cap_v2")
+    policy = make(scheduler=scheduler, eta=0.5)
+    policy.num_inference_steps = 5
+    asd.accelerate(policy, "ddim", check=True)
+    said = capsys.readouterr().out
+    assert "ddim on a DDIM, eta=0.5, of 5 steps" in said
+    assert "sequential ddim equals your loop to" in said
+
+
 def test_their_ddim_stays_ddim():
     scheduler = DDIMScheduler(20, beta_schedule="squaredcos_cap_v2", steps_offset=1)
     policy = make(scheduler=scheduler)

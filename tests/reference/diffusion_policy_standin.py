@@ -73,6 +73,8 @@ class _Loop(nn.Module):
         super().__init__()
         self.model, self.noise_scheduler, self.kwargs = model, noise_scheduler, kwargs
         self.num_inference_steps = noise_scheduler.config.num_train_timesteps
+        self.horizon, self.n_obs_steps, self.n_action_steps = HORIZON, STEPS_SEEN, 4
+        self.obs_dim, self.action_dim = OBSERVED, ACTION
 
     def _loop(
         self, data: Tensor, mask: Tensor, generator: Any, step: dict[str, Any], **conds: Any
@@ -112,6 +114,7 @@ class UnetPolicy(_Loop):
             )
         super().__init__(net, noise_scheduler, **kwargs)
         self.how = how
+        self.obs_as_global_cond, self.obs_as_local_cond = how == "global", how == "local"
 
     def conditional_sample(
         self,
@@ -151,6 +154,7 @@ class TransformerPolicy(_Loop):
         net = SmallTransformer(ACTION + OBSERVED * (how == "fixed"), OBSERVED * (how == "cond"))
         super().__init__(net, noise_scheduler, **kwargs)
         self.how = how
+        self.obs_as_cond = how == "cond"
 
     def conditional_sample(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 import asd_policy.integrations.lerobot  # noqa: F401  # first: torchvision may want its help
 
 STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
-SIDE = 32  # of pictures, in points
+SIDE = 64  # of pictures, in points
 
 
 def config(cameras: int = 0, **changes: Any) -> DiffusionConfig:

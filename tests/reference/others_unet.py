@@ -58,7 +58,23 @@ class ResidualBlock(nn.Module):
         return self.blocks[1](h) + self.residual_conv(x)
 
 
+class RenamedBlock(ResidualBlock):
+    """The same, under LeRobot's names."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.conv1, self.conv2 = self.blocks
+        del self.blocks
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        self.__dict__["blocks"] = self.conv1, self.conv2
+        return super().forward(x, cond)
+
+
 class PublishedUnet1D(nn.Module):
+    block: type[ResidualBlock] = ResidualBlock
+    resample: type[Resample] | None = Resample
+
     def __init__(
         self,
         input_dim: int,
@@ -77,24 +93,27 @@ class PublishedUnet1D(nn.Module):
         rest = embed + (global_cond_dim or 0), kernel_size, n_groups, cond_predict_scale
         self.local_cond_encoder = None
         if local_cond_dim is not None:
-            self.local_cond_encoder = nn.ModuleList([ResidualBlock(local_cond_dim, dims[1], *rest)])
+            self.local_cond_encoder = nn.ModuleList([self.block(local_cond_dim, dims[1], *rest)])
         pairs = list(pairwise(dims))
-        self.mid_modules = nn.ModuleList([ResidualBlock(dims[-1], dims[-1], *rest) for _ in "ab"])
+        self.mid_modules = nn.ModuleList([self.block(dims[-1], dims[-1], *rest) for _ in "ab"])
         self.down_modules = nn.ModuleList()
         for level, (into, out) in enumerate(pairs):
-            down = Resample(nn.Conv1d(out, out, 3, 2, 1))
+            down: nn.Module = self._resampling(nn.Conv1d(out, out, 3, 2, 1))
             down = down if level < len(pairs) - 1 else nn.Identity()
-            blocks = ResidualBlock(into, out, *rest), ResidualBlock(out, out, *rest)
+            blocks = self.block(into, out, *rest), self.block(out, out, *rest)
             self.down_modules.append(nn.ModuleList([*blocks, down]))
         self.up_modules = nn.ModuleList()
         for into, out in reversed(pairs[1:]):
-            blocks = ResidualBlock(2 * out, into, *rest), ResidualBlock(into, into, *rest)
-            up = Resample(nn.ConvTranspose1d(into, into, 4, 2, 1))
+            blocks = self.block(2 * out, into, *rest), self.block(into, into, *rest)
+            up = self._resampling(nn.ConvTranspose1d(into, into, 4, 2, 1))
             self.up_modules.append(nn.ModuleList([*blocks, up]))
         first = down_dims[0]
         self.final_conv = nn.Sequential(
             Block(first, first, kernel_size), nn.Conv1d(first, input_dim, 1)
         )
+
+    def _resampling(self, conv: nn.Module) -> nn.Module:
+        return conv if self.resample is None else self.resample(conv)
 
     def forward(
         self,
@@ -118,3 +137,9 @@ class PublishedUnet1D(nn.Module):
             x = torch.cat((x, skips.pop()), 1)
             x = up(second(first(x, feature), feature))
         return self.final_conv(x).moveaxis(-1, -2)
+
+
+class RenamedUnet1D(PublishedUnet1D):
+    """As LeRobot has it: a block's two parts are attributes, and resampling has no wrapper."""
+
+    block, resample = RenamedBlock, None

@@ -16,5 +16,6 @@ from asd_policy.integrations.lerobot.accelerating import (  # noqa: E402
     accelerate,
     difference_to_its_loop,
 )
+from asd_policy.integrations.lerobot.folders import load, renewed  # noqa: E402
 
-__all__ = ["VERSION", "accelerate", "difference_to_its_loop"]
+__all__ = ["VERSION", "accelerate", "difference_to_its_loop", "load", "renewed"]

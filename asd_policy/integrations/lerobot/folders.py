@@ -221,7 +221,9 @@ def check_weights(policy: Any, folder: str | Path) -> None:
 def _saved_processors(config: Any, folder: Path) -> tuple[Any, Any]:
     from lerobot.policies.factory import make_pre_post_processors
 
-    overrides = {"device_processor": {"device": str(config.device)}}
+    steps = json.loads((folder / PROCESSORS[0]).read_text(encoding="utf-8")).get("steps", [])
+    moved = any(step.get("registry_name") == "device_processor" for step in steps)
+    overrides = {"device_processor": {"device": str(config.device)}} if moved else {}
     made: tuple[Any, Any] = make_pre_post_processors(
         config, pretrained_path=str(folder), preprocessor_overrides=overrides
     )

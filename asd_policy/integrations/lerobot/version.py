@@ -8,10 +8,7 @@ import re
 from asd_policy.errors import IntegrationError
 
 FIRST, LAST = (0, 4), (0, 6)  # (major, minor): read and tested
-_INSTALL = (
-    "pip install lerobot==0.6.1 on Python 3.12 or later, lerobot==0.4.4 on 3.10 and 3.11, in an "
-    "environment of its own"
-)
+_INSTALL = "pip install 'asd-policy[lerobot]', in an environment of its own, brings one that is"
 
 
 def check_version() -> tuple[int, ...]:

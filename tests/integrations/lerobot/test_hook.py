@@ -82,6 +82,7 @@ def test_everything_else_stays_lerobots(tmp_path) -> None:
     assert again.config == policy.config
     twin = copy.deepcopy(policy)
     assert twin.diffusion.conditional_sample.policy is twin
+    assert not twin.diffusion.conditional_sample._samplers
     rows = encoded(policy)
     assert torch.equal(chunk(twin, rows), chunk(policy, rows))
     del policy.diffusion.conditional_sample

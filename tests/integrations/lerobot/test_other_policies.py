@@ -44,7 +44,9 @@ def test_act_has_no_steps_to_save() -> None:
 @pytest.mark.parametrize("found", ["0.3.3", "0.7.0", "1.0"])
 def test_a_version_that_is_not_known(monkeypatch, found) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
-    with pytest.raises(IntegrationError, match=rf"this is {found}: pip install lerobot==0\.6\.1"):
+    with pytest.raises(
+        IntegrationError, match=rf"this is {found}: pip install 'asd-policy\[lerobot\]'"
+    ):
         check_version()
 
 
