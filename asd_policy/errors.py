@@ -48,6 +48,10 @@ class EngineError(AsdPolicyError, RuntimeError):
     """An engine that cannot do here what was asked of it."""
 
 
+class LayersError(EngineError):
+    """A form of a network's layers that this GPU, or its compiler, does not take."""
+
+
 class CopyError(AsdPolicyError, TypeError):
     """An object that can neither be copied nor pickled."""
 

@@ -67,9 +67,10 @@ class Sampler:
         if isinstance(engine, Engine):
             self._check_fit(engine, denoiser)
         else:
-            engine = make_engine(
-                engine, denoiser, self.schedule, self.shape, device, dtype, kernels
-            )
+            with self._limited():
+                engine = make_engine(
+                    engine, denoiser, self.schedule, self.shape, device, dtype, kernels, cond
+                )
         self.engine, self.calibration = engine, calibration or Calibration()
         if stored and config.has_stored_calibration:
             self.calibration = Calibration.from_dict(stored)

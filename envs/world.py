@@ -21,6 +21,7 @@ from asd_policy.envs.simulator import (
     save_model,
     save_physics,
 )
+from asd_policy.envs.stages import STAGES
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task, get_task
 from asd_policy.errors import InputError, NonFiniteError
 
@@ -191,6 +192,20 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         load_physics(self.simulation, state.physics, state.gripper_commands, first)
         self._steps = state.steps
         return self._observe(read_observables(self.simulation)), self._info()
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the task's stages, in order (`asd_policy.envs.stages`)."""
+        return tuple(STAGES[self.task.name])
+
+    def has_reached(self, stage: str) -> bool:
+        """Whether a stage holds at this moment.
+
+        Raises:
+            gymnasium.error.ResetNeeded: there has been no reset yet.
+        """
+        self._need_reset()
+        return bool(STAGES[self.task.name][stage](self.simulation))
 
     def close(self) -> None:
         """Release the simulation, and the OpenGL context if there is one. A reset makes another."""

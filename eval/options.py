@@ -104,8 +104,9 @@ class EvalOptions:
     ray: Annotated[tuple[str, ...] | None, _arg("[ADDRESS]", _RAY_HELP)] = None
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
-    engine: Literal["auto", "eager", "cuda_graph"] = "auto"
-    """What runs the sampler; auto is cuda_graph on a GPU."""
+    engine: Literal["auto", "eager", "cuda_graph", "openvino"] = "auto"
+    """What runs the sampler; auto is cuda_graph on a GPU, and openvino on a CPU, where it is
+    installed and faster."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Number format of the network (tf32 on a GPU only)."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _COMPILE_HELP)] = False

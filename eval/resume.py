@@ -75,7 +75,7 @@ def parse(
     return dataclasses.replace(given, **both)  # type: ignore[type-var]
 
 
-def find_evaluation(options: EvalOptions) -> EvalOptions | None:
+def find_evaluation(options: Options) -> Options | None:
     """The options of the evaluation that --resume continues. None without --resume, and where
     --out holds none.
 
@@ -91,7 +91,19 @@ def find_evaluation(options: EvalOptions) -> EvalOptions | None:
     settings = dict(config["settings"])
     if options.realtime and options.delay is None:
         settings["delay"] = None  # says --delay itself
-    return restored(EvalOptions, settings | _checkpoint(config), out)
+    return restored(type(options), settings | _checkpoint(config), out)
+
+
+def evaluation_in(folder: Path) -> EvalOptions:
+    """The options that the evaluation in a folder was run with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    config = STORE.read(folder)
+    if config is None:
+        raise InputError(f"expected an evaluation of `asd-policy eval` in {folder}; found none")
+    return restored(EvalOptions, config["settings"] | _checkpoint(config), folder)
 
 
 def find_options(kind: type[Options], options: Options, root: Path, command: str) -> Options | None:

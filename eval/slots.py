@@ -50,7 +50,8 @@ class Moment:
     """What an environment tells after a reset or a step.
 
     `frame`: a picture, where the episode is filmed. `simulation_s`, `rendering_s`: what it took,
-    measured where the environment is.
+    measured where the environment is. `stages`: of an environment that tells them, each with the
+    control step after which it was first reached, None until then.
     """
 
     observation: Observation
@@ -60,6 +61,7 @@ class Moment:
     frame: np.ndarray | None
     simulation_s: float
     rendering_s: float
+    stages: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
 
 
 class WorkerDied(AsdPolicyError):
@@ -96,9 +98,13 @@ class Stage:
     def __init__(self, make: Callable[[], Env]):
         self.env = make()
         self._film = False
+        self._told = getattr(self.env, "unwrapped", self.env)  # gymnasium's wrappers hide it
+        self._stages: dict[str, int | None] = {}
+        self._steps = 0
 
     def start(self, seed: int, film: bool) -> Moment:
         self._film = film
+        self._stages, self._steps = dict.fromkeys(getattr(self._told, "stages", ())), 0
         start = time.perf_counter()
         observation, _ = self.env.reset(seed=seed)
         return self._moment(start, observation, 0.0, False, False)
@@ -107,17 +113,21 @@ class Stage:
         start = time.perf_counter()
         observation, reward, terminated, truncated, info = self.env.step(action)
         success, over = bool(info["is_success"]), bool(terminated or truncated)
+        self._steps += 1
         return self._moment(start, observation, float(reward), success, over)
 
     def _moment(
         self, start: float, observation: Observation, reward: float, success: bool, over: bool
     ) -> Moment:
         simulated = time.perf_counter()
+        for name, reached in self._stages.items():
+            if reached is None and self._told.has_reached(name):
+                self._stages[name] = self._steps
+        looked = time.perf_counter()
         frame = np.asarray(self.env.render()) if self._film else None
-        rendered = simulated if frame is None else time.perf_counter()
-        return Moment(
-            observation, reward, success, over, frame, simulated - start, rendered - simulated
-        )
+        rendered = looked if frame is None else time.perf_counter()
+        took = simulated - start, rendered - looked
+        return Moment(observation, reward, success, over, frame, *took, {**self._stages})
 
 
 class LocalSlot:

@@ -18,6 +18,7 @@ from asd_policy.engine import make_engine
 from asd_policy.engine.cuda_graph import CudaGraphEngine
 from asd_policy.engine.distributed import DistributedEngine
 from asd_policy.errors import AsdPolicyError, CopyError
+from asd_policy.networks.openvino_layers import missing
 from reference.recorder import HostRecorder
 from reference.tiny import KEYS, tiny_checkpoint
 
@@ -29,6 +30,7 @@ def pickled(one: Any) -> Any:
 
 
 copies = pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+openvino = pytest.mark.skipif(missing() is not None, reason="OpenVINO is not installed")
 
 
 def observations(count: int, rows: int = 2) -> list[dict[str, np.ndarray]]:
@@ -54,6 +56,7 @@ PACKED = {"down_dims": (64, 256), "n_groups": 8}  # large enough to be laid out 
         ("asd", {"precision": "bf16"}, {}),
         ("ddpm", {}, {}),
         ("paradigms", {}, {}),
+        pytest.param("asd", {"engine": "openvino"}, {}, marks=openvino),
     ],
 )
 def test_a_copied_policy_goes_on_bitwise(copied: Copy, sampler, options, network) -> None:

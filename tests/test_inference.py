@@ -12,10 +12,14 @@ from torch import Tensor
 
 from asd_policy.networks import ConditionalUnet1D, InferenceUnet1D, products
 from asd_policy.networks.fused import LEAST_KERNEL
+from asd_policy.networks.openvino_layers import missing
 from asd_policy.networks.prepare import PreparedUnet1D, prepare
 from asd_policy.networks.products import mish
 
 TIMESTEPS = torch.tensor([99, 66, 40, 7, 0])
+OPENVINO = pytest.param(
+    "openvino", marks=pytest.mark.skipif(missing() is not None, reason="OpenVINO is not installed")
+)
 BATCH, ROWS = 3, 4
 
 
@@ -95,7 +99,7 @@ def test_equals_the_network(architecture: Architecture, layers: str) -> None:
     check_equal(architecture, layers, torch.float64)
 
 
-@pytest.mark.parametrize("layers", ["products", "fused"])
+@pytest.mark.parametrize("layers", ["products", "fused", OPENVINO])
 @settings(max_examples=20, deadline=None)
 @given(architecture=architectures(narrowest=8))
 def test_equals_the_network_in_float32(architecture: Architecture, layers: str) -> None:
@@ -187,9 +191,10 @@ def test_bf16_is_close(layers: str) -> None:
     assert not torch.equal(found, expected)
 
 
-def test_rows_do_not_depend_on_each_other() -> None:
+@pytest.mark.parametrize("layers", ["products", OPENVINO])
+def test_rows_do_not_depend_on_each_other(layers: str) -> None:
     network = SMALL.network()
-    prepared = InferenceUnet1D(network, TIMESTEPS)
+    prepared = InferenceUnet1D(network, TIMESTEPS, layers=layers)
     x, steps, chains, cond = problem(SMALL, torch.float32)
     film = prepared.timestep_film[steps] + prepared.condition(cond, BATCH)[chains]
     alone = torch.cat([prepared(x[i : i + 1], film[i : i + 1]) for i in range(ROWS)])
@@ -199,8 +204,9 @@ def test_rows_do_not_depend_on_each_other() -> None:
     torch.testing.assert_close(prepared(x, film)[0], together[0], rtol=1e-5, atol=1e-6)
 
 
-def test_arguments_are_left_as_they_are_and_calls_repeat() -> None:
-    prepared = InferenceUnet1D(SMALL.network(), TIMESTEPS)
+@pytest.mark.parametrize("layers", ["products", OPENVINO])
+def test_arguments_are_left_as_they_are_and_calls_repeat(layers: str) -> None:
+    prepared = InferenceUnet1D(SMALL.network(), TIMESTEPS, layers=layers)
     x, steps, _, _ = problem(SMALL, torch.float32)
     film = prepared.timestep_film[steps]
     x_before, film_before = x.clone(), film.clone()
@@ -213,8 +219,9 @@ def test_arguments_are_left_as_they_are_and_calls_repeat() -> None:
     assert torch.equal(film, film_before)
 
 
-def test_strided_input() -> None:
-    prepared = InferenceUnet1D(SMALL.network(), TIMESTEPS)
+@pytest.mark.parametrize("layers", ["products", OPENVINO])
+def test_strided_input(layers: str) -> None:
+    prepared = InferenceUnet1D(SMALL.network(), TIMESTEPS, layers=layers)
     x, steps, _, _ = problem(SMALL, torch.float32)
     film = prepared.timestep_film[steps]
     strided = x.transpose(1, 2).contiguous().transpose(1, 2)
@@ -222,7 +229,7 @@ def test_strided_input() -> None:
     torch.testing.assert_close(prepared(strided, repeated), prepared(x, film))
 
 
-@pytest.mark.parametrize("layers", ["products", "fused"])
+@pytest.mark.parametrize("layers", ["products", "fused", OPENVINO])
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_training_the_network_changes_nothing(layers: str, kernel_size: int) -> None:
     architecture = Architecture((8, 16), kernel_size)
@@ -246,9 +253,10 @@ def test_biases_are_in_the_table_alone() -> None:
     assert unconditional.timestep_film.shape == (len(TIMESTEPS), 2 * (2 * 8 + 4 * 16 + 2 * 8))
 
 
-def test_takes_no_gradients_and_works_in_inference_mode() -> None:
+@pytest.mark.parametrize("layers", ["products", OPENVINO])
+def test_takes_no_gradients_and_works_in_inference_mode(layers: str) -> None:
     network = SMALL.network().requires_grad_(True)
-    prepared = InferenceUnet1D(network, TIMESTEPS)
+    prepared = InferenceUnet1D(network, TIMESTEPS, layers=layers)
     x, steps, _, _ = problem(SMALL, torch.float32)
     film = prepared.timestep_film[steps]
     assert not any(p.requires_grad for p in prepared.parameters())
@@ -281,6 +289,14 @@ def test_errors() -> None:
         InferenceUnet1D(network, TIMESTEPS.float())
     with pytest.raises(ValueError, match=r"layers must be one of .*got 'convolutions'"):
         InferenceUnet1D(network, TIMESTEPS, layers="convolutions")
+    with pytest.raises(
+        ValueError, match=r"openvino .* of float32 on cpu, got 'bf16' of float32 on"
+    ):
+        InferenceUnet1D(network, TIMESTEPS, "bf16", "openvino")
+    with pytest.raises(
+        ValueError, match=r"openvino .* of float32 on cpu, got 'fp32' of float64 on"
+    ):
+        InferenceUnet1D(SMALL.network(torch.float64), TIMESTEPS, layers="openvino")
     pointwise = Architecture((8, 16), kernel_size=1).network()
     with pytest.raises(ValueError, match="fused layers need convolutions of 3 points, got 1"):
         InferenceUnet1D(pointwise, TIMESTEPS, layers="fused")

@@ -15,6 +15,7 @@ from asd_policy import DiffusionPolicy, Schedule
 from asd_policy.engine import make_engine
 from asd_policy.engine.cuda_graph import CudaGraphEngine
 from asd_policy.networks import ConditionalUnet1D, products
+from asd_policy.networks.openvino_layers import missing
 from asd_policy.networks.prepare import PreparedUnet1D, prepare
 from asd_policy.networks.weights import Watch
 from asd_policy.training.ema import EMA
@@ -100,8 +101,8 @@ def draw(engine: object, network: object, sampler: str = "asd") -> Tensor:
 
 
 def runner(kind: str, network: object) -> object:
-    if kind == "eager":
-        return make_engine("eager", network, SCHEDULE, SHAPE)
+    if kind != "graph":
+        return make_engine(kind, network, SCHEDULE, SHAPE)
     return CudaGraphEngine(network, SCHEDULE, SHAPE, recorder=HostRecorder(), kernels="torch")
 
 
@@ -110,14 +111,24 @@ def runner(kind: str, network: object) -> object:
 def test_changed_weights_are_taken_over(change, packed, monkeypatch) -> None:
     if packed:
         monkeypatch.setattr(products, "_PACKED_FROM", 0)
+    check_taken_over(change, "eager")
+
+
+@pytest.mark.skipif(missing() is not None, reason="OpenVINO is not installed")
+@pytest.mark.parametrize("change", ["fused optimizer", "data assigned", "a block"])
+def test_changed_weights_are_compiled_again_by_openvino(change) -> None:
+    check_taken_over(change, "openvino")
+
+
+def check_taken_over(change: str, kind: str) -> None:
     network = unet()
     prepared = prepare(network, SCHEDULE.timesteps)
-    engine = runner("eager", prepared)
+    engine = runner(kind, prepared)
     before = draw(engine, prepared)
     CHANGES[change](network)
     found = draw(engine, prepared)
     fresh = prepare(network, SCHEDULE.timesteps)
-    assert torch.equal(found, draw(runner("eager", fresh), fresh))
+    assert torch.equal(found, draw(runner(kind, fresh), fresh))
     assert not torch.equal(found, before)
 
 

@@ -71,6 +71,7 @@ CORE_IMPORTS = {"torch", "numpy", "safetensors", "asd_policy"}
 OPTIONAL_IMPORTS = {
     "asd_policy.engine.triton_source": {"triton"},
     "asd_policy.networks.follow_kernel": {"triton"},
+    "asd_policy.networks.layer_kernel": {"triton"},
 }
 
 
@@ -78,12 +79,19 @@ def sources() -> Iterator[tuple[str, Path]]:
     """(module name, file) of everything that the wheel holds."""
     for folder in ("asd_policy", *MAPPED):
         for path in sorted((ROOT / folder).rglob("*.py")):
+            if any((parent / "pyproject.toml").is_file() for parent in _inside(path)):
+                continue  # another distribution, as a plugin has to be
             parts = path.relative_to(ROOT).with_suffix("").parts
             if folder in MAPPED:
                 parts = ("asd_policy", *parts)
             if parts[-1] == "__init__":
                 parts = parts[:-1]
             yield ".".join(parts), path
+
+
+def _inside(path: Path) -> Iterator[Path]:
+    """The folders that a file lies in, below the checkout's."""
+    return (parent for parent in path.parents if ROOT in parent.parents)
 
 
 def part(module: str) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from asd_policy.drafts import Form
 from asd_policy.engine.eager import Engine
 from asd_policy.errors import NonFiniteError
+from asd_policy.networks import openvino_layers
 from asd_policy.samplers.acceptance import DEFAULT_WINDOW, Acceptance
 from asd_policy.samplers.costs import WIDEST, Costs
 from asd_policy.samplers.result import draw_noise
@@ -80,8 +81,8 @@ def measure_costs(engine: Engine, cond: Tensor | None) -> Costs:
     rising = np.minimum.accumulate(seconds[::-1])[::-1]
     overhead = _overhead(engine, cond)
     whole = engine.name == "cuda_graph"
-    if whole:
-        engine.close()  # what only the measurement captured
+    if whole or engine.name == "openvino":
+        engine.close()  # what only the measurement captured or compiled
     return Costs(LADDER[: len(timers)], tuple(rising.tolist()), overhead, whole)
 
 
@@ -150,8 +151,12 @@ def _key(engine: Engine, cond: Tensor | None, compiled: bool) -> dict[str, Any] 
         "compiled": compiled,
         "sample": list(engine.shape),
         "condition": None if cond is None else list(cond.shape),
-        "versions": [torch.__version__, _our_version(), FORM],
+        "versions": [torch.__version__, _our_version(), FORM, *_engines_version(engine)],
     }
+
+
+def _engines_version(engine: Engine) -> list[str | None]:
+    return [openvino_layers.version()] if engine.name == "openvino" else []
 
 
 def _our_version() -> str:

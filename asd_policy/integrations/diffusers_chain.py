@@ -18,6 +18,8 @@ _DEFAULTS: dict[str, Any] = {
     "set_alpha_to_one": True, "trained_betas": None,
 }  # fmt: skip
 
+_SAME_VARIANCE = {"fixed_small_log": "fixed_small"}  # only computed in another way
+
 
 def is_ddim(scheduler: Any) -> bool:
     """Whether a scheduler samples by DDIM."""
@@ -60,7 +62,9 @@ def schedule_of(kind: str, config: Mapping[str, Any]) -> Schedule:
         offset = values["steps_offset"]
         raise InputError(f"steps_offset of a DDPMScheduler is not supported, got {offset}")
     else:
-        given["variance_type"] = values["variance_type"]
+        given["variance_type"] = _SAME_VARIANCE.get(
+            values["variance_type"], values["variance_type"]
+        )
     steps, clip = int(values["num_train_timesteps"]), float(values["clip_sample_range"])
     return Schedule.ddpm(steps, clip_range=clip, **given)
 

@@ -9,6 +9,7 @@ Mish, modulation or the residual) and writes the windows that the next product r
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import cast
 
@@ -209,7 +210,7 @@ class Fused:
         kernel_size: of its convolutions, ``LEAST_KERNEL`` at least.
     """
 
-    channel_axis = 3
+    rounds_itself = False
 
     def __init__(self, kernel_size: int) -> None:
         assert kernel_size >= LEAST_KERNEL, kernel_size
@@ -219,11 +220,15 @@ class Fused:
         """(N, T, C) → the layers' form of it."""
         return follow(x.contiguous(), self.taps)
 
-    def modulation(self, film: Tensor) -> Tensor:
-        """(N, F) → the form whose parts scale and shift."""
-        return film
+    def modulation(self, film: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+        """(N, F) → parts of these sizes, which scale and shift."""
+        return film.split(sizes, dim=1)
 
-    def residual(self, block: ConditionalResidualBlock1D) -> nn.Module:
+    def join(self, h: Tensor, skipped: Tensor) -> Tensor:
+        """Side by side along the channels."""
+        return torch.cat([h, skipped], dim=3)
+
+    def residual(self, block: ConditionalResidualBlock1D, inputs: int = 1) -> nn.Module:
         return _Residual(block)
 
     def down(self, conv: nn.Conv1d) -> nn.Module:

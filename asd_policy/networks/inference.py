@@ -18,14 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asd_policy.ambient import own_precision
-from asd_policy.errors import InputError
+from asd_policy.errors import InputError, LayersError
 from asd_policy.networks.fused import LEAST_KERNEL, Fused
 from asd_policy.networks.layers import check_layers
+from asd_policy.networks.openvino_layers import CompiledTrunk, Graph
 from asd_policy.networks.products import Products
+from asd_policy.networks.tiling import why_not
 from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D
+from asd_policy.networks.whole import Whole
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-LAYERS = ("auto", "products", "fused")
+LAYERS = ("auto", "products", "fused", "whole", "openvino")
+ON_CUDA = "fused"  # what "auto" means there: "whole" has not been measured yet
 
 
 def _levels(modules: nn.ModuleList) -> list[list[nn.Module]]:
@@ -63,36 +67,39 @@ def _kernel_size(network: ConditionalUnet1D) -> int:
 class Trunk(nn.Module):
     """The course of the U-Net over layers of one kind, the modulation given."""
 
-    def __init__(self, network: ConditionalUnet1D, layers: Products | Fused) -> None:
+    def __init__(
+        self, network: ConditionalUnet1D, layers: Products | Fused | Whole | Graph
+    ) -> None:
         super().__init__()
         self.layers = layers
         blocks = _residual_blocks(network)
         self.sizes = [_channels(b) for b in blocks for _ in range(2)]
-        self.blocks = nn.ModuleList(layers.residual(b) for b in blocks)
         downs, ups = _levels(network.down_modules)[:-1], _levels(network.up_modules)
+        joined = {id(level[0]) for level in ups}  # blocks whose input is two activations
+        self.blocks = nn.ModuleList(layers.residual(b, 1 + (id(b) in joined)) for b in blocks)
         self.downs = nn.ModuleList(layers.down(cast(nn.Conv1d, lv[2].conv)) for lv in downs)
         self.ups = nn.ModuleList(layers.up(cast(nn.ConvTranspose1d, lv[2].conv)) for lv in ups)
         self.final = layers.final(network.final_conv)
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """(N, T, input_dim), (N, F) → (N, T, input_dim)."""
-        axis = self.layers.channel_axis
-        parts = self.layers.modulation(film).split(self.sizes, dim=1)
+        parts = self.layers.modulation(film, self.sizes)
         pairs = zip(self.blocks, parts[::2], parts[1::2], strict=True)
 
-        def two_blocks(h: Tensor) -> Tensor:
+        def two_blocks(h: Any) -> Any:
             for block, scale, shift in (next(pairs), next(pairs)):
                 h = block(h, scale, shift)
             return h
 
-        h, skips = self.layers.enter(x), []
+        h: Any = self.layers.enter(x)
+        skips = []
         for down in [*self.downs, nn.Identity()]:
             skips.append(two_blocks(h))
             h = down(skips[-1])
         h = two_blocks(h)
         for up in self.ups:
-            h = up(two_blocks(torch.cat([h, skips.pop()], dim=axis)))
-        return self.final(h)
+            h = up(two_blocks(self.layers.join(h, skips.pop())))
+        return cast(Tensor, self.final(h))
 
 
 class InferenceUnet1D(nn.Module):
@@ -118,19 +125,23 @@ class InferenceUnet1D(nn.Module):
             statistics and the modulation's two factors in float32.
         layers: convolutions as matrix "products", in PyTorch's operations; or "fused", with a
             Triton kernel between two products on CUDA, and convolutions of 3 points or more;
-            "auto": fused on CUDA where Triton is there, else products.
+            or "whole", with one Triton kernel for each of them and all that follows it; or
+            compiled by "openvino" at the first calls (on a CPU, in float32); "auto": ``ON_CUDA``
+            where Triton is there, else products.
 
     Attributes:
         timestep_film: (K, F) the timesteps' part of the modulation, biases included.
+        layers: those that it has. fallback: why "auto" has not its first choice, or None.
 
     Raises:
         ValueError: unknown precision or layers, "tf32" without CUDA, "fused" for convolutions of
-            one point, timesteps of another shape or dtype, or a network whose layers were exchanged
-            for others (``check_layers``).
+            one point, "whole" and "openvino" where they cannot be had, timesteps of another shape
+            or dtype, or a network whose layers were exchanged for others (``check_layers``).
     """
 
     timestep_film: Tensor
     cond_weight: Tensor
+    trunk: Trunk | CompiledTrunk
 
     def __init__(
         self,
@@ -150,16 +161,13 @@ class InferenceUnet1D(nn.Module):
         self.input_dim, self.cond_dim = network.input_dim, network.global_cond_dim
         self.length_multiple = network.length_multiple
         self._prepare_film(network, timesteps.to(like))
-        if layers not in LAYERS:
-            raise InputError(f"layers must be one of {LAYERS}, got {layers!r}")
-        kernel_size = _kernel_size(network)
-        if layers == "auto":
-            layers = "fused" if _fuses(like.device, kernel_size) else "products"
-        if layers == "fused" and kernel_size < LEAST_KERNEL:
-            raise InputError(
-                f"fused layers need convolutions of {LEAST_KERNEL} points, got {kernel_size}"
-            )
-        made = (Fused if layers == "fused" else Products)(kernel_size)
+        self.kernel_size = _kernel_size(network)
+        self.layers, self.fallback = _choose(layers, like, self.kernel_size)
+        if self.layers == "openvino":
+            _check_compiles(like, precision)
+            self.trunk = CompiledTrunk(Trunk(network, Graph()).requires_grad_(False))
+            return
+        made = _make(self.layers, self.kernel_size, precision)
         self.trunk = Trunk(network, made).requires_grad_(False)
         if precision == "bf16":
             self.trunk.bfloat16()
@@ -211,16 +219,29 @@ class InferenceUnet1D(nn.Module):
 
         Raises:
             ValueError: x of another shape.
+            LayersError: "whole" layers could not be compiled or launched.
         """
         if x.dim() != 3 or x.shape[2] != self.input_dim or x.shape[1] % self.length_multiple:
             expected = f"(N, multiple of {self.length_multiple}, {self.input_dim})"
             raise InputError(f"x must be of shape {expected}, got {tuple(x.shape)}")
-        h = x.bfloat16() if self.precision == "bf16" else x
+        rounds = self.precision == "bf16" and not self.trunk.layers.rounds_itself
+        h = x.bfloat16() if rounds else x
         with own_precision():
             if not x.is_cuda:
-                return self.trunk(h, film).to(x.dtype)
+                return self._run(h, film).to(x.dtype)
             with _tensor_cores(self.precision == "tf32"):
-                return self.trunk(h, film).to(x.dtype)
+                return self._run(h, film).to(x.dtype)
+
+    def _run(self, h: Tensor, film: Tensor) -> Tensor:
+        if self.layers != "whole":
+            return cast(Tensor, self.trunk(h, film))
+        try:
+            return cast(Tensor, self.trunk(h, film))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # of Triton's compiler and launcher, which have many kinds
+            text = " ".join(str(error).split())[:300]
+            raise LayersError(f"whole layers failed: {type(error).__name__}: {text}") from error
 
 
 @contextmanager
@@ -253,9 +274,31 @@ def _tensor_cores_by_name(precision: str) -> Iterator[None]:
             part.fp32_precision = value
 
 
-def _fuses(device: torch.device, kernel_size: int) -> bool:
+def _choose(layers: str, like: Tensor, kernel_size: int) -> tuple[str, str | None]:
+    """The layers that are meant, and why they are not those that "auto" would have first."""
+    if layers not in LAYERS:
+        raise InputError(f"layers must be one of {LAYERS}, got {layers!r}")
+    small = None
+    if kernel_size < LEAST_KERNEL:
+        small = f"fused layers need convolutions of {LEAST_KERNEL} points, got {kernel_size}"
+    if layers != "auto":
+        missing = why_not(like.device, like.dtype) if layers == "whole" else None
+        if missing is not None or (layers == "fused" and small):
+            raise InputError(f"whole layers cannot be had: {missing}" if missing else str(small))
+        return layers, None
+    if like.device.type != "cuda":
+        return "products", None
+    why = why_not(like.device, like.dtype) if ON_CUDA == "whole" else None
+    if ON_CUDA == "whole" and why is None:
+        return "whole", None
     has_triton = importlib.util.find_spec("triton") is not None
-    return device.type == "cuda" and has_triton and kernel_size >= LEAST_KERNEL
+    return ("fused" if has_triton and small is None else "products"), why
+
+
+def _make(layers: str, kernel_size: int, precision: str) -> Products | Fused | Whole:
+    if layers == "whole":
+        return Whole(precision)
+    return (Fused if layers == "fused" else Products)(kernel_size)
 
 
 def _check_precision(precision: str, device: torch.device) -> None:
@@ -263,3 +306,9 @@ def _check_precision(precision: str, device: torch.device) -> None:
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if precision == "tf32" and device.type != "cuda":
         raise InputError(f"precision 'tf32' needs a CUDA device, the network is on {device}")
+
+
+def _check_compiles(like: Tensor, precision: str) -> None:
+    if like.device.type != "cpu" or like.dtype != torch.float32 or precision != "fp32":
+        found = f"{precision!r} of {str(like.dtype).removeprefix('torch.')} on {like.device}"
+        raise InputError(f"openvino layers are for 'fp32' of float32 on cpu, got {found}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from asd_policy.ambient import untouched
-from asd_policy.errors import InputError
+from asd_policy.errors import InputError, LayersError
+from asd_policy.networks.fused import LEAST_KERNEL
 from asd_policy.networks.inference import InferenceUnet1D
 from asd_policy.networks.layers import check_layers, is_plain
+from asd_policy.networks.openvino_layers import CompiledTrunk
 from asd_policy.networks.others import OthersUnet1D
 from asd_policy.networks.products import Product, pack
 from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D, Upsample1d
@@ -27,6 +30,9 @@ class PreparedUnet1D:
     Args:
         network: which is left as it is. timesteps: (K,) int64. precision: of the copy.
         compile: run it through ``torch.compile`` at its first calls.
+        layers: as for ``InferenceUnet1D``. Where "auto" must do without its first choice, at once
+            or at the first call of a shape that the GPU does not take, ``fallback`` says why, and a
+            warning does, once.
     """
 
     def __init__(
@@ -35,19 +41,23 @@ class PreparedUnet1D:
         timesteps: Tensor,
         precision: str = "fp32",
         compile: bool = False,
+        layers: str = "auto",
     ) -> None:
         self.network, self.compile = network, compile
-        self._timesteps, self._precision = timesteps, precision
+        self._timesteps, self._precision, self._asked = timesteps, precision, layers
         self._watch = Watch(network)
-        self.unet = self._copy()
+        self.unet = self._copy("products" if compile else layers)
+        self._left: list[InferenceUnet1D] = []  # forms that captured calls may go on with
+        self.fallback: str | None = None
+        if self.unet.fallback:
+            self._say_fallback(self.unet.fallback)
         if compile:
             self._compile()
 
     @untouched(gradients=False)
-    def _copy(self) -> InferenceUnet1D:
+    def _copy(self, layers: str) -> InferenceUnet1D:
         network = self.network
         plain = network.as_unet() if isinstance(network, OthersUnet1D) else network
-        layers = "products" if self.compile else "auto"
         unet = InferenceUnet1D(plain, self._timesteps, self._precision, layers).eval()
         if not self.compile:
             pack(unet)
@@ -67,6 +77,15 @@ class PreparedUnet1D:
     def precision(self) -> str:
         return self.unet.precision
 
+    @property
+    def layers(self) -> str:
+        """The form of its layers: "products", "fused" or "whole"."""
+        return self.unet.layers
+
+    def in_openvino(self) -> PreparedUnet1D:
+        """The same network in another copy, which OpenVINO compiles."""
+        return PreparedUnet1D(self.network, self._timesteps, self._precision, layers="openvino")
+
     def condition(self, cond: Tensor | None, batch: int) -> Tensor:
         """(B, global_cond_dim), or None → (B, F), the observations' part of every modulation.
 
@@ -84,13 +103,27 @@ class PreparedUnet1D:
         """
         if self._watch.changed():
             seen = Watch(self.network)  # what changes while they are copied is noticed later
-            _copy_into(self.unet, self._copy())
+            for unet in (self.unet, *self._left):
+                _copy_into(unet, self._copy(unet.layers))
             self._watch = seen
 
     def evaluate(self, x: Tensor, steps: Tensor, chains: Tensor, condition: Tensor) -> Tensor:
         """(N, T, input_dim) points at (N,) steps of (N,) chains → the prediction."""
         film = self.unet.timestep_film[steps]
-        return self.unet(x, film + (condition if len(condition) == 1 else condition[chains]))
+        film = film + (condition if len(condition) == 1 else condition[chains])
+        try:
+            return self.unet(x, film)
+        except LayersError as error:
+            if self._asked != "auto":
+                raise
+            self._left.append(self.unet)
+            self.unet = self._copy("products" if self.unet.kernel_size < LEAST_KERNEL else "fused")
+            self._say_fallback(str(error))
+            return self.unet(x, film)
+
+    def _say_fallback(self, why: str) -> None:
+        self.fallback = why
+        warnings.warn(f"using {self.unet.layers} layers: {why}", stacklevel=3)
 
 
 def _copy_into(unet: InferenceUnet1D, fresh: InferenceUnet1D) -> None:
@@ -105,9 +138,8 @@ def _copy_into(unet: InferenceUnet1D, fresh: InferenceUnet1D) -> None:
         for (_, tensor), (_, value) in zip(ours, new, strict=True):
             tensor.copy_(value)
     for part, other in zip(unet.modules(), fresh.modules(), strict=True):
-        if isinstance(part, Product):
-            assert isinstance(other, Product)
-            part.take_packed(other)
+        if isinstance(part, (Product, CompiledTrunk)):
+            part.take(other)
 
 
 def _tensors(unet: InferenceUnet1D) -> list[tuple[str, Tensor]]:
@@ -156,6 +188,7 @@ def prepare(
     timesteps: Tensor,
     precision: str = "fp32",
     compile: bool = False,
+    layers: str = "auto",
 ) -> PreparedUnet1D | nn.Module:
     """A network ready to be sampled at the timesteps of one schedule.
 
@@ -167,15 +200,16 @@ def prepare(
         timesteps: (K,) int64. precision: "fp32", "tf32" (CUDA) or "bf16".
         compile: compile it with ``torch.compile`` at its first calls: up to a minute on a GPU,
             some minutes on a CPU.
+        layers: as for ``InferenceUnet1D``.
 
     Raises:
-        ValueError: a precision that is unknown or not to be had there, or options for another
-            network than a ``ConditionalUnet1D``.
+        ValueError: a precision or layers that are unknown or not to be had there, or options for
+            another network than a ``ConditionalUnet1D``.
     """
     why = _why_not(network)
     if why is None:
         assert isinstance(network, (ConditionalUnet1D, OthersUnet1D))
-        return PreparedUnet1D(network, timesteps, precision, compile)
-    if precision != "fp32" or compile:
-        raise InputError(f"precision and compile are for a ConditionalUnet1D, {why}")
+        return PreparedUnet1D(network, timesteps, precision, compile, layers)
+    if precision != "fp32" or compile or layers != "auto":
+        raise InputError(f"precision, compile and layers are for a ConditionalUnet1D, {why}")
     return network

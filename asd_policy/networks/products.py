@@ -11,7 +11,7 @@ the next one reads it.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -112,8 +112,9 @@ class Product(nn.Module):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(rows, _PACKED_FOR)
             self.weight = matrix.new_empty(0)
 
-    def take_packed(self, other: Product) -> None:
+    def take(self, other: nn.Module) -> None:
         """The layout of other weights, of the same sizes."""
+        assert isinstance(other, Product)
         if other._packed is not None:  # a compiled call looks at whether the attribute is there
             self._packed = other._packed
 
@@ -241,7 +242,7 @@ def pack(module: nn.Module) -> None:
 class Products:
     """Makes these layers out of a network's."""
 
-    channel_axis = 2
+    rounds_itself = False
 
     def __init__(self, kernel_size: int) -> None:
         self.edge = max(kernel_size // 2, 1)  # down- and upsampling need 1
@@ -250,11 +251,15 @@ class Products:
         """(N, T, C) → the layers' form of it."""
         return F.pad(x, (0, 0, self.edge, self.edge))
 
-    def modulation(self, film: Tensor) -> Tensor:
-        """(N, F) → the form whose parts scale and shift."""
-        return film.view(*film.shape, 1, 1)
+    def modulation(self, film: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+        """(N, F) → parts of these sizes, which scale and shift."""
+        return film.view(*film.shape, 1, 1).split(sizes, dim=1)
 
-    def residual(self, block: ConditionalResidualBlock1D) -> nn.Module:
+    def join(self, h: Tensor, skipped: Tensor) -> Tensor:
+        """Side by side along the channels."""
+        return torch.cat([h, skipped], dim=2)
+
+    def residual(self, block: ConditionalResidualBlock1D, inputs: int = 1) -> nn.Module:
         return _Residual(block, self.edge)
 
     def down(self, conv: nn.Conv1d) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from asd_policy.eval.resume import ended_by_sigterm
 from asd_policy.eval.studies.compare.options import CompareOptions
 
 
@@ -17,6 +18,10 @@ def main_compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> 
     and of network calls with bootstrap intervals. It takes two recordings of robomimic's rollouts
     too (`run_trained_agent --record FILE`), and prints their success and times.
 
+    With --until-decided more seeds are run, a few at a time, until it is decided or --budget of
+    them are done. All that counts then is valid however often one looks: an e-value for each
+    hypothesis (20 refuses it at 5%), and an interval that holds at every number of seeds.
+
     Exit status 0: the first is not worse within the margin; 1: it is worse by more than the margin;
     2: too few episodes to tell (or an error of use, which starts with "error:").
     """
@@ -27,4 +32,9 @@ def main_compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> 
         return 0
     from asd_policy.eval.studies.compare.run import run_compare
 
+    if options.until_decided:
+        from asd_policy.eval.studies.compare.decide import continue_until_decided
+
+        with ended_by_sigterm():
+            return continue_until_decided(options)
     return run_compare(options)

@@ -24,6 +24,7 @@ Status = Literal["ok", "note", "missing", "broken"]
 _COLOURS = {"ok": "32", "note": "36", "missing": "33", "broken": "31"}
 _INSTALL = "pip install 'asd-policy[sim]'"
 ROBOMIMIC = ("0.3", "0.5")
+OPENVINO = (2025, 0)
 _OPENGL = "apt-get install libosmesa6      # or, with a GPU driver: apt-get install libegl1"
 
 
@@ -157,6 +158,21 @@ def _kernels(facts: Facts) -> Iterator[Finding]:
         yield Finding("triton", "ok", "not installed, and not needed without a GPU")
 
 
+def _openvino(facts: Facts) -> Iterator[Finding]:
+    found, gpus = facts["versions"]["openvino"], (facts["known"].get("torch") or {}).get("gpus")
+    install = "pip install 'asd-policy[openvino]'"
+    if found is None and gpus:
+        yield Finding("openvino", "ok", "not installed, and not needed with a GPU")
+    elif found is None:
+        text = "not installed (optional): with it, a CPU takes little more than half the time"
+        yield Finding("openvino", "missing", text, install)
+    elif () < release(found) < OPENVINO:
+        oldest = ".".join(map(str, OPENVINO))
+        yield Finding("openvino", "broken", f"needs {oldest} or later, found {found}", install)
+    else:
+        yield _package(facts, "openvino", "openvino", needed=False)
+
+
 def _simulation(facts: Facts) -> Iterator[Finding]:
     findings = [_package(facts, name, module, needed=False) for name, module in SIM.items()]
     missing = [finding.name for finding in findings if finding.status == "missing"]
@@ -248,5 +264,5 @@ def _upgrade(requirement: str) -> str:
 
 
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
-    _itself, _core, _gpu, _kernels, _simulation, _conflicts, _rendering, _robomimic,
+    _itself, _core, _gpu, _kernels, _openvino, _simulation, _conflicts, _rendering, _robomimic,
 )  # fmt: skip

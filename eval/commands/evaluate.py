@@ -12,21 +12,27 @@ from typing import Annotated
 
 import tyro
 
-from asd_policy.eval.options import EvalOptions, RatesOptions, ReplayOptions
+from asd_policy.eval.options import RatesOptions, ReplayOptions
 from asd_policy.eval.resume import ended_by_sigterm, find_evaluation, find_options, parse
+from asd_policy.eval.studies.compare.options import EvalAndCompareOptions
 
 
-def main_eval(words: Sequence[str]) -> None:
+def main_eval(words: Sequence[str]) -> int:
     """Roll a policy out, one episode for each seed and sampler, and compare the samplers.
 
     With no options, it samples the shipped Lift policy by ASD and by sequential DDPM on the same 20
     seeds. It prints one table, and keeps every episode under outputs/eval/.
     """
-    options = parse("eval", words, EvalOptions, main_eval.__doc__, find_evaluation)
+    options = parse("eval", words, EvalAndCompareOptions, main_eval.__doc__, find_evaluation)
     with ended_by_sigterm():
+        if options.compare:
+            from asd_policy.eval.studies.compare.decide import evaluate_and_compare
+
+            return evaluate_and_compare(options)
         from asd_policy.eval.studies.evaluate import evaluate
 
-        evaluate(options)
+        evaluate(options.evaluation)
+        return 0
 
 
 def main_report(run_folder: tyro.conf.Positional[Path]) -> None:

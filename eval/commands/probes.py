@@ -25,7 +25,12 @@ from asd_policy.eval.runs.machine import git_commit, package_version
 Facts = dict[str, Any]
 # Distribution → module. Triton comes before what may load OpenGL, see `envs.opengl`.
 CORE = {"torch": "torch", "numpy": "numpy", "safetensors": "safetensors"}
-OPTIONAL = {"triton": "triton", "robomimic": "robomimic", "egl_probe": "egl_probe"}
+OPTIONAL = {
+    "triton": "triton",
+    "openvino": "openvino",
+    "robomimic": "robomimic",
+    "egl_probe": "egl_probe",
+}
 SIM = {
     "annotated-types": "annotated_types",
     "gymnasium": "gymnasium",
@@ -50,6 +55,7 @@ _ABOUT_S = 300.0
 # Says of each module, on a line of its own as soon as it is known, what came of importing it.
 _IMPORTS = """
 import importlib, json, sys
+sys.modules["openvino_telemetry"] = None  # OpenVINO would tell its makers that it was imported
 def about(name, module):
     if name == "torch":
         gpus = [module.cuda.get_device_name(i) for i in range(module.cuda.device_count())]

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from asd_policy.data.scenes import scene_digest
+from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ
 from asd_policy.errors import AsdPolicyError, NonFiniteError
+from asd_policy.eval.rollout.smoothness import Motion
 from asd_policy.eval.rollout.video import Recorder, check_rendering
 from asd_policy.eval.runs.episode import Episode, chunk_record
 from asd_policy.eval.runs.machine import describe_machine, processor_wait_s
@@ -112,7 +114,14 @@ class Setup:
     ) -> Generator[Episode, None, None]:
         """The episodes of these (sampler, seed), each as it ends; films go to `folder`."""
         recorder = functools.partial(film, folder)
-        return roll_out(self.policies, self.slots, jobs, recorder=recorder, listener=listener)
+        return roll_out(
+            self.policies,
+            self.slots,
+            jobs,
+            recorder=recorder,
+            listener=listener,
+            motion=lambda: Motion(self.render_fps, self.held_components),
+        )
 
     def check_rendering(self) -> None:
         """Raise AsdPolicyError unless a frame can be drawn."""
@@ -131,15 +140,19 @@ class Setup:
 class _Run:
     """One episode while it runs."""
 
-    def __init__(self, sampler: str, seed: int, recorder: Recorder | None, restarts: int = 0):
+    def __init__(
+        self, sampler: str, seed: int, recorder: Recorder | None, motion: Motion, restarts: int
+    ):
         self.sampler, self.seed, self.recorder = sampler, seed, recorder
-        self.restarts = restarts
+        self.motion, self.restarts = motion, restarts
         self.success = self.over = self.cold = self.begun = False
         self.total_reward = 0.0
         self.scene: str | None = None
         self.policy_s = self.simulation_s = self.rendering_s = 0.0
         self.latencies: list[float] = []
         self.chunks: list[ChunkStats] = []
+        self.joins: list[int] = []
+        self.stages: Mapping[str, int | None] = {}
         self.start, self.waited = time.perf_counter(), processor_wait_s()
         self.observation: Observation = {}
 
@@ -147,7 +160,7 @@ class _Run:
         """Go on to a moment that the environment told."""
         if not self.begun:
             self.scene = scene_digest(moment.observation)
-        self.begun, self.observation = True, moment.observation
+        self.begun, self.observation, self.stages = True, moment.observation, moment.stages
         self.simulation_s += moment.simulation_s
         self.rendering_s += moment.rendering_s
         if not math.isfinite(moment.reward):
@@ -162,6 +175,13 @@ class _Run:
             start = time.perf_counter()
             self.recorder.add(moment.frame, self.chunks[-1] if self.chunks else None)
             self.rendering_s += time.perf_counter() - start
+
+    def chunk(self, chunk: ChunkStats) -> None:
+        """A chunk was sampled for the action that comes now, or asked for now and comes late."""
+        self.chunks.append(chunk)
+        delay = getattr(chunk, "delay", None)
+        if delay is None or not delay.useless:
+            self.joins.append(len(self.latencies) - 1 + (0 if delay is None else delay.steps))
 
     def record(self, num_envs: int) -> Episode:
         waited = processor_wait_s()
@@ -186,6 +206,8 @@ class _Run:
             decided_by_step=_summed([chunk.decided for chunk in self.chunks]),
             control_step_s=self.latencies,
             scene=self.scene,
+            stages=dict(self.stages),
+            smoothness=self.motion.summary(self.joins[1:]),  # the first follows none
         )
 
 
@@ -198,9 +220,10 @@ class _Rollout:
         slots: Sequence[Slot],
         recorder: Callable[[str, int], Recorder | None],
         listener: Listener,
+        motion: Callable[[], Motion],
     ):
         self.policies, self.slots = policies, slots
-        self.recorder, self.listener = recorder, listener
+        self.recorder, self.listener, self.motion = recorder, listener, motion
         self.runs: dict[int, _Run] = {}
         self.warm: set[str] = set()
         for policy in policies.values():
@@ -215,7 +238,7 @@ class _Rollout:
 
     def _begin(self, index: int, sampler: str, seed: int, restarts: int = 0) -> None:
         self.listener.started(sampler, seed)
-        run = _Run(sampler, seed, self.recorder(sampler, seed), restarts)
+        run = _Run(sampler, seed, self.recorder(sampler, seed), self.motion(), restarts)
         self.runs[index] = run
         self.policies[sampler].reset_env(index, seed)
         self.slots[index].start(seed, run.recorder is not None)
@@ -256,7 +279,8 @@ class _Rollout:
             run.latencies.append(elapsed)
             run.policy_s += elapsed / len(runs)
             if (chunk := policy.last_chunks[row]) is not None:
-                run.chunks.append(chunk)
+                run.chunk(chunk)
+            run.motion.add(run.observation, actions[row])
             self.slots[due[row]].send(actions[row], policy.coming(due[row]))
         self.warm.add(sampler)
         return due
@@ -310,6 +334,7 @@ def roll_out(
     *,
     recorder: Callable[[str, int], Recorder | None] = lambda sampler, seed: None,
     listener: Listener = Listener(),
+    motion: Callable[[], Motion] = lambda: Motion(CONTROL_FREQUENCY_HZ, ()),
 ) -> Generator[Episode, None, None]:
     """One episode for each (sampler, seed), as many at once as there are slots; yields each as it
     ends. A slot that is free takes the next one at once.
@@ -321,13 +346,14 @@ def roll_out(
         policies: by sampler.
         recorder: the film of an episode, None where it is not filmed. Films of episodes that do
             not end are discarded.
+        motion: what takes an episode's motion in.
 
     Raises:
         NonFiniteError: NaN or infinity in an observation, network output, action or reward.
         AsdPolicyError: workers of one episode died again and again.
     """
     waiting = iter(jobs)
-    rollout = _Rollout(policies, slots, recorder, listener)
+    rollout = _Rollout(policies, slots, recorder, listener, motion)
     try:
         while rollout.fill(waiting):
             rollout.control_step()

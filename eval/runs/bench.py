@@ -23,8 +23,8 @@ from asd_policy.eval.runs.forms import (
     pattern,
 )
 
-Engine = Literal["auto", "eager", "cuda_graph"]
-UsedEngine = Literal["eager-loop", "eager", "cuda_graph"]
+Engine = Literal["auto", "eager", "cuda_graph", "openvino"]
+UsedEngine = Literal["eager-loop", "eager", "cuda_graph", "openvino"]
 Kernels = Literal["auto", "torch", "native", "triton"]
 
 
@@ -203,6 +203,26 @@ class FailedCell(BenchCell):
     traceback: str
 
 
+class WindowChoice(Closed):
+    """The window that "auto" chose, and the best of the fixed windows measured with it."""
+
+    network: str
+    steps: Positive
+    batch: Positive
+    precision: Precision
+    engine_used: UsedEngine
+    kernels_used: Literal["-", "torch", "native", "triton"]
+    sampler: str
+    chosen: Positive
+    best: Positive
+    chosen_ms: Above
+    best_ms: Above
+    """Medians of a chunk."""
+    loss: Amount
+    """What the chosen window takes more, as a share of the best one's time."""
+    loss_standard_error: Amount
+
+
 class CallsAgainstSteps(Closed):
     """Calls of one form of ASD on a mixture whose denoiser is known."""
 
@@ -228,5 +248,6 @@ class Bench(Closed):
     ceilings: Ceilings | None
     costs: list[CallCost]
     cells: list[MeasuredCell | FailedCell]
+    window_choices: NotRequired[list[WindowChoice]]
     calls_against_steps: list[CallsAgainstSteps]
     complete: bool

@@ -154,6 +154,25 @@ class PairedSuccess(Closed):
     """null: no number of them would do at these rates."""
 
 
+class LogE(Closed):
+    """Decimal logarithms of e-values: from 1.3 on (20), a hypothesis is refused at 5%."""
+
+    not_worse: float
+    """Of the hypothesis that a is worse by the margin or more."""
+    difference: float
+    """Of the hypothesis that both succeed equally often."""
+
+
+class Sequential(Closed):
+    """What is valid however often one has looked, and so where a comparison was stopped."""
+
+    log10_e: LogE
+    difference_ci95: Annotated[list[Signed], Two]
+    a_better: Share
+    """Posterior probability that a succeeds more often (Jeffreys' prior)."""
+    decision: Literal["worse", "better", "not worse"] | None
+
+
 class Ratio(Closed):
     """Of a over b; null where a side has no chunk to go by."""
 
@@ -181,7 +200,14 @@ class CompareVerdict(Closed):
 
     status: Literal[0, 1, 2]
     """The exit status."""
-    word: Literal["EQUIVALENT", "NOT WORSE", "WORSE", "COULD NOT TELL, TOO FEW EPISODES"]
+    word: Literal[
+        "EQUIVALENT",
+        "NOT WORSE",
+        "WORSE",
+        "BETTER",
+        "NOT DECIDED",
+        "COULD NOT TELL, TOO FEW EPISODES",
+    ]
     sentence: str
 
 
@@ -205,16 +231,27 @@ class Comparison(Closed):
     b: Side
     seeds: CommonSeeds
     success: PairedSuccess
+    sequential: Sequential
     ratios: Ratios
     different_places: list[str]
     """What else the latencies differ in."""
     verdict: CompareVerdict
 
 
+class Lettered(Closed):
+    """A sampler among several of a run; two share a letter where they cannot be told apart."""
+
+    sampler: str
+    success: SomeSuccess
+    letters: str
+
+
 class Compare(Closed):
     """One sampler's episodes judged against another's on the same seeds."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     status: Literal[0, 1, 2]
     """The exit status."""
     comparisons: Annotated[list[Comparison], Some]
+    letters: NotRequired[list[Lettered]]
+    """Of more than two samplers, the best first."""

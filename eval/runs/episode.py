@@ -50,6 +50,17 @@ class LateChunk(ChunkRecord, Lateness):
     """What a chunk cost, and how late it came."""
 
 
+class Smoothness(Closed):
+    """How an episode moved. Where there are too few steps or chunks to tell, null."""
+
+    jerk: Amount | None
+    """m/s³, root mean square over control steps of the third derivative of a hand's position."""
+    jump_at_joins: Amount | None
+    """Mean change of an action, grippers apart (Euclidean norm), where a chunk follows another."""
+    jump_within: Amount | None
+    """The same within chunks."""
+
+
 def chunk_record(chunk: ChunkStats) -> ChunkRecord | LateChunk:
     """A chunk as numbers. `accepted` and `decided` are summed; the episode keeps them by step.
     In a loop with delays, also when the chunk was asked for and how late it came
@@ -89,6 +100,8 @@ class Episode:
     `restarts`: how often its worker process died, and the episode began again.
     `scene`: SHA-256 of the first observation, which says whether two episodes began alike
     (`asd_policy.data.scenes`); None in records that older versions kept.
+    `stages`: of the task, each with the control step after which it was first reached, None where
+    it was not; empty, as `smoothness` is None, in records that older versions kept.
     """
 
     __pydantic_config__: ClassVar = {
@@ -113,6 +126,8 @@ class Episode:
     decided_by_step: list[Count]
     control_step_s: list[Amount]
     scene: Sha256 | None = None
+    stages: dict[str, Count | None] = dataclasses.field(default_factory=dict)
+    smoothness: Smoothness | None = None
 
     def to_line(self) -> str:
         """One line of JSON. A non-finite number raises ValueError: it would not be JSON."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 from typing_extensions import NotRequired
 
+from asd_policy.eval.runs.episode import Smoothness
 from asd_policy.eval.runs.forms import (
     Above,
     Amount,
@@ -178,6 +179,14 @@ class Speedup(Closed):
     wall_clock: Amount | None
 
 
+class Reached(Closed):
+    """Episodes that reached a stage of the task, and after how many control steps."""
+
+    episodes: Success
+    step_mean: Amount | None
+    """Over those that did."""
+
+
 class Summary(Closed):
     """One sampler of a run."""
 
@@ -205,6 +214,10 @@ class Summary(Closed):
     speedup: Speedup
     deadlines: Deadlines | None
     """null without --delay and --realtime."""
+    stages: NotRequired[dict[str, Reached]]
+    """Of the task, in order; absent in runs of earlier versions."""
+    smoothness: NotRequired[Smoothness]
+    """Means over the episodes that tell it."""
 
 
 class NamedPair(Pair):

@@ -25,7 +25,7 @@ Json = dict[str, Any]
 # none: config.json's counts.) Raise one when a reader of the old form would be misled.
 VERSION = {
     "config": 2, "env": 2, "results": 2, "options": 1, "rates": 1, "tasks": 1, "replay": 1,
-    "recording": 2, "compare": 1, "first_minutes": 1, "plan": 1, "doctor": 1,
+    "recording": 2, "compare": 2, "first_minutes": 1, "plan": 1, "doctor": 1,
     "bench": 1, "verify": 1, "verify_config": 1,
 }  # fmt: skip
 # Name of a schema → where its type is, below asd_policy.eval.

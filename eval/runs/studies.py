@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from typing_extensions import NotRequired
+
+from asd_policy.eval.runs.episode import Smoothness
+from asd_policy.eval.runs.evaluation import Reached
 from asd_policy.eval.runs.forms import (
     Above,
     Amount,
@@ -152,6 +156,9 @@ class OnTask(Closed):
     window: Window | None
     """That was asked for; null where there is none."""
     chunks: Count
+    stages: NotRequired[dict[str, Reached]]
+    """Of the task, in order; absent, as `smoothness` is, in tables of earlier versions."""
+    smoothness: NotRequired[Smoothness]
     one_robot: OneRobot | None
     """null while there is no latency run."""
 

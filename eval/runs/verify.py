@@ -46,7 +46,7 @@ class VerifySettings(Closed):
     tolerance: Above
     seed: Count
     batch: Positive
-    engine: Literal["auto", "eager", "cuda_graph"]
+    engine: Literal["auto", "eager", "cuda_graph", "openvino"]
     precision: Precision
     code: Annotated[list[str | None], Two, Versioned]
     """Version of the package, and its commit where it is a checkout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asd_policy.eval.runs.evaluation import Results, Summary
-from asd_policy.eval.runs.formats import number, success, times
+from asd_policy.eval.runs.formats import MISSING, number, success, times
 from asd_policy.eval.runs.forms import Difference
 from asd_policy.eval.show.tables import print_lines, print_tables, table
 from asd_policy.eval.show.windows import sampled_sequentially, window_phrases
@@ -25,7 +25,10 @@ def print_report(console: Console, results: Results, folder: Path) -> None:
     """The table, and what is needed to read it."""
     together = console.width >= _WIDE
     columns = [[*_COLUMNS, *_SPLIT]] if together else [_COLUMNS, _SPLIT]
-    print_tables(console, [_table(results, those) for those in columns])
+    print_tables(
+        console,
+        [*(_table(results, those) for those in columns), *progress_tables(results["samplers"])],
+    )
     videos = "; videos/" if (folder / "videos").is_dir() else ""
     page = "; report.html" if (folder / "report.html").is_file() else ""
     print_lines(
@@ -47,6 +50,27 @@ def _table(results: Results, columns: Sequence[Column]) -> Table:
         for name, summary in results["samplers"].items()
     ]
     return table(["sampler", *(header for header, _ in columns)], rows, dense=True)
+
+
+def progress_tables(samplers: Mapping[str, Any]) -> list[Table]:
+    """How far the episodes got, and how smoothly they moved; none where that was not kept.
+
+    Args:
+        samplers: name → what was summed up of it, with `stages` and `smoothness`.
+    """
+    stages = list(next(iter(samplers.values())).get("stages", {}))
+    if not stages:
+        return []
+    rows = []
+    for name, summary in samplers.items():
+        reached, motion = summary["stages"], summary["smoothness"]
+        episodes = [reached[stage]["episodes"] if stage in reached else None for stage in stages]
+        counts = [f"{e['count']}/{e['n']}" if e else MISSING for e in episodes]
+        jumps = motion["jump_at_joins"], motion["jump_within"]
+        rows.append([name, *counts, number(motion["jerk"]), *map(number, jumps)])
+    headers = ["stages\nreached", *("\n".join(s.rsplit(" ", 1)) for s in stages)]
+    headers += ["jerk\nm/s³", "jump\njoins", "jump\nwithin"]
+    return [table(headers, rows, dense=True)]
 
 
 _COLUMNS: list[Column] = [

@@ -103,7 +103,26 @@ def _sampler(name: str, settings: dict[str, Any], episodes: Sequence[Episode]) -
         "window": _window(name, settings["window"], chunks),
         "time": _time(episodes),
         "deadlines": deadlines(settings, episodes),
+        "stages": _stages(episodes),
+        "smoothness": _smoothness(episodes),
     }
+
+
+def _stages(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Of the episodes that tell them (those that older versions kept do not)."""
+    told = [e.stages for e in episodes if e.stages]
+    summary = {}
+    for name in told[0] if told else ():
+        steps = [step for stages in told if (step := stages[name]) is not None]
+        summary[name] = {"episodes": success_rate(len(steps), len(told)), "step_mean": mean(steps)}
+    return summary
+
+
+def _smoothness(episodes: Sequence[Episode]) -> dict[str, float | None]:
+    told = [e.smoothness for e in episodes if e.smoothness is not None]
+    names = ("jerk", "jump_at_joins", "jump_within")
+    values: dict[str, list[Any]] = {name: [each[name] for each in told] for name in names}  # type: ignore[literal-required]
+    return {name: mean([v for v in kept if v is not None]) for name, kept in values.items()}
 
 
 def _warm_chunks(episodes: Sequence[Episode]) -> list[ChunkRecord]:

@@ -7,8 +7,6 @@ test, so each half runs in a process of its own.
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,27 +17,15 @@ import torch
 
 from asd_policy.engine.kernels import triton as triton_kernels
 from reference import follow_cases, triton_cases
+from reference.modules import run_module
 
-TESTS = Path(__file__).resolve().parents[1]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-
-
-def run_module(name: str, cache: Path, **environment: str) -> dict[str, Any]:
-    """What ``python -m name`` prints, as JSON."""
-    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", name],
-        cwd=TESTS, capture_output=True, text=True, check=False, timeout=500,
-        env={**kept, "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(cache), **environment},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     cache = tmp_path_factory.mktemp("triton")
-    return run_module("reference.triton_cases", cache, TRITON_INTERPRET="1")
+    return run_module("reference.triton_cases", cache=cache, TRITON_INTERPRET="1")
 
 
 @needs_triton
@@ -60,7 +46,7 @@ def test_the_cases_reach_every_branch(report: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def follow_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     cache = tmp_path_factory.mktemp("triton")
-    return run_module("reference.follow_cases", cache, TRITON_INTERPRET="1")
+    return run_module("reference.follow_cases", cache=cache, TRITON_INTERPRET="1")
 
 
 @needs_triton
@@ -74,7 +60,7 @@ def test_what_follows_a_product_is_its_pytorch_form(
 @needs_triton
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """The interpreter accepts what the compiler does not. No device is needed."""
-    compiled = run_module("reference.triton_compiles", tmp_path)
+    compiled = run_module("reference.triton_compiles", cache=tmp_path)
     if "skipped" in compiled:
         pytest.skip(compiled["skipped"])
     assert compiled

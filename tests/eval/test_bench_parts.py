@@ -18,6 +18,7 @@ from asd_policy.eval.studies.bench.scaling import DIM, exponent, mixture_network
 from asd_policy.eval.studies.bench.store import BenchFile, read_bench
 from asd_policy.eval.studies.bench.subjects import UNTRAINED, load_subject
 from asd_policy.eval.studies.bench.summary import add_speedups, latency_figures, standard_error
+from asd_policy.eval.studies.bench.windows import window_choices
 from asd_policy.policy import PolicyConfig, load_checkpoint, save_checkpoint
 from asd_policy.samplers.ddpm import sample_ddpm
 from asd_policy.samplers.result import draw_noise, streams
@@ -258,6 +259,41 @@ def test_speedups_compare_what_is_alike():
     assert cells[2]["speedup"]["over_ddpm"] is None
     assert cells[2]["speedup"]["over_eager_loop"] == 100.0
     assert cells[4]["speedup"]["over_eager_loop"] is None
+
+
+def test_auto_is_compared_with_the_fixed_windows():
+    """With the time of the same window as a fixed one, whatever the two happened to take."""
+
+    def made(window, used, latencies, **changes):
+        return {
+            "network": "n", "batch": 1, "steps": 100, "precision": "fp32", "engine_used": "eager",
+            "kernels_used": "native", "sampler": "asd", "compile": False, "window": window,
+            "window_used": used, "latencies_ms": latencies,
+            "latency_ms": {"p50": float(np.median(latencies))},
+        } | changes  # fmt: skip
+
+    cells = [
+        made("8", 8, [12.0, 12.0, 12.0]),
+        made("16", 16, [10.5, 11.0, 11.5]),
+        made("auto", 16, [9.0, 9.0, 9.0]),
+        made("24", 24, [10.5, 10.0, 10.0]),
+        made("auto", 48, [20.0, 20.0], batch=8),
+        made("8", 8, [30.0, 30.0], batch=8),
+        made("16", 16, [30.0, 30.0], batch=8),
+        made("auto", 16, [1.0], batch=32),
+        made("16", 16, [1.0], batch=32),  # nothing to compare with
+        made("-", 1, [90.0], sampler="ddpm"),
+        {"sampler": "asd", "window": "8", "error": "no memory"},
+    ]
+    one, eight = window_choices(cells)
+    assert (one["chosen"], one["best"], one["chosen_ms"], one["best_ms"]) == (16, 24, 11.0, 10.0)
+    assert one["loss"] == pytest.approx(0.1)
+    ratios = np.log([10.5 / 10.5, 11.0 / 10.0, 11.5 / 10.0])
+    assert one["loss_standard_error"] == pytest.approx(ratios.std(ddof=1) / 3**0.5)
+    assert (eight["chosen"], eight["best"], eight["loss"]) == (48, 48, 0.0)
+    shown = tables.window_table([one, eight])
+    assert "10.0% ± 4." in shown
+    assert shown.endswith("1 of 2 within 3% of the best.")
 
 
 def test_a_cell_is_kept_once(tmp_path):

@@ -20,14 +20,14 @@ WELL = {
     "platform": "Linux",
     "versions": {
         "asd-policy": "0.1.0", "torch": "2.13.0+cpu", "numpy": "1.26.4", "safetensors": "0.8.0",
-        "triton": None, "robomimic": "0.3.0", "egl_probe": "1.0.2",
+        "triton": None, "openvino": "2026.4.1", "robomimic": "0.3.0", "egl_probe": "1.0.2",
         **dict.fromkeys(probes.SIM, "3.0.0"),
         "mujoco": "3.9.0", "robosuite": "1.5.2",
     },
     "mink": "0.0.5",
     "git_commit": "0123",
     "imports": {
-        **dict.fromkeys([*probes.CORE, *probes.SIM.values(), "robomimic", "egl_probe"]),
+        **dict.fromkeys([*probes.CORE, *probes.SIM.values(), "openvino", "robomimic", "egl_probe"]),
         probes.NATIVE: None,
     },
     "known": {"torch": {"cuda": None, "gpus": []}},
@@ -83,6 +83,10 @@ def test_where_all_is_well_nothing_is_wrong():
          "pip install 'gymnasium>=1.1'"),
         ({"versions/numpy": "2.1.0"}, "numpy", "mink 0.0.5 needs NumPy below 2, found 2.1.0",
          "pip install 'numpy>=1.26,<2'"),
+        ({"versions/openvino": "2024.6.0"}, "openvino", "needs 2025.0 or later, found 2024.6.0",
+         "pip install 'asd-policy[openvino]'"),
+        ({"imports/openvino": "ImportError: libtbb"}, "openvino", "cannot be imported: ImportError",
+         "pip install --force-reinstall openvino==2026.4.1"),
         ({"versions/robomimic": "0.6.0"}, "robomimic", "found 0.6.0",
          "pip install robomimic==0.3.0"),
         ({"versions/robomimic": "0.4.0"}, "robomimic", "0.4.0 has no diffusion policy",
@@ -125,6 +129,8 @@ def test_what_is_broken_is_named_with_what_mends_it(changes, name, said, mend):
          "pip install 'asd-policy[sim,robomimic]'"),
         ({"versions/robomimic": None, "versions/egl_probe": None, "cmake": "4.0"}, "robomimic",
          "egl_probe cannot be built with CMake 4.0", "pip install 'cmake<4' && pip install"),
+        ({"versions/openvino": None}, "openvino", "optional",
+         "pip install 'asd-policy[openvino]'"),
     ],
 )  # fmt: skip
 def test_an_optional_part_may_be_missing(changes, name, said, mend):

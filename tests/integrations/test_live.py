@@ -169,9 +169,8 @@ def test_the_groups_of_a_file(model, sizes, expected) -> None:
 
 def test_a_file_of_05_has_8_groups_whatever_its_configuration_says(tmp_path, monkeypatch) -> None:
     """Default sizes stood in for by small ones."""
-    from integrations.test_files import content
-
     from asd_policy.integrations import robomimic_format
+    from integrations.test_files import content
 
     small = {"diffusion_step_embed_dim": 8, "down_dims": (8, 16), "kernel_size": 5}
     monkeypatch.setattr(robomimic_format, "_BUILT_BY_05", small)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -184,22 +185,34 @@ def _policy(folder: Path, device: str | None) -> Any:
     config = PreTrainedConfig.from_pretrained(folder)
     config.device = device or config.device
     kind = get_policy_class(config.type)
+    return built(config, folder, lambda: kind.from_pretrained(folder, config=config))
+
+
+def built(config: Any, folder: str | Path, load: Callable[[], Any]) -> Any:
+    """What ``load`` returns, a policy of these settings with this folder's weights.
+
+    Raises:
+        CheckpointError: weights that do not fit the settings, or an encoder that cannot be had.
+    """
+    from lerobot.policies.factory import get_policy_class
+
     encoder = getattr(config, "pretrained_backbone_weights", None)
     if encoder is not None:  # its weights are the folder's: a download would be overwritten
         config.pretrained_backbone_weights = None
     try:
-        policy = kind.from_pretrained(folder, config=config)
+        policy = load()
     except OSError as error:
         raise CheckpointError(
             f"an encoder of {folder} could not be had ({str(error).splitlines()[0]}); load it once "
             "where the Hub can be reached, and copy the cache ($HF_HOME) from there"
         ) from error
     except RuntimeError:
-        check_weights(kind(config), folder)
+        check_weights(get_policy_class(config.type)(config), folder)
         raise
+    finally:
+        if encoder is not None:
+            config.pretrained_backbone_weights = encoder
     check_weights(policy, folder)
-    if encoder is not None:
-        policy.config.pretrained_backbone_weights = encoder
     return policy
 
 

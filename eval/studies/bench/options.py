@@ -24,7 +24,8 @@ class BenchOptions:
     """Samplers to measure: eager-loop (as packages run today), ddpm, asd, asd-slope, asd-memory,
     asd-frozen, asd-paper, paradigms, ddim-N."""
     engines: tuple[str, ...] = ("auto",)
-    """What runs the samplers: auto, eager, cuda_graph; auto is cuda_graph on a GPU."""
+    """What runs the samplers: auto, eager, cuda_graph, openvino; auto is cuda_graph on a GPU, and
+    openvino on a CPU, where it is installed and faster."""
     kernels: tuple[str, ...] = ("auto",)
     """What does a round's arithmetic: auto, torch, native, triton."""
     precisions: tuple[str, ...] = ("fp32",)
@@ -117,7 +118,11 @@ def check_device(options: BenchOptions, device: str) -> None:
     import torch
 
     from asd_policy.engine.kernels import choose_kernels
+    from asd_policy.networks.openvino_layers import missing
 
+    if "openvino" in options.engines and (device != "cpu" or missing()):
+        why = missing() or f"it runs on a CPU; this run is on {device}"
+        raise InputError(f"--engines openvino cannot be had: {why}")
     if device.startswith("cuda"):
         return
     if "cuda_graph" in options.engines:

@@ -2,7 +2,7 @@
 
 Top level: schema_version, started, settings, machine (a list: one entry for each machine or version
 that went on with the run), networks, ceilings, costs (C(n) of every form of a network), cells,
-calls_against_steps, complete.
+window_choices ("auto" against fixed windows), calls_against_steps, complete.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from asd_policy.eval.runs.files import default_folder, now, write_json
 from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.eval.runs.store import Store
 from asd_policy.eval.studies.bench.summary import add_speedups
+from asd_policy.eval.studies.bench.windows import window_choices
 
 Json = dict[str, Any]
 FILE = "bench.json"
@@ -77,6 +78,7 @@ class BenchFile:
         assert cell["key"] not in self.done, f"{cell['key']} was measured already"
         self.content["cells"] = [c for c in cells if c["key"] != cell["key"]] + [cell]
         add_speedups(self.content["cells"])
+        self.content["window_choices"] = window_choices(self.content["cells"])
         self.write()
 
     def write(self, **entries: Any) -> None:

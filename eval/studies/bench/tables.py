@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from asd_policy.eval.runs.formats import MISSING
+from asd_policy.eval.studies.bench.windows import WITHIN
 
 Json = dict[str, Any]
 Column = tuple[str, Callable[[Json], str]]
@@ -29,6 +30,9 @@ def print_benchmark(content: Json, write: Callable[[str], None] = print) -> None
                 write(f"{row['sampler']} on {row['engine']} failed: {row['error']}")
         for line in _remarks(done):
             write(line)
+    if content.get("window_choices"):
+        write("\nThe window that auto chose, against the best of the fixed ones, by medians")
+        write(window_table(content["window_choices"]))
     if content["costs"]:
         write("\nOne network call, ms by rows in the batch; weights read and arithmetic done, as a")
         write("share of what a plain copy and a plain matrix product reach here")
@@ -83,6 +87,28 @@ def number(value: float | None, digits: int | None = None) -> str:
     if digits is None:
         digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:.{digits}f}"
+
+
+def window_table(choices: Sequence[Json]) -> str:
+    """One row each, and how many are as good as the best."""
+    columns: list[Column] = [("network", lambda c: c["network"])]
+    columns += [
+        (name, lambda c, key=name: str(c[key]))  # type: ignore[misc]
+        for name in ("sampler", "engine_used", "precision")
+        if len({choice[name] for choice in choices}) > 1
+    ]
+    columns += [
+        ("K", lambda c: str(c["steps"])),
+        ("chains", lambda c: str(c["batch"])),
+        ("θ", lambda c: str(c["chosen"])),
+        ("best θ", lambda c: str(c["best"])),
+        ("p50 ms", lambda c: number(c["chosen_ms"])),
+        ("best", lambda c: number(c["best_ms"])),
+        ("loss", lambda c: f"{100 * c['loss']:.1f}% ± {100 * c['loss_standard_error']:.1f}"),
+    ]
+    good = sum(choice["loss"] <= WITHIN for choice in choices)
+    verdict = f"{good} of {len(choices)} within {100 * WITHIN:.0f}% of the best."
+    return f"{table(columns, choices)}\n{verdict}"
 
 
 def cost_table(content: Json) -> str:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from asd_policy.eval.runs.episode import Episode
-from asd_policy.eval.stats.basics import paired_success, success_rate
+from asd_policy.eval.stats.basics import holm, paired_success, success_rate
+from asd_policy.eval.stats.sequential import (
+    ALPHA,
+    chance_better,
+    decision,
+    letters,
+    log_e_above,
+    log_e_difference,
+    valid_interval,
+)
 from asd_policy.eval.studies.compare.paired import difference_interval, episodes_needed, ratio_of
 from asd_policy.eval.studies.compare.pairing import (
     Side,
@@ -28,8 +39,12 @@ RATIOS: dict[str, tuple[str, float, float | None]] = {
 }
 
 
-def compare_sides(a: Side, b: Side, margin: float, seed: int) -> Json:
+def compare_sides(a: Side, b: Side, margin: float, seed: int, by_sequential: bool = False) -> Json:
     """One comparison: a is judged against b.
+
+    Args:
+        margin: a loss of success that would not matter. seed: of the bootstrap.
+        by_sequential: the verdict goes by what is valid however often one looked.
 
     Raises:
         ValueError: no seed was done by both, or seeds began with different scenes.
@@ -37,6 +52,8 @@ def compare_sides(a: Side, b: Side, margin: float, seed: int) -> Json:
     seeds = common_seeds(a, b)
     ours, theirs = ([side.episodes[s] for s in seeds] for side in (a, b))
     success = _success(ours, theirs, margin)
+    sequential = _sequential(success, margin)
+    names = _names(a, b)
     ratios = {
         name: ratio_of(_values(ours, key, unit), _values(theirs, key, unit), quantile, seed)
         for name, (key, unit, quantile) in RATIOS.items()
@@ -53,9 +70,12 @@ def compare_sides(a: Side, b: Side, margin: float, seed: int) -> Json:
             "left_out_of_b": len(b.episodes) - len(seeds),
         },
         "success": success,
+        "sequential": sequential,
         "ratios": ratios,
         "different_places": differing_places(a, b),
-        "verdict": _verdict(_names(a, b), success, margin),
+        "verdict": _decided(names, success, sequential, margin)
+        if by_sequential
+        else _verdict(names, success, margin),
     }
 
 
@@ -79,6 +99,20 @@ def _success(ours: list[Episode], theirs: list[Episode], margin: float) -> Json:
     }
 
 
+def _sequential(success: Json, margin: float) -> Json:
+    counts = success["only_a"], success["only_b"], success["a"]["n"]
+    e = {
+        "not_worse": float(log_e_above(*counts, -margin)),
+        "difference": float(log_e_difference(*counts[:2])),
+    }
+    return {
+        "log10_e": {name: value / math.log(10) for name, value in e.items()},
+        "difference_ci95": list(valid_interval(*counts)),
+        "a_better": chance_better(*counts[:2]),
+        "decision": str(decision(*counts, margin)) or None,
+    }
+
+
 def _values(episodes: list[Episode], key: str, unit: float) -> list[np.ndarray]:
     """Of every chunk but the first of a process, episode by episode."""
     chunks: list[list[Any]] = [[*e.chunks[1:]] if e.cold else [*e.chunks] for e in episodes]
@@ -89,6 +123,29 @@ def _names(a: Side, b: Side) -> tuple[str, str]:
     if a.sampler != b.sampler:
         return a.sampler, b.sampler
     return f"{a.sampler} in {a.folder.name}", f"{b.sampler} in {b.folder.name}"
+
+
+def _decided(names: tuple[str, str], success: Json, sequential: Json, margin: float) -> Json:
+    """By e-values of 20, at whatever number of seeds it ended."""
+    a, b = names
+    low, high = (f"{100 * bound:+.1f}" for bound in sequential["difference_ci95"])
+    seen = (
+        f"after {success['a']['n']} seeds, difference {100 * success['difference']:+.1f} points, "
+        f"95% interval that holds whenever one stops {low} to {high}"
+    )
+    allowed = f"{100 * margin:g} points"
+    status, word, sentence = {
+        "worse": (WORSE, "WORSE", f"{a} succeeds less often than {b}"),
+        "better": (NOT_WORSE, "BETTER", f"{a} succeeds more often than {b}"),
+        "not worse": (NOT_WORSE, "NOT WORSE", f"{a} is not worse than {b} by {allowed}"),
+        None: (
+            COULD_NOT_TELL,
+            "NOT DECIDED",
+            f"neither a difference between {a} and {b} was found, nor that {a} is not worse by "
+            f"{allowed}",
+        ),
+    }[sequential["decision"]]
+    return {"status": status, "word": word, "sentence": f"{sentence}: {seen}."}
 
 
 def _verdict(names: tuple[str, str], success: Json, margin: float) -> Json:
@@ -120,3 +177,21 @@ def _verdict(names: tuple[str, str], success: Json, margin: float) -> Json:
             f"whether {a} is worse than {b} by more than {allowed} is open: {interval}{more}."
         )
     return {"status": status, "word": word, "sentence": sentence}
+
+
+def display_of(samplers: Sequence[str], comparisons: Sequence[Json]) -> list[Json]:
+    """Samplers of one folder with their success, best first, and letters: two share one where
+    McNemar's exact test, corrected for all pairs (Holm), finds no difference at 5%."""
+    rates = {found[s]["sampler"]: found["success"][s] for found in comparisons for s in ("a", "b")}
+    order = sorted(samplers, key=lambda name: -rates[name]["rate"])
+    p_values = holm([_one_if_none(found["success"]["mcnemar_p"]) for found in comparisons])
+    different = np.zeros((len(order), len(order)), dtype=bool)
+    for found, p in zip(comparisons, p_values, strict=True):
+        i, j = (order.index(found[s]["sampler"]) for s in ("a", "b"))
+        different[i, j] = different[j, i] = p <= ALPHA
+    named = zip(order, letters(different), strict=True)
+    return [{"sampler": name, "success": rates[name], "letters": text} for name, text in named]
+
+
+def _one_if_none(p: float | None) -> float:
+    return 1.0 if p is None else p

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,9 @@ def pairs_of(options: CompareOptions) -> list[tuple[Side, Side]]:
     first, last = runs[0], runs[-1]
     ours, theirs = first.settings["samplers"], last.settings["samplers"]
     check_alike(first, last, options.allow_different_checkpoints)
+    if len(options.samplers) > 2:
+        sides = [side_of(first, name) for name in options.samplers]
+        return list(itertools.combinations(sides, 2))
     if options.samplers:
         a, b = options.samplers
         return [(side_of(first, a), side_of(last, b))]

@@ -9,9 +9,9 @@ from asd_policy.eval.runs.files import check_writable, write_json
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.show.tables import print_lines
 from asd_policy.eval.studies.compare.options import CompareOptions, check_compare_options
-from asd_policy.eval.studies.compare.outcome import WORSE, compare_sides
+from asd_policy.eval.studies.compare.outcome import WORSE, compare_sides, display_of
 from asd_policy.eval.studies.compare.pairing import pairs_of
-from asd_policy.eval.studies.compare.tables import print_comparison
+from asd_policy.eval.studies.compare.tables import print_comparison, print_letters
 from asd_policy.files import writing
 
 
@@ -27,15 +27,21 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
     if options.json is not None:
         check_writable(options.json.parent)
     console = console or plain_console()
-    found = [compare_sides(a, b, options.margin, options.seed) for a, b in pairs_of(options)]
+    how = options.margin, options.seed, options.until_decided
+    found = [compare_sides(a, b, *how) for a, b in pairs_of(options)]
     for comparison in found:
         print_comparison(console, comparison)
+    display = display_of(options.samplers, found) if len(options.samplers) > 2 else None
+    if display is not None:
+        print_letters(console, display)
     statuses = [comparison["verdict"]["status"] for comparison in found]
     status = WORSE if WORSE in statuses else max(statuses)
     if options.json is not None:
         with writing(options.json):
             options.json.parent.mkdir(parents=True, exist_ok=True)
         content = {"schema_version": VERSION["compare"], "status": status, "comparisons": found}
+        if display is not None:
+            content["letters"] = display
         write_json(options.json, content)
         print_lines(console, [f"Kept: {options.json}"])
     return status

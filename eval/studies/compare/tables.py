@@ -43,6 +43,23 @@ def _ratios(found: Json) -> Table:
     return table(("", *samplers, "ratio", "95% interval"), rows)
 
 
+def print_letters(console: Console, display: list[Json]) -> None:
+    """Samplers that share a letter cannot be told apart."""
+    rows = []
+    for row in display:
+        low, high = (100 * bound for bound in row["success"]["ci95"])
+        counted = f"{row['success']['count']}/{row['success']['n']}", f"{low:.1f} to {high:.1f}%"
+        rows.append([row["sampler"], *counted, row["letters"]])
+    print_tables(console, [table(("", "success", "95% interval", "letters"), rows, left=(0, 3))])
+    print_lines(
+        console,
+        [
+            "Samplers that share a letter cannot be told apart (McNemar's exact test of each pair, "
+            "Holm's correction, 5%, looked at once)."
+        ],
+    )
+
+
 def _label(found: Json, side: str) -> str:
     name = found[side]["sampler"]
     return name if found["a"]["folder"] == found["b"]["folder"] else f"{name} in {side.upper()}"
@@ -59,6 +76,11 @@ def _lines(found: Json) -> list[str]:
         f"{success['both']}, only {_label(found, 'a')} {success['only_a']}, only "
         f"{_label(found, 'b')} {success['only_b']}, neither {success['neither']}; McNemar's exact "
         + ("p: none, no seed tells them apart" if p is None else f"p {p:.2g}")
+    )
+    low, high = (100 * bound for bound in found["sequential"]["difference_ci95"])
+    lines.append(
+        f"Whenever one stops: 95% interval {low:+.1f} to {high:+.1f} points; the probability that "
+        f"{_label(found, 'a')} succeeds more often is {found['sequential']['a_better']:.2g}"
     )
     if unknown := seeds["common"] - seeds["same_scene"]:
         lines.append(

@@ -145,6 +145,8 @@ def _sampler(
         "acceptance_by_step": summary["acceptance_by_step"],
         "window": None if window is None else window["requested"],
         "chunks": summary["chunks"],
+        "stages": summary.get("stages", {}),
+        "smoothness": summary["smoothness"],
         "one_robot": _one_robot(one_robot["samplers"][name]) if one_robot else None,
     }
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from asd_policy.eval.runs.files import write_json
 from asd_policy.eval.runs.formats import MISSING, number, percent, success
 from asd_policy.eval.show.tables import print_lines, table
+from asd_policy.eval.show.terminal import progress_tables
 from asd_policy.eval.studies.tasks.figures import NAMES, save_figure
 
 Json = dict[str, Any]
@@ -30,6 +31,9 @@ def show_table(content: Json, folder: Path, console: Console) -> None:
     for task, row in content["tasks"].items():
         console.print()
         console.print(_table(task, row))
+        for progress in progress_tables(row["samplers"]):
+            console.print()
+            console.print(progress)
         print_lines(console, [_setting(row)])
     print_lines(console, [f"\nKept: {folder}/tasks.json, tasks.png, tasks.svg"])
 

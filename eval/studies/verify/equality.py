@@ -14,7 +14,6 @@ count those that reach the observed value, not only those that exceed it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,17 +77,6 @@ def compare(
 def permutations_needed(tests: int, alpha: float) -> int:
     """So many that the least p-value they can give is rejected after correction."""
     return int(np.ceil(1.2 * tests / alpha))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): reject where at most alpha, and the chance of any false
-    rejection is at most alpha, however the tests depend on each other."""
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(steps, 1.0)
-    return corrected.tolist()
 
 
 # ---- projections --------------------------------------------------------------------------------

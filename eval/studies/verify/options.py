@@ -85,8 +85,9 @@ class VerifyOptions:
     """Chunks sampled together."""
     device: str = "auto"
     """Where the network runs: auto, cpu, cuda, cuda:1."""
-    engine: Literal["auto", "eager", "cuda_graph"] = "auto"
-    """What runs the samplers; auto is cuda_graph on a GPU."""
+    engine: Literal["auto", "eager", "cuda_graph", "openvino"] = "auto"
+    """What runs the samplers; auto is cuda_graph on a GPU, and openvino on a CPU, where it is
+    installed and faster."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Number format of the network (tf32 on a GPU only)."""
     threads: Annotated[int | None, _arg("INT")] = None

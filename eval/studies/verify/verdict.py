@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from asd_policy.eval.stats.basics import holm
 from asd_policy.eval.studies.verify.draws import Drawn
-from asd_policy.eval.studies.verify.equality import Test, compare, holm
+from asd_policy.eval.studies.verify.equality import Test, compare
 from asd_policy.eval.studies.verify.options import VerifyOptions
 from asd_policy.eval.studies.verify.power import POWER, smallest_shifts, worst
 from asd_policy.eval.studies.verify.subjects import Exact, Subject

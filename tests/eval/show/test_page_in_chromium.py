@@ -107,7 +107,7 @@ HIDDEN_HINTS = """
 def test_tables_say_that_they_scroll_where_they_do(tab, folder, width):
     tab.open(folder / "report.html", width)
     hints = tab.run(HINTS)
-    assert len(hints) == 7
+    assert len(hints) == 8
     assert all(seen == scrolls for seen, scrolls in hints), hints
     assert tab.run(HIDDEN_HINTS) == 0
     wide = [scrolls for _, scrolls in hints]

@@ -44,6 +44,11 @@ class LineEnv:
         truncated = self.steps >= self.horizon
         return self._observation(), float(success), success, truncated, {"is_success": success}
 
+    stages = ("half way", "there")
+
+    def has_reached(self, stage: str) -> bool:
+        return abs(self.place) < {"half way": 3.0, "there": 0.5}[stage]
+
     def render(self) -> np.ndarray:
         if not self.frames:
             raise ImportError("no OpenGL here")

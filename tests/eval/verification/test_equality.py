@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from asd_policy.eval.stats.basics import holm
 from asd_policy.eval.studies.verify.equality import (
     RESOLUTION,
     by_observation,
     compare,
-    holm,
     kolmogorov_smirnov,
     mode_counts,
     permutations_needed,

@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import asd_policy.integrations.lerobot as asd
 from asd_policy.errors import CheckpointError, InputError
+from asd_policy.integrations.lerobot.history import keep_history
 
 TOKENS = "observation.language.tokens", "observation.language.attention_mask"
 
@@ -133,3 +134,22 @@ def test_an_encoder_that_cannot_be_had(tmp_path, monkeypatch) -> None:
     message = r"an encoder of .* could not be had \(We couldn't connect .*\); load it once where"
     with pytest.raises(CheckpointError, match=message):
         asd.load(tmp_path)
+
+
+def test_a_history_without_select_action() -> None:
+    """As LeRobot's policy server asks for chunks; its own then finds no observations."""
+    policy = asd.accelerate(make(num_inference_steps=5), sampler="ddpm", verbose=False)
+    frames = [observation(2), {**observation(2), "observation.state": torch.zeros(2, 3)}]
+    for frame in frames:
+        policy._queues["action"].clear()
+        torch.manual_seed(0)
+        first = policy.select_action(dict(frame))
+    expected = torch.stack([first, *policy._queues["action"]], 1)
+    policy.reset()
+    with pytest.raises(RuntimeError):
+        policy.predict_action_chunk(dict(frames[0]))
+    keep_history(policy)
+    for frame in frames:
+        torch.manual_seed(0)
+        chunk = policy.predict_action_chunk(frame)
+    assert torch.equal(chunk, expected)

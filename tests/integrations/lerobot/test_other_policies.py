@@ -41,13 +41,19 @@ def test_act_has_no_steps_to_save() -> None:
         asd.accelerate(nn.Linear(1, 1))
 
 
-@pytest.mark.parametrize("found", ["0.3.3", "0.7.0", "1.0"])
-def test_a_version_that_is_not_known(monkeypatch, found) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
+def test_a_version_that_is_too_old(monkeypatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.3.3")
     with pytest.raises(
-        IntegrationError, match=rf"this is {found}: pip install 'asd-policy\[lerobot\]'"
+        IntegrationError, match=r"this is 0.3.3: pip install 'asd-policy\[lerobot\]'"
     ):
         check_version()
+
+
+@pytest.mark.parametrize(("found", "version"), [("0.7.0", (0, 7, 0)), ("1.0", (1, 0))])
+def test_a_version_that_is_not_known_is_tried(monkeypatch, found, version) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
+    with pytest.warns(UserWarning, match=f"0.4.4 and 0.6.1 were tested, and this is {found}"):
+        assert check_version() == version
 
 
 def test_without_lerobot(monkeypatch) -> None:

@@ -1,0 +1,85 @@
+"""Policies, accelerated as LeRobot's commands load them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lerobot.configs import parser
+
+from asd_policy.engine import ENGINES
+from asd_policy.integrations.lerobot.accelerating import accelerate
+from asd_policy.integrations.lerobot.folders import built, downloaded, renewed
+from asd_policy.networks.inference import PRECISIONS
+from asd_policy.samplers.config import SamplerConfig
+from asd_policy.schedule import check_choice
+
+_PATH = "policy.path"
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what no policy could be accelerated with, before anything is loaded.
+
+    Args:
+        options: keywords of ``accelerate``.
+
+    Raises:
+        ValueError: as for ``accelerate``.
+    """
+    named = {name: options[name] for name in ("window", "steps") if name in options}
+    sampler = options.get("sampler", "auto")
+    SamplerConfig.named("asd" if sampler == "auto" else sampler, **named)
+    check_choice("engine", options.get("engine", "auto"), ENGINES)
+    check_choice("precision", options.get("precision", "fp32"), PRECISIONS)
+
+
+@contextmanager
+def readable(words: Sequence[str]) -> Iterator[list[str]]:
+    """A command's words, the checkpoint that they name in a form that this LeRobot reads.
+
+    Raises:
+        CheckpointError: as for ``folders.renewed``.
+    """
+    path = parser.parse_arg(_PATH, words)
+    if not path:
+        yield list(words)
+        return
+    with tempfile.TemporaryDirectory() as spare:
+        found = renewed(downloaded(path), spare)
+        if found == Path(path):
+            yield list(words)
+            return
+        yield [*parser.filter_arg(_PATH, words), f"--{_PATH}={found}"]
+
+
+@contextmanager
+def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Another value for a module's name, for a while."""
+    own = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, own)
+
+
+def prepared(policy: Any, options: Mapping[str, Any]) -> Any:
+    """The same policy, accelerated where there are options, with its slow first things done."""
+    return accelerate(policy, warmup=True, **options) if options else policy
+
+
+def loader(load: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """``load`` of LeRobot's, a function of a policy's settings, returning accelerated policies."""
+
+    def load_accelerated(*args: Any, **kwargs: Any) -> Any:
+        config = args[0] if args else kwargs["cfg"]
+        if not config.pretrained_path:  # made anew
+            return prepared(load(*args, **kwargs), options)
+        policy = built(config, config.pretrained_path, lambda: load(*args, **kwargs))
+        return prepared(policy, options)
+
+    return load_accelerated

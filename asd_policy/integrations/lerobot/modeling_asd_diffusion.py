@@ -1,0 +1,55 @@
+"""The policy type ``asd_diffusion``. LeRobot finds its modules by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+from torch import Tensor
+
+from asd_policy.errors import InputError
+from asd_policy.integrations.lerobot.accelerating import accelerate
+from asd_policy.integrations.lerobot.configuration_asd_diffusion import NAME, AsdDiffusionConfig
+from asd_policy.integrations.lerobot.history import remember
+
+_HUB = ("force_download", "proxies", "token", "cache_dir", "local_files_only", "revision")
+
+
+class AsdDiffusionPolicy(DiffusionPolicy):
+    """LeRobot's ``DiffusionPolicy``, accelerated, with the same weights.
+
+    ``predict_action_chunk`` takes single observations too, and keeps their history.
+    """
+
+    config_class = AsdDiffusionConfig
+    name = NAME
+
+    def __init__(self, config: AsdDiffusionConfig, **kwargs: Any) -> None:
+        if not isinstance(config, AsdDiffusionConfig):
+            raise InputError(
+                f"expected an AsdDiffusionConfig, got a {type(config).__name__}; "
+                "AsdDiffusionPolicy.from_pretrained reads a checkpoint of type diffusion"
+            )
+        super().__init__(config, **kwargs)
+        accelerate(self, **config.sampling())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: AsdDiffusionConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A checkpoint of this type or of LeRobot's ``diffusion``, as LeRobot loads it."""
+        if config is None:
+            hub = {name: kwargs[name] for name in _HUB if name in kwargs}
+            config = AsdDiffusionConfig.from_pretrained(pretrained_name_or_path, **hub)
+        return super().from_pretrained(pretrained_name_or_path, config=config, **kwargs)
+
+    def predict_action_chunk(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
+        """(B, n_action_steps, action_dim) actions, from the current one on."""
+        chunk: Tensor = super().predict_action_chunk(remember(self, batch), noise=noise)
+        return chunk

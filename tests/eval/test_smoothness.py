@@ -1,0 +1,80 @@
+"""Stages and motion of an episode, as they are kept and summed up."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from eval_standin import prepare
+
+from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.rollout.loop import _Run
+from asd_policy.eval.rollout.smoothness import Motion
+from asd_policy.eval.runs.episode import Episode
+from asd_policy.eval.studies.evaluate import evaluate
+
+
+def test_jerk_is_the_third_derivative_of_a_hand():
+    """Of x = t³ m/s³ it is 6 m/s³, whatever the control rate."""
+    for rate in (10.0, 20.0):
+        motion = Motion(rate, ())
+        for t in np.arange(30) / rate:
+            motion.add({"robot0_eef_pos": np.array([t**3, 1.0, 0.0])}, np.zeros(2))
+        assert motion.summary([])["jerk"] == pytest.approx(6.0, rel=1e-6)
+
+
+def test_jumps_are_told_by_where_they_are_and_without_grippers():
+    motion = Motion(20.0, held=[1])
+    for step, action in enumerate([0.0, 0.1, 0.2, 0.7, 0.8, 0.9]):
+        motion.add({}, np.array([action, (-1.0) ** step]))
+    found = motion.summary([3])
+    assert found["jump_at_joins"] == pytest.approx(0.5)
+    assert found["jump_within"] == pytest.approx(0.1)
+    assert found["jerk"] is None, "no hand was seen"
+    assert Motion(20.0, ()).summary([]) == {
+        "jerk": None, "jump_at_joins": None, "jump_within": None,
+    }  # fmt: skip
+
+
+def test_a_late_chunk_joins_where_it_arrives_and_a_useless_one_nowhere():
+    run = _Run("asd", 0, None, Motion(20.0, ()), 0)
+    for step in range(12):
+        run.latencies.append(0.0)
+        if step in (0, 4, 8):
+            delay = SimpleNamespace(steps=2, useless=step == 4)
+            run.chunk(SimpleNamespace(delay=delay))
+    assert run.joins == [2, 10]
+
+
+def test_an_evaluation_keeps_and_tells_them(tmp_path, quiet):
+    options = EvalOptions(episodes=4, horizon=3, out=tmp_path / "run")
+    results = evaluate(options, prepare=prepare, console=quiet)
+    kept = [Episode.from_line(line) for line in (options.out / "episodes.jsonl").open()]
+    for episode in kept:
+        assert set(episode.stages) == {"half way", "there"}
+        assert (episode.stages["there"] is not None) == episode.success
+        assert episode.smoothness["jump_within"] is not None
+    assert any(e.stages["half way"] and not e.stages["there"] for e in kept), "where it got to"
+    for name, summary in results["samplers"].items():
+        ours = [e for e in kept if e.sampler == name]
+        half = summary["stages"]["half way"]["episodes"]
+        assert half["count"] == sum(e.stages["half way"] is not None for e in ours)
+        assert half["n"] == 4
+    printed = quiet.file.getvalue()
+    assert "stages" in printed
+    assert "half" in printed
+    assert "Progress and motion" in (options.out / "report.html").read_text()
+
+
+def test_episodes_of_older_versions_have_none(tmp_path, quiet):
+    options = EvalOptions(episodes=2, out=tmp_path / "run")
+    evaluate(options, prepare=prepare, console=quiet)
+    path = options.out / "episodes.jsonl"
+    lines = [json.loads(line) for line in path.open()]
+    for line in lines:
+        del line["stages"], line["smoothness"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = EvalOptions(episodes=2, out=options.out, resume=True)
+    results = evaluate(again, prepare=prepare, console=quiet)
+    assert results["samplers"]["asd"]["stages"] == {}
+    assert results["samplers"]["asd"]["smoothness"]["jerk"] is None

@@ -1,0 +1,180 @@
+"""diffusers' pipelines: the same images from the same noise, the same distribution by ASD."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers.pipelines.ddpm")
+
+import asd_policy.integrations.diffusers as asd  # noqa: E402
+from asd_policy.errors import AsdPolicyError, InputError  # noqa: E402
+from asd_policy.samplers.result import Noise  # noqa: E402
+
+STEPS, SIDE = 20, 8
+
+
+def unet(**options) -> torch.nn.Module:
+    """A tiny UNet2DModel, always the same."""
+    torch.manual_seed(0)
+    given = {
+        "sample_size": SIDE, "in_channels": 3, "out_channels": 3, "layers_per_block": 1,
+        "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 4,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }  # fmt: skip
+    return diffusers.UNet2DModel(**given | options).eval()
+
+
+def pipeline(**options):
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=STEPS, beta_end=0.3, **options)
+    made = diffusers.DDPMPipeline(unet=unet(), scheduler=scheduler)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def its_noise(batch: int, steps: int, seed: int) -> Noise:
+    """What the pipeline's own loop draws, step by step, from a generator of this seed."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(batch, 3, SIDE, SIDE, generator=generator) for _ in range(steps)]
+    return Noise(
+        drawn[0].flatten(1),
+        torch.stack([*drawn[1:], torch.zeros_like(drawn[0])], 1).flatten(2),
+        torch.zeros(batch, steps),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, STEPS),
+        ({"prediction_type": "sample"}, STEPS),
+        ({"prediction_type": "v_prediction"}, STEPS),
+        ({"variance_type": "fixed_large"}, STEPS),
+        ({"variance_type": "fixed_small_log"}, STEPS),
+        ({"beta_schedule": "squaredcos_cap_v2"}, STEPS),
+        ({"clip_sample": False}, STEPS),
+        ({"clip_sample_range": 0.5}, STEPS),
+        ({"timestep_spacing": "trailing"}, 10),
+        ({"timestep_spacing": "leading"}, 10),
+        ({"timestep_spacing": "linspace"}, 7),
+    ],
+)
+def test_sequential_ddpm_is_the_pipelines_own_loop(options, steps):
+    made = pipeline(**options)
+    generator = torch.Generator().manual_seed(3)
+    theirs = made(
+        batch_size=2, generator=generator, num_inference_steps=steps, output_type="pt"
+    ).images
+    x, stats = asd.draw(
+        made.unet, made.scheduler, (2, 3, SIDE, SIDE), sampler="ddpm", num_inference_steps=steps,
+        noise=its_noise(2, steps, 3),
+    )  # fmt: skip
+    assert stats.calls.tolist() == [steps, steps]
+    assert float(((x / 2 + 0.5).clamp(0, 1) - theirs).abs().max()) < 5e-6
+
+
+def test_images_as_the_pipeline_gives_them():
+    made = pipeline()
+    draw = functools.partial(asd.sample, made, batch_size=2, generator=torch.Generator())
+    assert [picture.size for picture in draw().images] == [(SIDE, SIDE)] * 2
+    assert draw(output_type="np").images.shape == (2, SIDE, SIDE, 3)
+    pictures = draw(output_type="pt")
+    assert pictures.images.shape == (2, 3, SIDE, SIDE)
+    assert 0 <= float(pictures.images.min()) < float(pictures.images.max()) <= 1
+    assert int(pictures.stats.calls.max()) < STEPS, "fewer calls than steps"
+
+
+def test_a_seed_gives_the_same_images_and_each_has_a_stream_of_its_own():
+    made = pipeline()
+
+    def images(batch: int, *seeds: int):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return asd.sample(made, batch, generators, output_type="pt").images
+
+    both = images(2, 5, 6)
+    assert torch.equal(both, images(2, 5, 6))
+    torch.testing.assert_close(both[1:], images(1, 6))
+    assert not torch.allclose(both[0], both[1])
+
+
+def test_rows_are_cut_and_nothing_else_changes():
+    made, seen = pipeline(), []
+    made.unet.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    whole = asd.sample(made, 2, torch.Generator().manual_seed(0), output_type="pt")
+    assert max(seen) > 4
+    seen.clear()
+    cut = asd.sample(made, 2, torch.Generator().manual_seed(0), output_type="pt", rows_at_once=4)
+    assert max(seen) == 4
+    torch.testing.assert_close(cut.images, whole.images)
+    assert cut.stats.calls.tolist() == whole.stats.calls.tolist()
+
+
+def test_too_little_memory_says_what_would_fit(monkeypatch):
+    made = pipeline()
+
+    def full(*given, **named):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(made.unet, "forward", full)
+    with pytest.raises(AsdPolicyError, match=r"8 rows of \(3, 8, 8\).*rows_at_once=4"):
+        asd.sample(made, 8, sampler="ddpm")
+
+
+@pytest.mark.parametrize("argument", ["class_labels", "encoder_hidden_states"])
+def test_guidance_is_part_of_the_target(argument):
+    """Both halves in one call, equal to two calls; and sampled as any denoiser."""
+    if argument == "class_labels":
+        network, cond = unet(num_class_embeds=4), torch.tensor([[0, 1], [0, 2]])
+    else:
+        torch.manual_seed(0)
+        network = diffusers.UNet2DConditionModel(
+            sample_size=SIDE, in_channels=3, out_channels=3, layers_per_block=1,
+            block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=4,
+            cross_attention_dim=6, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ).eval()  # fmt: skip
+        cond = torch.randn(2, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    guided = asd.Guided(network, 3.0, argument)
+    x, t = (
+        torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([3, 9]),
+    )
+    with torch.no_grad():
+        halves = [network(x, t, **{argument: cond[:, half]}).sample for half in (0, 1)]
+        torch.testing.assert_close(guided(x, t, cond), halves[0] + 3 * (halves[1] - halves[0]))
+    samples, stats = asd.draw(
+        guided, pipeline().scheduler, x.shape, cond, generator=torch.Generator().manual_seed(0)
+    )
+    assert samples.shape == x.shape
+    assert int(stats.calls.max()) < STEPS
+
+
+def test_half_precision_networks_are_given_their_type():
+    made = pipeline()
+    made.unet.to(torch.bfloat16)
+    images = asd.sample(made, 1, torch.Generator().manual_seed(0), output_type="np").images
+    assert images.dtype == np.float32
+
+
+def test_mistakes_are_one_sentence():
+    made = pipeline()
+    ddim = diffusers.DDIMScheduler.from_config(made.scheduler.config)
+    learned = diffusers.DDPMScheduler(variance_type="learned_range")
+    threshold = diffusers.DDPMScheduler(thresholding=True)
+    shape = (1, 3, SIDE, SIDE)
+    for call, message in [
+        (lambda: asd.sample(object()), "expected a DDPMPipeline"),
+        (lambda: asd.draw(made.unet, ddim, shape), "expected a DDPMScheduler, got a DDIMScheduler"),
+        (lambda: asd.draw(made.unet, learned, shape), "predicts its own variance"),
+        (lambda: asd.draw(made.unet, threshold, shape), "thresholding"),
+        (lambda: asd.draw(made.unet.train(), made.scheduler, shape, windo=3), "got 'windo'"),
+        (lambda: asd.sample(made, output_type="latent"), "output_type must be"),
+        (lambda: asd.sample(made, rows_at_once=0), "rows_at_once must be 1 or more"),
+        (lambda: asd.sample(made, num_inference_steps=99), "between 1 and the 20 training steps"),
+        (lambda: asd.draw(unet(dropout=0.1).train(), made.scheduler, shape), "call network.eval()"),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
+            call()
