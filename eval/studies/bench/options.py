@@ -14,7 +14,7 @@ ASD_FORMS = tuple(  # of the chain that was trained
 )
 EAGER_LOOP = "eager-loop"
 SAMPLERS = (EAGER_LOOP, "ddpm", *ASD_FORMS, "paradigms")
-NETWORKS = ("shipped", "chi")
+NETWORKS = ("shipped", "chi", "large")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class BenchOptions:
     windows: tuple[str, ...] = ("auto",)
     """Steps that ASD guesses ahead: auto, or whole numbers."""
     networks: tuple[str, ...] = ("shipped",)
-    """Networks to measure: shipped (the Lift policy), chi (256-512-1024 channels, untrained), can
-    and others that ship, or checkpoint folders."""
+    """Networks to measure: shipped (the Lift policy), chi and large (256-512-1024 and 512-1024-2048
+    channels, untrained), can and others that ship, or checkpoint folders."""
     steps: tuple[int, ...] = ()
     """Denoising steps K; none given, as trained. More are the same noise on a finer grid."""
     compile: bool = False

@@ -20,6 +20,7 @@ from asd_policy.networks import ConditionalUnet1D
 from asd_policy.policy import Checkpoint, Normalizer, PolicyConfig, load_checkpoint
 from asd_policy.schedule import Schedule
 
+UNTRAINED = {"chi": (256, 512, 1024), "large": (512, 1024, 2048)}  # 64 M and 249 M parameters
 OBSERVATIONS = Path(__file__).parent / "lift_observations.json"
 
 
@@ -112,7 +113,7 @@ def _stretched(network: ConditionalUnet1D, ratio: float) -> ConditionalUnet1D:
 
 
 def load_subject(name: str, device: torch.device, replay: Replay | None, seed: int = 0) -> Subject:
-    """ "shipped", "chi", a policy that ships, or a checkpoint folder, on a device.
+    """ "shipped", one of UNTRAINED, a policy that ships, or a checkpoint folder, on a device.
 
     Args:
         replay: demonstrations whose observations condition the chunks, where they fit.
@@ -120,9 +121,9 @@ def load_subject(name: str, device: torch.device, replay: Replay | None, seed: i
     Raises:
         CheckpointError: no such checkpoint.
     """
-    checkpoint = None if name == "chi" else load_checkpoint(_folder(name))
+    checkpoint = None if name in UNTRAINED else load_checkpoint(_folder(name))
     if checkpoint is None:
-        config = PolicyConfig(_stored_columns(), 7)
+        config = PolicyConfig(_stored_columns(), 7, down_dims=UNTRAINED[name])
         torch.manual_seed(seed)
         network, schedule, card = config.build_network().eval(), Schedule.ddpm(), {}
     else:
