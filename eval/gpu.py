@@ -2,6 +2,7 @@
 
     python eval/gpu.py --export STORE demos.npz           # at home: the demonstrations as one file
     python eval/gpu.py --data demos.npz --out DIR         # there: PyTorch, NumPy, safetensors
+    python eval/gpu.py --layers --minutes 9 --out DIR     # only forms of the network's layers
 
 Run it again with the same --out to go on where it stopped. `--help` lists the options.
 """

@@ -136,11 +136,12 @@ def begin(weight_ptr, column, columns, depth, first, last, BLOCK_N: tl.constexpr
 
 
 @triton.jit
-def clear(count_ptr, count, program, programs):
-    """Set ``count`` counters to zero, each program its share."""
-    for start in range(256 * program, count, 256 * programs):
-        which = start + tl.arange(0, 256)
-        tl.store(count_ptr + which, tl.zeros((256,), tl.int32), mask=which < count)
+def clear(count_ptr, count, program, CLEAR: tl.constexpr):
+    """If CLEAR, set ``count`` counters to zero, each program its share."""
+    if CLEAR:
+        for start in range(256 * program, count, 256 * tl.num_programs(0) * tl.num_programs(1)):
+            which = start + tl.arange(0, 256)
+            tl.store(count_ptr + which, tl.zeros((256,), tl.int32), mask=which < count)
 
 
 @triton.jit
@@ -163,11 +164,12 @@ def channels_of(
 
 
 @triton.jit
-def arrived(at_ptr, count_ptr, sums, real, slice, total, SIZE: tl.constexpr):
+def arrived(at_ptr, count_ptr, sums, real, slice, SIZE: tl.constexpr):
     """Leave a slice's sums where the last program finds them; whether this one is the last."""
     tl.store(at_ptr + slice * SIZE, sums, mask=real[:, None])
     tl.debug_barrier()  # all threads have written before one of them says so
-    return tl.atomic_add(count_ptr, 1, sem="acq_rel", scope="gpu") == total - 1
+    before = tl.atomic_add(count_ptr, 1, sem="acq_rel", scope="gpu")
+    return before == tl.num_programs(2) - 1
 
 
 @triton.jit(
@@ -211,8 +213,7 @@ def layer_kernel(
     wanted = real[:, None] & known[None, :]
     row = ((sample * points + point) * PHASES + phase).to(tl.int64) * out_channels
     at = row[:, None] + channel[None, :]
-    if CLEAR:
-        clear(count_ptr, clears, number, tl.num_programs(0) * tl.num_programs(1))
+    clear(count_ptr, clears, number, CLEAR)
     y = product(
         tl.zeros((BLOCK_M, BLOCK_N), tl.float32), x_ptr, channels, more_ptr, more_channels,
         weight_ptr, sample, point + phase, real, column, inside, depth, first, last, length,
@@ -233,9 +234,8 @@ def layer_kernel(
     ends = True
     at_ptr = partial_ptr + line[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     if SPLIT:
-        total = tl.num_programs(2)
-        at_ptr += number.to(tl.int64) * total * (BLOCK_M * BLOCK_N)
-        ends = arrived(at_ptr, count_ptr + number, y, real, slice, total, BLOCK_M * BLOCK_N)
+        at_ptr += number.to(tl.int64) * tl.num_programs(2) * (BLOCK_M * BLOCK_N)
+        ends = arrived(at_ptr, count_ptr + number, y, real, slice, BLOCK_M * BLOCK_N)
     if ends:
         if SPLIT:
             y = activated(

@@ -68,6 +68,7 @@ def prepare(parts: Parts) -> Setup:
             "threads": policy.threads,
             "engine": policy.engine.name,
             "kernels": policy.engine.kernels,
+            "layers": getattr(policy.engine.source, "layers", None),
             "precision": parts.precision,
             "compile": parts.compile,
             "parameters": policy.parameters,

@@ -165,6 +165,9 @@ class MeasuredCell(BenchCell):
     engine_used: UsedEngine
     kernels_used: Literal["-", "torch", "native", "triton"]
     precision_used: Literal["torch default"] | Precision
+    layers_used: NotRequired[Literal["products", "fused", "whole"]]
+    layers_fallback: NotRequired[str | None]
+    """Why they are not those that would have been first."""
     bytes_by_bucket: NotRequired[dict[str, Count]]
     """Of the CUDA graphs."""
     warm_up: WarmUp

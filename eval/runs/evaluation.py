@@ -69,6 +69,8 @@ class Resolved(Open):
     threads: Count
     engine: str
     kernels: str
+    layers: NotRequired[str | None]
+    """The form of a U-Net's layers; null for another network."""
     precision: Precision
     compile: bool
     parameters: NotRequired[Count]

@@ -26,7 +26,7 @@ Json = dict[str, Any]
 VERSION = {
     "config": 2, "env": 2, "results": 2, "options": 1, "rates": 1, "tasks": 1, "replay": 1,
     "recording": 2, "compare": 2, "first_minutes": 1, "plan": 1, "doctor": 1,
-    "bench": 1, "verify": 1, "verify_config": 1, "pusht": 1,
+    "bench": 1, "layers": 1, "verify": 1, "verify_config": 1, "pusht": 1,
 }  # fmt: skip
 # Name of a schema → where its type is, below asd_policy.eval.
 FORMS = {
@@ -37,7 +37,7 @@ FORMS = {
     "recording": "runs.comparisons.Recording", "compare": "runs.comparisons.Compare",
     "first_minutes": "runs.studies.FirstMinutes",
     "pusht": "runs.studies.PushT", "plan": "runs.studies.Plan", "doctor": "runs.studies.Doctor",
-    "bench": "runs.bench.Bench", "verify": "runs.verify.Verify",
+    "bench": "runs.bench.Bench", "layers": "runs.layers.Layers", "verify": "runs.verify.Verify",
     "verify_config": "runs.verify.VerifyConfig",
 }  # fmt: skip
 

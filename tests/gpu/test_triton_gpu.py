@@ -31,7 +31,7 @@ def test_what_follows_a_product_is_its_pytorch_form(name: str) -> None:
     ("precision", "tolerance"), [("fp32", 1e-3), ("tf32", 0.01), ("bf16", 0.05)]
 )
 def test_a_trained_network_in_either_layers_is_itself(precision: str, tolerance: float) -> None:
-    """As it was trained, fused and as products, for one row and for many."""
+    """As it was trained, in whole layers, fused and as products, for one row and for many."""
     checkpoint = load_checkpoint(shipped("lift"))
     network, timesteps = checkpoint.network.cuda(), checkpoint.schedule.timesteps.cuda()
     for rows in (1, 33):
@@ -40,7 +40,7 @@ def test_a_trained_network_in_either_layers_is_itself(precision: str, tolerance:
         steps = torch.arange(rows, device="cuda") * 3
         with torch.no_grad():
             expected = network(x, timesteps[steps], cond)
-        for layers in ("fused", "products"):
+        for layers in ("whole", "fused", "products"):
             prepared = InferenceUnet1D(network, timesteps, precision, layers)
             film = prepared.timestep_film[steps] + prepared.condition(cond, rows)
             error = (prepared(x, film) - expected).norm() / expected.norm()

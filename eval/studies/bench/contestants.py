@@ -55,9 +55,14 @@ class Contestant(Protocol):
 
 
 class Forms:
-    """Prepared networks, shared by the contestants of a group: a copy of the weights each."""
+    """Prepared networks, shared by the contestants of a group: a copy of the weights each.
 
-    def __init__(self) -> None:
+    Args:
+        layers: the form of theirs, as for ``prepare``.
+    """
+
+    def __init__(self, layers: str = "auto") -> None:
+        self._layers = layers
         self._kept: dict[tuple[object, ...], PreparedUnet1D] = {}
 
     def get(
@@ -68,10 +73,14 @@ class Forms:
         key = subject.name, steps, timesteps, precision, compile
         if key not in self._kept:
             network, _ = subject.at(steps)
-            prepared = prepare(network, schedule.timesteps, precision, compile)
+            prepared = prepare(network, schedule.timesteps, precision, compile, self._layers)
             assert isinstance(prepared, PreparedUnet1D)
             self._kept[key] = prepared
         return self._kept[key]
+
+    def all(self) -> list[PreparedUnet1D]:
+        """Those that there are."""
+        return list(self._kept.values())
 
 
 def make_contestant(
@@ -132,8 +141,9 @@ class EngineContestant:
         _, trained = subject.at(cell.steps)
         chain = self.config.schedule(trained)
         as_trained = cell.steps == subject.schedule.num_steps
+        self._prepared = forms.get(subject, cell.steps, chain, cell.precision, cell.compile)
         self._sampler = Sampler(
-            forms.get(subject, cell.steps, chain, cell.precision, cell.compile),
+            self._prepared,
             trained,
             subject.shape,
             self.config,
@@ -201,6 +211,8 @@ class EngineContestant:
             "engine_used": self.engine.name,
             "kernels_used": self.engine.kernels,
             "precision_used": self.cell.precision,
+            "layers_used": self._prepared.layers,
+            "layers_fallback": self._prepared.fallback,
             "bytes_by_bucket": buckets,
         }
 

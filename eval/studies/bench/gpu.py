@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +17,16 @@ from asd_policy.engine.kernels import KERNELS
 from asd_policy.errors import AsdPolicyError, InputError
 from asd_policy.eval.demonstrations import load_demonstrations, store_keys
 from asd_policy.eval.studies.bench.cells import Cell, Group, cell
+from asd_policy.eval.studies.bench.layers import compile_ahead, compile_for, measure_layers
 from asd_policy.eval.studies.bench.options import EAGER_LOOP, BenchOptions
-from asd_policy.eval.studies.bench.run import finish, measure, open_store, scale
-from asd_policy.eval.studies.bench.subjects import load_subject
+from asd_policy.eval.studies.bench.run import bench_machine, finish, measure, open_store, scale
+from asd_policy.eval.studies.bench.subjects import UNTRAINED, Subject, load_subject
 from asd_policy.eval.studies.bench.training import OutOfTime, train_for
 
 HEADLINE = ("asd", "ddpm", "ddim-10", "asd-paper")
 WINDOWS = ("8", "16", "32", "64", "100")
 STEPS = (25, 50, 200, 400, 800)
-CHI = (256, 512, 1024)  # channels of Chi et al. (2023), 64 M parameters
+CHI = UNTRAINED["chi"]["down_dims"]  # channels of Chi et al. (2023), 64 M parameters
 TINY = (16, 32)  # with --quick
 
 
@@ -38,7 +40,12 @@ def main(words: Sequence[str] | None = None) -> int:
             save_npz(load_replay(source, store_keys(source)), target)
             print(f"Demonstrations: {target}")
             return 0
-        return run(options)
+        if options.compile:
+            network, _, precision = options.compile.partition(":")
+            device = torch.device(resolve_device(options.device))
+            compile_for(load_subject(network, device, None), precision)
+            return 0
+        return run_layers(options) if options.layers else run(options)
     except OutOfTime as error:
         print(f"Training stopped at {error}; run the same command to go on.")
         return 1
@@ -61,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     add("--kernels", default="auto", choices=KERNELS, help="of a round's arithmetic")
     add("--commit", help="what to record where the checkout has no .git")
+    add("--layers", action="store_true", help="only forms of the layers: calls by rows, and chunks")
+    add("--networks", nargs="+", default=["shipped", "chi", "lerobot"], help="of --layers")
+    add("--compile", metavar="NETWORK:PRECISION", help="only compile whole layers of one")
     add("--quick", action="store_true", help="a tiny network, few chunks: to see that it works")
     return parser
 
@@ -103,6 +113,32 @@ def run(options: argparse.Namespace) -> int:
     if not complete:
         _say("Stopped by the clock; run the same command to go on.")
     return status if complete else 1
+
+
+def run_layers(options: argparse.Namespace) -> int:
+    """Measure the forms of the layers. With --data, "chi" and "lerobot" are trained before."""
+    deadline = time.monotonic() + 60 * options.minutes
+    name = resolve_device(options.device)
+    device = torch.device(name)
+    if device.type == "cuda":
+        script = [sys.argv[0], "--device", name]
+        compile_ahead(script, options.networks, _say)
+    subjects = {network: _subject(network, options, device) for network in options.networks}
+    settings = {"device": name, "chunks": options.chunks, "quick": options.quick}
+    machine = bench_machine(name) | ({"commit_given": options.commit} if options.commit else {})
+    return measure_layers(options.out, subjects, settings, machine, _say, deadline)
+
+
+def _subject(network: str, options: argparse.Namespace, device: torch.device) -> Subject:
+    if options.data is None or network not in UNTRAINED:
+        return load_subject(network, device, None)
+    replay, channels = load_demonstrations(options.data), UNTRAINED[network]["down_dims"]
+    folder = train_for(
+        options.train_minutes, replay, TINY if options.quick else channels,
+        32 if options.quick else options.batch_size,
+        (options.work or options.out / "training") / network, device, _say,
+    )  # fmt: skip
+    return dataclasses.replace(load_subject(str(folder), device, replay), name=network)
 
 
 def _say(text: str) -> None:

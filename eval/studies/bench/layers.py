@@ -1,0 +1,341 @@
+"""Forms of a network's layers side by side on one GPU: calls by rows, and chunks of samplers.
+
+A cell is measured whole or not at all, and kept at once: a run that was stopped goes on. Triton's
+kernels are compiled before, by a process for each network and precision, all at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asd_policy.engine.cuda_graph import CudaRecorder
+from asd_policy.eval.runs.files import now, write_json
+from asd_policy.eval.runs.schemas import VERSION, read_json
+from asd_policy.eval.runs.store import Store
+from asd_policy.eval.studies.bench.ceilings import matmul_precision, synchronize
+from asd_policy.eval.studies.bench.cells import cell
+from asd_policy.eval.studies.bench.contestants import Chunk, Contestant, Forms, make_contestant
+from asd_policy.eval.studies.bench.options import EAGER_LOOP
+from asd_policy.eval.studies.bench.subjects import Subject
+from asd_policy.eval.studies.bench.summary import latency_figures
+from asd_policy.networks import whole
+from asd_policy.networks.inference import InferenceUnet1D
+
+Json = dict[str, Any]
+Say = Callable[[str], None]
+FILE = "layers.json"
+STORE = Store("measurements of layers", "layers", FILE, fixed=("device", "chunks", "quick"))
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+SAMPLERS = ("asd", "ddpm", "ddim-10")
+REPLAYS = 30
+SIDES = ("fused", "whole")  # as it is, and as it may become
+
+
+@dataclass(frozen=True)
+class LayersCell:
+    """What is measured of one form: "call"s by rows, or "chunk"s of a batch."""
+
+    kind: str
+    network: str
+    precision: str
+    layers: str
+    pdl: bool = False
+    batch: int = 1
+
+    @property
+    def key(self) -> str:
+        return "/".join(map(str, dataclasses.astuple(self)))
+
+    def described(self) -> Json:
+        said = {"key": self.key, **dataclasses.asdict(self)}
+        return said if self.kind == "chunk" else {k: v for k, v in said.items() if k != "batch"}
+
+
+def plan(device: torch.device, networks: Sequence[str]) -> list[LayersCell]:
+    """Cells in the order of what one would miss most: the second network is the issue's."""
+    if device.type != "cuda":
+        return [LayersCell(k, n, "fp32", "products") for n in networks for k in ("call", "chunk")]
+    first = [*networks[1:2], *networks[:1], *networks[2:]]
+    cells = []
+    for network in first:
+        pairs = [(p, form) for p in ("bf16", "tf32") for form in SIDES]
+        cells += [LayersCell("call", network, *pair) for pair in pairs]
+        cells += [LayersCell("call", network, p, "whole", True) for p in ("bf16", "tf32")]
+        cells += [LayersCell("chunk", network, *pair) for pair in pairs]
+    for batch in (8, 32):
+        cells += [LayersCell("chunk", first[0], "tf32", form, False, batch) for form in SIDES]
+    cells += [LayersCell("chunk", first[0], p, "whole", True) for p in ("bf16", "tf32")]
+    return cells
+
+
+def measure_layers(
+    out: Path, subjects: dict[str, Subject], settings: Json, machine: Json, say: Say,
+    deadline: float,
+) -> int:  # fmt: skip
+    """Measure what is not in the folder yet. Returns the exit status: 1 where the clock stopped it
+    or a cell failed."""
+    device = next(iter(subjects.values())).conditions.device
+    content = _claim(out, settings, machine)
+    done = {c["key"] for c in content["cells"] if "failed" not in c}
+    cells = plan(device, list(subjects))
+    pending = [one for one in cells if one.key not in done]
+    for number, one in enumerate(pending, start=1):
+        if time.monotonic() > deadline:
+            say("Stopped by the clock; run the same command to go on.")
+            break
+        say(f"[{number}/{len(pending)}] {one.key}")
+        found = _measured(one, subjects[one.network], settings)
+        say(f"  {summary(found)}")
+        content["cells"] = [c for c in content["cells"] if c["key"] != one.key] + [found]
+        write_json(out / FILE, content)
+    keys = {c["key"] for c in content["cells"] if "failed" not in c}
+    content["complete"] = all(one.key in keys for one in cells)
+    write_json(out / FILE, content)
+    say(f"Kept: {out / FILE}")
+    return 0 if content["complete"] else 1
+
+
+def _claim(out: Path, settings: Json, machine: Json) -> Json:
+    content = STORE.check(out, settings, True, beside=True)
+    if content is None:
+        content = {
+            "schema_version": VERSION["layers"], "started": now(), "settings": settings,
+            "machine": [], "cells": [], "complete": False,
+        }  # fmt: skip
+    if machine not in content["machine"]:
+        content["machine"].append(machine)
+    return content
+
+
+def read_layers(folder: Path) -> Json:
+    """The content of a folder's file. ValueError where it has another form."""
+    return read_json(folder / FILE, "layers")
+
+
+def summary(found: Json) -> str:
+    """A line of what was measured."""
+    if "failed" in found:
+        return f"failed: {found['failed']}"
+    if found["kind"] == "call":
+        times = ", ".join(f"{r}: {m:.3f}" for r, m in zip(found["rows"], found["ms"], strict=True))
+        same = "same bits" if found["bitwise"] else "OTHER BITS"
+        return f"ms by rows {times}; {found['kernels']} kernels, {same}, {max(found['error']):.1e}"
+    return "; ".join(
+        f"{name} {one['latency_ms']['p50']:.2f} (p99 {one['latency_ms']['p99']:.2f}) ms, "
+        f"{one['calls']:.1f} calls" for name, one in found["samplers"].items()
+    )  # fmt: skip
+
+
+def _measured(one: LayersCell, subject: Subject, settings: Json) -> Json:
+    work = _calls if one.kind == "call" else _chunks
+    try:
+        with overlapping(one.pdl):
+            return one.described() | work(one, subject, settings)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        trace = "".join(traceback.format_exception(error))[-3000:]
+        return one.described() | {"failed": text, "traceback": trace}
+
+
+@contextlib.contextmanager
+def overlapping(pdl: bool) -> Iterator[None]:
+    """With programmatic dependent launch, or without."""
+    kept, whole.PDL = whole.PDL, pdl
+    try:
+        yield
+    finally:
+        whole.PDL = kept
+
+
+# ---- calls -------------------------------------------------------------------------------------
+
+
+def _inputs(subject: Subject, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Points of ``rows`` rows, their steps and conditions: the same each time."""
+    device = subject.conditions.device
+    generator = torch.Generator(device).manual_seed(rows)
+    x = torch.randn(rows, *subject.shape, generator=generator, device=device)
+    steps = torch.arange(rows, device=device) * 7 % subject.schedule.num_steps
+    return x, steps, subject.take(0, rows)
+
+
+def prepared_for(one: LayersCell, subject: Subject) -> InferenceUnet1D:
+    timesteps = subject.schedule.timesteps.to(subject.conditions.device)
+    return InferenceUnet1D(subject.network, timesteps, one.precision, one.layers)
+
+
+@torch.inference_mode()
+def _calls(one: LayersCell, subject: Subject, settings: Json) -> Json:
+    device = subject.conditions.device
+    prepared, rows = prepared_for(one, subject), (1, 4) if settings["quick"] else ROWS
+    recorder = CudaRecorder(device) if device.type == "cuda" else None
+    start = time.perf_counter()
+    calls = [Call(prepared, subject, count, recorder) for count in rows]
+    capture_s = time.perf_counter() - start
+    times = [call.milliseconds(4 if settings["quick"] else REPLAYS) for call in calls]
+    return {
+        "parameters": subject.parameters,
+        "rows": list(rows),
+        "ms": [statistics.median(each) for each in times],
+        "least_ms": [min(each) for each in times],
+        "error": [call.error(subject) for call in calls],
+        "bitwise": all(call.repeats() for call in calls),
+        "kernels": calls[-1].kernels(),
+        "capture_s": capture_s,
+        "pool_bytes": sum(call.bytes for call in calls),
+    }
+
+
+class Call:
+    """A call on a number of rows, captured where there is a GPU."""
+
+    def __init__(
+        self, prepared: InferenceUnet1D, subject: Subject, rows: int, recorder: CudaRecorder | None
+    ) -> None:
+        self.x, self.steps, self.cond = _inputs(subject, rows)
+        self.device = self.x.device
+        condition = prepared.condition(self.cond, rows)
+        self.work = partial(self._work, prepared, condition)
+        self.answer, self.bytes = self.work(), 0
+        self.replay: Callable[[], object] = self.work
+        if recorder is not None:
+            self.replay, self.bytes = recorder.record(self.work, f"a call on {rows} rows")
+
+    def _work(self, prepared: InferenceUnet1D, condition: Tensor) -> Tensor:
+        self.answer = prepared(self.x, prepared.timestep_film[self.steps] + condition)
+        return self.answer
+
+    def milliseconds(self, repeats: int) -> list[float]:
+        """Of single calls; on a GPU between two events around each."""
+        for _ in range(3):
+            self.replay()
+        found = []
+        for _ in range(repeats):
+            synchronize(self.device)
+            if self.device.type != "cuda":
+                begun = time.perf_counter()
+                self.replay()
+                found.append(1e3 * (time.perf_counter() - begun))
+                continue
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            self.replay()
+            end.record()
+            end.synchronize()
+            found.append(start.elapsed_time(end))
+        return found
+
+    def repeats(self) -> bool:
+        """Whether replays give the same bits."""
+        self.replay()
+        first = self.answer.clone()
+        for _ in range(20):
+            self.replay()
+            if not torch.equal(self.answer, first):
+                return False
+        return True
+
+    def error(self, subject: Subject) -> float:
+        self.replay()
+        with matmul_precision("fp32"):
+            kept, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+            timesteps = subject.schedule.timesteps.to(self.device)[self.steps]
+            expected = subject.network(self.x, timesteps, self.cond)
+            torch.backends.cudnn.allow_tf32 = kept
+        return float((self.answer - expected).abs().max() / expected.abs().max())
+
+    def kernels(self) -> int | None:
+        """Launched by one call."""
+        if self.device.type != "cuda":
+            return None
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            self.work()
+            synchronize(self.device)
+        on_gpu = torch.autograd.DeviceType.CUDA
+        return sum(event.device_type == on_gpu for event in profile.events())
+
+
+# ---- chunks ------------------------------------------------------------------------------------
+
+
+def _chunks(one: LayersCell, subject: Subject, settings: Json) -> Json:
+    """Samplers in turn, one chunk each (of the fast ones, several)."""
+    device, forms = subject.conditions.device, Forms(one.layers)
+    engine = "cuda_graph" if device.type == "cuda" else "eager"
+    steps, names = subject.schedule.num_steps, list(SAMPLERS)
+    if one.batch == 1 and one.layers == "fused":
+        names.append(EAGER_LOOP)
+    given = one.network, one.batch, steps, one.precision, engine, "auto", "auto"
+    ready: list[Contestant] = []
+    try:
+        for name in names:
+            ready.append(make_contestant(cell(*given, name), subject, forms, device, 0))
+            ready[-1].warm_up()
+        drawn: list[list[Chunk]] = [[] for _ in ready]
+        for _ in range(settings["chunks"]):
+            for contestant, chunks in zip(ready, drawn, strict=True):
+                for _ in range(1 if contestant.cell.sampler in ("ddpm", EAGER_LOOP) else 5):
+                    chunks.append(contestant.draw(len(chunks)))
+    finally:
+        for contestant in ready:
+            contestant.close()
+    (used,) = {prepared.layers for prepared in forms.all()}
+    return {
+        "trained": subject.trained,
+        "engine": ready[0].describe()["engine_used"],
+        "layers_used": used,
+        "fallback": next((p.fallback for p in forms.all() if p.fallback), None),
+        "samplers": {name: _contest(d) for name, d in zip(names, drawn, strict=True)},
+    }
+
+
+def _contest(chunks: list[Chunk]) -> Json:
+    calls = [float(c.stats.calls.max()) for c in chunks]
+    rows = [float(c.stats.evaluations.sum()) for c in chunks]
+    return {
+        "chunks": len(chunks),
+        "latency_ms": latency_figures(np.array([1e3 * c.seconds for c in chunks])),
+        "calls": float(np.mean(calls)),
+        "rows_per_call": float(np.mean(rows) / np.mean(calls)),
+        "window": chunks[-1].stats.window,
+    }
+
+
+# ---- compiling ---------------------------------------------------------------------------------
+
+
+def compile_ahead(script: list[str], networks: Sequence[str], say: Say) -> None:
+    """Compile all kernels, into Triton's cache: a process for each network and precision."""
+    start = time.perf_counter()
+    what = [f"{network}:{precision}" for network in networks for precision in ("bf16", "tf32")]
+    running = [subprocess.Popen([sys.executable, *script, "--compile", one]) for one in what]
+    failed = [one for one, each in zip(what, running, strict=True) if each.wait()]
+    said = f", but for {', '.join(failed)}" if failed else ""
+    say(f"Compiled in {time.perf_counter() - start:.0f} s{said}")
+
+
+@torch.inference_mode()
+def compile_for(subject: Subject, precision: str) -> None:
+    """One call on each number of rows, launches apart and overlapping."""
+    prepared = prepared_for(LayersCell("call", subject.name, precision, "whole"), subject)
+    for pdl in (False, True):
+        with overlapping(pdl):
+            for rows in ROWS:
+                Call(prepared, subject, rows, None)
+    synchronize(subject.conditions.device)

@@ -1,0 +1,78 @@
+"""Forms of a network's layers side by side, as `eval/gpu.py --layers` measures them."""
+
+import json
+
+import pytest
+from eval_schemas import check
+
+torch = pytest.importorskip("torch")
+
+from asd_policy.eval.studies.bench import gpu, layers  # noqa: E402
+from asd_policy.eval.studies.bench.layers import plan, read_layers  # noqa: E402
+
+WORDS = ["--layers", "--device", "cpu", "--quick", "--networks", "shipped", "--chunks", "1"]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(layers, "SAMPLERS", ("ddim-2", "ddim-4"))
+
+
+def test_cells_are_measured_kept_and_not_measured_again(short, tmp_path, capsys):
+    words = [*WORDS, "--out", str(tmp_path)]
+    assert gpu.main([*words, "--minutes", "0"]) == 1
+    assert "run the same command to go on" in capsys.readouterr().out
+    assert gpu.main(words) == 0
+    content = json.loads((tmp_path / "layers.json").read_text())
+    check("layers", content)
+    call, chunk = content["cells"]
+    assert call["rows"] == [1, 4]
+    assert call["bitwise"]
+    assert max(call["error"]) < 1e-4
+    assert chunk["layers_used"] == "products"
+    assert {name: c["calls"] for name, c in chunk["samplers"].items()} == {
+        "ddim-2": 2.0, "ddim-4": 4.0,
+    }  # fmt: skip
+    assert "ddim-4" in capsys.readouterr().out
+    assert gpu.main(words) == 0
+    assert "ddim-4" not in capsys.readouterr().out
+    assert read_layers(tmp_path) == content
+    assert gpu.main([*words[:-3], "2", *words[-2:]]) == 2  # other chunks
+    assert "chunks" in capsys.readouterr().out
+
+
+def test_a_cell_that_fails_is_said_and_tried_again(short, tmp_path, capsys, monkeypatch):
+    words = [*WORDS, "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(layers, "prepared_for", lambda one, subject: 1 / 0)
+        assert gpu.main(words) == 1
+    assert "failed: ZeroDivisionError" in capsys.readouterr().out
+    content = json.loads((tmp_path / "layers.json").read_text())
+    check("layers", content)
+    assert [("failed" in c, c["kind"]) for c in content["cells"]] == [
+        (True, "call"), (False, "chunk"),
+    ]  # fmt: skip
+    assert gpu.main(words) == 0
+    assert all("failed" not in c for c in read_layers(tmp_path)["cells"])
+
+
+def test_on_a_gpu_both_forms_of_all_networks_are_measured():
+    cells = plan(torch.device("cuda"), ["shipped", "chi", "lerobot"])
+    assert len({one.key for one in cells}) == len(cells)
+    assert cells[0].network == "chi"
+    for network in ("shipped", "chi", "lerobot"):
+        for precision in ("bf16", "tf32"):
+            for kind in ("call", "chunk"):
+                found = {
+                    one.layers for one in cells
+                    if (one.kind, one.network, one.precision) == (kind, network, precision)
+                }  # fmt: skip
+                assert found == {"fused", "whole"}
+    assert {one.batch for one in cells} == {1, 8, 32}
+    assert layers.ROWS == (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def test_overlapping_launches_are_switched_off_again():
+    with layers.overlapping(True):
+        assert layers.whole.PDL
+    assert not layers.whole.PDL
