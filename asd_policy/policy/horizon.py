@@ -19,6 +19,7 @@ from asd_policy.samplers.result import Stats
 
 Observation = Mapping[str, Any]
 Frame = Any  # one environment's observation at one time, as its source keeps it
+Stream = Any  # what a source draws from: PyTorch's generators, where it draws here
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,10 @@ class ChunkSource(ABC):
         """
 
     @abstractmethod
-    def draw(
-        self, histories: Sequence[Sequence[Frame]], streams: Sequence[torch.Generator]
-    ) -> Chunks:
+    def draw(self, histories: Sequence[Sequence[Frame]], streams: Sequence[Stream]) -> Chunks:
         """One chunk for each of B histories of To frames, from its random stream, in one batch."""
 
-    def stream(self, seed: int | None) -> torch.Generator:
+    def stream(self, seed: int | None) -> Stream:
         """The random stream of an environment with this seed; None draws one."""
         generator = torch.Generator("cpu")
         if seed is None:
@@ -84,7 +83,7 @@ class Environment:
     """
 
     seed: int | None
-    stream: torch.Generator
+    stream: Stream
     drawn: int = 0
     history: deque[Frame] = field(default_factory=deque)
     queue: deque[np.ndarray] = field(default_factory=deque)
@@ -134,6 +133,7 @@ class RecedingHorizon:
         self.source = source
         self.on_draw: Callable[[Draw], None] | None = None
         self.environments: list[Environment] = []
+        self._free: list[int] = []  # numbers of environments that have left
         self._cost = _Cost()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,12 +165,33 @@ class RecedingHorizon:
         if seeds is None or isinstance(seeds, (int, np.integer)):
             seeds = [seeds]
         self.environments = [self._environment(seed) for seed in seeds]
+        self._free = []
         self.source.expect(len(self.environments))
         self._cost = _Cost(len(self.environments))
 
     def reset_env(self, index: int, seed: int | None = None) -> None:
         """Start a new episode in one environment."""
         self.environments[index] = self._environment(seed)
+
+    def join(self, environment: Environment) -> int:
+        """Take in one more environment, whatever the number that was expected; returns its index,
+        one that has left where there is one."""
+        if self._free:
+            index = self._free.pop()
+            self.environments[index] = environment
+            return index
+        self.environments.append(environment)
+        return len(self.environments) - 1
+
+    def leave(self, index: int) -> None:
+        """Forget an environment; its index may become another's."""
+        self.environments[index] = Environment(None, None)
+        self._free.append(index)
+
+    @property
+    def present(self) -> int:
+        """Environments that there are."""
+        return len(self.environments) - len(self._free)
 
     def _environment(self, seed: int | None) -> Environment:
         return Environment(seed, self.source.stream(seed))
@@ -223,10 +244,14 @@ class RecedingHorizon:
         if rows:
             chunks = self.predict([indices[row] for row in rows])
             for row, actions in zip(rows, chunks, strict=True):
-                environments[row].queue.extend(actions[: self.horizons[1]])
+                self.enqueue(indices[row], actions)
             cost = _Cost(len(environments), rows, self._cost.stats, self._cost.seconds)
         self._cost = cost
         return np.stack([environment.queue.popleft() for environment in environments])
+
+    def enqueue(self, index: int, actions: np.ndarray) -> None:
+        """Have the first Ta of a chunk's actions executed by one environment."""
+        self.environments[index].queue.extend(actions[: self.horizons[1]])
 
     def next(self, index: int) -> np.ndarray:
         """The next queued action (action_dim,) of one environment."""
@@ -239,7 +264,11 @@ class RecedingHorizon:
         Args, errors: as for :meth:`act_batch`, which begins with this.
         """
         indices = range(len(self.environments)) if indices is None else indices
-        self.remember(self.source.frames(observations, len(indices)), indices)
+        self.remember(self.frames(observations, len(indices)), indices)
+
+    def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
+        """:meth:`observe`'s first half: what the source makes of observations. Nothing is kept."""
+        return self.source.frames(observations, batch)
 
     def remember(self, frames: Sequence[Sequence[Frame]], indices: Sequence[int]) -> None:
         """:meth:`observe` for what the source has made of observations already."""

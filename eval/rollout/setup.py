@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,13 @@ import torch
 from asd_policy.device import resolve_device
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
-from asd_policy.errors import CheckpointError, InputError, IntegrationError
+from asd_policy.errors import CheckpointError, InputError
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout.loop import Setup
 from asd_policy.eval.slots import make_env, open_slots
-from asd_policy.eval.subject import ROBOMIMIC_SUFFIX, checkpoint_of
-from asd_policy.integrations.robomimic_checkpoint import (
-    RobomimicCheckpoint,
-    read_checkpoint,
-    to_checkpoint,
-)
+from asd_policy.eval.subject import checkpoint_of
+from asd_policy.integrations.loaders import open_policies
 from asd_policy.integrations.robomimic_environment import check_environment
-from asd_policy.policy import DiffusionPolicy, SamplerConfig, load_checkpoint
 from asd_policy.progress import Stage
 
 
@@ -108,38 +102,3 @@ def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
                 f"{checkpoint} sees {', '.join(pictures)}, which cannot be rendered here: {error}"
             ) from error
     return pictures
-
-
-def open_policies(checkpoint: Path, place: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
-    """Read a checkpoint folder, or a file of robomimic's, once: the function that is returned makes
-    its policy with the settings of a sampler. Such policies share the network.
-
-    Raises:
-        CheckpointError: neither of them.
-        IntegrationError: a policy that sees pictures, and no robomimic, which has its encoder.
-    """
-    if checkpoint.suffix != ROBOMIMIC_SUFFIX:
-        made = load_checkpoint(checkpoint)
-        return lambda settings: DiffusionPolicy(made, SamplerConfig.named(**settings), **place)
-    file = read_checkpoint(checkpoint)
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    if file.image_keys:
-        return lambda settings: _image_policy(file, SamplerConfig.named(**settings), place, digest)
-    made = to_checkpoint(file)
-    made.card["sha256"] = digest
-    return lambda settings: DiffusionPolicy(made, SamplerConfig.named(**settings), **place)
-
-
-def _image_policy(
-    file: RobomimicCheckpoint, sampler: SamplerConfig, place: dict[str, Any], digest: str
-) -> Any:
-    try:
-        from asd_policy.integrations.robomimic.evaluation import ImagePolicy
-    except IntegrationError as error:
-        raise IntegrationError(
-            f"{file.path} sees {', '.join(file.image_keys)}, through an encoder that robomimic "
-            f"has: {error}"
-        ) from error
-    policy = ImagePolicy(file, sampler, place)
-    policy.card["sha256"] = digest
-    return policy
