@@ -69,8 +69,8 @@ def main_serve(
     limits = Limits(int(max_message_mb * 2**20), max_rate, idle_s, clients=max_clients)
     _check(limits, port, robots, wait_ms)
     token = None if token_file is None else _token(token_file)
-    place = {"device": resolve_device(device), "engine": engine, "precision": precision}
-    place |= {"compile": compile, "threads": threads}
+    place: dict[str, Any] = {"device": resolve_device(device), "engine": engine}
+    place |= {"precision": precision, "compile": compile, "threads": threads}
     policy = _open(checkpoint, place, sampler, window, steps)
     with Stage("drawing the first chunks"):
         warm_up(policy, robots)

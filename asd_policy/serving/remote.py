@@ -104,9 +104,15 @@ def _timing(answer: Mapping[str, Any]) -> dict[str, float]:
 
 def _stats(answer: Mapping[str, Any]) -> Stats:
     detail = answer["detail"]
-    counts = (torch.tensor(answer[name]) for name in ("calls", "evaluations"))
-    steps = (torch.from_numpy(detail[n].astype(np.int64)) for n in ("accepted", "decided"))
-    return Stats(detail["sampler"], detail["window"], *counts, *steps, dict(detail["seconds"]))
+    return Stats(
+        detail["sampler"],
+        detail["window"],
+        calls=torch.tensor(answer["calls"]),
+        evaluations=torch.tensor(answer["evaluations"]),
+        accepted=torch.from_numpy(detail["accepted"].astype(np.int64)),
+        decided=torch.from_numpy(detail["decided"].astype(np.int64)),
+        seconds=dict(detail["seconds"]),
+    )
 
 
 class RemotePolicy(RecedingHorizon):

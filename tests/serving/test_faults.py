@@ -6,12 +6,8 @@ import contextlib
 import random
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +15,6 @@ import pytest
 pytest.importorskip("websockets")
 import msgpack
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
 
 from asd_policy.errors import (
     ConnectionLostError,
@@ -29,67 +24,9 @@ from asd_policy.errors import (
     NonFiniteError,
     ServerError,
 )
-from asd_policy.policy import DiffusionPolicy, save_checkpoint
-from asd_policy.serving import Client, Limits, RemotePolicy, Server
+from asd_policy.serving import Client, Limits
 from asd_policy.serving.protocol import KEY, error_of, pack, unpack
-from reference.served import address, observation, served, tiny_policy
-from reference.tiny import tiny_checkpoint
-
-
-@contextlib.contextmanager
-def undisturbed(server: Server, seed: int = 11) -> Iterator[list[float]]:
-    """A robot that acts all the while, and whose actions must be the local policy's; its round
-    trips in seconds. It is the first client."""
-    local, stop, spent = tiny_policy(), threading.Event(), list[float]()
-    here = threading.Event()
-    errors: list[BaseException] = []
-
-    def drive() -> None:
-        try:
-            with Client(address(server)) as client:
-                policy = RemotePolicy(client)
-                policy.reset(seed)
-                local.reset(seed)
-                here.set()
-                t = 0
-                while not stop.is_set() or t < 6:
-                    now = observation(t)
-                    start = time.perf_counter()
-                    action = policy.act(now)
-                    spent.append(time.perf_counter() - start)
-                    np.testing.assert_allclose(action, local.act(now), atol=1e-4)
-                    t += 1
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=drive)
-    thread.start()
-    assert here.wait(20), errors
-    try:
-        yield spent
-    finally:
-        stop.set()
-        thread.join(60)
-    assert not errors, errors
-    assert not thread.is_alive()
-    assert len(spent) >= 6
-
-
-def raw(server: Server) -> ClientConnection:
-    made = connect(address(server), compression=None, max_size=None, proxy=None).__enter__()
-    unpack(made.recv(10))
-    return made
-
-
-def gone(server: Server, clients: int) -> bool:
-    """Whether so few clients are there within ten seconds."""
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        if server.health()["clients"] <= clients:
-            return True
-        time.sleep(0.02)
-    return False
-
+from reference.served import address, gone, observation, raw, served, tiny_policy, undisturbed
 
 # ---- messages -----------------------------------------------------------------------------------
 
@@ -366,72 +303,3 @@ def test_a_server_that_hangs_is_a_lost_connection() -> None:
         with pytest.raises(ConnectionLostError, match="is closed"):
             client.infer(observation(0))
         until.set()
-
-
-# ---- the process --------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def process(folder: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """`asd-policy serve`, and its port."""
-    words = [sys.executable, "-m", "asd_policy", "serve", "--checkpoint", str(folder)]
-    words += ["--port", str(port), "--window", "4", "--device", "cpu"]
-    made = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert made.stdout is not None
-        line = made.stdout.readline()
-        assert line.startswith(f"serving {folder}, asd at ws://127.0.0.1:"), made.communicate()
-        yield made, int(line.rpartition(":")[2])
-    finally:
-        made.kill()
-        made.communicate()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tiny_checkpoint()
-    policy = DiffusionPolicy(made)
-    for t in range(6):
-        policy.act(observation(t))
-    made.card["calibration"] = policy.calibration.to_dict()
-    return save_checkpoint(tmp_path / "tiny", made)
-
-
-def test_kill_9_in_mid_episode_is_named_and_gone_on_after(folder: Path) -> None:
-    """A new server at the same address goes on with the stream where it was."""
-    local = DiffusionPolicy.load(folder, window=4)
-    local.reset(9)
-    expected = [local.act(observation(t)) for t in range(12)]
-    with process(folder) as (first, port):
-        client = Client(f"ws://127.0.0.1:{port}")
-        policy = RemotePolicy(client)
-        policy.reset(9)
-        got = [policy.act(observation(t)) for t in range(6)]
-        first.kill()
-        first.wait()
-        with pytest.raises(ConnectionLostError, match=f"connection to ws://127.0.0.1:{port} ended"):
-            policy.act(observation(6))
-        with pytest.raises(ConnectionLostError, match="cannot be reached"):
-            client.reconnect()
-    with process(folder, port):
-        client.reconnect()
-        got += [policy.take([0])[0]]  # what was observed is observed
-        got += [policy.act(observation(t)) for t in range(7, 12)]
-        client.close()
-    np.testing.assert_array_equal(np.stack(got), np.stack(expected))
-
-
-@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
-def test_a_signal_drains(folder: Path, signal_name: str) -> None:
-    import signal
-
-    with process(folder) as (made, port):
-        client = Client(f"ws://127.0.0.1:{port}")
-        client.infer(observation(0))
-        made.send_signal(getattr(signal, signal_name))
-        _out, errors = made.communicate(timeout=30)
-        assert made.returncode == 0
-        assert "ended, 1 chunks in 1 batches were drawn" in errors
-        assert "Traceback" not in errors
-        with pytest.raises(ConnectionLostError, match="the server is ending"):
-            client.infer(observation(0))
