@@ -45,10 +45,12 @@ class ChunkSource(ABC):
         horizons: (To, Ta, Tp): observations that a chunk is drawn from, actions of it that are
             executed, and its length. Its action To − 1 is that of the latest observation's time.
         pictures: observations that are pictures, key → (height, width).
+        conditions: whether it has :meth:`draw_after`.
     """
 
     horizons: tuple[int, int, int]
     pictures: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    conditions: bool = False
 
     @abstractmethod
     def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
@@ -70,6 +72,22 @@ class ChunkSource(ABC):
         else:
             generator.manual_seed(int(seed))
         return generator
+
+    def draw_after(
+        self,
+        histories: Sequence[Sequence[Frame]],
+        streams: Sequence[Stream],
+        committed: Sequence[np.ndarray],
+    ) -> Chunks:
+        """:meth:`draw`, given the actions (n, action_dim) of each from now on, n from 0 to H.
+
+        Raises:
+            ValueError: a source whose chunks cannot be conditioned.
+        """
+        raise InputError("this source's chunks cannot be conditioned on committed actions")
+
+    def reconnect(self) -> None:  # noqa: B027
+        """Reach what draws anew, where that is elsewhere. Raises ConnectionLostError."""
 
     def expect(self, batch: int) -> None:  # noqa: B027
         """Be told how many environments there are, which a source need not care about."""
@@ -275,8 +293,15 @@ class RecedingHorizon:
         for index, new in zip(indices, frames, strict=True):
             self.environments[index].observe(new, self.horizons[0])
 
-    def predict(self, indices: Sequence[int] | None = None) -> np.ndarray:
+    def predict(
+        self,
+        indices: Sequence[int] | None = None,
+        committed: Sequence[np.ndarray] | None = None,
+    ) -> np.ndarray:
         """Draw a chunk for each environment from what it has observed so far; queues are left.
+
+        Args:
+            committed: actions (n, action_dim) of each from now on that chunks are given, if any.
 
         Returns:
             (B, Tp − To + 1, action_dim) actions, the first for the time of the latest observation.
@@ -288,7 +313,11 @@ class RecedingHorizon:
         """
         indices = range(len(self.environments)) if indices is None else indices
         environments, start = [self.environments[i] for i in indices], time.perf_counter()
-        made = self.source.draw([e.history for e in environments], [e.stream for e in environments])
+        drawn_from = [e.history for e in environments], [e.stream for e in environments]
+        if committed is None:
+            made = self.source.draw(*drawn_from)
+        else:
+            made = self.source.draw_after(*drawn_from, committed)
         seconds, batch = time.perf_counter() - start, len(environments)
         self._cost = _Cost(batch, range(batch), made.stats, seconds)
         if self.on_draw is not None:
