@@ -45,11 +45,12 @@ class Drawn:
 @dataclass
 class Job:
     """Observations of some environments of the policy's, and what is wanted for them: "infer",
-    "act" or "observe"."""
+    "act" or "observe"; ``committed``: actions of each that its chunk is given, if any."""
 
     call: str
     indices: Sequence[int]
     frames: Frames
+    committed: Sequence[np.ndarray] | None = None
     arrived: float = field(default_factory=time.perf_counter)
     answer: Future[Drawn] = field(default_factory=Future)
 
@@ -154,7 +155,8 @@ class Batcher:
         for job in ready:
             if job not in due:
                 self._answer(job, {}, began, 0.0, 0)
-        self._draw(due, began)
+        for chain in (False, True):  # without and with commitments are two chains
+            self._draw([job for job in due if (job.committed is not None) == chain], began)
 
     def _observe(self, job: Job) -> bool:
         """Whether the job's observations could be taken in: all of them, or none."""
@@ -179,12 +181,15 @@ class Batcher:
             return
         policy = self._policy
         rows = [index for job in jobs for index in self._rows(job)]
+        given = None
+        if jobs[0].committed is not None:
+            given = [actions for job in jobs for actions in job.committed or ()]
         streams = [policy.environments[index].stream for index in rows]
         before = [stream.get_state() for stream in streams]
         try:
             self._settle()
             start = time.perf_counter()
-            chunks = policy.predict(rows)
+            chunks = policy.predict(rows, given)
             seconds = time.perf_counter() - start
             costs = policy.last_chunks
         except Exception as error:

@@ -39,6 +39,9 @@ def metadata_of(policy: Any, seen: Seen, wait_s: float, limits: Limits) -> dict[
         "checkpoint_sha256": card.get("sha256"),
         # Whether `begin` can go on with a seed after chunks that were drawn from it.
         "resumes": isinstance(policy.source, CheckpointSource),
+        "conditions": policy.source.conditions,  # whether it takes `committed`
+        # With a stored calibration, a chunk depends on its seed; else on those before it as well.
+        "calibration": "frozen" if policy.source.sampler.calibration.frozen else "learning",
         "wait_ms": 1e3 * wait_s,
         "limits": {"message_bytes": limits.message_bytes, "robots": limits.robots},
     }

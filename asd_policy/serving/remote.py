@@ -73,16 +73,56 @@ class RemoteSource(ChunkSource):
         times = self.seen.frames(observations, (batch,))
         return [[{k: v[row] for k, v in rows.items()} for rows in times] for row in range(batch)]
 
+    @property
+    def conditions(self) -> bool:  # type: ignore[override]
+        """Whether the server's chunks can be given committed actions."""
+        return bool(self.client.metadata["conditions"])
+
+    def reconnect(self) -> None:
+        """Connect anew, and go on with every stream where it was.
+
+        Raises:
+            ConnectionLostError: nobody is there.
+            ServerError: another policy is.
+        """
+        before = self.client.metadata
+        self.client.reconnect()
+        told = self.client.metadata
+        for key in ("checkpoint_sha256", "sampler", "observations", "chunk"):
+            if told.get(key) != before.get(key):
+                raise ServerError(
+                    f"{self.client.address} serves another policy now: {key} was "
+                    f"{before.get(key)!r}, and is {told.get(key)!r}"
+                )
+
     def draw(self, histories: Sequence[Sequence[Frame]], streams: Sequence[RemoteStream]) -> Chunks:
+        return self._draw(histories, streams)
+
+    def draw_after(
+        self,
+        histories: Sequence[Sequence[Frame]],
+        streams: Sequence[RemoteStream],
+        committed: Sequence[np.ndarray],
+    ) -> Chunks:
+        return self._draw(histories, streams, committed=list(committed))
+
+    def _draw(
+        self,
+        histories: Sequence[Sequence[Frame]],
+        streams: Sequence[RemoteStream],
+        **asked: Any,
+    ) -> Chunks:
         stacked = {
             key: np.stack([np.stack([frame[key] for frame in history]) for history in histories])
             for key in self.seen.shapes
         }
+        new = [stream for stream in streams if stream.connection != self.client.connections]
         answer = self.client.infer_batch(
             stacked,
             robots=[stream.robot for stream in streams],
-            begin=[_begin(s) for s in streams if s.connection != self.client.connections],
+            begin=[self._begin(stream) for stream in new],
             detail=True,
+            **asked,
         )
         for stream in streams:
             stream.connection, stream.drawn = self.client.connections, stream.drawn + 1
@@ -91,9 +131,12 @@ class RemoteSource(ChunkSource):
         past = np.full_like(actions[:, : self.horizons[0] - 1], np.nan)  # is not sent
         return Chunks(np.concatenate([past, actions], axis=1), _stats(answer))
 
-
-def _begin(stream: RemoteStream) -> list[int]:
-    return [stream.robot, stream.seed, stream.drawn]
+    def _begin(self, stream: RemoteStream) -> list[int]:
+        """Where a stream cannot be gone on with, it is left for a new one: the same noise a second
+        time would be no sample."""
+        if stream.drawn and not self.client.metadata["resumes"]:
+            stream.seed, stream.drawn = secrets.randbits(63), 0
+        return [stream.robot, stream.seed, stream.drawn]
 
 
 def _timing(answer: Mapping[str, Any]) -> dict[str, float]:

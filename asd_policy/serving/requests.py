@@ -8,6 +8,8 @@ The entry, a mapping, says more:
     robots  numbers of this connection's robots, one for each row (default 0, 1, …)
     begin   robots that begin an episode first: [number, seed, chunks that were drawn from it]
     detail  true: the answer tells accepted drafts step by step
+    committed  actions (n, action_dim) of each row from now on, that its chunk is given: see
+            ``asd_policy.policy.inpaint``; for "infer" and "infer_batch"
 
 Observations are (\\*shape) of each key; (n, \\*shape) are the last n, oldest first, n up to To. In
 a batch there is one axis of robots before that.
@@ -16,7 +18,7 @@ a batch there is one axis of robots before that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from asd_policy.serving.protocol import KEY
 
 CALLS = ("infer", "infer_batch", "act", "observe", "reset", "health")
 MOST_DRAWN = 10_000  # chunks that a stream is moved on by; drawing their noise takes half a second
-_ENTRIES = {"call", "robots", "begin", "detail"}
+_ENTRIES = {"call", "robots", "begin", "detail", "committed"}
 Frames = list[dict[str, np.ndarray]]
 
 
@@ -98,11 +100,12 @@ class Request:
     """A message, understood. ``robots``: of the rows; ``unused``: entries that are not seen."""
 
     call: str
-    robots: Sequence[int]
-    begin: Sequence[Begin]
-    frames: Frames
-    detail: bool
-    unused: Sequence[str]
+    robots: Sequence[int] = ()
+    begin: Sequence[Begin] = ()
+    frames: Frames = field(default_factory=list)
+    detail: bool = False
+    unused: Sequence[str] = ()
+    committed: Sequence[np.ndarray] | None = None
 
 
 def read_request(message: dict[str, Any], seen: Seen, most_robots: int) -> Request:
@@ -124,7 +127,7 @@ def read_request(message: dict[str, Any], seen: Seen, most_robots: int) -> Reque
         raise MessageError(f"call must be one of {', '.join(CALLS)}; got {call!r:.80}")
     begin = [_begin(entry, most_robots) for entry in _list(asked.get("begin", []), "begin")]
     if call in ("reset", "health"):
-        return Request(call, (), begin, [], False, ())
+        return Request(call, begin=begin)
     rows = _rows(message, seen) if call == "infer_batch" else 1
     robots = _list(asked.get("robots", list(range(rows))), "robots")
     for number in robots:
@@ -133,7 +136,8 @@ def read_request(message: dict[str, Any], seen: Seen, most_robots: int) -> Reque
         raise MessageError(f"robots must be {rows} different numbers, got {robots!r:.80}")
     frames = seen.frames(message, (rows,) if call == "infer_batch" else ())
     unused = sorted(set(message) - set(seen.shapes))
-    return Request(call, robots, begin, frames, asked.get("detail") is True, unused)
+    given = _committed(asked["committed"], call, rows) if "committed" in asked else None
+    return Request(call, robots, begin, frames, asked.get("detail") is True, unused, given)
 
 
 def _rows(message: Mapping[str, Any], seen: Seen) -> int:
@@ -142,6 +146,15 @@ def _rows(message: Mapping[str, Any], seen: Seen) -> int:
     if rows < 1:
         raise InputError("expected observations of one robot or more, got none")
     return rows
+
+
+def _committed(value: Any, call: str, rows: int) -> list[np.ndarray]:
+    if call not in ("infer", "infer_batch"):
+        raise MessageError(f"committed is for infer and infer_batch, got it with {call}")
+    each = [_numbers("committed", actions) for actions in _list(value, "committed")]
+    if len(each) != rows:
+        raise MessageError(f"committed must list the actions of {rows} rows, got {len(each)}")
+    return each
 
 
 def _list(value: Any, name: str) -> list[Any]:

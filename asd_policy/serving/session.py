@@ -61,7 +61,8 @@ class Session:
             return {"robots": len(self._places)}
         indices = [self._places[robot] for robot in request.robots]
         call = "infer" if request.call == "infer_batch" else request.call
-        drawn = await self._batcher.draw(Job(call, indices, request.frames, arrived))
+        job = Job(call, indices, request.frames, request.committed, arrived)
+        drawn = await self._batcher.draw(job)
         return answer_of(request, drawn)
 
     def _newcomers(self, request: Request) -> list[Begin]:

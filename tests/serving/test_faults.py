@@ -61,6 +61,13 @@ WRONG = {
     "rows": (pack({KEY: {"call": "infer_batch"}, **observation(0, (2,)), "arm": 1}), InputError),
     "seed": (pack({KEY: {"call": "reset", "begin": [[0, -1]]}}), MessageError),
     "seeds": (pack({KEY: {"call": "reset", "begin": [[0, 1, 2, 3]]}}), MessageError),
+    "committed": (pack({KEY: {"committed": 3}, **observation(0)}), MessageError),
+    "committed rows": (pack({KEY: {"committed": []}, **observation(0)}), MessageError),
+    "committed shape": (pack({KEY: {"committed": [np.zeros(3)]}, **observation(0)}), InputError),
+    "committed to act": (
+        pack({KEY: {"call": "act", "committed": [np.zeros((1, 2))]}, **observation(0)}),
+        MessageError,
+    ),
     "endless": (pack({KEY: {"call": "reset", "begin": [[0, 1, 10**12]]}}), MessageError),
 }
 
@@ -107,7 +114,7 @@ def test_a_fault_of_the_server_is_named_and_it_goes_on(caplog: pytest.LogCapture
     real = policy.source.draw
 
     def breaks(histories, streams):  # type: ignore[no-untyped-def]
-        if float(histories[0][-1][0]) > 1.5:
+        if max(float(history[-1][0]) for history in histories) > 1.5:
             raise KeyError("broken")
         return real(histories, streams)
 

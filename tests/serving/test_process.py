@@ -6,7 +6,9 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ import pytest
 
 pytest.importorskip("websockets")
 from asd_policy.errors import ConnectionLostError
-from asd_policy.policy import DiffusionPolicy, save_checkpoint
+from asd_policy.policy import Controller, DiffusionPolicy, save_checkpoint
+from asd_policy.policy.control import Report
 from asd_policy.serving import Client, RemotePolicy
 from reference.served import observation
 from reference.tiny import tiny_checkpoint
@@ -63,7 +66,7 @@ def test_kill_9_in_mid_episode_is_named_and_gone_on_after(folder: Path) -> None:
         with pytest.raises(ConnectionLostError, match="cannot be reached"):
             client.reconnect()
     with process(folder, port):
-        client.reconnect()
+        policy.source.reconnect()
         got += [policy.take([0])[0]]  # what was observed is observed
         got += [policy.act(observation(t)) for t in range(7, 12)]
         client.close()
@@ -82,3 +85,57 @@ def test_a_signal_drains(folder: Path, signal_name: str) -> None:
         assert "Traceback" not in errors
         with pytest.raises(ConnectionLostError, match="the server is ending"):
             client.infer(observation(0))
+
+
+class Watched:
+    """A robot that keeps the actions of each step: None where it held still."""
+
+    def __init__(self) -> None:
+        self.done: list[np.ndarray | None] = []
+
+    def observe(self) -> dict[str, np.ndarray]:
+        self.done.append(None)
+        return observation(len(self.done))
+
+    def act(self, action: np.ndarray) -> None:
+        self.done[-1] = action
+
+
+@pytest.mark.parametrize("join", ["replace", "condition"])
+def test_a_controller_outlives_its_server(folder: Path, join: str) -> None:
+    """Killed in mid-episode: the chunk at hand is executed to its end, then the robot holds still,
+    and goes on when there is a server again."""
+    robot, stages = Watched(), list[int]()
+
+    def moves(since: int) -> bool:
+        return any(action is not None for action in robot.done[since:])
+
+    with process(folder) as (first, port):
+        policy = RemotePolicy(Client(f"ws://127.0.0.1:{port}"))
+        controller = Controller(policy, join, retry_s=0.1)
+        reports: list[Report] = []
+        end = threading.Event()
+        running = threading.Thread(
+            target=lambda: reports.append(controller.run(robot, 20.0, seed=1, stop=end.is_set))
+        )
+        running.start()
+        wait_until(lambda: len(robot.done) > 20 and moves(10))
+        first.kill()
+        first.wait()
+        stages.append(len(robot.done))
+        wait_until(lambda: len(robot.done) > stages[0] + 20)
+    assert not moves(stages[0] + 9), "an action was executed past its time"
+    with process(folder, port):
+        stages.append(len(robot.done))
+        wait_until(lambda: moves(stages[1]))
+        end.set()
+        running.join(30)
+    assert reports[0].lost >= 2
+    assert reports[0].held == sum(action is None for action in robot.done)
+
+
+def wait_until(so: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < until, "it did not come about within a minute"
+        time.sleep(0.02)

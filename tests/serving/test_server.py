@@ -219,3 +219,42 @@ def test_what_was_asked_is_answered_before_the_end() -> None:
         idle.infer(observation(0))
     with pytest.raises(ConnectionLostError):
         busy.infer(observation(0))
+
+
+def test_committed_actions_go_to_the_server_and_back() -> None:
+    """In one batch with a client without: each has the local policy's."""
+    given = np.array([[0.5, -0.25], [0.1, 0.9]], np.float32)
+    expected = []
+    for committed in ([given], None):
+        local = tiny_policy()
+        local.reset(5)
+        local.observe({k: v[None] for k, v in observation(1).items()})
+        expected.append(local.predict([0], committed)[0])
+    got: dict[bool, np.ndarray] = {}
+    with served(wait_s=2.0) as server:
+        clients = [Client(address(server) + "/?seed=5") for _ in range(2)]
+
+        def ask(after: bool) -> None:
+            asked = {"committed": [given]} if after else {}
+            got[after] = clients[after].ask(observation(1), "infer", **asked)["actions"]
+
+        threads = [threading.Thread(target=ask, args=(after,)) for after in (True, False)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for client in clients:
+            client.close()
+    np.testing.assert_allclose(got[True], expected[0], atol=1e-4)
+    np.testing.assert_allclose(got[True][:2], given, atol=1e-5)
+    np.testing.assert_allclose(got[False], expected[1], atol=1e-4)
+
+
+def test_another_policy_in_the_place_of_the_first_is_noticed() -> None:
+    with served() as server:
+        policy = RemotePolicy(Client(address(server)))
+        policy.act(observation(0))
+        policy.client.metadata["checkpoint_sha256"] = "another"
+        with pytest.raises(ServerError, match="serves another policy now: checkpoint_sha256 was"):
+            policy.source.reconnect()
+        policy.close()
