@@ -68,6 +68,12 @@ _RAY_HELP = (
 )
 
 
+_REMOTE_HELP = (
+    "Have chunks drawn by `asd-policy serve`, one server for each of --samplers, in their order; "
+    "window and steps must be the servers'. Seed by seed, episodes are as with the policy here."
+)
+
+
 def _arg(metavar: str | None, text: str | None = None) -> Any:
     return tyro.conf.arg(metavar=metavar, help=text)
 
@@ -102,6 +108,7 @@ class EvalOptions:
     """Robots driven at once by one batched policy; more than 1 are each simulated in a process of
     their own. Measure latency with 1."""
     ray: Annotated[tuple[str, ...] | None, _arg("[ADDRESS]", _RAY_HELP)] = None
+    remote: Annotated[tuple[str, ...], _arg("ADDRESS [ADDRESS ...]", _REMOTE_HELP)] = ()
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
     engine: Literal["auto", "eager", "cuda_graph"] = "auto"
@@ -162,6 +169,7 @@ def check_options(options: EvalOptions) -> None:
     if options.name is not None and (not options.name or Path(options.name).name != options.name):
         raise InputError(f"--name must be a plain file name, got {options.name!r}")
     _check_ray(options)
+    _check_remote(options)
     if options.resume and options.out is None:
         raise InputError("--resume needs --out, the folder of the run to continue; got none")
 
@@ -180,6 +188,27 @@ def _check_ray(options: EvalOptions) -> None:
         beside = "--record" if options.record else "--delay"
         raise InputError(
             f"{beside} needs the policy in this process, and --ray has it in another; leave one out"
+        )
+
+
+_THE_SERVER_S = (
+    "checkpoint", "ray", "device", "engine", "precision", "compile", "threads", "measure", "record",
+)  # fmt: skip
+
+
+def _check_remote(options: EvalOptions) -> None:
+    if not options.remote:
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(EvalOptions)}
+    other = [name for name in _THE_SERVER_S if getattr(options, name) != defaults[name]]
+    if other:
+        raise InputError(
+            f"--{other[0]} is of a policy in this process, not of --remote; leave it out"
+        )
+    if len(options.remote) != len(options.samplers):
+        raise InputError(
+            f"--remote takes one address for each of --samplers ({', '.join(options.samplers)}); "
+            f"got {len(options.remote)}"
         )
 
 

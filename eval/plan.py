@@ -15,7 +15,7 @@ from asd_policy.eval.subject import with_its_task
 
 Json = dict[str, Any]
 # What names the run's place rather than its content.
-_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime", "ray", "measure")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime", "ray", "remote", "measure")
 _SEEDS_OF_A_TURN = 4  # for each environment, where there are several
 
 
@@ -25,7 +25,8 @@ class Parts:
 
     `samplers`: name → keyword arguments of `DiffusionPolicy.load`. `episodes`: of each sampler.
     `video`: episodes of each that are filmed. `ray`: a cluster's address, none where it is to be
-    started here; None: in this process. The other fields: as in `EvalOptions`.
+    started here; None: in this process. `remote`: addresses of servers, one a sampler. The other
+    fields: as in `EvalOptions`.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Parts:
     threads: int | None
     measure: bool
     ray: tuple[str, ...] | None
+    remote: tuple[str, ...] = ()
 
     @property
     def robots(self) -> int:

@@ -78,7 +78,10 @@ def main_serve(
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # what others' machines send
     server = Server(
         policy, host, port, token=token, robots=robots, wait_s=1e-3 * wait_ms, limits=limits,
-        metadata={"policy": str(checkpoint), "sampler": sampler},
+        metadata={
+            "policy": str(checkpoint), "sampler": sampler, "precision": precision,
+            "compile": compile,
+        },
     )  # fmt: skip
     asyncio.run(_run(server, f"{checkpoint}, {sampler}", token is not None))
 

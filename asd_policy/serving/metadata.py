@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 import asd_policy
 from asd_policy.policy.source import CheckpointSource
@@ -30,7 +33,9 @@ def metadata_of(policy: Any, seen: Seen, wait_s: float, limits: Limits) -> dict[
         "chunk": tp - to + 1,
         "steps": policy.schedule.num_steps,
         "window": policy.window,
+        "sampler_config": dataclasses.asdict(policy.source.sampler.config),
         "device": str(policy.device),
+        "gpu": torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else None,
         "engine": policy.engine.name,
         "kernels": policy.engine.kernels,
         "threads": policy.threads,

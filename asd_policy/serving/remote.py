@@ -6,13 +6,14 @@ import secrets
 import weakref
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from asd_policy.errors import CheckpointError, ServerError
 from asd_policy.policy.checkpoint import difference_table
+from asd_policy.policy.draws import ChunkStats
 from asd_policy.policy.horizon import Chunks, ChunkSource, Frame, Observation, RecedingHorizon
 from asd_policy.samplers.result import Stats
 from asd_policy.serving.client import Client
@@ -181,6 +182,18 @@ class RemotePolicy(RecedingHorizon):
     def observation_keys(self) -> dict[str, int]:
         """Key → how many numbers it has."""
         return {key: int(np.prod(shape)) for key, shape in self.source.seen.shapes.items()}
+
+    @property
+    def last_chunks(self) -> list[ChunkStats | None]:
+        """What the chunks of the last call cost, with ``remote``: seconds of it in the ``network``,
+        in the server's ``queue``, in the ``draw``, and in all, ``total``."""
+        spent = {name: 1e-3 * ms for name, ms in self.source.last_timing.items()}
+        return [
+            None
+            if cost is None
+            else cast("ChunkStats", SimpleNamespace(**vars(cost), remote=spent))
+            for cost in super().last_chunks
+        ]
 
     def check_observation_space(self, keys: Mapping[str, int]) -> None:
         """Raise a CheckpointError with one table unless the low-dimensional keys are there."""

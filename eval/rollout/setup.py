@@ -15,6 +15,7 @@ from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
 from asd_policy.errors import CheckpointError, InputError
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout.loop import Setup
+from asd_policy.eval.rollout.remote import remote_policies
 from asd_policy.eval.slots import make_env, open_slots
 from asd_policy.eval.subject import checkpoint_of
 from asd_policy.integrations.loaders import open_policies
@@ -31,22 +32,21 @@ def prepare(parts: Parts) -> Setup:
     """
     before_mujoco()  # environments in processes of their own would say it later
     task = get_task(parts.task)
-    device = resolve_device(parts.device)
-    checkpoint = checkpoint_of(parts)
-    policies = _load_policies(checkpoint, parts.place | {"device": device}, parts)
-    policy = next(iter(policies.values()))
+    policies, where = remote_policies(parts) if parts.remote else _policies_here(parts)
+    policy, checkpoint = next(iter(policies.values())), where["checkpoint"]
     policy.check_observation_space(task.observation_keys)
     if policy.action_dim != task.action_dim:
         raise InputError(
             f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
             f"{checkpoint} makes actions of {policy.action_dim}"
         )
-    check_environment(policy.card.get("env_metadata"), task, checkpoint)
+    check_environment(policy.card.get("env_metadata"), task, Path(checkpoint))
     cameras = _cameras(policy, checkpoint)
     robots = parts.robots
     for each in policies.values():
         each.reset([0] * robots)  # "auto" chooses the window for so many
-    torch.set_num_threads(policy.threads)
+    if not parts.remote:
+        torch.set_num_threads(policy.threads)
     made = functools.partial(make_env, task.env_id, parts.horizon, bool(parts.video), cameras)
     with Stage(f"building {robots} simulated robot" + "s" * (robots > 1)):
         slots = open_slots(made, robots)
@@ -55,15 +55,11 @@ def prepare(parts: Parts) -> Setup:
         slots=slots,
         render_fps=CONTROL_FREQUENCY_HZ,
         checkpoint_sha256=policy.card["sha256"],
-        resolved={
-            "checkpoint": str(checkpoint),
-            "device": device,
-            "gpu": torch.cuda.get_device_name(device) if device != "cpu" else None,
+        resolved=where
+        | {
             "threads": policy.threads,
             "engine": policy.engine.name,
             "kernels": policy.engine.kernels,
-            "precision": parts.precision,
-            "compile": parts.compile,
             "parameters": policy.parameters,
             "horizons": list(policy.horizons),
             "control_hz": CONTROL_FREQUENCY_HZ,
@@ -72,6 +68,19 @@ def prepare(parts: Parts) -> Setup:
         },
         held_components=task.gripper_components,
     )
+
+
+def _policies_here(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One for each sampler, and where they are."""
+    device, checkpoint = resolve_device(parts.device), checkpoint_of(parts)
+    policies = _load_policies(checkpoint, parts.place | {"device": device}, parts)
+    return policies, {
+        "checkpoint": str(checkpoint),
+        "device": device,
+        "gpu": torch.cuda.get_device_name(device) if device != "cpu" else None,
+        "precision": parts.precision,
+        "compile": parts.compile,
+    }
 
 
 def _load_policies(checkpoint: Path, place: dict[str, Any], parts: Parts) -> dict[str, Any]:
@@ -87,7 +96,7 @@ def _load_policies(checkpoint: Path, place: dict[str, Any], parts: Parts) -> dic
     return policies
 
 
-def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
+def _cameras(policy: Any, checkpoint: str) -> dict[str, tuple[int, int]]:
     """Pictures that a policy sees, key → (height, width), and that can be rendered here."""
     pictures = dict(policy.pictures)
     if pictures:
