@@ -50,6 +50,11 @@ _RATE_HELP = (
     "With --delay: control steps in a second of the wall clock. Faster leaves less time to think; "
     "the simulation still steps by what the policy was trained for."
 )
+_EXECUTION_HELP = (
+    "With --delay: late goes on with the last chunk until the next one comes; waiting holds still "
+    "until it comes, and executes it from its first action on; overlapped is late with chunks that "
+    "are given the actions executed meanwhile (inpainting: another distribution)."
+)
 _RECORD_HELP = (
     "Keep what every chunk was sampled from, and its actions, in flight/ (a .npz an episode), for "
     "`asd-policy replay`."
@@ -124,6 +129,9 @@ class EvalOptions:
     control_rate: Annotated[float, _arg("HZ", _RATE_HELP)] = 20.0
     realtime: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The same as --delay measured."""
+    execution: Annotated[Literal["waiting", "late", "overlapped"], _arg(None, _EXECUTION_HELP)] = (
+        "late"
+    )
     record: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _RECORD_HELP)] = False
     video: int = 0
     """Film the first N episodes of each sampler as mp4 (needs OpenGL)."""
@@ -218,6 +226,10 @@ def _check_delay(options: EvalOptions) -> None:
         raise InputError(f"--control-rate must be a positive number of hertz, got {rate}")
     if delay is None and rate != EvalOptions.control_rate:
         raise InputError(f"--control-rate needs --delay or --realtime; got {rate} alone")
+    if delay is None and options.execution != EvalOptions.execution:
+        raise InputError(f"--execution needs --delay or --realtime; got {options.execution} alone")
+    if options.execution == "overlapped" and options.record:
+        raise InputError("--record keeps no committed actions; leave out --execution overlapped")
     if isinstance(delay, (int, float)) and not (delay >= 0.0 and math.isfinite(delay)):
         raise InputError(f"--delay must be measured, or 0 or more milliseconds; got {delay}")
     if delay == "measured" and options.num_envs > 1:
@@ -270,6 +282,9 @@ class RatesOptions(EvalOptions):
 
     rates: Annotated[tuple[float, ...], _arg("HZ [HZ ...]")] = (10.0, 20.0, 40.0, 80.0)
     """Control steps in a second of the wall clock, one evaluation for each."""
+    executions: Annotated[
+        tuple[Literal["waiting", "late", "overlapped"], ...], _arg(None, _EXECUTION_HELP)
+    ] = ("late",)
     samplers: Annotated[tuple[str, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
         "asd",
         "ddpm",
@@ -279,6 +294,7 @@ class RatesOptions(EvalOptions):
         "measured"
     )
     control_rate: tyro.conf.Suppress[float] = 20.0
+    execution: tyro.conf.Suppress[Literal["waiting", "late", "overlapped"]] = "late"
     realtime: tyro.conf.Suppress[bool] = False
 
 

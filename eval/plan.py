@@ -70,6 +70,7 @@ class Plan:
     record: bool
     delay: str | float | None
     control_rate: float
+    execution: str
     out: Path
     resume: bool
     settings: Json
@@ -112,12 +113,15 @@ def resolve(options: EvalOptions) -> Plan:
     named = {field.name: getattr(options, field.name) for field in dataclasses.fields(Parts)}
     samplers = {name: sampler_settings(name, options) for name in options.samplers}
     kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_SETTINGS}
+    if options.delay is None:
+        del kept["execution"]
     return Plan(
         parts=Parts(**named | {"samplers": samplers}),
         seeds=range(options.seed, options.seed + options.episodes),
         record=options.record,
         delay=options.delay,
         control_rate=options.control_rate,
+        execution=options.execution,
         out=out,
         resume=options.resume,
         settings=json.loads(json.dumps(kept)),

@@ -9,6 +9,7 @@ Both start `asd-policy serve` in a process of its own, and print JSON, or write 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -163,7 +164,7 @@ def at_once(address: str, clients: int, chunks: int) -> Json:
             for number in range(chunks):
                 trips.append(client.infer(_observation(client, number)))
 
-    seconds = _all_at_once([lambda seed=seed: ask(seed) for seed in range(clients)])
+    seconds = _all_at_once([functools.partial(ask, seed) for seed in range(clients)])
     timings = [trip["server_timing"] for trip in trips]
     return {
         "clients": clients,
@@ -258,7 +259,7 @@ def soak(pid: int, address: str, clients: int, rate_hz: float, seconds: float) -
             time.sleep(min(seconds / 50, max(0.0, until - time.monotonic())))
             samples.append(memory_mb(pid))
 
-    _all_at_once([*(lambda row=row: act(row) for row in range(clients)), watch])
+    _all_at_once([*(functools.partial(act, row) for row in range(clients)), watch])
     first = samples[len(samples) // 5]  # what is allocated once is there
     with Client(address) as client:
         health = client.health()

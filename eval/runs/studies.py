@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from typing_extensions import NotRequired
+
 from asd_policy.eval.runs.forms import (
     Above,
     Amount,
@@ -101,6 +103,8 @@ class Rate(Closed):
     complete: bool
     processor_wait_share: Amount | None
     samplers: Annotated[dict[str, AtRate], Some]
+    execution: NotRequired[str]
+    """waiting or overlapped; absent of late chunks."""
 
 
 class Rates(Closed):
