@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from asd_policy.checkpoints import find_checkpoint
-from asd_policy.errors import IntegrationError
+from asd_policy.errors import CheckpointError, IntegrationError
 from asd_policy.integrations import diffusion_policy_checkpoint as chi
 from asd_policy.integrations.robomimic_checkpoint import (
     RobomimicCheckpoint,
@@ -16,6 +17,7 @@ from asd_policy.integrations.robomimic_checkpoint import (
     to_checkpoint,
 )
 from asd_policy.policy import Checkpoint, DiffusionPolicy, SamplerConfig, load_checkpoint
+from asd_policy.policy.checkpoint import CARD_FILE
 
 Place = Mapping[str, Any]  # device, engine, precision, compile and threads of ``DiffusionPolicy``
 Make = Callable[[SamplerConfig], Any]  # a policy that draws with this sampler
@@ -59,6 +61,22 @@ def _diffusion_policy(path: Path, place: Place) -> Make:
     return lambda config: DiffusionPolicy(made, config, **place)
 
 
+def _is_lerobot(path: Path) -> bool:
+    """A folder of LeRobot's: its config.json names the kind of policy."""
+    try:
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "type" in values and not (path / CARD_FILE).exists()
+
+
+def _lerobot(path: Path, place: Place) -> Make:
+    raise CheckpointError(
+        f"{path} is a folder of LeRobot's, whose policies run in LeRobot's own loop; expected a "
+        "checkpoint folder of this package, robomimic's .pth or diffusion_policy's .ckpt"
+    )
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
@@ -83,5 +101,6 @@ def _image_policy(
 LOADERS: tuple[tuple[Callable[[Path], bool], Callable[[Path, Place], Make]], ...] = (
     (lambda path: path.suffix == ".pth", _robomimic),
     (lambda path: path.suffix == chi.SUFFIX, _diffusion_policy),
+    (_is_lerobot, _lerobot),
     (lambda path: True, _own),  # says what is expected of a folder
 )

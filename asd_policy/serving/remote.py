@@ -202,6 +202,11 @@ class RemotePolicy(RecedingHorizon):
         if table:
             raise CheckpointError(f"the policy was made for other observations:\n{table}")
 
+    def reset(self, seeds: int | Sequence[int | None] | None = None) -> None:
+        """As a policy's: len(seeds) environments, each with a stream at the server."""
+        self.environments = []  # their numbers there are free for the new ones
+        super().reset(seeds)
+
     def close(self) -> None:
         """Close the connection."""
         self.client.close()

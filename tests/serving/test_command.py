@@ -74,6 +74,12 @@ def test_other_files_are_refused(tmp_path):
             open_policies(tmp_path / name, PLACE)
 
 
+def test_a_folder_of_lerobot_is_named_so(tmp_path):
+    (tmp_path / "config.json").write_text('{"type": "diffusion", "horizon": 16}')
+    with pytest.raises(CheckpointError, match="is a folder of LeRobot's"):
+        open_policies(tmp_path, PLACE)
+
+
 def test_warming_up_leaves_streams_and_calibration_alone():
     from reference.served import tiny_policy
 

@@ -258,3 +258,13 @@ def test_another_policy_in_the_place_of_the_first_is_noticed() -> None:
         with pytest.raises(ServerError, match="serves another policy now: checkpoint_sha256 was"):
             policy.source.reconnect()
         policy.close()
+
+
+def test_as_many_robots_as_a_connection_may_have_and_resets_of_them() -> None:
+    with served(limits=Limits(robots=3)) as server, Client(address(server)) as client:
+        policy = RemotePolicy(client)
+        for seeds in ([1, 2, 3], [4, 5, 6], [7]):
+            policy.reset(seeds)
+            rows = stacked(*(observation(seed) for seed in seeds))
+            assert policy.act_batch(rows).shape == (len(seeds), 2)
+        assert client.health()["robots"] == 3
