@@ -61,6 +61,10 @@ COMMANDS = {
         "asd_policy.eval.commands.verify:main_verify",
         "Test whether a sampler draws from the distribution of sequential DDPM.",
     ),
+    "serve": (
+        "asd_policy.serving.command:main_serve",
+        "Serve a policy to robots elsewhere, by openpi's protocol.",
+    ),
     "compare": (
         "asd_policy.eval.commands.compare:main_compare",
         "Compare two evaluations, or two samplers of one, on the same seeds.",

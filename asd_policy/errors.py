@@ -60,6 +60,22 @@ class IntegrationError(AsdPolicyError, ImportError):
     """Another library, of a version that this package does not know."""
 
 
+class MessageError(AsdPolicyError, ValueError):
+    """A message that is not of the protocol between a policy's server and its clients."""
+
+
+class LimitError(AsdPolicyError, RuntimeError):
+    """A client that asks for more than the policy's server allows it."""
+
+
+class ServerError(AsdPolicyError, RuntimeError):
+    """A policy's server that failed at, or refuses, what it was asked."""
+
+
+class ConnectionLostError(AsdPolicyError, ConnectionError):
+    """A policy's server that cannot be reached, or that has gone."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does: what was finished is kept."""
 
@@ -107,6 +123,7 @@ EXTRAS = {
     "sim,robomimic": {"robomimic"},
     "ray": {"ray"},
     "lerobot": {"lerobot"},
+    "serve": {"msgpack", "websockets"},
 }  # fmt: skip
 
 

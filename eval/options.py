@@ -50,6 +50,11 @@ _RATE_HELP = (
     "With --delay: control steps in a second of the wall clock. Faster leaves less time to think; "
     "the simulation still steps by what the policy was trained for."
 )
+_EXECUTION_HELP = (
+    "With --delay: late goes on with the last chunk until the next one comes; waiting holds still "
+    "until it comes, and executes it from its first action on; overlapped is late with chunks that "
+    "are given the actions executed meanwhile (inpainting: another distribution)."
+)
 _RECORD_HELP = (
     "Keep what every chunk was sampled from, and its actions, in flight/ (a .npz an episode), for "
     "`asd-policy replay`."
@@ -65,6 +70,12 @@ _RAY_HELP = (
     "Run on a Ray cluster (auto, HOST:PORT or ray://HOST:PORT; with no ADDRESS one is started "
     "here): a policy on every GPU, or one on a CPU, each with --num-envs environments on CPUs of "
     "its node."
+)
+
+
+_REMOTE_HELP = (
+    "Have chunks drawn by `asd-policy serve`, one server for each of --samplers, in their order; "
+    "window and steps must be the servers'. Seed by seed, episodes are as with the policy here."
 )
 
 
@@ -102,6 +113,7 @@ class EvalOptions:
     """Robots driven at once by one batched policy; more than 1 are each simulated in a process of
     their own. Measure latency with 1."""
     ray: Annotated[tuple[str, ...] | None, _arg("[ADDRESS]", _RAY_HELP)] = None
+    remote: Annotated[tuple[str, ...], _arg("ADDRESS [ADDRESS ...]", _REMOTE_HELP)] = ()
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
     engine: Literal["auto", "eager", "cuda_graph", "openvino"] = "auto"
@@ -118,6 +130,9 @@ class EvalOptions:
     control_rate: Annotated[float, _arg("HZ", _RATE_HELP)] = 20.0
     realtime: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The same as --delay measured."""
+    execution: Annotated[Literal["waiting", "late", "overlapped"], _arg(None, _EXECUTION_HELP)] = (
+        "late"
+    )
     record: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _RECORD_HELP)] = False
     video: int = 0
     """Film the first N episodes of each sampler as mp4 (needs OpenGL)."""
@@ -163,6 +178,7 @@ def check_options(options: EvalOptions) -> None:
     if options.name is not None and (not options.name or Path(options.name).name != options.name):
         raise InputError(f"--name must be a plain file name, got {options.name!r}")
     _check_ray(options)
+    _check_remote(options)
     if options.resume and options.out is None:
         raise InputError("--resume needs --out, the folder of the run to continue; got none")
 
@@ -184,12 +200,37 @@ def _check_ray(options: EvalOptions) -> None:
         )
 
 
+_THE_SERVER_S = (
+    "checkpoint", "ray", "device", "engine", "precision", "compile", "threads", "measure", "record",
+)  # fmt: skip
+
+
+def _check_remote(options: EvalOptions) -> None:
+    if not options.remote:
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(EvalOptions)}
+    other = [name for name in _THE_SERVER_S if getattr(options, name) != defaults[name]]
+    if other:
+        raise InputError(
+            f"--{other[0]} is of a policy in this process, not of --remote; leave it out"
+        )
+    if len(options.remote) != len(options.samplers):
+        raise InputError(
+            f"--remote takes one address for each of --samplers ({', '.join(options.samplers)}); "
+            f"got {len(options.remote)}"
+        )
+
+
 def _check_delay(options: EvalOptions) -> None:
     delay, rate = options.delay, options.control_rate
     if not (rate > 0.0 and math.isfinite(rate)):
         raise InputError(f"--control-rate must be a positive number of hertz, got {rate}")
     if delay is None and rate != EvalOptions.control_rate:
         raise InputError(f"--control-rate needs --delay or --realtime; got {rate} alone")
+    if delay is None and options.execution != EvalOptions.execution:
+        raise InputError(f"--execution needs --delay or --realtime; got {options.execution} alone")
+    if options.execution == "overlapped" and options.record:
+        raise InputError("--record keeps no committed actions; leave out --execution overlapped")
     if isinstance(delay, (int, float)) and not (delay >= 0.0 and math.isfinite(delay)):
         raise InputError(f"--delay must be measured, or 0 or more milliseconds; got {delay}")
     if delay == "measured" and options.num_envs > 1:
@@ -242,6 +283,9 @@ class RatesOptions(EvalOptions):
 
     rates: Annotated[tuple[float, ...], _arg("HZ [HZ ...]")] = (10.0, 20.0, 40.0, 80.0)
     """Control steps in a second of the wall clock, one evaluation for each."""
+    executions: Annotated[
+        tuple[Literal["waiting", "late", "overlapped"], ...], _arg(None, _EXECUTION_HELP)
+    ] = ("late",)
     samplers: Annotated[tuple[str, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
         "asd",
         "ddpm",
@@ -251,6 +295,7 @@ class RatesOptions(EvalOptions):
         "measured"
     )
     control_rate: tyro.conf.Suppress[float] = 20.0
+    execution: tyro.conf.Suppress[Literal["waiting", "late", "overlapped"]] = "late"
     realtime: tyro.conf.Suppress[bool] = False
 
 

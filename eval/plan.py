@@ -15,7 +15,7 @@ from asd_policy.eval.subject import with_its_task
 
 Json = dict[str, Any]
 # What names the run's place rather than its content.
-_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime", "ray", "measure")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "realtime", "ray", "remote", "measure")
 _SEEDS_OF_A_TURN = 4  # for each environment, where there are several
 
 
@@ -25,7 +25,8 @@ class Parts:
 
     `samplers`: name → keyword arguments of `DiffusionPolicy.load`. `episodes`: of each sampler.
     `video`: episodes of each that are filmed. `ray`: a cluster's address, none where it is to be
-    started here; None: in this process. The other fields: as in `EvalOptions`.
+    started here; None: in this process. `remote`: addresses of servers, one a sampler. The other
+    fields: as in `EvalOptions`.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Parts:
     threads: int | None
     measure: bool
     ray: tuple[str, ...] | None
+    remote: tuple[str, ...] = ()
 
     @property
     def robots(self) -> int:
@@ -68,6 +70,7 @@ class Plan:
     record: bool
     delay: str | float | None
     control_rate: float
+    execution: str
     out: Path
     resume: bool
     settings: Json
@@ -110,12 +113,15 @@ def resolve(options: EvalOptions) -> Plan:
     named = {field.name: getattr(options, field.name) for field in dataclasses.fields(Parts)}
     samplers = {name: sampler_settings(name, options) for name in options.samplers}
     kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_SETTINGS}
+    if options.delay is None:
+        del kept["execution"]
     return Plan(
         parts=Parts(**named | {"samplers": samplers}),
         seeds=range(options.seed, options.seed + options.episodes),
         record=options.record,
         delay=options.delay,
         control_rate=options.control_rate,
+        execution=options.execution,
         out=out,
         resume=options.resume,
         settings=json.loads(json.dumps(kept)),

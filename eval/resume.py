@@ -36,7 +36,17 @@ Options = TypeVar("Options", bound=EvalOptions)
 AnyOptions = TypeVar("AnyOptions")
 OPTIONS_FILE = "options.json"
 # What names the run's place, or is spelled in another way.
-_NOT_KEPT = ("out", "resume", "ray", "realtime", "control_rate", "merge", "shard")
+_NOT_KEPT = (
+    "out",
+    "resume",
+    "ray",
+    "remote",
+    "realtime",
+    "control_rate",
+    "execution",
+    "merge",
+    "shard",
+)
 
 
 # --- from words to options ----------------------------------------------------------------------

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 RANK = {
     "ambient": 0, "errors": 0, "threads": 0, "networks": 1, "schedule": 1, "denoiser": 2,
     "coupling": 3, "chains": 4, "drafts": 5, "samplers": 6, "engine": 7, "sampler": 8,
-    "sampling": 9, "policy": 10, "integrations": 11,
+    "sampling": 9, "policy": 10, "integrations": 11, "serving": 12,
 }  # fmt: skip
 MAY_IMPORT = {
     **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
@@ -54,7 +54,8 @@ MAY_IMPORT = {
         "data",
         "envs",
     },
-    "integrations": {*RANK, "checkpoints", "envs", "data", "training"},
+    "integrations": {*RANK, "checkpoints", "envs", "data", "training"} - {"serving"},
+    "serving": {*RANK, "checkpoints", "console", "device", "files", "progress", ""},
     "eval": {
         *RANK, "checkpoints", "console", "device", "files", "progress", "envs", "data", "training",
         "",
@@ -65,7 +66,9 @@ MAY_IMPORT = {
     "": {"errors", "schedule", "sampler", "samplers", "sampling", "policy", "envs"},
 }  # fmt: skip
 # These may need an extra.
-EXTRAS = {"envs", "eval", "cli", "console", "progress", "data", "training", "integrations"}
+EXTRAS = {
+    "envs", "eval", "cli", "console", "progress", "data", "training", "integrations", "serving",
+}  # fmt: skip
 CORE_IMPORTS = {"torch", "numpy", "safetensors", "asd_policy"}
 # Kernels, imported by name only where they are asked for.
 OPTIONAL_IMPORTS = {

@@ -2,6 +2,7 @@
 
 from asd_policy.policy.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_card
 from asd_policy.policy.config import PolicyConfig
+from asd_policy.policy.control import Controller
 from asd_policy.policy.draws import ChunkStats, Draw
 from asd_policy.policy.horizon import Chunks, ChunkSource, RecedingHorizon
 from asd_policy.policy.normalizer import Normalizer
@@ -13,6 +14,7 @@ __all__ = [
     "ChunkSource",
     "ChunkStats",
     "Chunks",
+    "Controller",
     "DiffusionPolicy",
     "Draw",
     "Normalizer",

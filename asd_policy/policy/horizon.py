@@ -19,6 +19,7 @@ from asd_policy.samplers.result import Stats
 
 Observation = Mapping[str, Any]
 Frame = Any  # one environment's observation at one time, as its source keeps it
+Stream = Any  # what a source draws from: PyTorch's generators, where it draws here
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ class ChunkSource(ABC):
         horizons: (To, Ta, Tp): observations that a chunk is drawn from, actions of it that are
             executed, and its length. Its action To − 1 is that of the latest observation's time.
         pictures: observations that are pictures, key → (height, width).
+        conditions: whether it has :meth:`draw_after`.
     """
 
     horizons: tuple[int, int, int]
     pictures: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    conditions: bool = False
 
     @abstractmethod
     def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
@@ -58,12 +61,10 @@ class ChunkSource(ABC):
         """
 
     @abstractmethod
-    def draw(
-        self, histories: Sequence[Sequence[Frame]], streams: Sequence[torch.Generator]
-    ) -> Chunks:
+    def draw(self, histories: Sequence[Sequence[Frame]], streams: Sequence[Stream]) -> Chunks:
         """One chunk for each of B histories of To frames, from its random stream, in one batch."""
 
-    def stream(self, seed: int | None) -> torch.Generator:
+    def stream(self, seed: int | None) -> Stream:
         """The random stream of an environment with this seed; None draws one."""
         generator = torch.Generator("cpu")
         if seed is None:
@@ -71,6 +72,22 @@ class ChunkSource(ABC):
         else:
             generator.manual_seed(int(seed))
         return generator
+
+    def draw_after(
+        self,
+        histories: Sequence[Sequence[Frame]],
+        streams: Sequence[Stream],
+        committed: Sequence[np.ndarray],
+    ) -> Chunks:
+        """:meth:`draw`, given the actions (n, action_dim) of each from now on, n from 0 to H.
+
+        Raises:
+            ValueError: a source whose chunks cannot be conditioned.
+        """
+        raise InputError("this source's chunks cannot be conditioned on committed actions")
+
+    def reconnect(self) -> None:  # noqa: B027
+        """Reach what draws anew, where that is elsewhere. Raises ConnectionLostError."""
 
     def expect(self, batch: int) -> None:  # noqa: B027
         """Be told how many environments there are, which a source need not care about."""
@@ -84,7 +101,7 @@ class Environment:
     """
 
     seed: int | None
-    stream: torch.Generator
+    stream: Stream
     drawn: int = 0
     history: deque[Frame] = field(default_factory=deque)
     queue: deque[np.ndarray] = field(default_factory=deque)
@@ -134,6 +151,7 @@ class RecedingHorizon:
         self.source = source
         self.on_draw: Callable[[Draw], None] | None = None
         self.environments: list[Environment] = []
+        self._free: list[int] = []  # numbers of environments that have left
         self._cost = _Cost()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,12 +183,33 @@ class RecedingHorizon:
         if seeds is None or isinstance(seeds, (int, np.integer)):
             seeds = [seeds]
         self.environments = [self._environment(seed) for seed in seeds]
+        self._free = []
         self.source.expect(len(self.environments))
         self._cost = _Cost(len(self.environments))
 
     def reset_env(self, index: int, seed: int | None = None) -> None:
         """Start a new episode in one environment."""
         self.environments[index] = self._environment(seed)
+
+    def join(self, environment: Environment) -> int:
+        """Take in one more environment, whatever the number that was expected; returns its index,
+        one that has left where there is one."""
+        if self._free:
+            index = self._free.pop()
+            self.environments[index] = environment
+            return index
+        self.environments.append(environment)
+        return len(self.environments) - 1
+
+    def leave(self, index: int) -> None:
+        """Forget an environment; its index may become another's."""
+        self.environments[index] = Environment(None, None)
+        self._free.append(index)
+
+    @property
+    def present(self) -> int:
+        """Environments that there are."""
+        return len(self.environments) - len(self._free)
 
     def _environment(self, seed: int | None) -> Environment:
         return Environment(seed, self.source.stream(seed))
@@ -223,10 +262,14 @@ class RecedingHorizon:
         if rows:
             chunks = self.predict([indices[row] for row in rows])
             for row, actions in zip(rows, chunks, strict=True):
-                environments[row].queue.extend(actions[: self.horizons[1]])
+                self.enqueue(indices[row], actions)
             cost = _Cost(len(environments), rows, self._cost.stats, self._cost.seconds)
         self._cost = cost
         return np.stack([environment.queue.popleft() for environment in environments])
+
+    def enqueue(self, index: int, actions: np.ndarray) -> None:
+        """Have the first Ta of a chunk's actions executed by one environment."""
+        self.environments[index].queue.extend(actions[: self.horizons[1]])
 
     def next(self, index: int) -> np.ndarray:
         """The next queued action (action_dim,) of one environment."""
@@ -239,15 +282,26 @@ class RecedingHorizon:
         Args, errors: as for :meth:`act_batch`, which begins with this.
         """
         indices = range(len(self.environments)) if indices is None else indices
-        self.remember(self.source.frames(observations, len(indices)), indices)
+        self.remember(self.frames(observations, len(indices)), indices)
+
+    def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
+        """:meth:`observe`'s first half: what the source makes of observations. Nothing is kept."""
+        return self.source.frames(observations, batch)
 
     def remember(self, frames: Sequence[Sequence[Frame]], indices: Sequence[int]) -> None:
         """:meth:`observe` for what the source has made of observations already."""
         for index, new in zip(indices, frames, strict=True):
             self.environments[index].observe(new, self.horizons[0])
 
-    def predict(self, indices: Sequence[int] | None = None) -> np.ndarray:
+    def predict(
+        self,
+        indices: Sequence[int] | None = None,
+        committed: Sequence[np.ndarray] | None = None,
+    ) -> np.ndarray:
         """Draw a chunk for each environment from what it has observed so far; queues are left.
+
+        Args:
+            committed: actions (n, action_dim) of each from now on that chunks are given, if any.
 
         Returns:
             (B, Tp − To + 1, action_dim) actions, the first for the time of the latest observation.
@@ -259,7 +313,11 @@ class RecedingHorizon:
         """
         indices = range(len(self.environments)) if indices is None else indices
         environments, start = [self.environments[i] for i in indices], time.perf_counter()
-        made = self.source.draw([e.history for e in environments], [e.stream for e in environments])
+        drawn_from = [e.history for e in environments], [e.stream for e in environments]
+        if committed is None:
+            made = self.source.draw(*drawn_from)
+        else:
+            made = self.source.draw_after(*drawn_from, committed)
         seconds, batch = time.perf_counter() - start, len(environments)
         self._cost = _Cost(batch, range(batch), made.stats, seconds)
         if self.on_draw is not None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from asd_policy.ambient import own_precision
+from asd_policy.denoiser import PreparedNetwork
 from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint, difference_table
 from asd_policy.policy.chunks import chunk_sampler
 from asd_policy.policy.horizon import Chunks, ChunkSource, Observation
+from asd_policy.policy.inpaint import Inpainted
+from asd_policy.sampler import Sampler
+from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Stats
 from asd_policy.samplers.table import Plan
@@ -40,6 +46,8 @@ class CheckpointSource(ChunkSource):
         self._observation_normalizer = checkpoint.observation_normalizer.to(device)
         self._action_normalizer = checkpoint.action_normalizer.to(device)
         self.horizons = self.config.horizons
+        self._engine, self._trained = engine, checkpoint.schedule
+        self._after: Sampler | None = None
         self.sampler = chunk_sampler(
             self.network,
             checkpoint.schedule,
@@ -88,6 +96,71 @@ class CheckpointSource(ChunkSource):
         plan = self.sampler.plan(len(stacked))
         actions, stats = self.sample(stacked, streams, plan)
         return Chunks(actions, stats, stacked, None if plan.slopes is None else plan.slopes.numpy())
+
+    @property
+    def conditions(self) -> bool:  # type: ignore[override]
+        """Whether chunks can be given committed actions: of the package's networks."""
+        return isinstance(self.sampler.engine.source, PreparedNetwork)
+
+    def draw_after(
+        self,
+        histories: Sequence[Sequence[np.ndarray]],
+        streams: Sequence[torch.Generator],
+        committed: Sequence[np.ndarray],
+    ) -> Chunks:
+        stacked = np.stack([np.stack(history) for history in histories])
+        known, which = self._known(committed)
+        sampler = self._sampler_after()
+        with torch.inference_mode(), own_precision(networks_too=True):
+            history = torch.from_numpy(stacked).to(self.device)
+            cond = self._observation_normalizer.normalize(history).flatten(1)
+            cond = torch.cat([cond, known.flatten(1).to(cond), which.flatten(1).to(cond)], 1)
+            chunks, stats = sampler.draw(sampler.noise(streams), cond)
+            actions = self._action_normalizer.unnormalize(chunks).cpu().numpy()
+        if not np.isfinite(actions).all():
+            raise NonFiniteError("the sampler returned a NaN or infinite action")
+        return Chunks(actions, stats)
+
+    def _known(self, committed: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """(B, Tp, action_dim) normalized values, and 1 where they are known."""
+        (to, _, tp), dim = self.horizons, self.config.action_dim
+        raw = np.zeros((len(committed), tp, dim), np.float32)
+        which = torch.zeros(raw.shape)
+        for row, actions in enumerate(committed):
+            if actions.ndim != 2 or actions.shape[1] != dim or len(actions) > tp - to + 1:
+                raise InputError(
+                    f"committed actions must be (n, {dim}), n up to {tp - to + 1}; "
+                    f"got {actions.shape}"
+                )
+            if not np.isfinite(actions).all():
+                raise NonFiniteError("a committed action holds a NaN or infinite value")
+            raw[row, to - 1 : to - 1 + len(actions)] = actions
+            which[row, to - 1 : to - 1 + len(actions)] = 1
+        with torch.inference_mode():
+            known = self._action_normalizer.normalize(torch.from_numpy(raw).to(self.device))
+        return known, which.to(known)
+
+    def _sampler_after(self) -> Sampler:
+        """Of the inpainted chain: an engine of its own, and the window of the other."""
+        if self._after is None:
+            first, network = self.sampler, self.sampler.engine.source
+            if not isinstance(network, PreparedNetwork):
+                raise InputError("this network's chunks cannot be conditioned")
+            config = first.config
+            if first.window is not None and config.method.window is None:
+                config = replace(config, window=first.window)
+            inpainted = Inpainted(network, first.schedule, first.shape, self.device)
+            self._after = Sampler(
+                inpainted,
+                self._trained,
+                first.shape,
+                config,
+                engine=self._engine,
+                device=self.device,
+                calibration=Calibration(first.calibration.learned, frozen=True),
+                threads=first.threads,
+            )
+        return self._after
 
     def sample(
         self,

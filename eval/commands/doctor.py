@@ -16,7 +16,7 @@ from typing import Literal
 from asd_policy.envs.opengl import BACKENDS
 from asd_policy.envs.requirements import conflicts, release
 from asd_policy.errors import wrong_python
-from asd_policy.eval.commands.probes import CORE, NATIVE, SIM, UNKNOWN, Facts, gather
+from asd_policy.eval.commands.probes import CORE, NATIVE, SERVE, SIM, UNKNOWN, Facts, gather
 from asd_policy.eval.runs.schemas import VERSION
 
 # ok; note: works, with something to know; missing: optional, the rest works; broken.
@@ -224,6 +224,22 @@ def _robomimic(facts: Facts) -> Iterator[Finding]:
         yield _package(facts, "robomimic", "robomimic", needed=False)
 
 
+def _serving(facts: Facts) -> Iterator[Finding]:
+    findings = [_package(facts, name, module, needed=False) for name, module in SERVE.items()]
+    missing = [finding.name for finding in findings if finding.status == "missing"]
+    yield from (finding for finding in findings if finding.status == "broken")
+    websockets = facts["versions"]["websockets"]
+    if missing:
+        text = f"{', '.join(missing)} not installed (optional): no serve"
+        yield Finding("extra: serve", "missing", text, "pip install 'asd-policy[serve]'")
+    elif () < release(websockets) < (15,):
+        text = f"needs websockets 15 or later, found {websockets}"
+        yield Finding("extra: serve", "broken", text, _upgrade("websockets>=15"))
+    elif all(finding.status == "ok" for finding in findings):
+        versions = ", ".join(f"{name} {facts['versions'][name]}" for name in SERVE)
+        yield Finding("extra: serve", "ok", f"complete: {versions}")
+
+
 def _rendering(facts: Facts) -> Iterator[Finding]:
     rendering, asked = facts["backends"], facts["mujoco_gl"]
     if not rendering:
@@ -265,4 +281,5 @@ def _upgrade(requirement: str) -> str:
 
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _itself, _core, _gpu, _kernels, _openvino, _simulation, _conflicts, _rendering, _robomimic,
+    _serving,
 )  # fmt: skip

@@ -31,6 +31,7 @@ OPTIONAL = {
     "robomimic": "robomimic",
     "egl_probe": "egl_probe",
 }
+SERVE = {"msgpack": "msgpack", "websockets": "websockets"}
 SIM = {
     "annotated-types": "annotated_types",
     "gymnasium": "gymnasium",
@@ -84,7 +85,7 @@ def gather() -> Facts:
             failed[name] = f"{type(error).__name__}: {error}"
             return None
 
-    names = {**CORE, **OPTIONAL, **SIM}
+    names = {**CORE, **OPTIONAL, **SERVE, **SIM}
     versions = {name: attempt(name, version_of, name, module) for name, module in names.items()}
     versions["asd-policy"] = attempt("asd-policy", package_version, "asd-policy")
     there = [module for name, module in names.items() if versions[name] is not None]

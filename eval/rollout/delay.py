@@ -20,6 +20,12 @@ from its observation on:
 5. A chunk that arrives after all H steps have passed is useless: nothing of it is executed, the
    robot goes on holding still, and the policy is asked anew.
 
+6. `--execution waiting` is the loop of those that do not draw and move at once: the robot holds
+   still until a chunk arrives, executes Ta actions from the chunk's first one on, and asks again.
+7. `--execution overlapped` is rule 3 with chunks that are given the actions that will have been
+   executed when they arrive (as late as the last one is assumed, and at first none), by inpainting
+   in the chain: their distribution is another one (`asd_policy.policy.inpaint`).
+
 A measured delay is the latency of this very chunk on this machine. The first chunk of a process
 pays for warming up, which is done before a robot moves: it is sampled twice from the same noise,
 and the second time counts as its delay.
@@ -35,6 +41,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from asd_policy.errors import InputError
 from asd_policy.eval.rollout.loop import Policy
 from asd_policy.eval.runs.episode import Lateness
 from asd_policy.eval.slots import Observation
@@ -71,14 +78,15 @@ class Delay:
 
 @dataclasses.dataclass
 class _Plan:
-    """Actions (H, dim), the first of them meant for the step at which it was asked for."""
+    """Actions (H, dim), the first of them meant for the step `begin`."""
 
     actions: np.ndarray
     delay: Delay
+    begin: int
 
     def at(self, step: int) -> np.ndarray | None:
         """The action meant for a step; None when there is none any more."""
-        ahead = step - self.delay.step
+        ahead = step - self.begin
         return self.actions[ahead] if ahead < len(self.actions) else None
 
 
@@ -87,16 +95,30 @@ class _Robot:
 
     def __init__(self, seed: int, held: Sequence[int]):
         self.seed, self._held = seed, list(held)
-        self.step = self.ask_at = 0
+        self.step = self.ask_at = self.expected = 0
         self._plan: _Plan | None = None
         self._coming: _Plan | None = None
         self._last: np.ndarray | None = None
 
-    def expect(self, plan: _Plan, action_horizon: int) -> None:
-        """A chunk that was asked for now."""
+    def expect(self, actions: np.ndarray, delay: Delay, action_horizon: int, wait: bool) -> None:
+        """A chunk that was asked for now; `wait`: the robot does nothing else meanwhile."""
         self._arrive()
-        self._coming = plan
-        self.ask_at = self.step + max(action_horizon, plan.delay.steps)
+        if wait:
+            arrival = self.step + delay.steps
+            self._plan = None
+            self._coming = _Plan(actions[:action_horizon], delay, arrival)
+            self.ask_at = arrival + action_horizon
+        else:
+            self._coming = _Plan(actions, delay, self.step)
+            self.ask_at = self.step + max(action_horizon, delay.steps)
+        self.expected = delay.steps
+
+    def committed(self, steps: int) -> np.ndarray | None:
+        """Actions that will be executed in the next steps; None without a plan."""
+        self._arrive()
+        if self._plan is None:
+            return None
+        return self._plan.actions[self.step - self._plan.begin :][:steps]
 
     def act(self) -> np.ndarray:
         """The action of this step; the next call is about the next step."""
@@ -130,12 +152,19 @@ class DelayedPolicy:
         rate_hz: control steps in a second of the wall clock.
         held: components of an action that are repeated while the robot holds still (the command
             of a gripper); the others are then 0.
+        execution: "waiting", "late" or "overlapped".
     """
 
     def __init__(
-        self, policy: Policy, delay_s: float | None, rate_hz: float, held: Sequence[int] = ()
+        self,
+        policy: Policy,
+        delay_s: float | None,
+        rate_hz: float,
+        held: Sequence[int] = (),
+        execution: str = "late",
     ):
         self._policy, self._delay_s, self._rate, self._held = policy, delay_s, rate_hz, held
+        self._execution = execution
         self._cold = delay_s is None
         self._first: dict[str, float] = {}  # seconds of the cold chunk, until it is reported
         self._robots: list[_Robot] = []
@@ -181,18 +210,33 @@ class DelayedPolicy:
     def _ask(self, indices: Sequence[int]) -> list[ChunkStats]:
         """Have chunks sampled; tells their costs, each with its `delay`."""
         to, action_horizon, tp = self._policy.horizons
-        chunks = self._policy.predict(indices)
+        chunks = self._predict(indices)
         told = []
         for index, actions, cost in zip(indices, chunks, self._policy.last_chunks, strict=True):
             assert cost is not None
             seconds = cost.latency_s if self._delay_s is None else self._delay_s
             robot, steps = self._robots[index], steps_of(seconds, self._rate)
-            delay = Delay(robot.step, seconds, steps, useless=steps > tp - to)
-            robot.expect(_Plan(actions, delay), action_horizon)
+            wait = self._execution == "waiting"
+            delay = Delay(robot.step, seconds, steps, useless=steps > tp - to and not wait)
+            robot.expect(actions, delay, action_horizon, wait)
             fields = {**vars(cost), **self._first, "delay": delay}
             told.append(cast("ChunkStats", SimpleNamespace(**fields)))
         self._first = {}
         return told
+
+    def _predict(self, indices: Sequence[int]) -> np.ndarray:
+        if self._execution != "overlapped":
+            return self._policy.predict(indices)
+        robots = [self._robots[index] for index in indices]
+        given = [robot.committed(self._expected(robot)) for robot in robots]
+        none = next((actions[:0] for actions in given if actions is not None), None)
+        if none is None:
+            return self._policy.predict(indices)
+        return self._policy.predict(indices, [none if a is None else a for a in given])
+
+    def _expected(self, robot: _Robot) -> int:
+        """Steps after which the next chunk is expected."""
+        return robot.expected if self._delay_s is None else steps_of(self._delay_s, self._rate)
 
     def _warm(self, observations: Observation, indices: Sequence[int]) -> None:
         """Sample the first chunk of this process once more, beforehand. Its record tells what it
@@ -212,10 +256,24 @@ def steps_of(seconds: float, rate_hz: float) -> int:
 
 
 def delayed(
-    policies: Mapping[str, Policy], delay: str | float, rate_hz: float, held: Sequence[int]
+    policies: Mapping[str, Policy],
+    delay: str | float,
+    rate_hz: float,
+    held: Sequence[int],
+    execution: str = "late",
 ) -> dict[str, DelayedPolicy]:
-    """The policies with `delay`: "measured", or milliseconds."""
+    """The policies with `delay`: "measured", or milliseconds.
+
+    Raises:
+        ValueError: overlapped execution of a policy whose chunks cannot be given actions.
+    """
     seconds = None if delay == "measured" else 1e-3 * float(delay)
+    if execution == "overlapped" and not all(p.source.conditions for p in policies.values()):
+        raise InputError(
+            "--execution overlapped needs chunks that can be given committed actions, and this "
+            "policy's cannot"
+        )
     return {
-        name: DelayedPolicy(policy, seconds, rate_hz, held) for name, policy in policies.items()
+        name: DelayedPolicy(policy, seconds, rate_hz, held, execution)
+        for name, policy in policies.items()
     }

@@ -22,7 +22,7 @@ from asd_policy.eval.runs.machine import describe_machine, processor_wait_s
 from asd_policy.eval.slots import Moment, Observation, Slot, WorkerDied
 
 if TYPE_CHECKING:
-    from asd_policy.policy import ChunkStats, Draw
+    from asd_policy.policy import ChunkSource, ChunkStats, Draw
 
 MAX_RESTARTS = 3  # of one episode: what kills its worker so often is no accident
 
@@ -60,6 +60,9 @@ class Policy(Controller, Protocol):
     on_draw: Callable[[Draw], None] | None
     """Told of every batch of chunks that is drawn."""
 
+    source: ChunkSource
+    """Of its chunks."""
+
     @property
     def horizons(self) -> tuple[int, int, int]:
         """(To, Ta, Tp)."""
@@ -71,8 +74,11 @@ class Policy(Controller, Protocol):
     def observe(self, observations: Observation, indices: Sequence[int]) -> None:
         """Take in one observation of each of the environments."""
 
-    def predict(self, indices: Sequence[int]) -> np.ndarray:
-        """(B, H, dim) actions from now on; their cost is in `last_chunks`."""
+    def predict(
+        self, indices: Sequence[int], committed: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        """(B, H, dim) actions from now on, given the first few of each that are committed; their
+        cost is in `last_chunks`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,14 @@ import torch
 from asd_policy.device import resolve_device
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
-from asd_policy.errors import CheckpointError, InputError, IntegrationError
+from asd_policy.errors import CheckpointError, InputError
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout.loop import Setup
+from asd_policy.eval.rollout.remote import remote_policies
 from asd_policy.eval.slots import make_env, open_slots
-from asd_policy.eval.subject import ROBOMIMIC_SUFFIX, checkpoint_of
-from asd_policy.integrations.robomimic_checkpoint import (
-    RobomimicCheckpoint,
-    read_checkpoint,
-    to_checkpoint,
-)
+from asd_policy.eval.subject import checkpoint_of
+from asd_policy.integrations.loaders import open_policies
 from asd_policy.integrations.robomimic_environment import check_environment
-from asd_policy.policy import DiffusionPolicy, SamplerConfig, load_checkpoint
 from asd_policy.progress import Stage
 
 
@@ -37,22 +32,21 @@ def prepare(parts: Parts) -> Setup:
     """
     before_mujoco()  # environments in processes of their own would say it later
     task = get_task(parts.task)
-    device = resolve_device(parts.device)
-    checkpoint = checkpoint_of(parts)
-    policies = _load_policies(checkpoint, parts.place | {"device": device}, parts)
-    policy = next(iter(policies.values()))
+    policies, where = remote_policies(parts) if parts.remote else _policies_here(parts)
+    policy, checkpoint = next(iter(policies.values())), where["checkpoint"]
     policy.check_observation_space(task.observation_keys)
     if policy.action_dim != task.action_dim:
         raise InputError(
             f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
             f"{checkpoint} makes actions of {policy.action_dim}"
         )
-    check_environment(policy.card.get("env_metadata"), task, checkpoint)
+    check_environment(policy.card.get("env_metadata"), task, Path(checkpoint))
     cameras = _cameras(policy, checkpoint)
     robots = parts.robots
     for each in policies.values():
         each.reset([0] * robots)  # "auto" chooses the window for so many
-    torch.set_num_threads(policy.threads)
+    if not parts.remote:
+        torch.set_num_threads(policy.threads)
     made = functools.partial(make_env, task.env_id, parts.horizon, bool(parts.video), cameras)
     with Stage(f"building {robots} simulated robot" + "s" * (robots > 1)):
         slots = open_slots(made, robots)
@@ -61,16 +55,12 @@ def prepare(parts: Parts) -> Setup:
         slots=slots,
         render_fps=CONTROL_FREQUENCY_HZ,
         checkpoint_sha256=policy.card["sha256"],
-        resolved={
-            "checkpoint": str(checkpoint),
-            "device": device,
-            "gpu": torch.cuda.get_device_name(device) if device != "cpu" else None,
+        resolved=where
+        | {
             "threads": policy.threads,
             "engine": policy.engine.name,
             "kernels": policy.engine.kernels,
-            "layers": getattr(policy.engine.source, "layers", None),
-            "precision": parts.precision,
-            "compile": parts.compile,
+            "layers": getattr(getattr(policy.engine, "source", None), "layers", None),
             "parameters": policy.parameters,
             "horizons": list(policy.horizons),
             "control_hz": CONTROL_FREQUENCY_HZ,
@@ -79,6 +69,19 @@ def prepare(parts: Parts) -> Setup:
         },
         held_components=task.gripper_components,
     )
+
+
+def _policies_here(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One for each sampler, and where they are."""
+    device, checkpoint = resolve_device(parts.device), checkpoint_of(parts)
+    policies = _load_policies(checkpoint, parts.place | {"device": device}, parts)
+    return policies, {
+        "checkpoint": str(checkpoint),
+        "device": device,
+        "gpu": torch.cuda.get_device_name(device) if device != "cpu" else None,
+        "precision": parts.precision,
+        "compile": parts.compile,
+    }
 
 
 def _load_policies(checkpoint: Path, place: dict[str, Any], parts: Parts) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def _load_policies(checkpoint: Path, place: dict[str, Any], parts: Parts) -> dic
     return policies
 
 
-def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
+def _cameras(policy: Any, checkpoint: str) -> dict[str, tuple[int, int]]:
     """Pictures that a policy sees, key → (height, width), and that can be rendered here."""
     pictures = dict(policy.pictures)
     if pictures:
@@ -109,38 +112,3 @@ def _cameras(policy: Any, checkpoint: Path) -> dict[str, tuple[int, int]]:
                 f"{checkpoint} sees {', '.join(pictures)}, which cannot be rendered here: {error}"
             ) from error
     return pictures
-
-
-def open_policies(checkpoint: Path, place: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
-    """Read a checkpoint folder, or a file of robomimic's, once: the function that is returned makes
-    its policy with the settings of a sampler. Such policies share the network.
-
-    Raises:
-        CheckpointError: neither of them.
-        IntegrationError: a policy that sees pictures, and no robomimic, which has its encoder.
-    """
-    if checkpoint.suffix != ROBOMIMIC_SUFFIX:
-        made = load_checkpoint(checkpoint)
-        return lambda settings: DiffusionPolicy(made, SamplerConfig.named(**settings), **place)
-    file = read_checkpoint(checkpoint)
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    if file.image_keys:
-        return lambda settings: _image_policy(file, SamplerConfig.named(**settings), place, digest)
-    made = to_checkpoint(file)
-    made.card["sha256"] = digest
-    return lambda settings: DiffusionPolicy(made, SamplerConfig.named(**settings), **place)
-
-
-def _image_policy(
-    file: RobomimicCheckpoint, sampler: SamplerConfig, place: dict[str, Any], digest: str
-) -> Any:
-    try:
-        from asd_policy.integrations.robomimic.evaluation import ImagePolicy
-    except IntegrationError as error:
-        raise IntegrationError(
-            f"{file.path} sees {', '.join(file.image_keys)}, through an encoder that robomimic "
-            f"has: {error}"
-        ) from error
-    policy = ImagePolicy(file, sampler, place)
-    policy.card["sha256"] = digest
-    return policy

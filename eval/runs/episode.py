@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from typing_extensions import NotRequired
 
 from asd_policy.errors import InputError
 from asd_policy.eval.runs.forms import Amount, Closed, Count, Positive, Sha256
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from asd_policy.policy import ChunkStats
 
 _DIGITS = 7  # a tenth of a microsecond
+
+
+class Remote(Closed):
+    """Of a chunk that a server drew: seconds in the network, in its queue, and of drawing."""
+
+    network_s: Amount
+    queue_s: Amount
+    draw_s: Amount
 
 
 class ChunkRecord(Closed):
@@ -34,6 +43,8 @@ class ChunkRecord(Closed):
     other_s: float
     """The rest of latency_s; rounding may leave it below zero."""
     window: Positive
+    remote: NotRequired[Remote]
+    """Absent where the policy was in the evaluation's process."""
 
 
 class Lateness(Closed):
@@ -79,6 +90,10 @@ def chunk_record(chunk: ChunkStats) -> ChunkRecord | LateChunk:
         "other_s": round(float(chunk.other_s), _DIGITS),
         "window": int(chunk.window),
     }
+    remote = getattr(chunk, "remote", None)
+    if remote is not None:
+        network, queue, draw = (round(remote[k], _DIGITS) for k in ("network", "queue", "draw"))
+        cost["remote"] = {"network_s": network, "queue_s": queue, "draw_s": draw}
     delay = getattr(chunk, "delay", None)
     if delay is None:
         return cost

@@ -137,6 +137,14 @@ class Overhead(Closed):
     other: float | None
 
 
+class RemoteTime(Closed):
+    """Milliseconds of a chunk that a server drew: in the network, in its queue, drawing."""
+
+    network: float | None
+    queue: float | None
+    draw: float | None
+
+
 class UsedWindow(Closed):
     """The window that was asked for, and those that chunks were drawn with."""
 
@@ -208,6 +216,8 @@ class Summary(Closed):
     acceptance_by_step: list[Share | None] | None
     """Share of drafts accepted, by denoising step."""
     overhead_ms_per_chunk: Overhead
+    remote_ms_per_chunk: NotRequired[RemoteTime]
+    """Of --remote."""
     window: UsedWindow | None
     time: Time
     chunk_latency_histogram: list[Count]

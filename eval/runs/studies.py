@@ -106,6 +106,8 @@ class Rate(Closed):
     complete: bool
     processor_wait_share: Amount | None
     samplers: Annotated[dict[str, AtRate], Some]
+    execution: NotRequired[str]
+    """waiting or overlapped; absent of late chunks."""
 
 
 class Rates(Closed):

@@ -55,6 +55,10 @@ def summarize(config: dict[str, Any], episodes: Sequence[Episode]) -> Results:
             [c["latency_s"] for c in chunks], bins
         )
         samplers[name]["chunks_over"] = chunks_over(chunks, periods)
+        if remote := [c["remote"] for c in chunks if "remote" in c]:
+            samplers[name]["remote_ms_per_chunk"] = {
+                part: _mean_ms(remote, f"{part}_s") for part in ("network", "queue", "draw")
+            }
     for summary in samplers.values():
         summary["speedup"] = _speedup(summary, samplers.get("ddpm"))
     content = {

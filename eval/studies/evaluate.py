@@ -135,7 +135,7 @@ def _run(plan: Plan, setup: Setup, folder: RunFolder) -> None:
     if flight is not None:
         flight.attach(setup.policies)
     if plan.delay is not None:
-        how = plan.delay, plan.control_rate, setup.held_components
+        how = plan.delay, plan.control_rate, setup.held_components, plan.execution
         late: dict[str, Any] = delayed(setup.policies, *how)
         setup = dataclasses.replace(setup, policies=late)
     samplers = tuple(plan.parts.samplers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from asd_policy.eval.runs.evaluation import Results, Summary
 from asd_policy.eval.runs.files import default_folder, reserved, write_json
 from asd_policy.eval.runs.formats import duration
 from asd_policy.eval.runs.forms import Delay
-from asd_policy.eval.runs.studies import AtRate, Rates
+from asd_policy.eval.runs.studies import AtRate, Rate, Rates
 from asd_policy.eval.show.tables import print_lines, table
 from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.eval.subject import with_its_task
 
 Json = dict[str, Any]
+_USUAL = "late"
+_LINES = {"waiting": ":", "late": "-", "overlapped": "--"}
 
 
 def run_rates(
@@ -48,12 +51,17 @@ def run_rates(
         raise InputError("`rates` needs a --delay: measured, or milliseconds; got none")
     if options.resume and options.out is None:
         raise InputError("--resume needs --out, the folder of the rates to continue; got none")
+    if not options.executions or len(set(options.executions)) < len(options.executions):
+        got = " ".join(options.executions)
+        raise InputError(f"--executions takes different ones, one or more; got {got}")
     options = with_its_task(options)
     root = options.out or default_folder(options.name or str(options.task), Path("outputs/rates"))
     options = dataclasses.replace(options, out=root)
     with reserved(root):
         say(f"Output folder: {root}")
-        keep_options(root, store_of("rates", may_grow=("episodes", "rates")), "rates", options)
+        keep_options(
+            root, store_of("rates", may_grow=("episodes", "rates", "executions")), "rates", options
+        )
         again = command_line(dataclasses.replace(options, resume=True), "rates")
         with continued_with(again, root / OPTIONS_FILE):
             result = _evaluate(options, root, prepare, console)
@@ -70,10 +78,11 @@ def _evaluate(
     console: Console | None,
 ) -> Rates:
     shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvalOptions)}
-    done: dict[float, Results] = {}
-    for rate in sorted(options.rates):
-        here = EvalOptions(**{**shared, "out": root / _folder(rate), "control_rate": rate})
-        done[rate] = evaluate(here, prepare=prepare, console=console, part=True)
+    done: dict[tuple[float, str], Results] = {}
+    for rate, execution in itertools.product(sorted(options.rates), options.executions):
+        own = {"out": root / _folder(rate, execution), "control_rate": rate, "execution": execution}
+        here = EvalOptions(**{**shared, **own})
+        done[rate, execution] = evaluate(here, prepare=prepare, console=console, part=True)
         assert options.delay is not None
         result = gather(options.delay, done)
         write_json(root / "rates.json", result)
@@ -81,8 +90,8 @@ def _evaluate(
     return result
 
 
-def _folder(rate: float) -> str:
-    return f"{rate:g}hz"
+def _folder(rate: float, execution: str) -> str:
+    return f"{rate:g}hz" + (f"-{execution}" if execution != _USUAL else "")
 
 
 def _at_rate(summary: Summary) -> AtRate:
@@ -95,7 +104,7 @@ def _at_rate(summary: Summary) -> AtRate:
     }
 
 
-def gather(delay: Delay, done: Mapping[float, Results]) -> Rates:
+def gather(delay: Delay, done: Mapping[tuple[float, str], Results]) -> Rates:
     """The content of rates.json: of the summary of each rate's evaluation."""
     *_, last = done.values()
     return {
@@ -104,19 +113,21 @@ def gather(delay: Delay, done: Mapping[float, Results]) -> Rates:
         "delay": delay,
         "resolved": last["resolved"],
         "seeds": last["seeds"],
-        "rates": [
-            {
-                "control_rate_hz": rate,
-                "folder": _folder(rate),
-                "complete": results["complete"],
-                "processor_wait_share": results["processor_wait_share"],
-                "samplers": {
-                    name: _at_rate(summary) for name, summary in results["samplers"].items()
-                },
-            }
-            for rate, results in done.items()
-        ],
+        "rates": [_rate(*which, results) for which, results in done.items()],
     }
+
+
+def _rate(rate: float, execution: str, results: Results) -> Rate:
+    entry: Rate = {
+        "control_rate_hz": rate,
+        "folder": _folder(rate, execution),
+        "complete": results["complete"],
+        "processor_wait_share": results["processor_wait_share"],
+        "samplers": {name: _at_rate(summary) for name, summary in results["samplers"].items()},
+    }
+    if execution != _USUAL:
+        entry["execution"] = execution
+    return entry
 
 
 def save_figure(result: Json, path: Path) -> None:
@@ -126,28 +137,32 @@ def save_figure(result: Json, path: Path) -> None:
 
     from asd_policy.eval.show.figures import COLOURS, STYLE, label_ticks, save
 
-    rates = [entry["control_rate_hz"] for entry in result["rates"]]
+    executions = dict.fromkeys(entry.get("execution", _USUAL) for entry in result["rates"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6, 6))
         top, bottom = figure.subplots(2, 1, sharex=True)
-        for i, name in enumerate(result["rates"][0]["samplers"]):
-            found = [entry["samplers"][name] for entry in result["rates"]]
+        series = itertools.product(result["rates"][0]["samplers"], executions)
+        for i, (name, execution) in enumerate(series):
+            of = [e for e in result["rates"] if e.get("execution", _USUAL) == execution]
+            found = [entry["samplers"][name] for entry in of]
             look = {
                 "color": COLOURS.get(name, COLOURS["ddim-10"]),
                 "marker": "os^Dv"[i % 5],
-                "label": name,
+                "linestyle": _LINES[execution],
+                "label": name if len(executions) == 1 else f"{name}, {execution}",
             }
             share = [100 * s["success"]["rate"] for s in found]
             ends = [[100 * end for end in s["success"]["ci95"]] for s in found]
             below = [max(0.0, y - low) for y, (low, _) in zip(share, ends, strict=True)]
             above = [max(0.0, high - y) for y, (_, high) in zip(share, ends, strict=True)]
-            at = [rate * (1 + 0.02 * i) for rate in rates]  # side by side: they may coincide
+            # Side by side: they may coincide.
+            at = [entry["control_rate_hz"] * (1 + 0.02 * i) for entry in of]
             top.errorbar(at, share, yerr=[below, above], capsize=3, **look)
             held = [100 * s["deadlines"]["held_steps"] / s["deadlines"]["steps"] for s in found]
             bottom.plot(at, held, **look)
         top.set(ylabel="success, %", ylim=(-3, 103), xscale="log")
         bottom.set(ylabel="steps held still, %", ylim=(-3, 103), xlabel="control rate, Hz")
-        label_ticks(bottom.xaxis, rates)
+        label_ticks(bottom.xaxis, sorted({entry["control_rate_hz"] for entry in result["rates"]}))
         top.legend()
         delay = result["delay"] if result["delay"] == "measured" else duration(result["delay"])
         top.set_title(f"{result['task']}: chunks come late ({delay})", loc="left")
@@ -164,6 +179,7 @@ def _table(result: Json) -> Table:
                 [
                     f"{entry['control_rate_hz']:g}",
                     name,
+                    entry.get("execution", _USUAL),
                     f"{success['count']}/{success['n']}",
                     f"{100 * low:.0f}–{100 * high:.0f}%",
                     duration(late["delay_ms"]["p50"]),
@@ -171,5 +187,14 @@ def _table(result: Json) -> Table:
                     f"{late['held_steps']}/{late['steps']}",
                 ]
             )
-    headers = ("Hz", "sampler", "success", "95%", "delay p50", "steps late", "held still")
-    return table(headers, rows, left=(1,))
+    headers = (
+        "Hz",
+        "sampler",
+        "execution",
+        "success",
+        "95%",
+        "delay p50",
+        "steps late",
+        "held still",
+    )
+    return table(headers, rows, left=(1, 2))

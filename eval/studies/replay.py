@@ -25,12 +25,12 @@ from asd_policy.eval.rollout.flight import (
     flight_path,
     read_flight,
 )
-from asd_policy.eval.rollout.setup import open_policies
 from asd_policy.eval.runs.files import check_writable, write_json
 from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.subject import task_of
+from asd_policy.integrations.loaders import open_policies
 from asd_policy.samplers.acceptance import Acceptance
 from asd_policy.samplers.table import Plan
 

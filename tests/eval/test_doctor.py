@@ -22,12 +22,14 @@ WELL = {
         "asd-policy": "0.1.0", "torch": "2.13.0+cpu", "numpy": "1.26.4", "safetensors": "0.8.0",
         "triton": None, "openvino": "2026.4.1", "robomimic": "0.3.0", "egl_probe": "1.0.2",
         **dict.fromkeys(probes.SIM, "3.0.0"),
+        "msgpack": "1.2.4", "websockets": "17.4",
         "mujoco": "3.9.0", "robosuite": "1.5.2",
     },
     "mink": "0.0.5",
     "git_commit": "0123",
     "imports": {
-        **dict.fromkeys([*probes.CORE, *probes.SIM.values(), "openvino", "robomimic", "egl_probe"]),
+        **dict.fromkeys([*probes.CORE, *probes.SIM.values(), *probes.SERVE]),
+        **dict.fromkeys(["openvino", "robomimic", "egl_probe"]),
         probes.NATIVE: None,
     },
     "known": {"torch": {"cuda": None, "gpus": []}},
@@ -102,6 +104,10 @@ def test_where_all_is_well_nothing_is_wrong():
          "pip install --force-reinstall torch"),
         ({"nvidia": ["NVIDIA H100"], "known/torch/cuda": "13.0"}, "GPU", "cannot use it",
          "nvidia-smi"),
+        ({"versions/websockets": "12.0"}, "extra: serve", "15 or later, found 12.0",
+         "pip install 'websockets>=15'"),
+        ({"imports/msgpack": "ImportError: x"}, "msgpack", "cannot be imported: ImportError",
+         "pip install --force-reinstall msgpack==1.2.4"),
         ({"failed": {"cmake": "TimeoutExpired: 60 s"}}, "cmake", "could not be looked at", None),
     ],
 )  # fmt: skip
@@ -127,6 +133,8 @@ def test_what_is_broken_is_named_with_what_mends_it(changes, name, said, mend):
          "pip install triton"),
         ({"versions/robomimic": None}, "robomimic", "optional",
          "pip install 'asd-policy[sim,robomimic]'"),
+        ({"versions/msgpack": None}, "extra: serve", "msgpack not installed (optional)",
+         "pip install 'asd-policy[serve]'"),
         ({"versions/robomimic": None, "versions/egl_probe": None, "cmake": "4.0"}, "robomimic",
          "egl_probe cannot be built with CMake 4.0", "pip install 'cmake<4' && pip install"),
         ({"versions/openvino": None}, "openvino", "optional",
@@ -286,6 +294,7 @@ def test_a_real_answer_with_a_broken_simulator(packages):
 
 def test_the_modules_of_the_extra_are_listed_alike():
     assert set(probes.SIM.values()) - {"imageio_ffmpeg"} == EXTRAS["sim"]
+    assert set(probes.SERVE.values()) == EXTRAS["serve"]
 
 
 def test_the_distributions_are_those_of_the_extra():

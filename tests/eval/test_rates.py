@@ -60,7 +60,9 @@ def test_a_rate_is_an_evaluation_and_the_file_is_computed_from_them(options, run
     assert kept == json.loads(json.dumps(result))
     check("rates", kept, WRONG)
     check("options", json.loads((options.out / "options.json").read_text()), WRONG_OPTIONS)
-    again = {rate: summarize(*read_run(options.out / f"{rate:g}hz")) for rate in (20.0, 200.0)}
+    again = {
+        (rate, "late"): summarize(*read_run(options.out / f"{rate:g}hz")) for rate in (20.0, 200.0)
+    }
     assert result == gather("measured", again)
     assert [entry["control_rate_hz"] for entry in result["rates"]] == [20.0, 200.0]
     for entry in result["rates"]:
@@ -77,7 +79,19 @@ def test_a_rate_is_an_evaluation_and_the_file_is_computed_from_them(options, run
     text = quiet.file.getvalue()
     table = [line.split() for line in text.splitlines() if line.split()[1:2] == ["ddpm"]]
     share = result["rates"][1]["samplers"]["ddpm"]["success"]
-    assert ["200", "ddpm", f"{share['count']}/3"] in [row[:3] for row in table]
+    assert ["200", "ddpm", "late", f"{share['count']}/3"] in [row[:4] for row in table]
+
+
+def test_executions_are_compared_at_each_rate(options, run):
+    result = run(dataclasses.replace(options, executions=("waiting", "late"), rates=(200.0,)))
+    told = [(entry["folder"], entry.get("execution")) for entry in result["rates"]]
+    assert told == [("200hz-waiting", "waiting"), ("200hz", None)]
+    check("rates", json.loads((options.out / "rates.json").read_text()), WRONG)
+    waiting, late = (entry["samplers"]["ddpm"]["deadlines"] for entry in result["rates"])
+    assert waiting["held_steps"] / waiting["steps"] > 0.15, "two steps of each ten are waited for"
+    assert late["held_steps"] / late["steps"] < waiting["held_steps"] / waiting["steps"]
+    config = json.loads((options.out / "200hz-waiting" / "config.json").read_text())
+    assert config["settings"]["execution"] == "waiting"
 
 
 def test_rates_are_continued_and_added(options, run):
@@ -98,6 +112,7 @@ def test_rates_are_continued_and_added(options, run):
         ({"rates": ()}, r"--rates takes different rates, one or more; got \(\)"),
         ({"rates": (20.0, 20.0)}, "--rates takes different rates"),
         ({"rates": (-1.0,)}, "--control-rate must be a positive number"),
+        ({"executions": ("late", "late")}, "--executions takes different ones"),
         ({"delay": None}, "`rates` needs a --delay"),
         ({"resume": True, "out": None}, "--resume needs --out"),
     ],

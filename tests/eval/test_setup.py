@@ -10,13 +10,14 @@ from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.plan import resolve
 from asd_policy.eval.rollout import setup
 from asd_policy.eval.samplers import sampler_settings
+from asd_policy.integrations import loaders
 from asd_policy.policy import DiffusionPolicy
 
 
 def test_a_checkpoint_is_read_once_for_all_samplers(tmp_path, monkeypatch):
     folder, read = make_checkpoint(tmp_path / "policy"), []
-    load = setup.load_checkpoint
-    monkeypatch.setattr(setup, "load_checkpoint", lambda path: read.append(path) or load(path))
+    load = loaders.load_checkpoint
+    monkeypatch.setattr(loaders, "load_checkpoint", lambda path: read.append(path) or load(path))
     options = EvalOptions(samplers=("asd", "ddpm", "ddim"), window=4, ddim_steps=5)
     policies = setup._load_policies(folder, PLACE, resolve(options).parts)
     assert read == [folder]

@@ -15,7 +15,7 @@ from asd_policy.integrations.robomimic.rollout import AcceleratedPolicy, acceler
 from asd_policy.integrations.robomimic.source import RobomimicSource, rollout_networks
 from asd_policy.integrations.robomimic_checkpoint import RobomimicCheckpoint
 from asd_policy.policy.checkpoint import difference_table
-from asd_policy.policy.horizon import RecedingHorizon
+from asd_policy.policy.horizon import Frame, RecedingHorizon
 from asd_policy.samplers.config import SamplerConfig
 
 
@@ -95,17 +95,15 @@ class ImagePolicy(RecedingHorizon):
         super().reset(seeds)
         self.sampler.expect(len(self.environments))
 
-    def observe(
-        self, observations: Mapping[str, Any], indices: Sequence[int] | None = None
-    ) -> None:
-        """Take in one observation of each environment, and draw nothing."""
+    def frames(self, observations: Mapping[str, Any], batch: int) -> Sequence[Sequence[Frame]]:
+        """What the source makes of observations, pictures as robomimic's release has them."""
         rows = {
             key: value
             if self.source.takes_raw_pictures or key not in self.pictures
             else _as_robomimic_03(value)
             for key, value in observations.items()
         }
-        super().observe(rows, indices)
+        return super().frames(rows, batch)
 
 
 def _pictures(file: RobomimicCheckpoint) -> dict[str, tuple[int, int]]:

@@ -10,8 +10,8 @@ import torch
 
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout.loop import Setup
-from asd_policy.eval.rollout.setup import open_policies
 from asd_policy.eval.slots import LocalSlot
+from asd_policy.integrations.loaders import open_policies
 from asd_policy.policy import save_checkpoint
 from asd_policy.samplers.calibration import Learned
 from reference.tiny import KEYS, tiny_checkpoint

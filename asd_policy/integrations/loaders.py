@@ -1,0 +1,106 @@
+"""Every checkpoint that can be run here, whoever wrote it: one table of loaders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from asd_policy.checkpoints import find_checkpoint
+from asd_policy.errors import CheckpointError, IntegrationError
+from asd_policy.integrations import diffusion_policy_checkpoint as chi
+from asd_policy.integrations.robomimic_checkpoint import (
+    RobomimicCheckpoint,
+    read_checkpoint,
+    to_checkpoint,
+)
+from asd_policy.policy import Checkpoint, DiffusionPolicy, SamplerConfig, load_checkpoint
+from asd_policy.policy.checkpoint import CARD_FILE
+
+Place = Mapping[str, Any]  # device, engine, precision, compile and threads of ``DiffusionPolicy``
+Make = Callable[[SamplerConfig], Any]  # a policy that draws with this sampler
+
+
+def open_policies(checkpoint: str | Path, place: Place) -> Callable[[Mapping[str, Any]], Any]:
+    """Read a checkpoint once: a folder of this package's, the name of one that ships, robomimic's
+    .pth, diffusion_policy's .ckpt.
+
+    Returns:
+        what makes its policy, a ``RecedingHorizon`` with its keys, from the settings of a sampler
+        (as for ``SamplerConfig.named``). Such policies share the network.
+
+    Raises:
+        CheckpointError: none of them, or one that cannot be run here.
+        IntegrationError: a library that is needed to run it is missing.
+    """
+    path = find_checkpoint(checkpoint)
+    made = next(load for is_one, load in LOADERS if is_one(path))(path, place)
+    return lambda settings: made(SamplerConfig.named(**settings))
+
+
+def _own(path: Path, place: Place) -> Make:
+    made = load_checkpoint(path)
+    return lambda config: DiffusionPolicy(made, config, **place)
+
+
+def _robomimic(path: Path, place: Place) -> Make:
+    file = read_checkpoint(path)
+    digest = _digest(path)
+    if file.image_keys:
+        return lambda config: _image_policy(file, config, place, digest)
+    made = to_checkpoint(file)
+    made.card["sha256"] = digest
+    return lambda config: DiffusionPolicy(made, config, **place)
+
+
+def _diffusion_policy(path: Path, place: Place) -> Make:
+    made: Checkpoint = chi.to_checkpoint(chi.read_checkpoint(path))
+    made.card["sha256"] = _digest(path)
+    return lambda config: DiffusionPolicy(made, config, **place)
+
+
+def _is_lerobot(path: Path) -> bool:
+    """A folder of LeRobot's: its config.json names the kind of policy."""
+    try:
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "type" in values and not (path / CARD_FILE).exists()
+
+
+def _lerobot(path: Path, place: Place) -> Make:
+    raise CheckpointError(
+        f"{path} is a folder of LeRobot's, whose policies run in LeRobot's own loop; expected a "
+        "checkpoint folder of this package, robomimic's .pth or diffusion_policy's .ckpt"
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _image_policy(
+    file: RobomimicCheckpoint, sampler: SamplerConfig, place: Place, digest: str
+) -> Any:
+    try:
+        from asd_policy.integrations.robomimic.evaluation import ImagePolicy
+    except IntegrationError as error:
+        raise IntegrationError(
+            f"{file.path} sees {', '.join(file.image_keys)}, through an encoder that robomimic "
+            f"has: {error}"
+        ) from error
+    policy = ImagePolicy(file, sampler, place)
+    policy.card["sha256"] = digest
+    return policy
+
+
+# (is it one of these?, how it is read); the first that fits is taken.
+LOADERS: tuple[tuple[Callable[[Path], bool], Callable[[Path, Place], Make]], ...] = (
+    (lambda path: path.suffix == ".pth", _robomimic),
+    (lambda path: path.suffix == chi.SUFFIX, _diffusion_policy),
+    (_is_lerobot, _lerobot),
+    (lambda path: True, _own),  # says what is expected of a folder
+)

@@ -1,0 +1,263 @@
+"""Control in real time: the next chunk is drawn while the last one is executed.
+
+The rules are those of the simulated delay (``asd_policy.eval.rollout.delay``): a chunk is asked for
+Ta steps after the last one was, or when that one has come, if it takes longer; of one that comes
+late, the actions whose time has passed are skipped; and no action is executed at another time than
+that which it was drawn for. Where there is none, the robot holds still.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from asd_policy.errors import ConnectionLostError, InputError
+from asd_policy.policy.horizon import Frame, Observation, RecedingHorizon
+
+JOINS = ("replace", "condition")
+
+
+class Robot(Protocol):
+    """What is controlled. It may have ``hold(last)`` too: the action (action_dim,) of holding
+    still, after the last action (None: none was executed); None executes nothing, as without it."""
+
+    def observe(self) -> Observation:
+        """The observation of now."""
+
+    def act(self, action: np.ndarray) -> None:
+        """Begin to execute an action (action_dim,)."""
+
+
+@dataclass
+class Joined:
+    """A chunk that came.
+
+    Attributes:
+        asked, came: control steps. seconds: that it took.
+        useless: every action of it was meant for a time that had passed.
+        committed: actions that it was conditioned on.
+        jump: distance between its first executed action and the one that the last chunk had for the
+            same time; None where that had none.
+    """
+
+    asked: int
+    came: int
+    seconds: float
+    useless: bool
+    committed: int = 0
+    jump: float | None = None
+
+
+@dataclass
+class Report:
+    """What happened. ``steps``: taken. ``held``: in which there was no action for the robot.
+    ``overruns``: that took longer than a period. ``lost``: draws that ended with the connection."""
+
+    steps: int = 0
+    held: int = 0
+    overruns: int = 0
+    lost: int = 0
+    chunks: list[Joined] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """Actions (H, action_dim), the first of them meant for the step at which it was asked for."""
+
+    asked: int
+    actions: np.ndarray
+
+    def at(self, step: int) -> np.ndarray | None:
+        """The action meant for a step; None when there is none any more."""
+        ahead = step - self.asked
+        return self.actions[ahead] if 0 <= ahead < len(self.actions) else None
+
+
+class Controller:
+    """Drives one robot with a policy, here or at a server (``asd_policy.serving.RemotePolicy``).
+
+    Args:
+        policy: which nothing else uses meanwhile.
+        join: "replace" takes a new chunk from where it is. "condition" draws it given the actions
+            that will have been executed when it comes: by inpainting in the chain, whose
+            distribution is another one than that of chunks without (see ``policy.inpaint``).
+        retry_s: after which a lost connection is tried again.
+
+    Raises:
+        ValueError: another join, or a policy that cannot be conditioned.
+    """
+
+    def __init__(
+        self, policy: RecedingHorizon, join: str = "replace", retry_s: float = 0.5
+    ) -> None:
+        if join not in JOINS:
+            raise InputError(f"join must be one of {', '.join(JOINS)}; got {join!r}")
+        if join == "condition" and not policy.source.conditions:
+            raise InputError("this policy's chunks cannot be conditioned on committed actions")
+        self._policy, self._join, self._retry_s = policy, join, retry_s
+
+    def run(
+        self,
+        robot: Robot,
+        rate_hz: float,
+        steps: int | None = None,
+        seed: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Report:
+        """Control until so many steps are taken, or ``stop()`` says so.
+
+        Args:
+            rate_hz: control steps a second. seed: of the policy's random stream.
+
+        Raises:
+            ValueError, NonFiniteError: as the policy; the robot was told to hold still.
+        """
+        if not (rate_hz > 0 and math.isfinite(rate_hz)):
+            raise InputError(f"rate_hz must be a positive number, got {rate_hz}")
+        self._policy.reset(seed)
+        loop = _Loop(self._policy, robot, rate_hz, self._join == "condition", self._retry_s)
+        due = time.monotonic()
+        try:
+            while (steps is None or loop.report.steps < steps) and not stop():
+                loop.step()
+                due += 1 / rate_hz
+                left = due - time.monotonic()
+                if left > 0:
+                    time.sleep(left)
+                else:
+                    loop.report.overruns += 1
+                    due = time.monotonic()
+        except BaseException:
+            loop.hold()
+            raise
+        finally:
+            loop.drawer.close()
+        return loop.report
+
+
+class _Loop:
+    """One run: the step, the plan that is followed, the chunk that is waited for."""
+
+    def __init__(
+        self, policy: RecedingHorizon, robot: Robot, rate_hz: float, condition: bool, retry_s: float
+    ) -> None:
+        self.policy, self.robot, self.rate_hz = policy, robot, rate_hz
+        self.condition, self.retry_s = condition, retry_s
+        self.report, self.drawer = Report(), _Drawer(policy)
+        self.plan: Plan | None = None
+        self.last: np.ndarray | None = None
+        self.ask_at, self.not_before, self.delay = 0, 0.0, 0
+        self.coming = Joined(0, 0, 0.0, False)
+        self.frames: list[Frame] = []
+
+    def step(self) -> None:
+        """Observe, take what has come, ask for more, act."""
+        now, length = self.report.steps, self.policy.horizons[0]
+        seen = self.policy.frames(
+            {key: np.asarray(value)[None] for key, value in self.robot.observe().items()}, 1
+        )[0]
+        self.frames = [*self.frames, *seen][-length:]
+        self._take(now)
+        if self.drawer.idle and now >= self.ask_at and time.monotonic() >= self.not_before:
+            self._ask(now)
+        action = None if self.plan is None else self.plan.at(now)
+        if action is None:
+            self.report.held += 1
+            self.hold()
+        else:
+            self.robot.act(action)
+            self.last = action
+        self.report.steps += 1
+
+    def hold(self) -> None:
+        """What the robot says of holding still; nothing where it says nothing."""
+        hold = getattr(self.robot, "hold", None)
+        action = None if hold is None else hold(self.last)
+        if action is not None:
+            self.robot.act(action)
+
+    def _ask(self, now: int) -> None:
+        committed = None
+        if self.condition and self.plan is not None:
+            until = self.plan.asked + len(self.plan.actions)
+            committed = self.plan.actions[now - self.plan.asked : until][: self.delay]
+        self.coming = Joined(now, 0, 0.0, False, 0 if committed is None else len(committed))
+        self.ask_at = now + self.policy.horizons[1]
+        self.drawer.ask(self.frames, committed)
+        self.frames = []
+
+    def _take(self, now: int) -> None:
+        drawn = self.drawer.take()
+        if drawn is None:
+            return
+        if isinstance(drawn, ConnectionLostError):
+            self.report.lost += 1
+            self.ask_at, self.not_before = now, time.monotonic() + self.retry_s
+            return
+        if isinstance(drawn, BaseException):
+            raise drawn
+        actions, seconds = drawn
+        came, plan = self.coming, Plan(self.coming.asked, actions)
+        came.came, came.seconds = now, seconds
+        self.delay = math.ceil(seconds * self.rate_hz) + 1  # it is found a step after it came
+        new, old = plan.at(now), None if self.plan is None else self.plan.at(now)
+        came.useless = new is None
+        if new is None:
+            self.ask_at = now
+        else:
+            came.jump = None if old is None else float(np.linalg.norm(new - old))
+            self.plan = plan
+        self.report.chunks.append(came)
+
+
+class _Drawer:
+    """A thread that draws, one chunk at a time. It alone touches the policy's environment."""
+
+    def __init__(self, policy: RecedingHorizon) -> None:
+        self._policy, self.idle, self._lost = policy, True, False
+        self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._drawn: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="asd-policy chunks", daemon=True)
+        self._thread.start()
+
+    def ask(self, frames: Sequence[Frame], committed: np.ndarray | None) -> None:
+        """For a chunk, after these observations."""
+        self.idle = False
+        self._asked.put((list(frames), committed))
+
+    def take(self) -> tuple[np.ndarray, float] | BaseException | None:
+        """Actions (H, action_dim) that have come, with the seconds that they took; or the error."""
+        try:
+            drawn: tuple[np.ndarray, float] | BaseException = self._drawn.get_nowait()
+        except queue.Empty:
+            return None
+        self.idle = True
+        return drawn
+
+    def close(self) -> None:
+        """End, when what is drawn is drawn."""
+        self._asked.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            frames, committed = asked
+            start = time.monotonic()
+            try:
+                self._policy.remember([frames], [0])
+                if self._lost:
+                    self._policy.source.reconnect()
+                    self._lost = False
+                given = None if committed is None else [committed]
+                actions = self._policy.predict([0], given)[0]
+                self._drawn.put((actions, time.monotonic() - start))
+            except BaseException as error:
+                self._lost = self._lost or isinstance(error, ConnectionLostError)
+                self._drawn.put(error)

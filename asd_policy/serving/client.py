@@ -1,0 +1,187 @@
+"""A client of a policy's server."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from asd_policy.errors import ConnectionLostError, InputError, ServerError
+from asd_policy.serving.protocol import KEY, error_of, pack, unpack
+
+TOKEN = "ASD_POLICY_TOKEN"  # the environment variable
+_GONE = (ConnectionClosed, OSError, EOFError)
+
+
+class Client:
+    """Speaks with a policy's server; openpi's own ``WebsocketClientPolicy`` can, too.
+
+    Threads may share one: they take turns.
+
+    Args:
+        address: "ws://host:port", or "wss://…" behind a proxy that encrypts.
+        token: that the server asks for; None is the environment's ASD_POLICY_TOKEN.
+        timeout_s: for a connection, and for an answer.
+
+    Attributes:
+        metadata: what the server said of itself. connections: how often it was connected to.
+
+    Raises:
+        ConnectionLostError: nobody listens there, or the connection is refused.
+        ServerError: the server does not let this client in.
+    """
+
+    def __init__(
+        self,
+        address: str = "ws://127.0.0.1:8000",
+        token: str | None = None,
+        timeout_s: float = 30.0,
+    ) -> None:
+        if urlsplit(address).scheme not in ("ws", "wss"):
+            raise InputError(f"expected an address like ws://host:8000, got {address!r}")
+        self.address, self.timeout_s = address, timeout_s
+        self._token = token or os.environ.get(TOKEN)
+        self._lock = threading.RLock()
+        self._socket: ClientConnection | None = None
+        self.metadata: dict[str, Any] = {}
+        self.connections = 0
+        self.reconnect()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """A chunk for one robot's observation, or for its last n, (n, \\*shape) of each key.
+
+        Returns:
+            ``actions`` (H, action_dim), the first for the time of the latest observation;
+            ``calls``, ``evaluations``, ``acceptance``; ``server_timing`` and ``round_trip_ms``.
+
+        Raises:
+            ValueError, NonFiniteError: as the policy, which goes on.
+            LimitError: the server allows less. ServerError: it failed.
+            ConnectionLostError: it has gone, or did not answer in time; see :meth:`reconnect`.
+        """
+        return self.ask(observation, "infer")
+
+    def infer_batch(self, observations: Mapping[str, Any], **asked: Any) -> dict[str, Any]:
+        """Chunks (B, H, action_dim) of several robots, one row of observations for each.
+
+        Args:
+            asked: ``robots``, ``begin``, ``detail``: see ``asd_policy.serving.requests``.
+        """
+        return self.ask(observations, "infer_batch", **asked)
+
+    def act(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """The next ``action`` (action_dim,) of the robot's queue, which the server keeps; it draws
+        a chunk where the queue is empty."""
+        return self.ask(observation, "act")
+
+    def observe(self, observation: Mapping[str, Any]) -> None:
+        """Have one observation remembered, and draw nothing."""
+        self.ask(observation, "observe")
+
+    def reset(self, seeds: int | Sequence[int | None] | None = None) -> None:
+        """Begin an episode: forget what was observed and queued.
+
+        Args:
+            seeds: one of each robot's random stream, or one int; None draws one for each robot.
+        """
+        if seeds is None:
+            self.ask({}, "reset")
+            return
+        listed = [seeds] if isinstance(seeds, int) else seeds
+        self.ask({}, "reset", begin=[[robot, seed] for robot, seed in enumerate(listed)])
+
+    def health(self) -> dict[str, Any]:
+        """Counts of the server's: clients, requests, errors, chunks …"""
+        return self.ask({}, "health")
+
+    def ask(self, observation: Mapping[str, Any], call: str, **asked: Any) -> dict[str, Any]:
+        """The answer to one message."""
+        data = pack({**observation, KEY: {"call": call, **asked}})
+        with self._lock:
+            start = time.perf_counter()
+            answer = self._exchange(data)
+            spent = time.perf_counter() - start
+        if isinstance(answer, str):
+            raise error_of(answer)
+        told = unpack(answer)
+        told["round_trip_ms"] = 1e3 * spent
+        return told
+
+    def _exchange(self, data: bytes) -> str | bytes:
+        if self._socket is None:
+            raise ConnectionLostError(f"the connection to {self.address} is closed")
+        try:
+            self._socket.send(data)
+            return self._socket.recv(self.timeout_s)
+        except TimeoutError as error:
+            self._drop()  # an answer that comes later would be taken for the next one's
+            raise ConnectionLostError(
+                f"{self.address} did not answer within {self.timeout_s:g} s"
+            ) from error
+        except _GONE as error:
+            self._drop()
+            raise ConnectionLostError(f"the connection to {self.address} ended: {error}") from error
+
+    def reconnect(self) -> None:
+        """Connect anew, as a client that the server does not know.
+
+        Raises: as the class.
+        """
+        with self._lock:
+            self._drop()
+            headers = {"Authorization": f"Api-Key {self._token}"} if self._token else None
+            try:
+                self._socket = connect(
+                    self.address,
+                    compression=None,
+                    max_size=None,
+                    proxy=None,
+                    additional_headers=headers,
+                    open_timeout=self.timeout_s,
+                ).__enter__()
+                self.metadata = unpack(self._socket.recv(self.timeout_s))
+            except InvalidStatus as error:
+                said = (error.response.body or b"").decode(errors="replace").strip()
+                raise ServerError(
+                    f"{self.address} refused the connection: {error.response.status_code}, {said}"
+                ) from error
+            except (*_GONE, InvalidHandshake, TimeoutError) as error:
+                self._drop()
+                raise ConnectionLostError(f"{self.address} cannot be reached: {error}") from error
+            self.connections += 1
+
+    def _drop(self) -> None:
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            socket.close_timeout = 0.1  # nobody may be there to say goodbye to
+            socket.close()
+
+    def close(self) -> None:
+        """Say goodbye."""
+        with self._lock:
+            self._drop()
+
+
+def is_well(address: str, timeout_s: float = 5.0) -> bool:
+    """Whether a server answers GET /healthz, at its address as a WebSocket's."""
+    url = f"http{address.removeprefix('ws').partition('?')[0].rstrip('/')}/healthz"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=timeout_s) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

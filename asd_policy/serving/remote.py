@@ -1,0 +1,212 @@
+"""A policy whose chunks a server draws, in a loop here."""
+
+from __future__ import annotations
+
+import secrets
+import weakref
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from asd_policy.errors import CheckpointError, ServerError
+from asd_policy.policy.checkpoint import difference_table
+from asd_policy.policy.draws import ChunkStats
+from asd_policy.policy.horizon import Chunks, ChunkSource, Frame, Observation, RecedingHorizon
+from asd_policy.samplers.result import Stats
+from asd_policy.serving.client import Client
+from asd_policy.serving.protocol import VERSION
+from asd_policy.serving.requests import Seen
+
+
+class RemoteStream:
+    """A random stream that the server keeps: told there by the robot's number.
+
+    ``connection``: in which it was begun; ``drawn``: chunks that it has given.
+    """
+
+    def __init__(self, robot: int, seed: int) -> None:
+        self.robot, self.seed = robot, seed
+        self.connection = self.drawn = 0
+
+
+class RemoteSource(ChunkSource):
+    """Chunks that a server draws. Whole histories are sent: the server needs to remember nothing,
+    and one that was started anew goes on with every stream where it was.
+
+    Attributes:
+        last_timing: milliseconds of the last draw: ``network``, ``queue``, ``draw``, ``total``.
+
+    Raises:
+        ServerError: a server of another protocol, or of one without batches (openpi's own).
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client, told = client, client.metadata
+        if told.get("protocol") != VERSION:
+            raise ServerError(
+                f"expected a server of asd-policy, protocol {VERSION}; {client.address} says "
+                f"{told.get('protocol')!r}"
+            )
+        self.horizons = (
+            told["observation_horizon"], told["action_horizon"], told["prediction_horizon"],
+        )  # fmt: skip
+        shapes = {key: tuple(shape) for key, shape in told["observations"].items()}
+        self.pictures = {key: (shapes[key][0], shapes[key][1]) for key in told["pictures"]}
+        self.seen = Seen(shapes, self.horizons[0])
+        self.last_timing: dict[str, float] = {}
+        self._free: list[int] = []
+        self._streams = 0
+
+    def stream(self, seed: int | None) -> RemoteStream:
+        """At the server. Its number there is another's when nobody here has it any more."""
+        if self._free:
+            robot = self._free.pop()
+        else:
+            robot, self._streams = self._streams, self._streams + 1
+        made = RemoteStream(robot, secrets.randbits(63) if seed is None else int(seed))
+        weakref.finalize(made, self._free.append, robot)
+        return made
+
+    def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
+        times = self.seen.frames(observations, (batch,))
+        return [[{k: v[row] for k, v in rows.items()} for rows in times] for row in range(batch)]
+
+    @property
+    def conditions(self) -> bool:  # type: ignore[override]
+        """Whether the server's chunks can be given committed actions."""
+        return bool(self.client.metadata["conditions"])
+
+    def reconnect(self) -> None:
+        """Connect anew, and go on with every stream where it was.
+
+        Raises:
+            ConnectionLostError: nobody is there.
+            ServerError: another policy is.
+        """
+        before = self.client.metadata
+        self.client.reconnect()
+        told = self.client.metadata
+        for key in ("checkpoint_sha256", "sampler", "observations", "chunk"):
+            if told.get(key) != before.get(key):
+                raise ServerError(
+                    f"{self.client.address} serves another policy now: {key} was "
+                    f"{before.get(key)!r}, and is {told.get(key)!r}"
+                )
+
+    def draw(self, histories: Sequence[Sequence[Frame]], streams: Sequence[RemoteStream]) -> Chunks:
+        return self._draw(histories, streams)
+
+    def draw_after(
+        self,
+        histories: Sequence[Sequence[Frame]],
+        streams: Sequence[RemoteStream],
+        committed: Sequence[np.ndarray],
+    ) -> Chunks:
+        return self._draw(histories, streams, committed=list(committed))
+
+    def _draw(
+        self,
+        histories: Sequence[Sequence[Frame]],
+        streams: Sequence[RemoteStream],
+        **asked: Any,
+    ) -> Chunks:
+        stacked = {
+            key: np.stack([np.stack([frame[key] for frame in history]) for history in histories])
+            for key in self.seen.shapes
+        }
+        new = [stream for stream in streams if stream.connection != self.client.connections]
+        answer = self.client.infer_batch(
+            stacked,
+            robots=[stream.robot for stream in streams],
+            begin=[self._begin(stream) for stream in new],
+            detail=True,
+            **asked,
+        )
+        for stream in streams:
+            stream.connection, stream.drawn = self.client.connections, stream.drawn + 1
+        self.last_timing = _timing(answer)
+        actions = answer["actions"]
+        past = np.full_like(actions[:, : self.horizons[0] - 1], np.nan)  # is not sent
+        return Chunks(np.concatenate([past, actions], axis=1), _stats(answer))
+
+    def _begin(self, stream: RemoteStream) -> list[int]:
+        """Where a stream cannot be gone on with, it is left for a new one: the same noise a second
+        time would be no sample."""
+        if stream.drawn and not self.client.metadata["resumes"]:
+            stream.seed, stream.drawn = secrets.randbits(63), 0
+        return [stream.robot, stream.seed, stream.drawn]
+
+
+def _timing(answer: Mapping[str, Any]) -> dict[str, float]:
+    timing, whole = answer["server_timing"], answer["round_trip_ms"]
+    spent = {"queue": timing["queue_ms"], "draw": timing["draw_ms"], "total": whole}
+    return {"network": max(0.0, whole - timing["total_ms"]), **spent}
+
+
+def _stats(answer: Mapping[str, Any]) -> Stats:
+    detail = answer["detail"]
+    return Stats(
+        detail["sampler"],
+        detail["window"],
+        calls=torch.tensor(answer["calls"]),
+        evaluations=torch.tensor(answer["evaluations"]),
+        accepted=torch.from_numpy(detail["accepted"].astype(np.int64)),
+        decided=torch.from_numpy(detail["decided"].astype(np.int64)),
+        seconds=dict(detail["seconds"]),
+    )
+
+
+class RemotePolicy(RecedingHorizon):
+    """Receding-horizon control with chunks from a server, as a ``DiffusionPolicy`` from here.
+
+    Seed by seed, it gives the actions that the server's policy would give in a loop there.
+    """
+
+    source: RemoteSource
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(RemoteSource(client))
+        self.client, told = client, client.metadata
+        self.action_dim = int(told["action_dim"])
+        self.parameters, self.threads = int(told["parameters"]), int(told["threads"])
+        self.window, self.device = told["window"], told["device"]
+        self.engine = SimpleNamespace(name=told["engine"], kernels=told["kernels"])
+        self.schedule = SimpleNamespace(num_steps=int(told["steps"]))
+        self.card = {"task": told["task"], "sha256": told["checkpoint_sha256"]}
+        self.reset()
+
+    @property
+    def observation_keys(self) -> dict[str, int]:
+        """Key → how many numbers it has."""
+        return {key: int(np.prod(shape)) for key, shape in self.source.seen.shapes.items()}
+
+    @property
+    def last_chunks(self) -> list[ChunkStats | None]:
+        """What the chunks of the last call cost, with ``remote``: seconds of it in the ``network``,
+        in the server's ``queue``, in the ``draw``, and in all, ``total``."""
+        spent = {name: 1e-3 * ms for name, ms in self.source.last_timing.items()}
+        return [
+            None
+            if cost is None
+            else cast("ChunkStats", SimpleNamespace(**vars(cost), remote=spent))
+            for cost in super().last_chunks
+        ]
+
+    def check_observation_space(self, keys: Mapping[str, int]) -> None:
+        """Raise a CheckpointError with one table unless the low-dimensional keys are there."""
+        wanted = {k: (n,) for k, n in self.observation_keys.items() if k not in self.pictures}
+        table = difference_table(wanted, {k: (n,) for k, n in keys.items() if k in wanted})
+        if table:
+            raise CheckpointError(f"the policy was made for other observations:\n{table}")
+
+    def reset(self, seeds: int | Sequence[int | None] | None = None) -> None:
+        """As a policy's: len(seeds) environments, each with a stream at the server."""
+        self.environments = []  # their numbers there are free for the new ones
+        super().reset(seeds)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.client.close()

@@ -1,0 +1,185 @@
+"""What clients ask: messages, checked against what the policy sees.
+
+A message without an entry ``asd_policy`` is openpi's: an observation, for which a chunk is wanted.
+The entry, a mapping, says more:
+
+    call    "infer" (a chunk), "infer_batch" (chunks for several robots), "act" (the next action of
+            the robot's queue), "observe", "reset", "health"
+    robots  numbers of this connection's robots, one for each row (default 0, 1, …)
+    begin   robots that begin an episode first: [number, seed, chunks that were drawn from it]
+    detail  true: the answer tells accepted drafts step by step
+    committed  actions (n, action_dim) of each row from now on, that its chunk is given: see
+            ``asd_policy.policy.inpaint``; for "infer" and "infer_batch"
+
+Observations are (\\*shape) of each key; (n, \\*shape) are the last n, oldest first, n up to To. In
+a batch there is one axis of robots before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from asd_policy.errors import InputError, MessageError, NonFiniteError, did_you_mean
+from asd_policy.policy.checkpoint import difference_table
+from asd_policy.serving.protocol import KEY
+
+CALLS = ("infer", "infer_batch", "act", "observe", "reset", "health")
+MOST_DRAWN = 10_000  # chunks that a stream is moved on by; drawing their noise takes half a second
+_ENTRIES = {"call", "robots", "begin", "detail", "committed"}
+Frames = list[dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a policy sees: key → shape of one observation, and To, how many it remembers."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    length: int
+
+    @classmethod
+    def by(cls, policy: Any) -> Seen:
+        """What this policy does."""
+        pictures = {key: (*size, 3) for key, size in policy.pictures.items()}
+        shapes = {key: (dim,) for key, dim in policy.observation_keys.items()}
+        return cls(shapes | pictures, policy.horizons[0])
+
+    def frames(self, observation: Mapping[str, Any], lead: tuple[int, ...]) -> Frames:
+        """Observations (\\*lead, \\*shape) or (\\*lead, n, \\*shape), as n of (B, \\*shape).
+
+        Raises:
+            ValueError: values that are no numbers, or of other shapes.
+            NonFiniteError: a NaN or infinity among them.
+        """
+        arrays = {k: _numbers(k, observation[k]) for k in self.shapes if k in observation}
+        first = next(iter(self.shapes))
+        stacked = first in arrays and arrays[first].ndim == len(lead) + 1 + len(self.shapes[first])
+        count = arrays[first].shape[len(lead)] if stacked else 1
+        if not 1 <= count <= self.length:
+            raise InputError(f"expected the last 1 to {self.length} observations, got {count}")
+        whole = (*lead, count) if stacked else lead
+        table = difference_table(
+            {key: (*whole, *shape) for key, shape in self.shapes.items()},
+            {key: value.shape for key, value in arrays.items()},
+        )
+        if table:
+            raise InputError(f"these are not the observations that the policy expects:\n{table}")
+        rows = {
+            key: value.reshape((*(lead or (1,)), count, *self.shapes[key]))
+            for key, value in arrays.items()
+        }
+        return [{key: value[:, t] for key, value in rows.items()} for t in range(count)]
+
+
+def _numbers(key: str, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"observation {key!r} is no array: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"observation {key!r} must be of numbers, got {array.dtype}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise NonFiniteError(f"observation {key!r} holds a NaN or infinite value")
+    return array
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A robot that begins an episode: its seed, and chunks that were drawn from that."""
+
+    robot: int
+    seed: int | None
+    drawn: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A message, understood. ``robots``: of the rows; ``unused``: entries that are not seen."""
+
+    call: str
+    robots: Sequence[int] = ()
+    begin: Sequence[Begin] = ()
+    frames: Frames = field(default_factory=list)
+    detail: bool = False
+    unused: Sequence[str] = ()
+    committed: Sequence[np.ndarray] | None = None
+
+
+def read_request(message: dict[str, Any], seen: Seen, most_robots: int) -> Request:
+    """What a client's message asks.
+
+    Raises:
+        MessageError: an entry that there is not, or that cannot be understood.
+        ValueError, NonFiniteError: observations that the policy cannot see.
+    """
+    asked = message.pop(KEY, {})
+    if not isinstance(asked, dict) or not all(isinstance(name, str) for name in asked):
+        raise MessageError(f"the entry {KEY!r} must be a mapping of names, got {asked!r:.80}")
+    unknown = sorted(set(asked) - _ENTRIES)
+    if unknown:
+        near = did_you_mean(unknown[0], _ENTRIES)
+        raise MessageError(f"{KEY!r} has {', '.join(sorted(_ENTRIES))}; got {unknown[0]!r}{near}")
+    call = asked.get("call", "infer")
+    if not isinstance(call, str) or call not in CALLS:
+        raise MessageError(f"call must be one of {', '.join(CALLS)}; got {call!r:.80}")
+    begin = [_begin(entry, most_robots) for entry in _list(asked.get("begin", []), "begin")]
+    if call in ("reset", "health"):
+        return Request(call, begin=begin)
+    rows = _rows(message, seen) if call == "infer_batch" else 1
+    robots = _list(asked.get("robots", list(range(rows))), "robots")
+    for number in robots:
+        _check_robot(number, most_robots)
+    if len(robots) != rows or len(set(robots)) != rows:
+        raise MessageError(f"robots must be {rows} different numbers, got {robots!r:.80}")
+    frames = seen.frames(message, (rows,) if call == "infer_batch" else ())
+    unused = sorted(set(message) - set(seen.shapes))
+    given = _committed(asked["committed"], call, rows) if "committed" in asked else None
+    return Request(call, robots, begin, frames, asked.get("detail") is True, unused, given)
+
+
+def _rows(message: Mapping[str, Any], seen: Seen) -> int:
+    shapes = (_numbers(key, message[key]).shape for key in seen.shapes if key in message)
+    rows = next((shape[0] for shape in shapes if shape), 0)
+    if rows < 1:
+        raise InputError("expected observations of one robot or more, got none")
+    return rows
+
+
+def _committed(value: Any, call: str, rows: int) -> list[np.ndarray]:
+    if call not in ("infer", "infer_batch"):
+        raise MessageError(f"committed is for infer and infer_batch, got it with {call}")
+    each = [_numbers("committed", actions) for actions in _list(value, "committed")]
+    if len(each) != rows:
+        raise MessageError(f"committed must list the actions of {rows} rows, got {len(each)}")
+    return each
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise MessageError(f"{name} must be a list, got {value!r:.80}")
+    return value
+
+
+def _check_robot(number: Any, most_robots: int) -> None:
+    if type(number) is not int or not 0 <= number < most_robots:
+        raise MessageError(
+            f"robots must be numbers from 0 to {most_robots - 1}, got {number!r:.80}"
+        )
+
+
+def _begin(entry: Any, most_robots: int) -> Begin:
+    values = [*entry, 0] if isinstance(entry, list) and len(entry) == 2 else entry
+    if not isinstance(values, list) or len(values) != 3:
+        raise MessageError(f"begin must list [robot, seed, drawn], got {entry!r:.80}")
+    robot, seed, drawn = values
+    _check_robot(robot, most_robots)
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**64):
+        raise MessageError(f"a seed must be a whole number below 2^64 or None, got {seed!r:.80}")
+    if type(drawn) is not int or not 0 <= drawn <= MOST_DRAWN:
+        raise MessageError(f"drawn must be a number up to {MOST_DRAWN}, got {drawn!r:.80}")
+    if drawn and seed is None:
+        raise MessageError("a stream without a seed cannot be gone on with")
+    return Begin(robot, seed, drawn)

@@ -1,0 +1,29 @@
+"""The first chunks, before a robot waits for one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from asd_policy.serving.requests import Seen
+
+
+def warm_up(policy: Any, robots: int) -> None:
+    """Draw throw-away chunks: twice of each batch up to ``robots`` on a GPU, where each has graphs
+    of its own; elsewhere of one robot, and of all.
+
+    Calibration that is being learned is left as it was found.
+    """
+    many = range(1, robots + 1) if policy.device.type == "cuda" else sorted({1, robots})
+    sampler = policy.source.sampler
+    frozen, sampler.calibration.frozen = sampler.calibration.frozen, True
+    policy.reset([0] * robots)
+    shapes = Seen.by(policy).shapes
+    for batch in many:
+        kinds = {key: np.uint8 if key in policy.pictures else np.float32 for key in shapes}
+        zeros = {key: np.zeros((batch, *shape), kinds[key]) for key, shape in shapes.items()}
+        for _ in range(2):
+            policy.observe(zeros, range(batch))
+            policy.predict(range(batch))
+    sampler.calibration.frozen = frozen

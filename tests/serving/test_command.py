@@ -1,0 +1,91 @@
+"""Options of `asd-policy serve`, and every checkpoint that it takes."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("websockets")
+pytest.importorskip("tyro")
+from asd_policy.errors import CheckpointError
+from asd_policy.integrations.loaders import open_policies
+from asd_policy.policy import save_checkpoint
+from asd_policy.serving import Client
+from asd_policy.serving.warmup import warm_up
+from reference.served import served
+from reference.tiny import tiny_checkpoint
+
+DATA = Path(__file__).parents[1] / "data"
+PLACE = {"device": "cpu", "engine": "eager", "precision": "fp32", "compile": False, "threads": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "70000"], "--port must be from 0 to 65535, got 70000"),
+        (["--robots", "0"], "--robots must be 1 or more, got 0"),
+        (["--wait-ms", "-1"], "--wait-ms must be from 0 to 1000, got -1"),
+        (["--max-message-mb", "0"], "--max-message-mb must be positive, got 0"),
+        (["--idle-s", "0"], "--idle-s must be positive, got 0"),
+        (["--max-rate", "0"], "--max-rate must be positive, got 0"),
+        (["--token-file", "nowhere"], "--token-file nowhere cannot be read"),
+        (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
+        (["--sampler", "asdf"], "sampler must be one of asd, .*did you mean 'asd'"),
+        (["--window", "wide"], 'window must be "auto" or a whole number'),
+        (["--device", "tpu"], "--device must be auto or one that torch can use"),
+    ],
+)
+def test_what_cannot_be_served_is_said(refused, words, message):
+    refused(message, "serve", *words)
+
+
+def test_tokens_are_one_word(refused, tmp_path):
+    for text in ("", "two words", "ü"):
+        (tmp_path / "token").write_text(text)
+        refused("must hold one word", "serve", "--token-file", tmp_path / "token")
+
+
+def test_a_port_that_is_taken_is_said(refused, tmp_path):
+    folder = save_checkpoint(tmp_path / "tiny", tiny_checkpoint())
+    with served() as server:
+        words = ["--checkpoint", folder, "--port", server.port, "--device", "cpu"]
+        refused(f"cannot listen at 127.0.0.1:{server.port}", "serve", *words)
+
+
+def test_a_policy_of_diffusion_policy_is_served(tmp_path):
+    path = tmp_path / "latest.ckpt"
+    with gzip.open(DATA / "diffusion_policy.ckpt.gz") as packed, path.open("wb") as out:
+        shutil.copyfileobj(packed, out)
+    policy = open_policies(path, PLACE)({"sampler": "ddim", "steps": 3})
+    warm_up(policy, 2)
+    with served(policy) as server, Client(f"ws://127.0.0.1:{server.port}") as client:
+        assert client.metadata["observations"] == {"obs": [3]}
+        assert len(client.metadata["checkpoint_sha256"]) == 64
+        assert client.infer({"obs": [0.0, 0.1, 0.2]})["actions"].shape == (15, 2)
+
+
+def test_other_files_are_refused(tmp_path):
+    for name in ("x.pt", "x.pkl", "x.zip"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(CheckpointError, match="never opened"):
+            open_policies(tmp_path / name, PLACE)
+
+
+def test_a_folder_of_lerobot_is_named_so(tmp_path):
+    (tmp_path / "config.json").write_text('{"type": "diffusion", "horizon": 16}')
+    with pytest.raises(CheckpointError, match="is a folder of LeRobot's"):
+        open_policies(tmp_path, PLACE)
+
+
+def test_warming_up_leaves_streams_and_calibration_alone():
+    from reference.served import tiny_policy
+
+    policy = tiny_policy()
+    policy.calibration.frozen = False
+    before = policy.calibration.to_dict()
+    warm_up(policy, 3)
+    assert policy.calibration.to_dict() == before
+    assert not policy.calibration.frozen

@@ -1,0 +1,186 @@
+"""The loop in real time, with a source that takes as long as it is told."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from asd_policy.errors import ConnectionLostError, InputError, NonFiniteError
+from asd_policy.policy import (
+    Chunks,
+    ChunkSource,
+    Controller,
+    DiffusionPolicy,
+    RecedingHorizon,
+    SamplerConfig,
+)
+from reference.tiny import KEYS, tiny_checkpoint
+
+RATE = 50.0
+TO, TA, TP = 2, 4, 10
+H = TP - TO + 1
+
+
+class Counted(ChunkSource):
+    """Action k of a chunk is the step that it is meant for. Chunk i takes ``delays[i]`` seconds,
+    the last of them from then on; an error in its place is raised."""
+
+    horizons = (TO, TA, TP)
+    conditions = True
+
+    def __init__(self, delays: list) -> None:
+        self.delays, self.histories, self.given = delays, [], []
+        self.reconnected = 0
+
+    def frames(self, observations, batch):  # type: ignore[no-untyped-def]
+        return [[float(x)] for x in observations["step"]]
+
+    def draw(self, histories, streams):  # type: ignore[no-untyped-def]
+        delay = self.delays.pop(0) if len(self.delays) > 1 else self.delays[0]
+        self.histories.append(list(histories[0]))
+        if isinstance(delay, BaseException):
+            raise delay
+        time.sleep(delay)
+        return Chunks(np.array([[[histories[0][-1] + k] for k in range(1 - TO, H)]]))
+
+    def draw_after(self, histories, streams, committed):  # type: ignore[no-untyped-def]
+        self.given.append(committed[0][:, 0].tolist())
+        return self.draw(histories, streams)
+
+    def reconnect(self) -> None:
+        self.reconnected += 1
+
+
+class Told:
+    """Tells the step, and keeps what was done in it: None where it held still."""
+
+    def __init__(self) -> None:
+        self.steps, self.done = 0, []
+
+    def observe(self):  # type: ignore[no-untyped-def]
+        self.done.append(None)
+        self.steps += 1
+        return {"step": float(self.steps - 1)}
+
+    def act(self, action: np.ndarray) -> None:
+        assert self.done[-1] is None, "two actions in one step"
+        self.done[-1] = float(action[0])
+
+
+def run(delays: list, steps: int = 30, join: str = "replace", robot: Told | None = None):  # type: ignore[no-untyped-def]
+    source, robot = Counted(delays), robot or Told()
+    report = Controller(RecedingHorizon(source), join, retry_s=0.05).run(robot, RATE, steps)
+    return source, robot, report
+
+
+def check(robot: Told, report) -> None:  # type: ignore[no-untyped-def]
+    """Every action was executed in the step that it was meant for."""
+    for step, action in enumerate(robot.done):
+        assert action in (None, step), robot.done
+    assert report.held == robot.done.count(None)
+    assert report.steps == len(robot.done)
+
+
+def test_the_next_chunk_is_drawn_while_the_last_one_is_executed() -> None:
+    source, robot, report = run([0.03])
+    check(robot, report)
+    assert report.held == robot.done.index(next(a for a in robot.done if a is not None))
+    assert report.held < 10
+    assert None not in robot.done[report.held :], "it waited for a chunk"
+    asked = [chunk.asked for chunk in report.chunks]
+    assert all(later - sooner >= TA for sooner, later in itertools.pairwise(asked))
+    assert len(asked) >= 5
+    assert all(chunk.came > chunk.asked and not chunk.useless for chunk in report.chunks)
+    assert all(chunk.jump == 0 for chunk in report.chunks[1:])
+    for history in source.histories[1:]:
+        assert history[1] - history[0] == 1, "an observation in between was dropped"
+
+
+def test_a_chunk_that_comes_late_is_joined_at_the_right_action() -> None:
+    """It takes 6 of the 9 steps that a chunk has actions for; nothing is held after the first."""
+    _, robot, report = run([0.11], 40)
+    check(robot, report)
+    late = [chunk.came - chunk.asked for chunk in report.chunks]
+    assert min(late) >= 5
+
+
+def test_no_action_is_executed_past_its_time() -> None:
+    """The second chunk takes three times as long as the first one's actions last."""
+    _, robot, report = run([0.01, 3 * H / RATE, 0.01], 60)
+    check(robot, report)
+    assert report.held > H
+    assert [chunk.useless for chunk in report.chunks][:3] == [False, True, False]
+    assert robot.done[-1] == 59
+
+
+class Holds(Told):
+    def hold(self, last):  # type: ignore[no-untyped-def]
+        assert last is None or last == max(a for a in self.done if a is not None)
+        self.held = getattr(self, "held", 0) + 1
+        return
+
+
+def test_a_lost_connection_holds_still_and_is_made_again() -> None:
+    lost = ConnectionLostError("gone")
+    robot = Holds()
+    source, robot, report = run([0.01, lost, lost, lost, lost, 0.01], 60, robot=robot)
+    check(robot, report)
+    assert report.lost == 4
+    assert source.reconnected == 4
+    assert robot.held == report.held > 2
+    assert robot.done[-1] == 59, "it did not go on"
+
+
+@pytest.mark.parametrize("error", [NonFiniteError("a NaN"), InputError("a shape")])
+def test_what_is_wrong_is_raised_and_the_robot_told_to_hold(error: Exception) -> None:
+    robot = Holds()
+    with pytest.raises(type(error)):
+        run([0.01, error], 60, robot=robot)
+    assert robot.held > 0
+    assert robot.steps < 60
+
+
+def test_commitments_are_the_actions_until_it_will_have_come() -> None:
+    source, robot, report = run([0.05], 40, "condition")
+    check(robot, report)
+    assert len(source.given) == len(report.chunks) - 1 or len(source.given) == len(report.chunks)
+    for given, history in zip(source.given, source.histories[1:], strict=False):
+        assert given == [history[-1] + k for k in range(len(given))]
+        assert 3 <= len(given) <= H
+
+
+def test_options_are_closed() -> None:
+    policy = RecedingHorizon(Counted([0.0]))
+    with pytest.raises(InputError, match="join must be one of replace, condition"):
+        Controller(policy, "blend")
+    with pytest.raises(InputError, match="rate_hz must be a positive number, got 0"):
+        Controller(policy).run(Told(), 0.0)
+    policy.source.conditions = False
+    with pytest.raises(InputError, match="cannot be conditioned"):
+        Controller(policy, "condition")
+
+
+class Moving(Told):
+    def observe(self):  # type: ignore[no-untyped-def]
+        super().observe()
+        rng = np.random.default_rng(self.steps)
+        return {key: rng.uniform(-0.1, 0.1, dim) for key, dim in KEYS.items()}
+
+    def act(self, action: np.ndarray) -> None:
+        self.done[-1] = float(action[0])
+
+
+def test_joins_jump_less_with_commitments() -> None:
+    """A random network's chunks have nothing in common: joins jump, and those that are conditioned
+    do not while a chunk comes when it is expected."""
+    mean = {}
+    for join in ("replace", "condition"):
+        policy = DiffusionPolicy(tiny_checkpoint(), SamplerConfig("ddpm"))
+        report = Controller(policy, join).run(Moving(), 20.0, 40, seed=3)
+        jumps = [c.jump for c in report.chunks if c.jump is not None and c.came - c.asked <= 2]
+        assert len(jumps) >= 4
+        mean[join] = float(np.median(jumps[2:]))
+    assert mean["condition"] < 1e-4 < 0.1 < mean["replace"]

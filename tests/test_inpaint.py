@@ -1,0 +1,111 @@
+"""Chunks after committed actions: the chain that is defined, and no other sampler's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp
+
+from asd_policy.errors import InputError, NonFiniteError
+from asd_policy.policy import DiffusionPolicy, SamplerConfig
+from reference.tiny import ACTION_DIM, tiny_checkpoint
+
+TO, TA, TP = 2, 3, 8
+H = TP - TO + 1
+
+
+def policy(sampler: str = "asd", **options: object) -> DiffusionPolicy:
+    made = DiffusionPolicy(tiny_checkpoint(20), SamplerConfig(sampler, **options))
+    made.calibration.frozen = True
+    return made
+
+
+def histories(batch: int) -> list[list[np.ndarray]]:
+    return [[np.full(5, 0.3, np.float32), np.full(5, 0.4, np.float32)]] * batch
+
+
+COMMITTED = np.array([[0.5, -0.25], [0.1, 0.9]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [("ddpm", {}), ("asd", {"window": 4}), ("asd", {"window": 4, "draft": "frozen"}), ("ddim", {})],
+)
+def test_committed_actions_come_out_as_they_are(sampler: str, options: dict) -> None:
+    made = policy(sampler, **options)
+    streams = [made.stream(seed) for seed in range(3)]
+    given = [COMMITTED, COMMITTED[:1], COMMITTED[:0]]
+    chunks = made.source.draw_after(histories(3), streams, given).actions[:, TO - 1 :]
+    for row, actions in enumerate(given):
+        np.testing.assert_allclose(chunks[row, : len(actions)], actions, atol=1e-5)
+    assert np.abs(chunks[1, 1] - COMMITTED[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["asd", "ddpm"])
+def test_with_nothing_committed_it_is_the_chain_without(sampler: str) -> None:
+    options = {"window": 4} if sampler == "asd" else {}
+    one, other = policy(sampler, **options), policy(sampler, **options)
+    free = one.source.draw(histories(2), [one.stream(1), one.stream(2)]).actions
+    none = [COMMITTED[:0]] * 2
+    same = other.source.draw_after(histories(2), [other.stream(1), other.stream(2)], none).actions
+    np.testing.assert_allclose(free, same, atol=1e-4)
+
+
+def test_ddpm_is_the_inpainted_chain_written_out() -> None:
+    made = policy("ddpm")
+    got = made.source.draw_after(histories(1), [made.stream(7)], [COMMITTED]).actions[0]
+    schedule, source = made.schedule, made.source
+    noise = source.sampler.noise([made.stream(7)])
+    cond = source._observation_normalizer.normalize(torch.tensor(np.stack(histories(1)[0])))
+    known = source._action_normalizer.normalize(torch.from_numpy(COMMITTED))
+    x = noise.initial[0].view(TP, ACTION_DIM)
+    with torch.no_grad():
+        for n in range(schedule.num_steps):
+            t = schedule.timesteps[n].view(1)
+            epsilon = made.network(x[None], t, cond.reshape(1, -1))[0]
+            x0 = (x - schedule.noise[n].float() * epsilon) / schedule.signal[n].float()
+            x0 = x0.clamp(-1, 1)
+            x0[TO - 1 : TO + 1] = known
+            xi = noise.steps[0, n].view_as(x)
+            a, b, sigma = (float(v[n]) for v in (schedule.a, schedule.b, schedule.sigma))
+            x = a * x0 + b * x + sigma * xi
+    np.testing.assert_allclose(got, source._action_normalizer.unnormalize(x).numpy(), atol=1e-4)
+
+
+@pytest.mark.statistical
+def test_asd_draws_the_distribution_of_ddpm() -> None:
+    """14 tests at 1e-4 each: a false alarm in 700 runs. Negative control: another commitment."""
+    samples, ones = 1500, np.ones_like(COMMITTED)
+
+    def drawn(made: DiffusionPolicy, first: int, given: np.ndarray) -> np.ndarray:
+        streams = [made.stream(first + seed) for seed in range(samples)]
+        return made.source.draw_after(histories(samples), streams, [given] * samples).actions
+
+    free = [(k, i) for k in (0, *range(TO + 1, TP)) for i in range(ACTION_DIM)]
+
+    def least(one: np.ndarray, other: np.ndarray) -> float:
+        return min(ks_2samp(one[:, k, i], other[:, k, i]).pvalue for k, i in free)
+
+    asd, ddpm = policy("asd", window=6), policy("ddpm")
+    sampled = drawn(asd, 0, ones)
+    assert least(sampled, drawn(ddpm, 10_000, ones)) > 1e-4
+    assert least(sampled, drawn(ddpm, 10_000, -ones)) < 1e-4, "conditioning changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("committed", "error", "message"),
+    [
+        (
+            np.zeros((H + 1, 2), np.float32),
+            InputError,
+            r"must be \(n, 2\), n up to 7; got \(8, 2\)",
+        ),
+        (np.zeros((1, 3), np.float32), InputError, r"got \(1, 3\)"),
+        (np.full((1, 2), np.nan, np.float32), NonFiniteError, "committed action holds a NaN"),
+    ],
+)
+def test_wrong_commitments_are_named(committed: np.ndarray, error: type, message: str) -> None:
+    made = policy("ddpm")
+    with pytest.raises(error, match=message):
+        made.source.draw_after(histories(1), [made.stream(1)], [committed])
