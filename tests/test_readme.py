@@ -92,7 +92,8 @@ def test_your_data_becomes_a_policy_that_is_evaluated(run, tmp_path, monkeypatch
         assert status == 0, (words, said, errors)
 
 
-BLOCKS = re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL) if pages() else []
+SHOWN = "".join(map(text, ("README.md", "envs/README.md"))) if pages() else ""
+BLOCKS = re.findall(r"```python\n(.*?)```", SHOWN, re.DOTALL)
 
 
 # What a block is about, by what it imports: the file that it reads is made beforehand.
