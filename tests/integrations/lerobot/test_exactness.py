@@ -123,7 +123,7 @@ def test_a_ddim_keeps_its_chain_unless_asked(capsys) -> None:
 @pytest.mark.statistical
 def test_chunks_have_the_distribution_of_its_loop() -> None:
     """At 1e-3; and those of another observation have another (the control)."""
-    policy = trained()
+    policy = trained(steps=300)
     rows, control = torch.zeros(2, 600, encoded(policy).shape[1])
     rows[:, :2], rows[:, 5:7] = 0.8, 0.8  # the state, at both times that are seen
     control[:, :2], control[:, 5:7] = -0.8, -0.8
@@ -137,4 +137,4 @@ def test_chunks_have_the_distribution_of_its_loop() -> None:
     for time, number in ((0, 0), (15, 1)):
         drawn = [x[:, time, number].numpy() for x in (ours, theirs, others)]
         assert stats.ks_2samp(drawn[0], drawn[1]).pvalue > 1e-3
-        assert stats.ks_2samp(drawn[2], drawn[1]).pvalue < 1e-9
+        assert stats.ks_2samp(drawn[2], drawn[1]).pvalue < 1e-4
