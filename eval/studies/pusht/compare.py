@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,9 +122,9 @@ def _player(folder: Path, sampler: str) -> Play:
         *make_pre_post_processors(policy.config, pretrained_path=str(folder)),
     )
     meter = Meter(policy)
-    warnings.filterwarnings("ignore", "The environment does not have 'task_description'")
-    # It shows a progress bar for each episode, except there.
-    quiet = mock.patch.object(lerobot_eval, "inside_slurm", return_value=True)
+    # Each rollout would show a progress bar, and warn that PushT has no task descriptions.
+    said = {"inside_slurm": lambda: True, "check_env_attributes_and_types": lambda env: None}
+    quiet = mock.patch.multiple(lerobot_eval, **said)
 
     def play(seed: int) -> PushTEpisode:
         torch.manual_seed(seed)

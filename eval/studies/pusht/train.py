@@ -38,16 +38,17 @@ def train(
     dataset, last = out / "dataset", out / LAST / "train_config.json"
     if not dataset.is_dir():
         raise InputError(f"{dataset} is missing; `demos` makes it")
-    if last.exists():
-        words = [f"--config_path={last}", "--resume=true"]
+    words = [f"--dataset.root={dataset}", f"--output_dir={out}/train", f"--steps={steps}"]
+    if last.exists():  # the folder may have been moved
+        words += [f"--config_path={last}", "--resume=true"]
     else:
-        words = [
-            f"--dataset.repo_id={REPO}", f"--dataset.root={dataset}", f"--output_dir={out}/train",
-            "--policy.type=diffusion", "--policy.device=cpu", "--policy.push_to_hub=false",
-            f"--policy.down_dims={list(channels)}", "--policy.diffusion_step_embed_dim=64",
-            "--policy.optimizer_lr=1e-3", "--policy.scheduler_warmup_steps=200", NORMALIZATION,
-            f"--batch_size={batch_size}", f"--steps={steps}", f"--save_freq={save_freq}",
-            "--log_freq=100", "--eval_freq=0", "--num_workers=0", "--seed=1",
+        words += [
+            f"--dataset.repo_id={REPO}", "--policy.type=diffusion", "--policy.device=cpu",
+            "--policy.push_to_hub=false", f"--policy.down_dims={list(channels)}",
+            "--policy.diffusion_step_embed_dim=64", "--policy.optimizer_lr=1e-3",
+            "--policy.scheduler_warmup_steps=200", NORMALIZATION, f"--batch_size={batch_size}",
+            f"--save_freq={save_freq}", "--log_freq=100", "--eval_freq=0", "--num_workers=0",
+            "--seed=1",
         ]  # fmt: skip
     lerobot_train(words)
     say(f"Policy: {last.parent}")
