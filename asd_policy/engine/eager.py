@@ -26,6 +26,7 @@ from asd_policy.samplers.table import Loop, Plan
 from asd_policy.schedule import Schedule
 
 Result = TypeVar("Result")
+REJOIN = False
 KEPT = 8  # states of chains, one for each batch size, window and form
 
 
@@ -59,6 +60,12 @@ class Engine:
         self.like = torch.empty(0, torch.Size(shape).numel(), device=device, dtype=dtype)
         self.kernels = choose_kernels(kernels, self.like)
         self._keep()
+
+    @property
+    def rejoins(self) -> bool:
+        """Whether ASD's proposals rejoin evaluated paths where nothing is said of it: where that
+        was measured to pay, which is with native kernels. (A row costs little on a GPU.)"""
+        return REJOIN and self.kernels == "native"
 
     def _keep(self) -> None:
         """Begin with no states: those of a copy would lie where the original's do."""
@@ -203,7 +210,7 @@ class Engine:
         batch, dim = noise.initial.shape
         key = batch, window, form, asked_for()  # a captured round keeps its precision
         if key not in self._runs or self._runs[key].denoiser is not denoiser:
-            chains = Chains(self.schedule, batch, dim, window, noise.initial)
+            chains = Chains(self.schedule, batch, dim, window, noise.initial, form.rejoin)
             kernels = make_kernels(self.kernels)
             self._runs[key] = AutospeculativeDecoding(denoiser, chains, form, kernels)
         _keep_newest(self._runs, key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from asd_policy.drafts import DRAFTS
@@ -32,6 +32,8 @@ class SamplerConfig:
         use_clipped_model_output: of "ddim" (None: False): step along the ε that belongs to the
             clipped x̂0, in place of the network's own, which is what people run.
         tolerance: of ParaDiGMS.
+        rejoin: of ASD with secant drafts and one call a round: let proposals return to points that
+            the network was evaluated at (:mod:`asd_policy.rejoin`). None: see ``Engine.rejoins``.
 
     Raises:
         ValueError: an unknown name or option, or options that exclude each other.
@@ -45,6 +47,7 @@ class SamplerConfig:
     eta: float | None = None
     tolerance: float = 0.1
     use_clipped_model_output: bool | None = None
+    rejoin: bool | None = None
 
     @classmethod
     def named(cls, sampler: str | SamplerConfig, **options: Any) -> SamplerConfig:
@@ -75,12 +78,18 @@ class SamplerConfig:
         self._spell_out()
         check_choice("draft", self.draft, DRAFTS)
         check_choice("calls_per_round", self.calls_per_round, (1, 2))
+        check_choice("rejoin", self.rejoin, (None, False, True))
         window = self.window
         if window != "auto" and not (isinstance(window, int) and window >= 1):
             raise InputError(f'window must be "auto" or a whole number from 1 on, got {window!r}')
         if self.steps is not None and self.steps < 1:
             raise InputError(f"inference steps must be at least 1, got {self.steps}")
-        for name in ("eta", "use_clipped_model_output"):
+        if self.rejoin and (self.draft, self.calls_per_round) != ("secant", 1):
+            raise InputError(
+                'rejoin=True applies to draft="secant" and calls_per_round=1; got '
+                f"draft={self.draft!r} and calls_per_round={self.calls_per_round}"
+            )
+        for name in ("eta", "use_clipped_model_output", "rejoin"):
             value = getattr(self, name)
             if value is not None and value is not False:
                 self._check_applies(name)
@@ -121,8 +130,8 @@ class SamplerConfig:
     @property
     def has_stored_calibration(self) -> bool:
         """Whether what is stored with checkpoints was learned with this sampler: the default one,
-        with any window."""
-        return self == SamplerConfig(window=self.window)
+        with any window, and with or without rejoining."""
+        return replace(self, rejoin=None) == SamplerConfig(window=self.window)
 
     def schedule(self, schedule: Schedule) -> Schedule:
         """The chain that this sampler runs on the network that ``schedule`` was trained for.

@@ -42,7 +42,14 @@ class Plan:
 
 
 class Runner(Protocol):
-    """What an engine offers to samplers."""
+    """What an engine offers to samplers.
+
+    Attributes:
+        rejoins: whether ASD's proposals rejoin evaluated paths where nothing is said of it.
+    """
+
+    @property
+    def rejoins(self) -> bool: ...
 
     def run(self, loop: Loop, noise: Noise, cond: Tensor | None) -> Drawn:
         """Any sampler, call after call."""
@@ -127,7 +134,10 @@ def _asd(
         return engine.sequential(noise, cond, "asd")
     assert config.draft is not None
     assert config.calls_per_round is not None
-    form = Form(config.draft, config.calls_per_round, plan.learn)
+    rejoin = config.rejoin
+    if rejoin is None:
+        rejoin = engine.rejoins and (config.draft, config.calls_per_round) == ("secant", 1)
+    form = Form(config.draft, config.calls_per_round, plan.learn, rejoin)
     return engine.asd(noise, cond, form, plan)
 
 
@@ -164,7 +174,7 @@ def _paradigms_chain(config: SamplerConfig, trained: Schedule) -> Schedule:
 
 
 METHODS: dict[str, Method] = {
-    "asd": Method(_asd, ("draft", "calls_per_round", "window", "eta"), _chain_with_noise),
+    "asd": Method(_asd, ("draft", "calls_per_round", "window", "eta", "rejoin"), _chain_with_noise),
     "ddpm": Method(_sequential, window=1),
     "ddim": Method(_sequential, ("eta", "use_clipped_model_output"), _ddim_chain, window=1),
     "paradigms": Method(

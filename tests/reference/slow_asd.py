@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reference.oracles import Array, Chain, Target, couple
+from reference.oracles import Array, Chain, Target, couple, left_over
 
 PAIRS, RIDGE, PASSES = 6, 0.05, 1
 
@@ -68,10 +68,16 @@ def asd(
     draft: str,
     calls_per_round: int,
     window: int,
+    rejoin: bool = False,
 ) -> Trace:
-    """One chain: initial (D,), noise (K, D), log_uniform (K,), slopes (K,)."""
+    """One chain: initial (D,), noise (K, D), log_uniform (K,), slopes (K,).
+
+    ``rejoin``: let proposals return to points that are evaluated, with secant drafts and one call.
+    """
     num_steps = len(chain.a)
     known, trace = Knowledge(), Trace(initial)
+    noise, log_uniform = noise.copy(), log_uniform.copy()
+    last: dict[int, tuple[Array, Array]] = {}  # mean and end of every step's last proposal
     x, n, fresh = initial, 0, False
 
     def evaluate(points: list[tuple[int, Array]]) -> dict[int, Array]:
@@ -91,8 +97,17 @@ def asd(
         if calls_per_round == 2 and not fresh:
             evaluate([(n, x)])
         end = min(n + window, num_steps)
-        points, drafts = _propose(draft, known, slopes, clip, x, n, end, step, noise)
-        if calls_per_round == 2:
+        if rejoin:
+            there = known, slopes, clip, x, n, window, chain, last
+            points, drafts, new = _walk(*there, noise, log_uniform)
+            end = n + len(drafts)
+            evaluate([(m, points[m]) for m in new])
+            targets = {m: known.value[m] for m in range(n, end)}
+        else:
+            points, drafts = _propose(draft, known, slopes, clip, x, n, end, step, noise)
+        if rejoin:
+            pass
+        elif calls_per_round == 2:
             ahead = [(m, points[m]) for m in range(n + 1, min(end, num_steps - 1) + 1)]
             targets = {n: known.value[n]} | (evaluate(ahead) if ahead else {})
         else:
@@ -111,6 +126,40 @@ def asd(
                 break
     trace.sample = x
     return trace
+
+
+def _walk(known, slopes, clip, x, n, window, chain, last, noise, log_uniform):  # type: ignore[no-untyped-def]
+    """Points and drafts from n on, and the steps to evaluate: as far as the window pays for.
+
+    Where a step was proposed from before, its proposal tries to end where the last one did.
+    """
+    points, drafts, new = {n: x}, {}, []
+    furthest = max(known.value, default=None)
+    for m in range(n, len(chain.a)):
+        if known.point.get(m) is not points[m]:  # a point that was not evaluated as it stands
+            if len(new) == window:
+                break
+            new.append(m)
+        if m in known.value:
+            shift = points[m] - known.point[m]
+            x0 = known.value[m] + slopes[m] * shift + known.predict(shift)
+            drafts[m] = x0 if clip is None else np.clip(x0, -clip, clip)
+        else:
+            carried = np.zeros_like(x) if furthest is None else known.value[furthest]
+            drafts[m] = drafts.get(m - 1, carried)
+        if m == len(chain.a) - 1:
+            break
+        mean = chain.a[m] * drafts[m] + chain.b[m] * points[m]
+        points[m + 1] = mean + chain.sigma[m] * noise[m]
+        if m in last:
+            mean_then, end_then = last[m]
+            delta = (mean_then - mean) / chain.sigma[m]
+            ratio = -float(noise[m] @ delta) - 0.5 * float(delta @ delta)
+            back, noise[m] = couple(noise[m], delta, log_uniform[m])
+            log_uniform[m] = left_over(log_uniform[m], ratio, back)
+            points[m + 1] = end_then if back else mean + chain.sigma[m] * noise[m]
+        last[m] = mean, points[m + 1]
+    return points, drafts, new
 
 
 def _propose(draft, known, slopes, clip, x, n, end, step, noise):  # type: ignore[no-untyped-def]
