@@ -68,10 +68,9 @@ def walk(chains: Chains, denoiser: Denoiser, width: int) -> tuple[Tensor, Tensor
         paths.end.add_(here)
         if m == size - 1:
             break
-        known = proposed_before(chains, m)
-        found = _draft(chains, denoiser, m, known, draft, coefficients)
+        found = _draft(chains, denoiser, m, draft, coefficients)
         draft = torch.where(here.unsqueeze(1), found, draft)
-        _propose(chains, m, here, known, draft)
+        _propose(chains, m, here, here & proposed_before(chains, m), draft)
     return _gather(chains, width)
 
 
@@ -89,7 +88,7 @@ def to_evaluate(chains: Chains) -> Tensor:
 
 
 def _draft(
-    chains: Chains, denoiser: Denoiser, m: int, known: Tensor, before: Tensor, coefficients: Tensor
+    chains: Chains, denoiser: Denoiser, m: int, before: Tensor, coefficients: Tensor
 ) -> Tensor:
     """(B, D) of step m: from its memory where there is one, else the draft ``before``."""
     assert chains.paths is not None
@@ -97,11 +96,11 @@ def _draft(
     share = torch.bmm(displacement.unsqueeze(1), chains.displacement.mT)
     draft = torch.addcmul(chains.value[:, m], chains.slopes[m], displacement)
     draft = denoiser.clip(draft + torch.bmm(share, coefficients).squeeze(1))
-    return torch.where(known.unsqueeze(1), draft, before)
+    return torch.where((m <= chains.last).unsqueeze(1), draft, before)
 
 
-def _propose(chains: Chains, m: int, here: Tensor, known: Tensor, draft: Tensor) -> None:
-    """A proposal from step m in the chains that are ``here``."""
+def _propose(chains: Chains, m: int, here: Tensor, tried: Tensor, draft: Tensor) -> None:
+    """A proposal from step m in the chains that are ``here``; to rejoin a path where ``tried``."""
     paths, tables = chains.paths, chains.tables
     assert paths is not None
     noise, uniform = chains.noise[:, m], chains.log_uniform[:, m]
@@ -109,7 +108,7 @@ def _propose(chains: Chains, m: int, here: Tensor, known: Tensor, draft: Tensor)
     delta = (paths.mean[:, m] - mean) / tables.sigma[m]
     ratio = log_ratio(noise, delta)
     kept = stands(ratio, uniform)
-    tried, joined = here & known, here & known & kept
+    joined = tried & kept
     found = torch.where(kept.unsqueeze(1), noise + delta, reflect(noise, delta))
     found = torch.where(tried.unsqueeze(1), found, noise)
     moved = here & ~joined

@@ -26,7 +26,6 @@ from asd_policy.samplers.table import Loop, Plan
 from asd_policy.schedule import Schedule
 
 Result = TypeVar("Result")
-REJOIN = False
 KEPT = 8  # states of chains, one for each batch size, window and form
 
 
@@ -60,12 +59,6 @@ class Engine:
         self.like = torch.empty(0, torch.Size(shape).numel(), device=device, dtype=dtype)
         self.kernels = choose_kernels(kernels, self.like)
         self._keep()
-
-    @property
-    def rejoins(self) -> bool:
-        """Whether ASD's proposals rejoin evaluated paths where nothing is said of it: where that
-        was measured to pay, which is with native kernels. (A row costs little on a GPU.)"""
-        return REJOIN and self.kernels == "native"
 
     def _keep(self) -> None:
         """Begin with no states: those of a copy would lie where the original's do."""

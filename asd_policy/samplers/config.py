@@ -19,8 +19,9 @@ class SamplerConfig:
     Attributes:
         name: "asd" (exact), "ddpm" (sequential), "ddim" or "paradigms" (approximate). Forms of
             them may be named as on the command line, and become one of the four with its options:
-            "asd-slope", "asd-memory", "asd-frozen", "asd-paper" (as published: the frozen draft,
-            two calls a round), "asd-ddim" (10 steps unless said otherwise; needs ``eta``),
+            "asd-slope", "asd-memory", "asd-frozen", "asd-rejoin", "asd-paper" (as published: the
+            frozen draft, two calls a round), "asd-ddim" (10 steps unless said otherwise; needs
+            ``eta``),
             "ddim-clipped" (the chain that it reproduces) and "ddim-16" (16 steps, or any other
             number).
         draft: of ASD: "secant" (None), "slope", "memory" or "frozen".
@@ -32,8 +33,8 @@ class SamplerConfig:
         use_clipped_model_output: of "ddim" (None: False): step along the ε that belongs to the
             clipped x̂0, in place of the network's own, which is what people run.
         tolerance: of ParaDiGMS.
-        rejoin: of ASD with secant drafts and one call a round: let proposals return to points that
-            the network was evaluated at (:mod:`asd_policy.rejoin`). None: see ``Engine.rejoins``.
+        rejoin: of ASD with secant drafts and one call a round ("asd-rejoin"): let proposals return
+            to points where the network was evaluated (None: no; :mod:`asd_policy.rejoin`).
 
     Raises:
         ValueError: an unknown name or option, or options that exclude each other.
@@ -78,7 +79,7 @@ class SamplerConfig:
         self._spell_out()
         check_choice("draft", self.draft, DRAFTS)
         check_choice("calls_per_round", self.calls_per_round, (1, 2))
-        check_choice("rejoin", self.rejoin, (None, False, True))
+        check_choice("rejoin", self.rejoin, (False, True))
         window = self.window
         if window != "auto" and not (isinstance(window, int) and window >= 1):
             raise InputError(f'window must be "auto" or a whole number from 1 on, got {window!r}')
@@ -117,7 +118,7 @@ class SamplerConfig:
         if asked == "asd-ddim":
             form |= {"eta": self.eta or 0.0, "steps": self.steps or ASD_DDIM_STEPS}
         unset: dict[str, Any] = {"draft": ASD_DRAFT, "calls_per_round": ASD_CALLS}
-        unset["use_clipped_model_output"] = False
+        unset |= {"use_clipped_model_output": False, "rejoin": False}
         form = {k: v for k, v in unset.items() if getattr(self, k) is None} | form
         for option, value in form.items():
             object.__setattr__(self, option, value)
@@ -131,7 +132,7 @@ class SamplerConfig:
     def has_stored_calibration(self) -> bool:
         """Whether what is stored with checkpoints was learned with this sampler: the default one,
         with any window, and with or without rejoining."""
-        return replace(self, rejoin=None) == SamplerConfig(window=self.window)
+        return replace(self, rejoin=False) == SamplerConfig(window=self.window)
 
     def schedule(self, schedule: Schedule) -> Schedule:
         """The chain that this sampler runs on the network that ``schedule`` was trained for.

@@ -42,14 +42,7 @@ class Plan:
 
 
 class Runner(Protocol):
-    """What an engine offers to samplers.
-
-    Attributes:
-        rejoins: whether ASD's proposals rejoin evaluated paths where nothing is said of it.
-    """
-
-    @property
-    def rejoins(self) -> bool: ...
+    """What an engine offers to samplers."""
 
     def run(self, loop: Loop, noise: Noise, cond: Tensor | None) -> Drawn:
         """Any sampler, call after call."""
@@ -134,10 +127,7 @@ def _asd(
         return engine.sequential(noise, cond, "asd")
     assert config.draft is not None
     assert config.calls_per_round is not None
-    rejoin = config.rejoin
-    if rejoin is None:
-        rejoin = engine.rejoins and (config.draft, config.calls_per_round) == ("secant", 1)
-    form = Form(config.draft, config.calls_per_round, plan.learn, rejoin)
+    form = Form(config.draft, config.calls_per_round, plan.learn, bool(config.rejoin))
     return engine.asd(noise, cond, form, plan)
 
 

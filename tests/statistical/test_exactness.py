@@ -6,11 +6,12 @@ tests (``reference.law``), Holm-corrected. A form fails at a corrected p below A
 False alarms: a correct sampler on a fresh seed fails one of the len(FORMS) = 21 tests with
 probability at most 21·ALPHA = 2.1 %. The seeds are fixed, so a given build gives one verdict.
 
-Power: eight broken samplers, each with one thing wrong, go through the same test at the same size
+Power: six broken samplers, each with one thing wrong, go through the same test at the same size
 and must be rejected with p < 1e-4. Not among them: slopes in which later steps of the same chunk
 have a part. They are forbidden (asd_policy/drafts.py), but a slope is one number that hardly knows
 any single noise, and this test does not see it, pooled over the batch or kept for each chain
-(tried: p from 0.08 to 1).
+(tried: p from 0.08 to 1). What is particular to rejoining is asked with more power in
+``test_rejoining.py``.
 """
 
 from __future__ import annotations
@@ -166,15 +167,6 @@ def redraw(noise: Tensor, delta: Tensor) -> Tensor:
     return torch.randn_like(noise)
 
 
-def evaluated_before(chains, m):  # type: ignore[no-untyped-def]
-    """Whether the last proposal's end was evaluated, which its own noise has a part in."""
-    return (m <= chains.last) & chains.paths.met[:, m + 1]
-
-
-def reused(log_uniform: Tensor, ratio: Tensor, accepted: Tensor) -> Tensor:
-    return log_uniform
-
-
 PLAIN, REJOINING = Form(kernels="torch"), Form(window=5, kernels="torch", rejoin=True)
 CONTROLS = {
     "a draft that peeks at the step's noise": (PLAIN, kernels, "propose", peeking_draft(0.02)),
@@ -182,8 +174,6 @@ CONTROLS = {
     "accepting always": (PLAIN, asd, "accepts", always),
     "redrawing on rejection": (PLAIN, asd, "reflect", redraw),
     "keeping the noise on rejection": (PLAIN, asd, "reflect", lambda noise, delta: noise),
-    "rejoining what was evaluated": (REJOINING, rejoin, "proposed_before", evaluated_before),
-    "a uniform that decides twice": (REJOINING, rejoin, "left_over", reused),
     "missing a path without reflecting": (REJOINING, rejoin, "reflect", lambda noise, _: noise),
 }
 
