@@ -70,17 +70,13 @@ def asd(
     window: int,
     rejoin: bool = False,
 ) -> Trace:
-    """One chain: initial (D,), noise (K, D), log_uniform (K,), slopes (K,).
-
-    ``rejoin``: let proposals return to points that are evaluated, with secant drafts and one call.
-    """
-    num_steps = len(chain.a)
-    known, trace = Knowledge(), Trace(initial)
+    """One chain: initial (D,), noise (K, D), log_uniform (K,), slopes (K,)."""
+    num_steps, known, trace = len(chain.a), Knowledge(), Trace(initial)
     noise, log_uniform = noise.copy(), log_uniform.copy()
     last: dict[int, tuple[Array, Array]] = {}  # mean and end of every step's last proposal
     x, n, fresh = initial, 0, False
 
-    def evaluate(points: list[tuple[int, Array]]) -> dict[int, Array]:
+    def evaluate(points: list[tuple[int, Array]]) -> None:
         found = {m: target(at, m) for m, at in points}
         if points[0][0] == n:
             known.learn(n, x, found[n], slopes[n])
@@ -88,7 +84,6 @@ def asd(
             known.remember(m, at, found[m])
         trace.calls += 1
         trace.evaluations += len(points)
-        return found
 
     def step(m: int, at: Array, x0: Array, xi: Array) -> Array:
         return chain.a[m] * x0 + chain.b[m] * at + chain.sigma[m] * xi
@@ -96,23 +91,18 @@ def asd(
     while n < num_steps:
         if calls_per_round == 2 and not fresh:
             evaluate([(n, x)])
-        end = min(n + window, num_steps)
         if rejoin:
             there = known, slopes, clip, x, n, window, chain, last
-            points, drafts, new = _walk(*there, noise, log_uniform)
-            end = n + len(drafts)
-            evaluate([(m, points[m]) for m in new])
-            targets = {m: known.value[m] for m in range(n, end)}
+            points, drafts, ask = _walk(*there, noise, log_uniform)
         else:
+            end = min(n + window, num_steps)
             points, drafts = _propose(draft, known, slopes, clip, x, n, end, step, noise)
-        if rejoin:
-            pass
-        elif calls_per_round == 2:
-            ahead = [(m, points[m]) for m in range(n + 1, min(end, num_steps - 1) + 1)]
-            targets = {n: known.value[n]} | (evaluate(ahead) if ahead else {})
-        else:
-            targets = evaluate([(m, points[m]) for m in range(n, end)])
-        for m in range(n, end):
+            late = calls_per_round - 1  # then the end is evaluated too, and n was
+            ask = range(n + late, min(end + late, num_steps))
+        if ask:
+            evaluate([(m, points[m]) for m in ask])
+        targets = known.value
+        for m in range(n, n + len(drafts)):
             if m == num_steps - 1:  # no draft to decide on
                 x = step(m, points[m], targets[m], noise[m])
                 n, fresh = num_steps, False
