@@ -60,6 +60,23 @@ def make_tables(schedule: Schedule, extra: int, dtype: torch.dtype, device: torc
     return Tables(schedule, extra, torch.empty(0, dtype=dtype, device=device))
 
 
+class Paths:
+    """The last proposals of every step, where proposals rejoin them (:mod:`asd_policy.rejoin`).
+
+    Attributes:
+        point: (B, R, D) at every step, where the last proposal from the step before ended; the
+            current point at n. mean, draft: (B, R, D) of the last proposal from every step.
+        met: (B, R) whether ``Chains.value`` is the network's at ``point``.
+        end: (B,) step after the last of the window.
+    """
+
+    def __init__(self, batch: int, rows: int, like: Tensor) -> None:
+        dim = like.shape[-1]
+        self.point, self.mean, self.draft = (like.new_zeros(batch, rows, dim) for _ in range(3))
+        self.met = torch.zeros((batch, rows), dtype=torch.bool, device=like.device)
+        self.end = torch.zeros(batch, dtype=torch.int64, device=like.device)
+
+
 class Chains:
     """B chains of D numbers each, K steps, windows of up to θ steps. Changed in place.
 
@@ -78,9 +95,18 @@ class Chains:
         cross, square: (B, R) ⟨Δx, Δx̂0⟩ and ‖Δx‖² of the last two evaluations of a step;
             learned: (2, R) float64 their sums over decided steps.
         bad: (B,) first step at which the network was not finite (−1: none).
+        paths: of chains that rejoin them, else None.
     """
 
-    def __init__(self, schedule: Schedule, batch: int, dim: int, window: int, like: Tensor) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        batch: int,
+        dim: int,
+        window: int,
+        like: Tensor,
+        rejoin: bool = False,
+    ) -> None:
         schedule.check_speculation("ASD")
         self.batch, self.dim, self.window, self.num_steps = batch, dim, window, schedule.num_steps
         self.tables = make_tables(schedule, window + 1, like.dtype, like.device)
@@ -104,7 +130,8 @@ class Chains:
         self.fresh = torch.zeros(batch, dtype=torch.bool, device=like.device)
         self.learned = torch.zeros((2, rows), dtype=torch.float64, device=like.device)
         self.offset = torch.arange(batch, device=like.device).unsqueeze(1) * rows
-        self.position = torch.arange(window + 1, device=like.device)
+        self.position = torch.arange(rows, device=like.device)
+        self.paths = Paths(batch, rows, self.x) if rejoin else None
         self.reset()
 
     def load(self, initial: Tensor, steps: Tensor, log_uniform: Tensor, slopes: Tensor) -> None:
@@ -122,6 +149,9 @@ class Chains:
         for tensor in (self.counts, self._secants, self.fresh, self.value[:, 0], self.learned):
             tensor.zero_()
         self.counts[: 2 * self.batch].fill_(-1)  # last, bad
+        if self.paths is not None:
+            self.paths.met.zero_()
+            self.paths.point[:, 0].copy_(self.x)
 
     def steps(self, width: int, ahead: int = 0) -> Tensor:
         """(B, width) the steps from n + ``ahead`` on; those past K−1 are absorbing."""

@@ -27,10 +27,32 @@ def accepts(noise: Tensor, delta: Tensor, log_uniform: Tensor) -> Tensor:
     Returns:
         (…) booleans. A ratio that is not finite is never an accept; δ = 0 always is.
     """
-    # −⟨ξ + δ/2, δ⟩: one reduction. δ = 0 gives 0, which no log u exceeds.
-    excess = torch.add(noise, delta, alpha=0.5).mul_(delta).sum(-1).add_(log_uniform)
-    # A NaN compares false; −∞ cannot come from finite inputs and must not be an accept.
-    return (excess <= 0) & (excess > -torch.inf)
+    return stands(log_ratio(noise, delta), log_uniform)
+
+
+def log_ratio(noise: Tensor, delta: Tensor) -> Tensor:
+    """(…) log p(proposal)/q(proposal), up to sign: −⟨ξ + δ/2, δ⟩ in one reduction."""
+    return -torch.add(noise, delta, alpha=0.5).mul_(delta).sum(-1)
+
+
+def stands(ratio: Tensor, log_uniform: Tensor) -> Tensor:
+    """Whether log u ≤ the log ratio, which is finite; δ = 0 gives 0, which no log u exceeds."""
+    # A NaN compares false; ∞ cannot come from finite inputs and must not be an accept.
+    return (log_uniform <= ratio) & (ratio < torch.inf)
+
+
+def left_over(log_uniform: Tensor, ratio: Tensor, accepted: Tensor) -> Tensor:
+    """The log of what a uniform u is good for once it has decided whether u ≤ p.
+
+    u/p where it was, (u − p)/(1 − p) where it was not: uniform given the decision, p and all that p
+    was made of. (…) for (…) log u, log ratio and decision; p is the ratio, at most 1, and 0 where
+    that is not finite.
+    """
+    least = torch.finfo(ratio.dtype).eps
+    log_p = torch.where(ratio < torch.inf, ratio, -torch.inf).clamp(max=0)
+    u, p = log_uniform.exp(), log_p.exp()
+    above = ((u - p) / (1 - p).clamp(min=least)).clamp(least, 1)
+    return torch.where(accepted, log_uniform - log_p, above.log())
 
 
 def reflect(noise: Tensor, delta: Tensor) -> Tensor:

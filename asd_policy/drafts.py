@@ -26,11 +26,13 @@ class Form:
     Attributes:
         draft: one of ``DRAFTS``. calls_per_round: 1, or 2 (the current point on its own first).
         learn: keep what slopes are estimated from.
+        rejoin: let proposals return to points that are evaluated (:mod:`asd_policy.rejoin`).
     """
 
     draft: str
     calls_per_round: int = 1
     learn: bool = False
+    rejoin: bool = False
 
     @property
     def ahead(self) -> int:

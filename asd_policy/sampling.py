@@ -54,6 +54,7 @@ def sample(
     eta: float | None = None,
     tolerance: float = 0.1,
     use_clipped_model_output: bool | None = None,
+    rejoin: bool | None = None,
     engine: str | Engine = "eager",
     generator: Streams = None,
     seed: int | None = None,
@@ -78,7 +79,7 @@ def sample(
         schedule: noise schedule the network was trained for.
         shape: (B, …): chains, and the shape of one sample.
         cond: (B, …) condition of each chain: one tensor.
-        sampler … use_clipped_model_output: see ``SamplerConfig``.
+        sampler … rejoin: see ``SamplerConfig``.
         engine: what runs it: one of ``asd_policy.engine.ENGINES``, or ``result.engine`` of an
             earlier call for the same network, chain and shape, which keeps what it captured.
         generator: one generator, from which each chain's own stream is seeded, or B of them.
@@ -101,8 +102,9 @@ def sample(
     """
     _check_cond(cond, shape)
     config = SamplerConfig(
-        sampler, draft, calls_per_round, window, steps, eta, tolerance, use_clipped_model_output
-    )
+        sampler, draft, calls_per_round, window, steps, eta, tolerance, use_clipped_model_output,
+        rejoin,
+    )  # fmt: skip
     device = _device(device, cond, generator)
     made = _sampler(denoiser, schedule, shape, cond, config, engine, calibration, device, dtype)
     if noise is None:

@@ -19,6 +19,7 @@ HELD_OUT_SEED = 100_000
 _SAMPLERS_HELP = (
     "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's "
     "distribution in fewer calls), asd-slope, asd-memory, asd-frozen (with plainer drafts), "
+    "asd-rejoin (whose guesses return to points that are evaluated already), "
     "asd-paper (as published: frozen draft, two calls a round), ddpm (sequential, the reference), "
     "ddim and paradigms (both approximate), ddim-clipped (ddim along the noise that belongs to the "
     "clipped sample, in place of the network's own), asd-ddim (its distribution, --eta above 0, in "

@@ -27,6 +27,7 @@ def sampler_settings(name: str, options: EvalOptions) -> dict[str, Any]:
             "window": options.window,
             "steps": options.ddim_steps if ddim else options.steps,
             "eta": options.eta if ddim else None,
+            **{k: form[k] for k in ("rejoin",) if k in form},
         }
     if sampler == "ddpm":
         return {"sampler": "ddpm", "steps": options.steps}

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(
 # A module may import those of a lower rank, and its own package.
 RANK = {
     "ambient": 0, "errors": 0, "threads": 0, "networks": 1, "schedule": 1, "denoiser": 2,
-    "coupling": 3, "chains": 4, "drafts": 5, "samplers": 6, "engine": 7, "sampler": 8,
-    "sampling": 9, "policy": 10, "integrations": 11, "serving": 12,
+    "coupling": 3, "chains": 4, "drafts": 5, "rejoin": 6, "samplers": 7, "engine": 8, "sampler": 9,
+    "sampling": 10, "policy": 11, "integrations": 12, "serving": 13,
 }  # fmt: skip
 MAY_IMPORT = {
     **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
@@ -73,6 +73,7 @@ CORE_IMPORTS = {"torch", "numpy", "safetensors", "asd_policy"}
 # Kernels, imported by name only where they are asked for.
 OPTIONAL_IMPORTS = {
     "asd_policy.engine.triton_source": {"triton"},
+    "asd_policy.engine.triton_rejoin": {"triton"},
     "asd_policy.networks.follow_kernel": {"triton"},
     "asd_policy.networks.layer_kernel": {"triton"},
 }

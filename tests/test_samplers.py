@@ -48,6 +48,15 @@ def sample(**options):  # type: ignore[no-untyped-def]
         ({"seed": True, "generator": None}, r"seed must be a whole number .*, got True"),
         ({"seed": 2**64, "generator": None}, r"seed must be a whole number .*, got 18446744073"),
         ({"draft": "linear"}, r"draft must be one of 'secant', 'slope', 'memory', 'frozen'; got"),
+        (
+            {"rejoin": True, "draft": "slope"},
+            r"rejoin=True applies to draft=\"secant\" and .*slope",
+        ),
+        ({"rejoin": True, "calls_per_round": 2}, r"rejoin=True applies to .*calls_per_round=2"),
+        (
+            {"rejoin": True, "sampler": "ddpm"},
+            r'rejoin applies to the sampler "asd", not to .ddpm.',
+        ),
         ({"calls_per_round": 3}, r"calls_per_round must be one of 1, 2; got 3"),
         ({"window": 0}, r'window must be "auto" or a whole number from 1 on, got 0'),
         ({"window": 2.5}, r"window must be .*, got 2\.5"),

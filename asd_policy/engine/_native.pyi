@@ -11,3 +11,14 @@ def verify(
     drafts: int,
     prediction: int,
 ) -> None: ...
+def walk(state: int, double: bool, width: int, points: int, steps: int) -> None: ...
+def settle(
+    state: int,
+    double: bool,
+    width: int,
+    secants: bool,
+    learn: bool,
+    points: int,
+    steps: int,
+    prediction: int,
+) -> None: ...

@@ -251,25 +251,24 @@ class CudaGraphEngine(Engine):
 
     def _time_parts(self, run: AutospeculativeDecoding, width: int) -> dict[str, float]:
         """Seconds that draft, network and verification take in a round, each replayed alone."""
-        chains, parts = run.chains, {}
-        propose = functools.partial(run.kernels.propose, chains, run.denoiser, run.form, width)
-        points, drafts = propose()
-        ahead = run.form.ahead
-        here, later = points[:, :1], points[:, ahead : ahead + width]
-        said = run.predict(here, 0, False), run.predict(later, ahead, False)
+        chains, parts, ahead = run.chains, {}, run.form.ahead
+        guess = functools.partial(run.guess, width)
+        guesses, here = guess(), chains.x.unsqueeze(1)
+        first = functools.partial(run.predict, here, chains.steps(1), None)
+        said = first(), run.evaluate(guesses, False)
 
         def network() -> None:
             if ahead:
-                run.predict(here, 0, False)
-            run.predict(later, ahead, False)
+                first()
+            run.evaluate(guesses, False)
 
         def verify() -> None:
             if ahead:
                 run.kernels.observe(chains, run.denoiser, here, said[0], run.form)
-            run.kernels.verify(chains, run.denoiser, points, drafts, said[1], run.form)
+            run.verify(guesses, said[1])
 
         stages: dict[str, Callable[[], object]] = {
-            "draft": propose, "network": network, "verify": verify,
+            "draft": guess, "network": network, "verify": verify,
         }  # fmt: skip
         for name, work in stages.items():
             replay, _ = self._recorder.record(work, f"the {name} of a round")

@@ -203,7 +203,7 @@ class Engine:
         batch, dim = noise.initial.shape
         key = batch, window, form, asked_for()  # a captured round keeps its precision
         if key not in self._runs or self._runs[key].denoiser is not denoiser:
-            chains = Chains(self.schedule, batch, dim, window, noise.initial)
+            chains = Chains(self.schedule, batch, dim, window, noise.initial, form.rejoin)
             kernels = make_kernels(self.kernels)
             self._runs[key] = AutospeculativeDecoding(denoiser, chains, form, kernels)
         _keep_newest(self._runs, key)

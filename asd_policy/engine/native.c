@@ -1,6 +1,7 @@
 /* The arithmetic of a round around its network call, for chains in the memory of a CPU.
  *
- * The same as drafts.propose, asd.observe and asd.verify, which tests hold this equal to. There are
+ * The same as drafts.propose, asd.observe and asd.verify, and as rejoin.walk and asd.settle, which
+ * tests hold this equal to. There are
  * some seventy small PyTorch operations in those, each of which costs more than its arithmetic.
  * The file includes itself once for float and once for double.
  */
@@ -9,6 +10,7 @@
 #define Py_LIMITED_API 0x030A0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -28,6 +30,9 @@ typedef struct {
     int64_t *n, *last, *bad, *pushed, *calls, *evaluations, *accepted, *decided;
     uint8_t *fresh;
     double *learned;
+    void *path, *mean, *draft; /* chains.Paths, or nothing */
+    uint8_t *met;
+    int64_t *end;
 } State;
 
 static int64_t at_least(int64_t v, int64_t low) { return v < low ? low : v; }
@@ -98,8 +103,46 @@ static PyObject *verify(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* walk(state, is_double, width, points, steps) */
+static PyObject *walk(PyObject *self, PyObject *args) {
+    unsigned long long state, points, steps;
+    int is_double;
+    long long width;
+    if (!PyArg_ParseTuple(args, "KpLKK", &state, &is_double, &width, &points, &steps)) return NULL;
+    const State *s = (const State *)(uintptr_t)state;
+    for (int64_t c = 0; c < s->batch; c++) {
+        if (is_double)
+            walk_double(s, c, width, (double *)(uintptr_t)points, (int64_t *)(uintptr_t)steps);
+        else
+            walk_float(s, c, width, (float *)(uintptr_t)points, (int64_t *)(uintptr_t)steps);
+    }
+    Py_RETURN_NONE;
+}
+
+/* settle(state, is_double, width, secants, learn, points, steps, prediction) */
+static PyObject *settle(PyObject *self, PyObject *args) {
+    unsigned long long state, points, steps, prediction;
+    int is_double, secants, learn;
+    long long width;
+    if (!PyArg_ParseTuple(args, "KpLppKKK", &state, &is_double, &width, &secants, &learn, &points,
+                          &steps, &prediction))
+        return NULL;
+    const State *s = (const State *)(uintptr_t)state;
+    for (int64_t c = 0; c < s->batch; c++) {
+        if (is_double)
+            settle_double(s, c, width, secants, learn, (double *)(uintptr_t)points,
+                          (int64_t *)(uintptr_t)steps, (double *)(uintptr_t)prediction);
+        else
+            settle_float(s, c, width, secants, learn, (float *)(uintptr_t)points,
+                         (int64_t *)(uintptr_t)steps, (float *)(uintptr_t)prediction);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {{"propose", propose, METH_VARARGS, NULL},
                                 {"verify", verify, METH_VARARGS, NULL},
+                                {"walk", walk, METH_VARARGS, NULL},
+                                {"settle", settle, METH_VARARGS, NULL},
                                 {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods,
                                     NULL, NULL, NULL, NULL};
@@ -128,6 +171,14 @@ static void NAME(inverse_gram)(const State *s, const REAL *moved, double gram[PA
             gram[i][j] = gram[j][i] =
                 NAME(dot)(moved + i * s->dim, moved + j * s->dim, s->dim) + (i == j ? RIDGE : 0);
     invert(gram);
+}
+
+static void NAME(clip)(const State *s, REAL *draft) {
+    if (!s->clipped) return;
+    for (int64_t i = 0; i < s->dim; i++) {
+        REAL low = draft[i] < -s->clip ? (REAL)-s->clip : draft[i];
+        draft[i] = low > s->clip ? (REAL)s->clip : low;
+    }
 }
 
 /* draft += α·z + what the secants say of the displacement z. */
@@ -180,11 +231,7 @@ static void NAME(propose)(const State *s, int64_t c, int kind, int64_t width, RE
             NAME(correct)(s, ((REAL *)s->slopes)[n + m], here, moved, residual, inverse, pairs,
                           draft);
         }
-        if (s->clipped)
-            for (int64_t i = 0; i < dim; i++) {
-                REAL low = draft[i] < -s->clip ? (REAL)-s->clip : draft[i];
-                draft[i] = low > s->clip ? (REAL)s->clip : low;
-            }
+        NAME(clip)(s, draft);
     }
     memcpy(points, (REAL *)s->x + c * dim, dim * sizeof(REAL));
     for (int64_t m = 0; m < width; m++) {
@@ -246,46 +293,63 @@ static void NAME(remember)(const State *s, int64_t c, int64_t n, int secants, in
     memcpy(point, at, dim * sizeof(REAL));
 }
 
+/* Whether the proposal of mean target + σ·delta, made with this noise, stands for one without
+ * delta: coupling.accepts. Gives ⟨ξ, δ⟩, ‖δ‖² and the log ratio. */
+static int NAME(stands)(const State *s, const REAL *noise, const REAL *delta, REAL log_uniform,
+                        REAL *inner, REAL *square, REAL *ratio) {
+    REAL share = 0, sum = 0;
+#pragma omp simd reduction(+ : share, sum)
+    for (int64_t i = 0; i < s->dim; i++) {
+        share += noise[i] * delta[i];
+        sum += delta[i] * delta[i];
+    }
+    *inner = share, *square = sum, *ratio = -(share + sum / 2);
+    return log_uniform <= *ratio && *ratio < INFINITY; /* false for a NaN */
+}
+
+/* to = the noise reflected along delta: coupling.reflect. */
+static void NAME(reflect)(const State *s, const REAL *noise, const REAL *delta, REAL inner,
+                          REAL square, REAL *to) {
+    REAL factor = square > (REAL)(EQUAL * EQUAL) ? 2 * inner / square : 0;
+    for (int64_t i = 0; i < s->dim; i++) to[i] = noise[i] - factor * delta[i];
+}
+
+/* Decide on step n at a point, and move on; whether the draft stood. It becomes δ. */
+static int NAME(decide)(const State *s, int64_t c, int64_t n, int learn, const REAL *at,
+                        REAL *delta) {
+    const int64_t dim = s->dim, row = c * s->rows + n;
+    const REAL *target = (REAL *)s->value + row * dim, *noise = (REAL *)s->noise + row * dim;
+    REAL *x = (REAL *)s->x + c * dim, scale = ((REAL *)s->delta)[n], inner, square, ratio;
+    s->n[c] = n + 1;
+    if (n == s->num_steps - 1) { /* no draft to decide on */
+        NAME(step)(s, n, target, at, noise, x);
+        return 0;
+    }
+    for (int64_t i = 0; i < dim; i++) delta[i] = scale * (delta[i] - target[i]);
+    const int stood =
+        NAME(stands)(s, noise, delta, ((REAL *)s->log_uniform)[row], &inner, &square, &ratio);
+    s->decided[row]++;
+    s->accepted[row] += stood;
+    if (learn) {
+        s->learned[n] += ((REAL *)s->cross)[row];
+        s->learned[s->rows + n] += ((REAL *)s->square)[row];
+    }
+    if (stood) return 1;
+    NAME(reflect)(s, noise, delta, inner, square, delta);
+    NAME(step)(s, n, target, at, delta, x);
+    return 0;
+}
+
 /* Couple until the first rejection and move on. */
 static void NAME(couple)(const State *s, int64_t c, int64_t width, int64_t ahead, int learn,
                          const REAL *points, REAL *drafts) {
-    const int64_t dim = s->dim, start = s->n[c], row = c * s->rows, size = s->num_steps;
-    REAL *x = (REAL *)s->x + c * dim;
+    const int64_t dim = s->dim, start = s->n[c], size = s->num_steps;
     s->fresh[c] = 0;
-    for (int64_t n = start; n < at_most(start + width, size); n++) {
-        const REAL *target = (REAL *)s->value + (row + n) * dim, *at = points + (n - start) * dim;
-        const REAL *noise = (REAL *)s->noise + (row + n) * dim;
-        REAL *delta = drafts + (n - start) * dim, scale = ((REAL *)s->delta)[n];
-        s->n[c] = n + 1;
-        if (n == size - 1) { /* no draft to decide on */
-            NAME(step)(s, n, target, at, noise, x);
-            return;
-        }
-        REAL inner = 0, square = 0;
-#pragma omp simd reduction(+ : inner, square)
-        for (int64_t i = 0; i < dim; i++) {
-            delta[i] = scale * (delta[i] - target[i]);
-            inner += noise[i] * delta[i];
-            square += delta[i] * delta[i];
-        }
-        REAL excess = inner + square / 2 + ((REAL *)s->log_uniform)[row + n];
-        const int stands = excess <= 0 && excess > -INFINITY; /* false for a NaN */
-        s->decided[row + n]++;
-        if (learn) {
-            s->learned[n] += ((REAL *)s->cross)[row + n];
-            s->learned[s->rows + n] += ((REAL *)s->square)[row + n];
-        }
-        if (stands) {
-            s->accepted[row + n]++;
-            continue;
-        }
-        REAL factor = square > (REAL)(EQUAL * EQUAL) ? 2 * inner / square : 0;
-        for (int64_t i = 0; i < dim; i++) delta[i] = noise[i] - factor * delta[i];
-        NAME(step)(s, n, target, at, delta, x);
-        return;
-    }
     if (start >= size) return;
-    memcpy(x, points + width * dim, dim * sizeof(REAL));
+    for (int64_t n = start; n < at_most(start + width, size); n++)
+        if (!NAME(decide)(s, c, n, learn, points + (n - start) * dim, drafts + (n - start) * dim))
+            return;
+    memcpy((REAL *)s->x + c * dim, points + width * dim, dim * sizeof(REAL));
     s->fresh[c] = ahead > 0;
 }
 
@@ -304,5 +368,107 @@ static void NAME(verify)(const State *s, int64_t c, int64_t width, int64_t ahead
     s->calls[c] += use > 0;
     s->evaluations[c] += use;
     if (couple) NAME(couple)(s, c, width, ahead, learn, points, drafts + c * width * dim);
+}
+
+/* coupling.left_over. */
+static REAL NAME(left_over)(REAL log_uniform, REAL ratio, int accepted) {
+    const REAL log_p = ratio < INFINITY ? (ratio < 0 ? ratio : 0) : -INFINITY;
+    if (accepted) return log_uniform - log_p;
+    const REAL p = (REAL)exp((double)log_p), u = (REAL)exp((double)log_uniform);
+    const REAL least = sizeof(REAL) == 4 ? (REAL)FLT_EPSILON : (REAL)DBL_EPSILON;
+    REAL above = (u - p) / (1 - p < least ? least : 1 - p);
+    above = above < least ? least : above > 1 ? 1 : above;
+    return (REAL)log((double)above);
+}
+
+/* A proposal from step n: back to where the last one ended, if there is one, or beside it. */
+static void NAME(rejoin)(const State *s, int64_t c, int64_t n, int known) {
+    const int64_t dim = s->dim, row = c * s->rows + n;
+    REAL *path = (REAL *)s->path + row * dim, *mean = (REAL *)s->mean + row * dim;
+    REAL *noise = (REAL *)s->noise + row * dim, *log_uniform = (REAL *)s->log_uniform + row;
+    const REAL *draft = (REAL *)s->draft + row * dim;
+    const REAL a = ((REAL *)s->a)[n], b = ((REAL *)s->b)[n], sigma = ((REAL *)s->sigma)[n];
+    REAL *delta = (REAL *)s->scratch, inner, square, ratio;
+    for (int64_t i = 0; i < dim; i++) {
+        REAL new = a * draft[i] + b * path[i];
+        delta[i] = (mean[i] - new) / sigma;
+        mean[i] = new;
+    }
+    if (known) {
+        const int back =
+            NAME(stands)(s, noise, delta, *log_uniform, &inner, &square, &ratio);
+        *log_uniform = NAME(left_over)(*log_uniform, ratio, back);
+        if (back) {
+            for (int64_t i = 0; i < dim; i++) noise[i] += delta[i];
+            return;
+        }
+        NAME(reflect)(s, noise, delta, inner, square, noise);
+    }
+    s->met[row + 1] = 0;
+    for (int64_t i = 0; i < dim; i++) path[dim + i] = mean[i] + sigma * noise[i];
+}
+
+static void NAME(walk)(const State *s, int64_t c, int64_t width, REAL *points, int64_t *steps) {
+    const int64_t dim = s->dim, last = s->last[c], row = c * s->rows, size = s->num_steps;
+    const REAL *value = (REAL *)s->value + row * dim, *origin = (REAL *)s->point + row * dim;
+    const REAL *moved = (REAL *)s->displacement + c * PAIRS * dim;
+    const REAL *residual = (REAL *)s->residual + c * PAIRS * dim;
+    const REAL *path = (REAL *)s->path + row * dim;
+    const int pairs = s->pushed[c] > 0;
+    double inverse[PAIRS][PAIRS];
+    if (pairs) NAME(inverse_gram)(s, moved, inverse);
+    REAL *drafts = (REAL *)s->draft + row * dim, *z = (REAL *)s->scratch;
+    int64_t spent = 0, m = s->n[c];
+    points += c * width * dim;
+    steps += c * width;
+    for (; m < size; m++) {
+        REAL *draft = drafts + m * dim;
+        if (!s->met[row + m]) {
+            if (spent == width) break;
+            memcpy(points + spent * dim, path + m * dim, dim * sizeof(REAL));
+            steps[spent++] = m;
+        }
+        if (m == size - 1) continue;
+        if (m <= last) {
+            memcpy(draft, value + m * dim, dim * sizeof(REAL));
+            for (int64_t i = 0; i < dim; i++) z[i] = path[m * dim + i] - origin[m * dim + i];
+            NAME(correct)(s, ((REAL *)s->slopes)[m], z, moved, residual, inverse, pairs, draft);
+            NAME(clip)(s, draft);
+        } else /* carry the draft before on */
+            memcpy(draft, m > s->n[c] ? draft - dim : value + at_least(last, 0) * dim,
+                   dim * sizeof(REAL));
+        NAME(rejoin)(s, c, m, m <= last);
+    }
+    s->end[c] = m;
+    memset(points + spent * dim, 0, (width - spent) * dim * sizeof(REAL));
+    for (; spent < width; spent++) steps[spent] = size;
+}
+
+static void NAME(settle)(const State *s, int64_t c, int64_t width, int secants, int learn,
+                         const REAL *points, const int64_t *steps, const REAL *prediction) {
+    const int64_t dim = s->dim, row = c * s->rows, end = s->end[c];
+    REAL *x = (REAL *)s->x + c * dim, *path = (REAL *)s->path + row * dim;
+    points += c * width * dim;
+    steps += c * width;
+    prediction += c * width * dim;
+    int64_t use = 0;
+    for (; use < width && steps[use] < s->num_steps; use++) {
+        NAME(remember)(s, c, steps[use], secants && !use, learn, points + use * dim,
+                       prediction + use * dim);
+        s->met[row + steps[use]] = 1;
+    }
+    s->last[c] = at_least(s->last[c], end - 1);
+    s->calls[c] += use > 0;
+    s->evaluations[c] += use;
+    if (s->n[c] >= s->num_steps) return;
+    memcpy(x, path + end * dim, dim * sizeof(REAL)); /* if all of them stand */
+    for (int64_t n = s->n[c]; n < end; n++) {
+        REAL *draft = (REAL *)s->scratch;
+        memcpy(draft, (REAL *)s->draft + (row + n) * dim, dim * sizeof(REAL));
+        if (!NAME(decide)(s, c, n, learn, path + n * dim, draft)) break;
+    }
+    const int64_t here = s->n[c];
+    memcpy(path + here * dim, x, dim * sizeof(REAL));
+    s->met[row + here] = 0;
 }
 #endif

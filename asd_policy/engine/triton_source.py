@@ -145,12 +145,13 @@ def push_secant(
 
 @triton.jit
 def remember(
-    points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr,
+    points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr, steps_ptr,
     row, first, last, width, wanted,
     D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CLIP: tl.constexpr,
-    LEARN: tl.constexpr,
+    LEARN: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
-    """Store x̂0 and points of the steps from ``first`` on, whose first ``wanted`` were evaluated.
+    """Store x̂0 and points of the steps from ``first`` on, whose first ``wanted`` were evaluated;
+    if LISTED, of the first ``wanted`` of the steps that are listed.
 
     Pointers are at the chain's first row of points and predictions; ``row`` is the chain's first
     of the (B, R, …) tensors. Returns the first position that is not finite, or ``width``.
@@ -160,6 +161,8 @@ def remember(
     for start in range(0, width, TILE):
         position = start + tl.arange(0, TILE)
         step, live, used = first + position, position < width, position < wanted
+        if LISTED:
+            step, live = tl.load(steps_ptr + position, mask=used, other=0), used
         inside = live[:, None] & (column < D)
         index, at = position[:, None] * D + column, (row + step)[:, None] * D + column
         here = tl.load(points_ptr + index, mask=inside, other=0.0)
@@ -246,12 +249,13 @@ def count(
 @triton.jit
 def note(
     bad_ptr, last_ptr, calls_ptr, evaluations_ptr,
-    chain, first, last, bad, wanted, width, num_steps,
+    chain, broken, reached, wanted,
 ):  # fmt: skip
-    """What :func:`remember` leaves behind in a chain's counters."""
+    """What :func:`remember` leaves behind in a chain's counters: a step whose prediction was not
+    finite, or −1; the furthest step that is known; the number of rows."""
     known = tl.load(bad_ptr + chain)
-    tl.store(bad_ptr + chain, tl.where((known < 0) & (bad < width), first + bad, known))
-    tl.store(last_ptr + chain, tl.maximum(last, tl.minimum(first + width, num_steps) - 1))
+    tl.store(bad_ptr + chain, tl.where(known < 0, broken, known))
+    tl.store(last_ptr + chain, reached)
     tl.store(calls_ptr + chain, tl.load(calls_ptr + chain) + tl.where(wanted > 0, 1, 0))
     tl.store(evaluations_ptr + chain, tl.load(evaluations_ptr + chain) + wanted)
 
@@ -289,14 +293,13 @@ def verify_kernel(
         )  # fmt: skip
         tl.debug_barrier()  # before what it read is replaced
     bad = remember(
-        seen_point, first_said, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr,
-        row, n + AHEAD, last, width, wanted, D, BLOCK, TILE, CLIP, LEARN,
+        seen_point, first_said, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr, uv_ptr,
+        row, n + AHEAD, last, width, wanted, D, BLOCK, TILE, CLIP, LEARN, False,
     )  # fmt: skip
     tl.debug_barrier()
-    note(
-        bad_ptr, last_ptr, calls_ptr, evaluations_ptr,
-        chain, n + AHEAD, last, bad, wanted, width, num_steps,
-    )  # fmt: skip
+    broken = tl.where(bad < width, n + AHEAD + bad, -1)
+    reached = tl.maximum(last, tl.minimum(n + AHEAD + width, num_steps) - 1)
+    note(bad_ptr, last_ptr, calls_ptr, evaluations_ptr, chain, broken, reached, wanted)
     if SECANTS and AHEAD == 0:
         tl.store(pushed_ptr + chain, pushed + tl.where(usable, 1, 0))
     if COUPLE:

@@ -13,6 +13,7 @@ tests hold the two equal.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from asd_policy.chains import PAIRS, Chains
 from asd_policy.coupling import accepts, reflect
 from asd_policy.denoiser import Denoiser
 from asd_policy.drafts import Form
+from asd_policy.rejoin import to_evaluate
 from asd_policy.samplers.kernels import Kernels
 from asd_policy.samplers.result import Stats
 
@@ -37,20 +39,31 @@ def observe(
 ) -> None:
     """Remember what the network said at points (B, W, D) of the steps from n + ``ahead`` on.
 
-    Where step n was evaluated before, at the guess that a rejection has since replaced, the
-    difference becomes a secant pair.
-
     Args:
         prediction: (B, W, D), the network's; unused where not :func:`wanted`.
     """
     width = points.shape[1]
     steps, use = chains.steps(width, ahead), wanted(chains, width, ahead)
-    rows = chains.rows(steps)
+    _remember(chains, denoiser, points, prediction, steps, use, form, pair=not ahead)
+    _reach(chains, steps[:, -1].clamp(max=chains.num_steps - 1))
+
+
+def _remember(
+    chains: Chains, denoiser: Denoiser, points: Tensor, prediction: Tensor, steps: Tensor,
+    use: Tensor, form: Form, pair: bool = True,
+) -> None:  # fmt: skip
+    """Remember predictions (B, W, D) at points of steps (B, W), where they are of ``use``.
+
+    Where step n was evaluated before, at the guess that a rejection has since replaced, the
+    difference becomes a secant ``pair``.
+    """
+    width, rows = points.shape[1], chains.rows(steps)
     before, origin = (chains.take(t, rows, width) for t in (chains.value, chains.point))
     x0 = denoiser.x0(points, prediction, steps)
     x0 = torch.where(use.unsqueeze(2), x0, before)
-    bad = (use & ~x0.isfinite().all(-1)).long()
-    first = torch.where(bad.any(1), chains.n + ahead + bad.argmax(1), -1)
+    bad = use & ~x0.isfinite().all(-1)
+    where = steps.gather(1, bad.long().argmax(1, keepdim=True)).squeeze(1)
+    first = torch.where(bad.any(1), where, -1)
     chains.bad.copy_(torch.where(chains.bad < 0, first, chains.bad))
     displacement, change = points - origin, x0 - before
     known = (steps <= chains.last.unsqueeze(1)) & use
@@ -59,13 +72,17 @@ def observe(
             sums = torch.where(known, (displacement * other).sum(-1), 0.0)
             sums = torch.where(use, sums, chains.take(total, rows, width))
             total.view(-1).index_copy_(0, rows, sums.view(-1))
-    if form.secants and not ahead:
+    if form.secants and pair:
         _add_secant(chains, displacement[:, 0], change[:, 0], known[:, 0])
     for memory, values in ((chains.value, x0), (chains.point, points)):
         memory.flatten(0, 1).index_copy_(0, rows, values.reshape(len(rows), -1))
-    chains.last.copy_(torch.maximum(chains.last, steps[:, -1].clamp(max=chains.num_steps - 1)))
     chains.calls.add_(use.any(1))
     chains.evaluations.add_(use.sum(1))
+
+
+def _reach(chains: Chains, step: Tensor) -> None:
+    """Note that all steps up to ``step`` (B,) are known."""
+    chains.last.copy_(torch.maximum(chains.last, step))
 
 
 def wanted(chains: Chains, width: int, ahead: int) -> Tensor:
@@ -97,29 +114,43 @@ def couple(chains: Chains, points: Tensor, drafts: Tensor, form: Form) -> None:
         points: (B, W+1, D). drafts: (B, W, D). With two calls a round, the window's end was
             evaluated too.
     """
+    width, n = drafts.shape[1], chains.n.clone()
+    left = (chains.num_steps - n).clamp(max=width)
+    rejected = _couple(chains, points, drafts, chains.steps(width), torch.zeros_like(n), left, form)
+    chains.fresh.copy_(~rejected & (n + width < chains.num_steps) & (form.ahead > 0))
+
+
+def _couple(
+    chains: Chains, points: Tensor, drafts: Tensor, steps: Tensor, begin: Tensor, end: Tensor,
+    form: Form,
+) -> Tensor:  # fmt: skip
+    """Couple (B, W) steps in order from position ``begin`` (B,) to before ``end``, and move on.
+
+    Returns:
+        (B,) whether a draft was rejected.
+    """
     size, width = chains.num_steps, drafts.shape[1]
-    steps = chains.steps(width)
-    rows, left = chains.rows(steps), (size - chains.n).clamp(max=width)
+    rows, position = chains.rows(steps), chains.position[:width]
     noise, targets = (chains.take(t, rows, width) for t in (chains.noise, chains.value))
     scale = chains.tables.delta[steps].unsqueeze(2)
     # Absorbing steps and the last, which has no draft to decide on, have scale 0 and stand.
     delta = torch.where(scale > 0, (drafts - targets) * scale, 0.0)
     stands = accepts(noise, delta, chains.take(chains.log_uniform, rows, width))
-    position = chains.position[:width]
-    length = torch.where(stands, width, position).amin(1)
-    stop = torch.minimum(length, left - 1).clamp_(min=0)
-    rejected = length < left
-    _move(chains, (points, targets, noise, delta), stop, rejected)
-    decided = (position <= stop.unsqueeze(1)) & (steps < size - 1)
+    inside = (position >= begin.unsqueeze(1)) & (position < end.unsqueeze(1))
+    first = torch.where(stands | ~inside, width, position).amin(1)
+    stop = torch.minimum(first, end - 1).clamp_(min=0)
+    rejected, at = first < end, steps.gather(1, stop.unsqueeze(1)).squeeze(1)
+    _move(chains, (points, targets, noise, delta), stop, at, rejected)
+    decided = inside & (position <= stop.unsqueeze(1)) & (steps < size - 1)
     accepted = decided & (position != torch.where(rejected, stop, -1).unsqueeze(1))
     for total, which in ((chains.decided, decided), (chains.accepted, accepted)):
         total.view(-1).index_add_(0, rows, which.view(-1).long())
     if form.learn:
         for i, sums in enumerate((chains.cross, chains.square)):
             used = (chains.take(sums, rows, width) * decided).double()
-            chains.learned[i].index_add_(0, steps.view(-1), used.view(-1))
-    chains.fresh.copy_(~rejected & (chains.n + width < size) & (form.ahead > 0))
-    chains.n.copy_((chains.n + stop + 1).clamp(max=size))
+            chains.learned[i].index_add_(0, steps.reshape(-1), used.view(-1))
+    chains.n.copy_((at + 1).clamp(max=size))
+    return rejected
 
 
 def verify(
@@ -140,9 +171,9 @@ def verify(
 
 
 def _move(
-    chains: Chains, found: tuple[Tensor, Tensor, Tensor, Tensor], stop: Tensor, rejected: Tensor
+    chains: Chains, found: tuple[Tensor, ...], stop: Tensor, at: Tensor, rejected: Tensor
 ) -> None:
-    """New current points, from the last position that was reached.
+    """New current points, from the last position that was reached, which is of step ``at``.
 
     As a sample of the target, a·x̂0 + b·x + σ·ξ': after a rejection ξ' is ξ reflected; after an
     accept ξ' = ξ + δ, which makes it the proposal. At the last step δ is zero.
@@ -150,11 +181,48 @@ def _move(
     index = stop.view(-1, 1, 1).expand(-1, 1, chains.dim)
     origin, target, noise, delta = (t.gather(1, index).squeeze(1) for t in found)
     noise = torch.where(rejected.unsqueeze(1), reflect(noise, delta), noise + delta)
-    at = chains.n + stop
     a, b, sigma = (
         t[at].unsqueeze(1) for t in (chains.tables.a, chains.tables.b, chains.tables.sigma)
     )
     chains.x.copy_(a * target + b * origin + sigma * noise)
+
+
+def settle(
+    chains: Chains, denoiser: Denoiser, points: Tensor, steps: Tensor, prediction: Tensor,
+    form: Form,
+) -> None:  # fmt: skip
+    """What follows the network call of a round that rejoins: remember, couple, move on.
+
+    Args:
+        points, steps: what :func:`asd_policy.rejoin.walk` gave. prediction: (B, W, D).
+    """
+    paths, size = chains.paths, chains.num_steps
+    assert paths is not None
+    _remember(chains, denoiser, points, prediction, steps, steps < size, form)
+    _reach(chains, paths.end - 1)
+    paths.met[:, :size] |= to_evaluate(chains)
+    points, drafts = paths.point[:, :size], paths.draft[:, :size]
+    every = chains.position[:size].expand(chains.batch, size)
+    _couple(chains, points, drafts, every, chains.n.clone(), paths.end, form)
+    here = chains.n.view(-1, 1, 1)
+    paths.point.scatter_(1, here.expand(-1, 1, chains.dim), chains.x.unsqueeze(1))
+    paths.met.scatter_(1, here.squeeze(2), False)
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What a round asks the network, and what it will hold the answers against.
+
+    Attributes:
+        points: (B, W, D) to evaluate. steps: (B, W) of them; K and beyond where nothing is.
+        path, drafts: (B, W+1, D), (B, W, D) of the window; None of a round that rejoins, whose
+            window lies in ``Chains.paths``.
+    """
+
+    points: Tensor
+    steps: Tensor
+    path: Tensor | None = None
+    drafts: Tensor | None = None
 
 
 class AutospeculativeDecoding:
@@ -188,28 +256,53 @@ class AutospeculativeDecoding:
         if form.ahead:
             here = chains.x.unsqueeze(1)
             lap("verify")
-            prediction = self.predict(here, 0, compact)
+            use = wanted(chains, 1, 0) if compact else None
+            prediction = self.predict(here, chains.steps(1), use)
             lap("network")
             self.kernels.observe(chains, self.denoiser, here, prediction, form)
-        points, drafts = self.kernels.propose(chains, self.denoiser, form, width)
+        guesses = self.guess(width)
         lap("draft")
         # Rows are left out only where some are not needed: looking for them costs time.
-        compact = n is not None and (form.ahead > 0 or max(n) + width > chains.num_steps)
-        later = points[:, form.ahead : form.ahead + width]
-        prediction = self.predict(later, form.ahead, compact)
+        compact = n is not None and (
+            form.ahead > 0 or form.rejoin or max(n) + width > chains.num_steps
+        )
+        prediction = self.evaluate(guesses, compact)
         lap("network")
-        self.kernels.verify(chains, self.denoiser, points, drafts, prediction, form)
+        self.verify(guesses, prediction)
         lap("verify")
 
-    def predict(self, points: Tensor, ahead: int, compact: bool) -> Tensor:
-        """The network at points (B, W, D); if ``compact``, only where wanted, and 0 elsewhere."""
+    def guess(self, width: int) -> Guesses:
+        """Draft a window of this width."""
+        chains, form = self.chains, self.form
+        if form.rejoin:
+            return Guesses(*self.kernels.walk(chains, self.denoiser, width))
+        points, drafts = self.kernels.propose(chains, self.denoiser, form, width)
+        later = points[:, form.ahead : form.ahead + width]
+        return Guesses(later, chains.steps(width, form.ahead), points, drafts)
+
+    def evaluate(self, guesses: Guesses, compact: bool) -> Tensor:
+        """The network at a round's points."""
+        use = guesses.steps < self.chains.num_steps if compact else None
+        return self.predict(guesses.points, guesses.steps, use)
+
+    def verify(self, guesses: Guesses, prediction: Tensor) -> None:
+        """Couple drafts to what the network said, and advance."""
+        chains, denoiser, form, points = self.chains, self.denoiser, self.form, guesses.points
+        if guesses.path is None or guesses.drafts is None:
+            self.kernels.settle(chains, denoiser, points, guesses.steps, prediction, form)
+        else:
+            path, drafts = guesses.path, guesses.drafts
+            self.kernels.verify(chains, denoiser, path, drafts, prediction, form)
+
+    def predict(self, points: Tensor, steps: Tensor, use: Tensor | None) -> Tensor:
+        """The network at points (B, W, D) of steps (B, W); or only at those of ``use``, and 0
+        elsewhere."""
         batch, width, dim = points.shape
-        flat = points.reshape(batch * width, dim)
-        steps = self.chains.steps(width, ahead).reshape(-1)
+        flat, steps = points.reshape(batch * width, dim), steps.reshape(-1)
         chain = self._chain.expand(batch, width).reshape(-1)
-        if not compact:
+        if use is None:
             return self.denoiser.predict(flat, steps, chain).view(points.shape)
-        rows = wanted(self.chains, width, ahead).view(-1).nonzero().view(-1)
+        rows = use.view(-1).nonzero().view(-1)
         out = torch.zeros_like(flat)
         if len(rows):
             out[rows] = self.denoiser.predict(flat[rows], steps[rows], chain[rows])

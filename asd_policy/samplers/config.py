@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from asd_policy.drafts import DRAFTS
@@ -19,8 +19,9 @@ class SamplerConfig:
     Attributes:
         name: "asd" (exact), "ddpm" (sequential), "ddim" or "paradigms" (approximate). Forms of
             them may be named as on the command line, and become one of the four with its options:
-            "asd-slope", "asd-memory", "asd-frozen", "asd-paper" (as published: the frozen draft,
-            two calls a round), "asd-ddim" (10 steps unless said otherwise; needs ``eta``),
+            "asd-slope", "asd-memory", "asd-frozen", "asd-rejoin", "asd-paper" (as published: the
+            frozen draft, two calls a round), "asd-ddim" (10 steps unless said otherwise; needs
+            ``eta``),
             "ddim-clipped" (the chain that it reproduces) and "ddim-16" (16 steps, or any other
             number).
         draft: of ASD: "secant" (None), "slope", "memory" or "frozen".
@@ -32,6 +33,8 @@ class SamplerConfig:
         use_clipped_model_output: of "ddim" (None: False): step along the ε that belongs to the
             clipped x̂0, in place of the network's own, which is what people run.
         tolerance: of ParaDiGMS.
+        rejoin: of ASD with secant drafts and one call a round ("asd-rejoin"): let proposals return
+            to points where the network was evaluated (None: no; :mod:`asd_policy.rejoin`).
 
     Raises:
         ValueError: an unknown name or option, or options that exclude each other.
@@ -45,6 +48,7 @@ class SamplerConfig:
     eta: float | None = None
     tolerance: float = 0.1
     use_clipped_model_output: bool | None = None
+    rejoin: bool | None = None
 
     @classmethod
     def named(cls, sampler: str | SamplerConfig, **options: Any) -> SamplerConfig:
@@ -75,12 +79,18 @@ class SamplerConfig:
         self._spell_out()
         check_choice("draft", self.draft, DRAFTS)
         check_choice("calls_per_round", self.calls_per_round, (1, 2))
+        check_choice("rejoin", self.rejoin, (False, True))
         window = self.window
         if window != "auto" and not (isinstance(window, int) and window >= 1):
             raise InputError(f'window must be "auto" or a whole number from 1 on, got {window!r}')
         if self.steps is not None and self.steps < 1:
             raise InputError(f"inference steps must be at least 1, got {self.steps}")
-        for name in ("eta", "use_clipped_model_output"):
+        if self.rejoin and (self.draft, self.calls_per_round) != ("secant", 1):
+            raise InputError(
+                'rejoin=True applies to draft="secant" and calls_per_round=1; got '
+                f"draft={self.draft!r} and calls_per_round={self.calls_per_round}"
+            )
+        for name in ("eta", "use_clipped_model_output", "rejoin"):
             value = getattr(self, name)
             if value is not None and value is not False:
                 self._check_applies(name)
@@ -108,7 +118,7 @@ class SamplerConfig:
         if asked == "asd-ddim":
             form |= {"eta": self.eta or 0.0, "steps": self.steps or ASD_DDIM_STEPS}
         unset: dict[str, Any] = {"draft": ASD_DRAFT, "calls_per_round": ASD_CALLS}
-        unset["use_clipped_model_output"] = False
+        unset |= {"use_clipped_model_output": False, "rejoin": False}
         form = {k: v for k, v in unset.items() if getattr(self, k) is None} | form
         for option, value in form.items():
             object.__setattr__(self, option, value)
@@ -121,8 +131,8 @@ class SamplerConfig:
     @property
     def has_stored_calibration(self) -> bool:
         """Whether what is stored with checkpoints was learned with this sampler: the default one,
-        with any window."""
-        return self == SamplerConfig(window=self.window)
+        with any window, and with or without rejoining."""
+        return replace(self, rejoin=False) == SamplerConfig(window=self.window)
 
     def schedule(self, schedule: Schedule) -> Schedule:
         """The chain that this sampler runs on the network that ``schedule`` was trained for.

@@ -31,6 +31,15 @@ class Kernels(Protocol):
     ) -> None:  # fmt: skip
         """:func:`asd_policy.samplers.asd.verify`."""
 
+    def walk(self, chains: Chains, denoiser: Denoiser, width: int, /) -> tuple[Tensor, Tensor]:
+        """:func:`asd_policy.rejoin.walk`."""
+
+    def settle(
+        self, chains: Chains, denoiser: Denoiser, points: Tensor, steps: Tensor,
+        prediction: Tensor, form: Form, /,
+    ) -> None:  # fmt: skip
+        """:func:`asd_policy.samplers.asd.settle`."""
+
     def advance(
         self, x: Tensor, prediction: Tensor, noise: Tensor, n: Tensor, bad: Tensor,
         tables: Tables, denoiser: Denoiser, /,

@@ -19,6 +19,7 @@ SAMPLER_FORMS: dict[str, dict[str, Any]] = {
     "asd-frozen": {"name": "asd", "draft": "frozen", "calls_per_round": 1},
     # Hu et al., ICML 2025, as published
     "asd-paper": {"name": "asd", "draft": "frozen", "calls_per_round": 2},
+    "asd-rejoin": {"name": "asd", "draft": "secant", "calls_per_round": 1, "rejoin": True},
     "asd-ddim": {"name": "asd"},
     "ddpm": {"name": "ddpm"},
     "ddim": {"name": "ddim"},

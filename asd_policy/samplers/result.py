@@ -181,10 +181,12 @@ class Stats:
 
     Attributes:
         sampler: name with which the sample was drawn.
-        window: θ, steps guessed ahead in a round (1: sequential).
+        window: θ, steps guessed ahead in a round (1: sequential); with rejoining, evaluations.
         calls: (B,) sequential network calls that each chain took part in.
         evaluations: (B,) network evaluations (rows) spent on each chain.
-        accepted, decided: (B, K) 1 where a draft of that step was accepted, or decided upon.
+        accepted, decided: (B, K) 1 where a draft of that step was accepted, or decided upon. (A
+            draft at a point that was evaluated before is the network's own value: accepted, and
+            no evaluation.)
         seconds: time of the whole run in "draft", "network", "verify" and "other".
         sums: (2, K) Σ⟨Δx, Δx̂0⟩ and Σ‖Δx‖² over drafts that were decided upon, from which slopes
             are learned; None where nothing is.

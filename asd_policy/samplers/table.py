@@ -127,7 +127,7 @@ def _asd(
         return engine.sequential(noise, cond, "asd")
     assert config.draft is not None
     assert config.calls_per_round is not None
-    form = Form(config.draft, config.calls_per_round, plan.learn)
+    form = Form(config.draft, config.calls_per_round, plan.learn, bool(config.rejoin))
     return engine.asd(noise, cond, form, plan)
 
 
@@ -164,7 +164,7 @@ def _paradigms_chain(config: SamplerConfig, trained: Schedule) -> Schedule:
 
 
 METHODS: dict[str, Method] = {
-    "asd": Method(_asd, ("draft", "calls_per_round", "window", "eta"), _chain_with_noise),
+    "asd": Method(_asd, ("draft", "calls_per_round", "window", "eta", "rejoin"), _chain_with_noise),
     "ddpm": Method(_sequential, window=1),
     "ddim": Method(_sequential, ("eta", "use_clipped_model_output"), _ddim_chain, window=1),
     "paradigms": Method(

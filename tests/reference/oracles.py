@@ -118,3 +118,11 @@ def couple(noise: Array, delta: Array, log_uniform: float) -> tuple[bool, Array]
     return False, np.array(
         [xi - 2 * d * inner / square for xi, d in zip(noise, delta, strict=True)]
     )
+
+
+def left_over(log_uniform: float, ratio: float, accepted: bool) -> float:
+    """The uniform, as a logarithm, that remains of one that decided on exp(ratio)."""
+    if accepted:
+        return log_uniform - min(ratio, 0.0)
+    u, p = math.exp(log_uniform), math.exp(ratio)
+    return math.log((u - p) / (1 - p))

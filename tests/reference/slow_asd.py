@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reference.oracles import Array, Chain, Target, couple
+from reference.oracles import Array, Chain, Target, couple, left_over
 
 PAIRS, RIDGE, PASSES = 6, 0.05, 1
 
@@ -68,13 +68,15 @@ def asd(
     draft: str,
     calls_per_round: int,
     window: int,
+    rejoin: bool = False,
 ) -> Trace:
     """One chain: initial (D,), noise (K, D), log_uniform (K,), slopes (K,)."""
-    num_steps = len(chain.a)
-    known, trace = Knowledge(), Trace(initial)
+    num_steps, known, trace = len(chain.a), Knowledge(), Trace(initial)
+    noise, log_uniform = noise.copy(), log_uniform.copy()
+    last: dict[int, tuple[Array, Array]] = {}  # mean and end of every step's last proposal
     x, n, fresh = initial, 0, False
 
-    def evaluate(points: list[tuple[int, Array]]) -> dict[int, Array]:
+    def evaluate(points: list[tuple[int, Array]]) -> None:
         found = {m: target(at, m) for m, at in points}
         if points[0][0] == n:
             known.learn(n, x, found[n], slopes[n])
@@ -82,7 +84,6 @@ def asd(
             known.remember(m, at, found[m])
         trace.calls += 1
         trace.evaluations += len(points)
-        return found
 
     def step(m: int, at: Array, x0: Array, xi: Array) -> Array:
         return chain.a[m] * x0 + chain.b[m] * at + chain.sigma[m] * xi
@@ -90,14 +91,18 @@ def asd(
     while n < num_steps:
         if calls_per_round == 2 and not fresh:
             evaluate([(n, x)])
-        end = min(n + window, num_steps)
-        points, drafts = _propose(draft, known, slopes, clip, x, n, end, step, noise)
-        if calls_per_round == 2:
-            ahead = [(m, points[m]) for m in range(n + 1, min(end, num_steps - 1) + 1)]
-            targets = {n: known.value[n]} | (evaluate(ahead) if ahead else {})
+        if rejoin:
+            there = known, slopes, clip, x, n, window, chain, last
+            points, drafts, ask = _walk(*there, noise, log_uniform)
         else:
-            targets = evaluate([(m, points[m]) for m in range(n, end)])
-        for m in range(n, end):
+            end = min(n + window, num_steps)
+            points, drafts = _propose(draft, known, slopes, clip, x, n, end, step, noise)
+            late = calls_per_round - 1  # then the end is evaluated too, and n was
+            ask = range(n + late, min(end + late, num_steps))
+        if ask:
+            evaluate([(m, points[m]) for m in ask])
+        targets = known.value
+        for m in range(n, n + len(drafts)):
             if m == num_steps - 1:  # no draft to decide on
                 x = step(m, points[m], targets[m], noise[m])
                 n, fresh = num_steps, False
@@ -111,6 +116,40 @@ def asd(
                 break
     trace.sample = x
     return trace
+
+
+def _walk(known, slopes, clip, x, n, window, chain, last, noise, log_uniform):  # type: ignore[no-untyped-def]
+    """Points and drafts from n on, and the steps to evaluate: as far as the window pays for.
+
+    Where a step was proposed from before, its proposal tries to end where the last one did.
+    """
+    points, drafts, new = {n: x}, {}, []
+    furthest = max(known.value, default=None)
+    for m in range(n, len(chain.a)):
+        if known.point.get(m) is not points[m]:  # a point that was not evaluated as it stands
+            if len(new) == window:
+                break
+            new.append(m)
+        if m in known.value:
+            shift = points[m] - known.point[m]
+            x0 = known.value[m] + slopes[m] * shift + known.predict(shift)
+            drafts[m] = x0 if clip is None else np.clip(x0, -clip, clip)
+        else:
+            carried = np.zeros_like(x) if furthest is None else known.value[furthest]
+            drafts[m] = drafts.get(m - 1, carried)
+        if m == len(chain.a) - 1:
+            break
+        mean = chain.a[m] * drafts[m] + chain.b[m] * points[m]
+        points[m + 1] = mean + chain.sigma[m] * noise[m]
+        if m in last:
+            mean_then, end_then = last[m]
+            delta = (mean_then - mean) / chain.sigma[m]
+            ratio = -float(noise[m] @ delta) - 0.5 * float(delta @ delta)
+            back, noise[m] = couple(noise[m], delta, log_uniform[m])
+            log_uniform[m] = left_over(log_uniform[m], ratio, back)
+            points[m + 1] = end_then if back else mean + chain.sigma[m] * noise[m]
+        last[m] = mean, points[m + 1]
+    return points, drafts, new
 
 
 def _propose(draft, known, slopes, clip, x, n, end, step, noise):  # type: ignore[no-untyped-def]

@@ -52,11 +52,15 @@ def learned(schedule: Schedule, slopes: np.ndarray) -> Calibration:
     return calibration
 
 
+ROUNDS = [*((draft, calls, False) for draft in DRAFTS for calls in (1, 2)), ("secant", 1, True)]
+
+
 @pytest.mark.parametrize("kernels", ["torch", "native"])
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("calls", [1, 2])
-@pytest.mark.parametrize("draft", DRAFTS)
-def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str, kernels: str) -> None:
+@pytest.mark.parametrize(("draft", "calls", "rejoin"), ROUNDS)
+def test_asd_is_the_step_by_step_loop(
+    draft: str, calls: int, rejoin: bool, name: str, kernels: str
+) -> None:
     schedule = SCHEDULES[name]
     num_steps, network = schedule.num_steps, network_for(name)
     chain, _, _ = oracle_chain(schedule)
@@ -67,13 +71,13 @@ def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str, kernels
     sizes = ((1, 2), (3, 4), (7, 5), (16, 3), (num_steps, 4)) if name != "bumpy" else ((12, 4),)
     for window, batch in sizes:
         noise = bulk_noise(batch, num_steps, DIM, seed=window)
-        config = SamplerConfig("asd", draft, calls, window)
+        config = SamplerConfig("asd", draft, calls, window, rejoin=rejoin)
         samples, stats = run(config, network, schedule, noise, calibration, kernels=kernels)
         for i in range(batch):
             row = (noise.initial[i], noise.steps[i], noise.log_uniform[i])
             trace = slow_asd.asd(
                 chain, target, clip, slopes, *(v.numpy() for v in row),
-                draft=draft, calls_per_round=calls, window=window,
+                draft=draft, calls_per_round=calls, window=window, rejoin=rejoin,
             )  # fmt: skip
             np.testing.assert_allclose(samples[i], trace.sample, rtol=0, atol=1e-8)
             assert int(stats.calls[i]) == trace.calls
@@ -81,6 +85,18 @@ def test_asd_is_the_step_by_step_loop(draft: str, calls: int, name: str, kernels
             accepted = [n for n, verdict in trace.decisions if verdict]
             assert stats.accepted[i].nonzero().flatten().tolist() == accepted
             assert stats.decided[i].nonzero().flatten().tolist() == [n for n, _ in trace.decisions]
+
+
+def test_proposals_rejoin_paths_and_miss_them() -> None:
+    """So that the comparison above covers both, and windows that are longer than their rows."""
+    schedule, steps = SCHEDULES["bumpy"], SCHEDULES["bumpy"].num_steps
+    noise = bulk_noise(64, steps, DIM, 0)
+    evaluations = []
+    for rejoin in (False, True):
+        config = SamplerConfig("asd", "secant", 1, 12, rejoin=rejoin)
+        _, stats = run(config, network_for("bumpy"), schedule, noise)
+        evaluations.append(float(stats.evaluations.double().mean()))
+    assert steps < evaluations[1] < 0.95 * evaluations[0]
 
 
 @pytest.mark.parametrize(("name", "least"), [("plain", 3), ("bumpy", 7)])

@@ -48,6 +48,7 @@ class Case:
     broken: float | None = None  # what the network says once, at step 3 of chain 1
     rounds: int | None = None  # to stop after
     ddim: bool = False  # whose steps use the prediction itself
+    rejoin: bool = False
 
     @property
     def name(self) -> str:
@@ -95,6 +96,14 @@ def cases() -> list[Case]:
         *(Case(calls=c, broken=b, learn=False) for c in (1, 2) for b in (float("nan"), 1e400)),
         Case(clip=None, broken=-1e400, learn=False),
     ]
+    found += [Case(rejoin=True, static=bool(i % 2), **shape) for i, shape in enumerate(SHAPES)]
+    found += [
+        Case(rejoin=True, num_steps=20, dim=12, window=4, batch=2, bumpy=0.9, rounds=13),
+        Case(rejoin=True, num_steps=140, dim=3, window=70, batch=1, bumpy=0.05, rounds=4),
+        Case(rejoin=True, num_steps=60, dim=112, window=16, dtype=torch.float32, rounds=6),
+        Case(rejoin=True, window=1, batch=1),
+        *(Case(rejoin=True, broken=b, learn=False) for b in (float("nan"), 1e400)),
+    ]
     assert len({case.name for case in found}) == len(found)
     return found
 
@@ -132,17 +141,20 @@ def run_of(
     shape = (case.dim,)
     network = network or network_of(case, schedule)
     denoiser = Denoiser(network, schedule, shape, cond, initial)
-    chains = Chains(schedule, case.batch, case.dim, case.window, initial)
+    chains = Chains(schedule, case.batch, case.dim, case.window, initial, case.rejoin)
     slopes = torch.linspace(0.0, 1.2, case.num_steps, dtype=torch.float64)
     chains.load(initial, steps, log_uniform, slopes.to(initial))
-    form = Form(case.draft, case.calls, case.learn)
+    chains.reset()
+    form = Form(case.draft, case.calls, case.learn, case.rejoin)
     return AutospeculativeDecoding(denoiser, chains, form, make_kernels(kernels))
 
 
 def state(chains: Chains) -> dict[str, Tensor]:
     """Every tensor that a round may change."""
-    fixed = ("noise", "log_uniform", "slopes", "offset", "position")
-    return {k: v for k, v in vars(chains).items() if isinstance(v, Tensor) and k not in fixed}
+    fixed = ("slopes", "offset", "position")
+    found = {k: v for k, v in vars(chains).items() if isinstance(v, Tensor) and k not in fixed}
+    paths = {} if chains.paths is None else vars(chains.paths)
+    return found | {f"paths.{k}": v for k, v in paths.items()}
 
 
 def check_state(case: Case, fused: Chains, reference: Chains, label: str) -> None:

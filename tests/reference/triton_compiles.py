@@ -17,9 +17,9 @@ from asd_policy.coupling import EQUAL
 from asd_policy.engine.kernels import triton as triton_kernels
 
 COUNTS = ("n_ptr", "last_ptr", "bad_ptr", "pushed_ptr", "calls_ptr", "evaluations_ptr",
-          "accepted_ptr", "decided_ptr")  # fmt: skip
+          "accepted_ptr", "decided_ptr", "end_ptr", "steps_ptr")  # fmt: skip
 TYPES = {"fresh_ptr": "*u8", "learned_ptr": "*fp64", **dict.fromkeys(COUNTS, "*i64")}
-TYPES["eps"] = "fp32"
+TYPES |= {"met_ptr": "*u8", "eps": "fp32"}
 BF16 = dict.fromkeys(("h_ptr", "out_ptr", "weight_ptr", "bias_ptr", "residual_ptr"), "*bf16")
 CAPABILITY = 80
 WINDOW = 32
@@ -43,6 +43,12 @@ def forms(dim: int) -> dict[str, tuple[str, dict[str, Any], int]]:
         warps = triton_kernels._tile_warps(block * tile, like)
         found[f"verify {ahead} {couple} {dim}"] = "verify_kernel", constants, warps
     warps = triton_kernels._row_warps(block, like)
+    walk = {**size, "PAIRS": PAIRS, "RIDGE": RIDGE, "EQUAL": EQUAL, "LEAST": 2.0**-23}
+    found[f"secant walk {dim}"] = "walk_kernel", walk, warps
+    tile = triton_kernels._tile(block, WINDOW, like)
+    settle = {**size, "TILE": tile, "SECANTS": True, "LEARN": True, "PAIRS": PAIRS, "EQUAL": EQUAL}
+    tile_warps = triton_kernels._tile_warps(block * tile, like)
+    found[f"secant settle {dim}"] = "settle_kernel", settle, tile_warps
     found[f"advance {dim}"] = "advance_kernel", {**size, "CLIP": None}, warps
     return found
 
@@ -85,12 +91,13 @@ def main() -> None:
         return
     from asd_policy.networks.follow_kernel import follow_kernel
 
-    source, report = triton_kernels._source(), {}
+    sources, report = [triton_kernels._source(n) for n in ("triton_source", "triton_rejoin")], {}
     small, large = forms(112), forms(1024)
     chosen = {
         name: (getattr(source, kernel), constants, warps, TYPES)
         for name, (kernel, constants, warps) in (small | large).items()
-        if name in small or "secant" in name
+        for source in sources
+        if hasattr(source, kernel) and (name in small or "secant" in name)
     } | {
         name: (follow_kernel, constants, 4, TYPES | types)
         for name, (constants, types) in follow_forms().items()

@@ -3,14 +3,15 @@
 30,000 chains of each form of the sampler are compared with 90,000 sequential ones: 18 two-sample
 tests (``reference.law``), Holm-corrected. A form fails at a corrected p below ALPHA.
 
-False alarms: a correct sampler on a fresh seed fails one of the len(FORMS) = 15 tests with
-probability at most 15·ALPHA = 1.5 %. The seeds are fixed, so a given build gives one verdict.
+False alarms: a correct sampler on a fresh seed fails one of the len(FORMS) = 21 tests with
+probability at most 21·ALPHA = 2.1 %. The seeds are fixed, so a given build gives one verdict.
 
-Power: five broken samplers, each with one thing wrong, go through the same test at the same size
+Power: six broken samplers, each with one thing wrong, go through the same test at the same size
 and must be rejected with p < 1e-4. Not among them: slopes in which later steps of the same chunk
 have a part. They are forbidden (asd_policy/drafts.py), but a slope is one number that hardly knows
 any single noise, and this test does not see it, pooled over the batch or kept for each chain
-(tried: p from 0.08 to 1).
+(tried: p from 0.08 to 1). What is particular to rejoining is asked with more power in
+``test_rejoining.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asd_policy import Calibration, Sampler, SamplerConfig, Schedule
+from asd_policy import Calibration, Sampler, SamplerConfig, Schedule, rejoin
 from asd_policy.drafts import Scan, propose
 from asd_policy.engine.kernels import torch as kernels
 from asd_policy.samplers import asd
@@ -58,10 +59,12 @@ class Form:
     schedule: str = "plain"
     eta: float | None = None
     kernels: str = "native"
+    rejoin: bool = False
 
     def __str__(self) -> str:
         chain = self.schedule if self.eta is None else f"ddim-{self.eta}"
-        return f"{self.draft}-{self.calls}call-window{self.window}-{chain}-{self.kernels}"
+        draft = self.draft + "-rejoining" * self.rejoin
+        return f"{draft}-{self.calls}call-window{self.window}-{chain}-{self.kernels}"
 
 
 FORMS = [
@@ -80,6 +83,12 @@ FORMS = [
     Form("secant", 1, 16, "plain", ETA),
     Form("secant", 1, 16, kernels="torch"),
     Form("frozen", 2, 16, "clipped", kernels="torch"),
+    Form(window=16, rejoin=True),
+    Form(window=3, rejoin=True),
+    Form(window=40, schedule="clipped", rejoin=True),
+    Form(window=24, schedule="respaced", rejoin=True),
+    Form(eta=ETA, rejoin=True),
+    Form(window=5, kernels="torch", rejoin=True),
 ]
 
 
@@ -90,7 +99,7 @@ def draw(form: Form, chains: int, seed: int, sampler: str = "asd") -> tuple[Tens
     steps = trained.num_steps if sampler == "ddim" else None
     config = SamplerConfig(
         sampler, form.draft, form.calls, form.window, steps, form.eta,
-        use_clipped_model_output=sampler == "ddim",
+        use_clipped_model_output=sampler == "ddim", rejoin=form.rejoin and sampler == "asd",
     )  # fmt: skip
     made = Sampler(MIXTURE.network(trained), trained, (DIM,), config, kernels=form.kernels)
     for _ in range(chains // CHUNK):
@@ -158,19 +167,22 @@ def redraw(noise: Tensor, delta: Tensor) -> Tensor:
     return torch.randn_like(noise)
 
 
+PLAIN, REJOINING = Form(kernels="torch"), Form(window=5, kernels="torch", rejoin=True)
 CONTROLS = {
-    "a draft that peeks at the step's noise": (kernels, "propose", peeking_draft(0.02)),
-    "the next step's memory as draft": (kernels, "propose", next_steps_memory),
-    "accepting always": (asd, "accepts", always),
-    "redrawing on rejection": (asd, "reflect", redraw),
-    "keeping the noise on rejection": (asd, "reflect", lambda noise, delta: noise),
+    "a draft that peeks at the step's noise": (PLAIN, kernels, "propose", peeking_draft(0.02)),
+    "the next step's memory as draft": (PLAIN, kernels, "propose", next_steps_memory),
+    "accepting always": (PLAIN, asd, "accepts", always),
+    "redrawing on rejection": (PLAIN, asd, "reflect", redraw),
+    "keeping the noise on rejection": (PLAIN, asd, "reflect", lambda noise, delta: noise),
+    "missing a path without reflecting": (REJOINING, rejoin, "reflect", lambda noise, _: noise),
 }
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_broken_sampler_is_rejected(control: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(*CONTROLS[control])
+    form, *change = CONTROLS[control]
+    monkeypatch.setattr(*change)
     torch.manual_seed(0)  # for the control that redraws
-    p = corrected_p(Form(kernels="torch"), 0)
+    p = corrected_p(form, 0)
     print(f"corrected p = {p:.2e}")
     assert p < 1e-4

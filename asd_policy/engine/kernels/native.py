@@ -18,7 +18,7 @@ try:
 except ImportError:  # built where there is a C compiler at installation
     _native = None  # type: ignore[assignment]
 
-__all__ = ["advance", "available", "observe", "propose", "verify"]
+__all__ = ["advance", "available", "observe", "propose", "settle", "verify", "walk"]
 
 # In the order of native.c's State.
 _TABLES = ("a", "b", "sigma", "delta")
@@ -28,6 +28,7 @@ _POINTERS = (
     *("n", "last", "bad", "pushed", "calls", "evaluations", "accepted", "decided"),
     *("fresh", "learned"),
 )
+_PATHS = {"path": "point", "mean": "mean", "draft": "draft", "met": "met", "end": "end"}
 
 
 def available() -> bool:
@@ -39,7 +40,7 @@ class _State(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "dim", "rows", "num_steps", "clipped")),
         ("clip", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_void_p) for name in (*_POINTERS, *_PATHS)),
     ]
 
 
@@ -54,10 +55,13 @@ class _Addresses:
             "uv": denoiser.uv,
             "scratch": self._scratch,
         }
-        assert all(tensors[name].is_contiguous() for name in _POINTERS)
+        pointers = [tensors[name] for name in _POINTERS]
+        if chains.paths is not None:
+            pointers += [getattr(chains.paths, name) for name in _PATHS.values()]
+        assert all(tensor.is_contiguous() for tensor in pointers)
         clip = denoiser.clip_range
         sizes = chains.batch, chains.dim, chains.tables.rows, chains.num_steps, clip is not None
-        addresses = (tensors[name].data_ptr() for name in _POINTERS)
+        addresses = (tensor.data_ptr() for tensor in pointers)
         self._state = _State(*sizes, clip or 0.0, *addresses)
         self.arguments = ctypes.addressof(self._state), chains.x.dtype == torch.float64
 
@@ -99,6 +103,26 @@ def verify(
 ) -> None:
     """:func:`asd_policy.samplers.asd.verify`. Overwrites the drafts."""
     _verify(chains, denoiser, points, drafts, prediction, form.ahead, form, True)
+
+
+def walk(chains: Chains, denoiser: Denoiser, width: int) -> tuple[Tensor, Tensor]:
+    """:func:`asd_policy.rejoin.walk`."""
+    points = chains.x.new_empty(chains.batch, width, chains.dim)
+    steps = torch.empty((chains.batch, width), dtype=torch.int64, device=points.device)
+    state = _state(chains, denoiser).arguments
+    _native.walk(*state, width, points.data_ptr(), steps.data_ptr())
+    return points, steps
+
+
+def settle(
+    chains: Chains, denoiser: Denoiser, points: Tensor, steps: Tensor, prediction: Tensor,
+    form: Form,
+) -> None:  # fmt: skip
+    """:func:`asd_policy.samplers.asd.settle`."""
+    state = _state(chains, denoiser).arguments
+    points, steps, prediction = points.contiguous(), steps.contiguous(), prediction.contiguous()
+    addresses = points.data_ptr(), steps.data_ptr(), prediction.data_ptr()
+    _native.settle(*state, points.shape[1], form.secants, form.learn, *addresses)
 
 
 def _verify(

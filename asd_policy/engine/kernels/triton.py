@@ -40,9 +40,9 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
-def _source() -> Any:
+def _source(name: str = "triton_source") -> Any:
     """The kernels. Triton is imported here, so that the package does not need it."""
-    return importlib.import_module("asd_policy.engine.triton_source")
+    return importlib.import_module(f"asd_policy.engine.{name}")
 
 
 def propose(chains: Chains, denoiser: Denoiser, form: Form, width: int) -> tuple[Tensor, Tensor]:
@@ -107,6 +107,53 @@ def _verify(
             AHEAD=ahead, COUPLE=drafts is not None, SECANTS=form.secants, LEARN=form.learn,
             CLIP=denoiser.clip_range, PAIRS=PAIRS, EQUAL=EQUAL,
             num_warps=_tile_warps(block * tile, chains.x),
+        )  # fmt: skip
+
+
+def walk(chains: Chains, denoiser: Denoiser, width: int) -> tuple[Tensor, Tensor]:
+    """:func:`asd_policy.rejoin.walk` in one launch."""
+    assert 1 <= width <= chains.window, (width, chains.window)
+    _check(chains.x)
+    paths, tables, block = chains.paths, chains.tables, _power_of_two(chains.dim)
+    assert paths is not None
+    points = chains.x.new_zeros(chains.batch, width, chains.dim)
+    steps = chains.n.new_full((chains.batch, width), tables.num_steps)
+    with torch.cuda.device_of(chains.x):
+        _source("triton_rejoin").walk_kernel[(chains.batch,)](
+            chains.n, chains.last, paths.end, chains.noise, chains.log_uniform, chains.value,
+            chains.point, chains.displacement, chains.residual, chains.slopes,
+            tables.a, tables.b, tables.sigma, paths.point, paths.mean, paths.draft,
+            paths.met.view(torch.uint8), points, steps, width, tables.rows, tables.num_steps,
+            D=chains.dim, BLOCK=block, CLIP=denoiser.clip_range, PAIRS=PAIRS, RIDGE=RIDGE,
+            EQUAL=EQUAL, LEAST=torch.finfo(points.dtype).eps,
+            num_warps=_row_warps(block, chains.x),
+        )  # fmt: skip
+    return points, steps
+
+
+def settle(
+    chains: Chains, denoiser: Denoiser, points: Tensor, steps: Tensor, prediction: Tensor,
+    form: Form,
+) -> None:  # fmt: skip
+    """:func:`asd_policy.samplers.asd.settle` in one launch."""
+    _check(chains.x)
+    width, paths, tables = prediction.shape[1], chains.paths, chains.tables
+    assert paths is not None
+    assert width <= chains.window, (width, chains.window)
+    block = _power_of_two(chains.dim)
+    tile = _tile(block, width, chains.x)
+    with torch.cuda.device_of(chains.x):
+        _source("triton_rejoin").settle_kernel[(chains.batch,)](
+            chains.x, chains.n, chains.last, paths.end, chains.bad,
+            chains.pushed, chains.calls, chains.evaluations, chains.noise, chains.log_uniform,
+            chains.value, chains.point, chains.displacement, chains.residual, chains.slopes,
+            chains.accepted, chains.decided, chains.cross, chains.square, chains.learned,
+            denoiser.uv, tables.a, tables.b, tables.sigma, tables.delta,
+            paths.point, paths.draft, paths.met.view(torch.uint8),
+            points.contiguous(), steps.contiguous(), prediction.contiguous(),
+            width, tables.rows, tables.num_steps, D=chains.dim, BLOCK=block, TILE=tile,
+            SECANTS=form.secants, LEARN=form.learn, CLIP=denoiser.clip_range, PAIRS=PAIRS,
+            EQUAL=EQUAL, num_warps=_tile_warps(block * tile, chains.x),
         )  # fmt: skip
 
 
