@@ -78,6 +78,7 @@ def test_tiles_fit_the_card(card: Card, down_dims: tuple[int, ...], rows: int) -
     for one in whole_launches.launches(whole_launches.unet(down_dims), rows, 16, "tf32", card):
         across, tiles, slices = one.grid
         constants = one.constants
+        assert constants["SPLIT"] == (slices > 1)
         if constants["SPLIT"]:
             assert across * tiles * slices <= card.multiprocessors
         size = 4 * constants["BLOCK_K"] * (constants["BLOCK_M"] + constants["BLOCK_N"])
@@ -101,6 +102,8 @@ def test_every_row_and_step_is_in_one_program() -> None:
 def test_shapes_that_a_program_cannot_hold_are_named() -> None:
     with pytest.raises(CannotCut, match="1024 points of a group of 128 channels are too many"):
         tiling.tiling(Shape(1, 1024, 1, 1024, 128, 80, 0, 64, 2), Card())
+    least = Card(80, 36864 + 4096, (8, 0))  # larger tiles do not fit
+    assert tiling.tiling(Shape(64, 16, 1, 1024, 128, 80, 0, 64, 4), least).block_m == 16
     small = Card(80, 20000, (8, 0))
     with pytest.raises(CannotCut, match=r"36864 bytes of shared memory are wanted, got 20000"):
         tiling.tiling(Shape(1, 16, 1, 1024, 128, 80, 0, 64, 4), small)

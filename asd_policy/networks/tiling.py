@@ -1,11 +1,10 @@
 """How a layer is cut into programs of a GPU, and whether it can be.
 
 A layer is M = samples · points rows, each with N channels, summed over K = taps · channels. Whole
-samples and whole groups share a program, whose norm needs them; what else is free is settled here.
-
-Up to 32 rows a layer is the reading of its weights, once, by all of the multiprocessors. Few tiles
-are therefore cut along K, to about one program each. The last one of a tile reads all partial sums
-alone, at some 80 GB/s, so that slices are few where tiles are large (``PARTIAL_BYTES``).
+samples and whole groups share a program, whose norm needs them. What else is free is what takes the
+least time on paper (``seconds``): few rows are the reading of the weights, once, by all of the
+multiprocessors, so that their few tiles are split along K; with more rows, tiles that are larger
+read less, and slices that are fewer leave less to the last program of a tile, which adds them up.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +22,14 @@ LEAST_TRITON = (3, 2)
 LEAST_CAPABILITY = (8, 0)
 TILE = 8192  # numbers that a program sums: 64 registers a thread
 LARGEST_TILE = 16384  # where a sample's group is that large
-ROWS = 64  # of a tile, where there are so many
-COLUMNS = 32  # of a tile, at least: 64 bytes in bfloat16
-LEAST_STEPS = 4  # of a slice: as many loads as are under way at a time
+ROWS, COLUMNS = 128, 256  # of a tile, at most
 MOST_SLICES = 16
-PARTIAL_BYTES = 2**18  # that the last program of a tile reads
-MANY_TILES = 4  # for each multiprocessor, from which on they are made larger
 STAGES = 4
+# An H100's, from public figures: bytes a second of memory, of the L2 cache, and of the cache to one
+# multiprocessor; operations of one of them with 2-byte numbers, at half of its peak; and what it
+# takes until the last program of a tile knows that it is the last.
+MEMORY, CACHE, ONE, OPERATIONS, ARRIVAL = 3.6e12, 5.5e12, 80e9, 3.7e12, 1.5e-6
+FIRST_LOAD = 0.8e-6  # until the first numbers are there
 
 
 @dataclass(frozen=True)
@@ -88,59 +89,73 @@ class CannotCut(Exception):
 def tiling(shape: Shape, card: Card, split: bool = True) -> Tiling:
     """How to cut a layer; ``split`` allows several programs for a tile.
 
-    Raises CannotCut where a sample's group or the matrix's tiles do not fit a program."""
-    block_t = power_of_two(shape.points)
-    rows = _rows(shape, block_t)
-    block_n = max(shape.block, 16, min(COLUMNS, power_of_two(shape.columns)))
-    while rows * block_n > TILE and rows > max(16, block_t):
-        rows //= 2
-    if rows * block_n > LARGEST_TILE:
+    Raises CannotCut where a sample's group or the matrix's tiles do not fit a program.
+    """
+    least = max(16, power_of_two(shape.points)) * max(16, shape.block)
+    if least > LARGEST_TILE:
         raise CannotCut(f"{shape.points} points of a group of {shape.block} channels are too many")
-    if _tiles(shape, rows, block_n) >= MANY_TILES * card.multiprocessors:
-        if 2 * rows * block_n <= TILE:
-            block_n = min(2 * block_n, power_of_two(shape.columns))
-        if 2 * rows * block_n <= TILE:
-            rows *= 2
-    tiles = _tiles(shape, rows, block_n)
-    slices, skip_slices = _slices(shape, tiles, rows * block_n, card) if split else (1, 0)
-    samples = rows // block_t
-    return Tiling(
-        rows, block_n, -(-shape.samples // samples), -(-shape.columns // block_n), slices,
-        skip_slices, 8 if rows * block_n > 4096 else 4, _stages(shape, rows, block_n, card),
-    )  # fmt: skip
+    found = [
+        cut
+        for rows, columns in _tiles(shape, max(TILE, least))
+        for cut in _cuts(shape, rows, columns, card, split)
+    ]
+    if not found:
+        rows, columns = next(_tiles(shape, LARGEST_TILE))
+        wanted = shape.step * (rows + columns) * shape.size
+        raise CannotCut(f"{wanted} bytes of shared memory are wanted, got {card.shared_bytes}")
+    return min(found, key=lambda cut: seconds(shape, cut, card))
 
 
-def _rows(shape: Shape, block_t: int) -> int:
-    """Of a tile: whole samples, 16 or more."""
-    wanted = min(ROWS, power_of_two(shape.samples) * block_t)
-    return max(16, block_t, wanted)
+def _tiles(shape: Shape, largest: int) -> Iterator[tuple[int, int]]:
+    """Rows and columns of a tile: powers of two, 16 or more."""
+    block_t, block_n = power_of_two(shape.points), max(16, shape.block)
+    rows = max(16, block_t)
+    while rows == max(16, block_t) or rows <= min(ROWS, power_of_two(shape.samples) * block_t):
+        columns = block_n
+        while columns == block_n or columns <= min(COLUMNS, power_of_two(shape.columns)):
+            if rows * columns <= largest:
+                yield rows, columns
+            columns *= 2
+        rows *= 2
 
 
-def _tiles(shape: Shape, rows: int, columns: int) -> int:
+def _cuts(shape: Shape, rows: int, columns: int, card: Card, split: bool) -> Iterator[Tiling]:
     samples = rows // power_of_two(shape.points)
-    return -(-shape.samples // samples) * -(-shape.columns // columns) * shape.phases
+    down, across = -(-shape.samples // samples), -(-shape.columns // columns)
+    warps, stages = 8 if rows * columns > 4096 else 4, _stages(shape, rows, columns, card)
+    if stages < 1:
+        return
+    yield Tiling(rows, columns, down, across, 1, 0, warps, stages)
+    most = min(MOST_SLICES, shape.steps, card.multiprocessors // (down * across * shape.phases))
+    for slices in range(1 if shape.skip_steps else 2, most + 1 if split else 0):
+        skip = max(1, shape.skip_steps * slices // shape.steps) if shape.skip_steps else 0
+        if down * across * shape.phases * (slices + skip) <= card.multiprocessors:
+            yield Tiling(rows, columns, down, across, slices, skip, warps, stages)
 
 
-def _slices(shape: Shape, tiles: int, tile: int, card: Card) -> tuple[int, int]:
-    """Programs for a tile's product and for that of what is added to it."""
-    most = min(card.multiprocessors // tiles, MOST_SLICES, PARTIAL_BYTES // (4 * tile))
+def seconds(shape: Shape, cut: Tiling, card: Card) -> float:
+    """What a layer takes on paper."""
+    slices = cut.slices + cut.skip_slices
+    tiles = cut.rows * cut.columns * shape.phases
     steps = shape.steps + shape.skip_steps
-    each = max(-(-steps // max(1, most)), LEAST_STEPS)  # steps of a slice
-    slices = max(1, shape.steps // each)
-    if not shape.skip_steps:
-        return slices, 0
-    if steps <= each or slices + 1 > most:
-        return 1, 0
-    return slices, max(1, shape.skip_steps // each)
+    deep = steps * shape.step
+    rows = min(cut.block_m, shape.samples * shape.points)
+    read = (rows + cut.block_n) * deep * shape.size / slices  # by a program
+    work = 2 * cut.block_m * cut.block_n * deep / slices
+    each = max(read / ONE, work * shape.size / (2 * OPERATIONS))
+    busy = max(
+        shape.phases * shape.columns * deep * shape.size / MEMORY,
+        tiles * slices * read / CACHE,
+        each * -(-tiles * slices // card.multiprocessors),
+    )
+    last = ARRIVAL + 4 * slices * rows * cut.block_n / ONE if slices > 1 else 0.0
+    return FIRST_LOAD + busy + last
 
 
 def _stages(shape: Shape, rows: int, columns: int, card: Card) -> int:
-    """Steps that are loaded at a time."""
+    """Steps that are loaded at a time; 0 where not even one fits."""
     each = shape.step * (rows + columns) * shape.size
-    fit = (card.shared_bytes - 4096) // each
-    if fit < 1:
-        raise CannotCut(f"{each} bytes of shared memory are wanted, got {card.shared_bytes}")
-    return min(STAGES, fit)
+    return min(STAGES, (card.shared_bytes - 4096) // each)
 
 
 def power_of_two(number: int) -> int:
