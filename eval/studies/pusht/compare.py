@@ -27,6 +27,7 @@ from asd_policy.eval.studies.pusht.demos import OUT, STEPS, pusht
 from asd_policy.eval.studies.pusht.expert import Expert, state
 from asd_policy.eval.studies.pusht.summary import SAMPLERS, print_comparison, summarize, tally
 from asd_policy.eval.studies.pusht.train import LAST
+from asd_policy.files import claimed
 from asd_policy.progress import Stage
 from asd_policy.threads import limited_to
 
@@ -52,7 +53,7 @@ def compare(
         raise InputError(f"--samplers takes some of {SAMPLERS}; got {samplers}")
     if not (policy / "model.safetensors").is_file():
         raise InputError(f"{policy} holds no model.safetensors; `train` makes one")
-    with limited_to(1):
+    with claimed(file.parent), limited_to(1):
         settings = _settings(policy)
         kept: list[PushTEpisode] = []
         if file.exists():
