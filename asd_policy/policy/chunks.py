@@ -18,7 +18,7 @@ from asd_policy.threads import choose_threads
 def chunk_sampler(
     network: nn.Module,
     schedule: Schedule,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     config: SamplerConfig,
     device: torch.device | str = "cpu",
     engine: str = "auto",
@@ -31,7 +31,7 @@ def chunk_sampler(
 
     Args:
         network: predicts what ``schedule`` says, of chunks; on ``device``.
-        schedule: that the network was trained for. shape: (Tp, action_dim) of a chunk.
+        schedule: that the network was trained for. shape: of a chunk, (Tp, action_dim).
         config: how chunks are drawn.
         device, engine, precision, compile, threads: as for ``DiffusionPolicy``.
         stored: the calibration of the network's checkpoint.

@@ -103,7 +103,7 @@ class ConditionalSample(LeRobotSample):
             width += int(feature.shape[0]) if feature else 0
         if config.image_features:
             encoders = self.owner.rgb_encoder
-            one = encoders[0] if isinstance(encoders, nn.ModuleList) else encoders
+            one: Any = encoders[0] if isinstance(encoders, nn.ModuleList) else encoders
             width += int(one.feature_dim) * len(config.image_features)
         return width * int(config.n_obs_steps)
 

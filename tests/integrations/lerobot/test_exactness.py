@@ -41,7 +41,7 @@ def difference(policy) -> tuple[float, float]:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(map(str, o.values())))
 def test_sequential_ddpm_is_lerobots_loop(options, record_property) -> None:
-    policy = asd.accelerate(trained(**options), verbose=False)
+    policy = asd.accelerate(trained(**options), window=8, verbose=False)
     worst, largest = difference(policy)
     record_property("difference", worst)
     assert worst < 1e-4 * largest
@@ -123,16 +123,18 @@ def test_a_ddim_keeps_its_chain_unless_asked(capsys) -> None:
 @pytest.mark.statistical
 def test_chunks_have_the_distribution_of_its_loop() -> None:
     """At 1e-3; and those of another observation have another (the control)."""
-    policy = trained()
-    rows = encoded(policy, 1).expand(600, -1)
+    policy = trained(steps=300)
+    rows, control = torch.zeros(2, 600, encoded(policy).shape[1])
+    rows[:, :2], rows[:, 5:7] = 0.8, 0.8  # the state, at both times that are seen
+    control[:, :2], control[:, 5:7] = -0.8, -0.8
     torch.manual_seed(5)
     with torch.no_grad():
         theirs = policy.diffusion.conditional_sample(600, rows)
         asd.accelerate(policy, "asd", window=8, verbose=False)
         ours = policy.diffusion.conditional_sample(600, rows)
-        others = policy.diffusion.conditional_sample(600, encoded(policy, 1, 2).expand(600, -1))
+        others = policy.diffusion.conditional_sample(600, control)
     assert int(policy.diffusion.conditional_sample.stats.calls.max()) < 100
     for time, number in ((0, 0), (15, 1)):
         drawn = [x[:, time, number].numpy() for x in (ours, theirs, others)]
         assert stats.ks_2samp(drawn[0], drawn[1]).pvalue > 1e-3
-        assert stats.ks_2samp(drawn[2], drawn[1]).pvalue < 1e-9
+        assert stats.ks_2samp(drawn[2], drawn[1]).pvalue < 1e-4
