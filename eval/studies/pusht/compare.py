@@ -124,7 +124,7 @@ def _player(folder: Path, sampler: str) -> Play:
     )
     meter = Meter(policy)
     # Each rollout would show a progress bar, and warn that PushT has no task descriptions.
-    said = {"inside_slurm": lambda: True, "check_env_attributes_and_types": lambda env: None}
+    said: Any = {"inside_slurm": lambda: True, "check_env_attributes_and_types": lambda env: None}
     quiet = mock.patch.multiple(lerobot_eval, **said)
 
     def play(seed: int) -> PushTEpisode:
