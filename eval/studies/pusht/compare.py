@@ -27,6 +27,7 @@ from asd_policy.eval.studies.pusht.demos import OUT, STEPS, pusht
 from asd_policy.eval.studies.pusht.expert import Expert, state
 from asd_policy.eval.studies.pusht.summary import SAMPLERS, print_comparison, summarize, tally
 from asd_policy.eval.studies.pusht.train import LAST
+from asd_policy.files import claimed
 from asd_policy.progress import Stage
 from asd_policy.threads import limited_to
 
@@ -52,7 +53,7 @@ def compare(
         raise InputError(f"--samplers takes some of {SAMPLERS}; got {samplers}")
     if not (policy / "model.safetensors").is_file():
         raise InputError(f"{policy} holds no model.safetensors; `train` makes one")
-    with limited_to(1):
+    with claimed(file.parent), limited_to(1):
         settings = _settings(policy)
         kept: list[PushTEpisode] = []
         if file.exists():
@@ -123,7 +124,7 @@ def _player(folder: Path, sampler: str) -> Play:
     )
     meter = Meter(policy)
     # Each rollout would show a progress bar, and warn that PushT has no task descriptions.
-    said = {"inside_slurm": lambda: True, "check_env_attributes_and_types": lambda env: None}
+    said: Any = {"inside_slurm": lambda: True, "check_env_attributes_and_types": lambda env: None}
     quiet = mock.patch.multiple(lerobot_eval, **said)
 
     def play(seed: int) -> PushTEpisode:
