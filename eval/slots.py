@@ -98,7 +98,8 @@ class Stage:
     def __init__(self, make: Callable[[], Env]):
         self.env = make()
         self._film = False
-        self._told = getattr(self.env, "unwrapped", self.env)  # gymnasium's wrappers hide it
+        # Of stages, which not every environment has; gymnasium's wrappers hide them.
+        self._told: Any = getattr(self.env, "unwrapped", self.env)
         self._stages: dict[str, int | None] = {}
         self._steps = 0
 

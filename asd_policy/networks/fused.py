@@ -210,8 +210,6 @@ class Fused:
         kernel_size: of its convolutions, ``LEAST_KERNEL`` at least.
     """
 
-    rounds_itself = False
-
     def __init__(self, kernel_size: int) -> None:
         assert kernel_size >= LEAST_KERNEL, kernel_size
         self.taps = kernel_size

@@ -224,7 +224,7 @@ class InferenceUnet1D(nn.Module):
         if x.dim() != 3 or x.shape[2] != self.input_dim or x.shape[1] % self.length_multiple:
             expected = f"(N, multiple of {self.length_multiple}, {self.input_dim})"
             raise InputError(f"x must be of shape {expected}, got {tuple(x.shape)}")
-        rounds = self.precision == "bf16" and not self.trunk.layers.rounds_itself
+        rounds = self.precision == "bf16" and self.layers != "whole"  # which round themselves
         h = x.bfloat16() if rounds else x
         with own_precision():
             if not x.is_cuda:

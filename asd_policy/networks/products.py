@@ -242,8 +242,6 @@ def pack(module: nn.Module) -> None:
 class Products:
     """Makes these layers out of a network's."""
 
-    rounds_itself = False
-
     def __init__(self, kernel_size: int) -> None:
         self.edge = max(kernel_size // 2, 1)  # down- and upsampling need 1
 

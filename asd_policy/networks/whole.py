@@ -276,8 +276,6 @@ class Whole:
         precision: "fp32", "tf32" or "bf16".
     """
 
-    rounds_itself = True  # what it is given, to the type of its weights
-
     def __init__(self, precision: str) -> None:
         self.precision = "tf32" if precision == "tf32" else "ieee"
         self.launches = 0
