@@ -128,8 +128,9 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         out, channels, self.taps = conv.weights[0].shape
-        self.conv = replace(conv, weights=(), bias=torch.empty(0))  # what is laid out is below
-        self.skip = None if skip is None else replace(skip, weights=(), bias=torch.empty(0))
+        none = torch.empty(0, device=conv.bias.device)  # what is laid out is below
+        self.conv = replace(conv, weights=(), bias=none)
+        self.skip = None if skip is None else replace(skip, weights=(), bias=none)
         self.out, self.precision = out, precision
         self.group, self.block = blocks_of(out, None if norm is None else norm.num_groups)
         self.eps = None if norm is None else norm.eps

@@ -125,7 +125,7 @@ class CheckpointSource(ChunkSource):
         """(B, Tp, action_dim) normalized values, and 1 where they are known."""
         (to, _, tp), dim = self.horizons, self.config.action_dim
         raw = np.zeros((len(committed), tp, dim), np.float32)
-        which = torch.zeros(raw.shape)
+        which = torch.zeros(raw.shape, device="cpu")
         for row, actions in enumerate(committed):
             if actions.ndim != 2 or actions.shape[1] != dim or len(actions) > tp - to + 1:
                 raise InputError(

@@ -151,8 +151,8 @@ def _stats(answer: Mapping[str, Any]) -> Stats:
     return Stats(
         detail["sampler"],
         detail["window"],
-        calls=torch.tensor(answer["calls"]),
-        evaluations=torch.tensor(answer["evaluations"]),
+        calls=torch.tensor(answer["calls"], device="cpu"),
+        evaluations=torch.tensor(answer["evaluations"], device="cpu"),
         accepted=torch.from_numpy(detail["accepted"].astype(np.int64)),
         decided=torch.from_numpy(detail["decided"].astype(np.int64)),
         seconds=dict(detail["seconds"]),

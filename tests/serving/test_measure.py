@@ -41,7 +41,7 @@ def test_a_soak_of_seconds(folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_soak_of_minutes(folder, tmp_path):
-    check(soaked(folder, tmp_path, 8, 300.0), 8)
+    check(soaked(folder, tmp_path, 8, 120.0), 8)
 
 
 def test_round_trips_beside_the_bare_policy(folder, tmp_path):

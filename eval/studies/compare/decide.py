@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from asd_policy.console import say
+from asd_policy.console import plain_console, say
 from asd_policy.errors import InputError
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.resume import evaluation_in
@@ -66,13 +66,14 @@ def _until_decided(
     run: Evaluate,
     console: Console | None,
 ) -> int:
-    done = 0
+    done, silent = 0, plain_console()
+    silent.quiet = True  # of the tables between two looks
     try:
         while True:
             for evaluation in evaluations:
                 more = max(evaluation.episodes, done)
                 grown = dataclasses.replace(evaluation, episodes=more, resume=True)
-                run(grown, part=True, console=Console(quiet=True))
+                run(grown, part=True, console=silent)
             ((a, b),) = pairs_of(options)
             found = compare_sides(a, b, options.margin, options.seed)
             done = max(found["seeds"]["common"], done)
