@@ -70,7 +70,8 @@ def test_kill_9_in_mid_episode_is_named_and_gone_on_after(folder: Path) -> None:
         got += [policy.take([0])[0]]  # what was observed is observed
         got += [policy.act(observation(t)) for t in range(7, 12)]
         client.close()
-    np.testing.assert_array_equal(np.stack(got), np.stack(expected))
+    # The server's process may sum with another number of threads than this one.
+    np.testing.assert_allclose(np.stack(got), np.stack(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])

@@ -1,5 +1,5 @@
 """ASD on real pictures at K = 1000: a Gaussian around each of scikit-learn's digits, whose denoiser
-is known exactly. 1,500 chains of each form are compared with 4,500 sequential ones by 18 two-sample
+is known exactly. 600 chains of each form are compared with 1,800 sequential ones by 18 two-sample
 tests, Holm-corrected, as in ``test_exactness``; two samplers broken on purpose must be rejected.
 
 The law is known as well: a chain ends at a digit's own Gaussian, so that residuals have 64 degrees
@@ -27,7 +27,7 @@ from reference.digits import SPREAD, Digits
 
 pytestmark = [pytest.mark.statistical, pytest.mark.slow]
 
-CHAINS, REFERENCE, CHUNK, ALPHA = 1_500, 4_500, 250, 1e-3
+CHAINS, REFERENCE, CHUNK, ALPHA = 600, 1_800, 50, 1e-3
 SCHEDULE = Schedule.ddpm(1000, "linear", clip_sample=False)
 DIGITS = Digits()
 
