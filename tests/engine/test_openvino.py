@@ -179,6 +179,15 @@ def test_auto_takes_the_faster_one(costing, eager, openvino, chosen) -> None:
 
 
 @installed
+def test_auto_chooses_for_a_ddim_too_which_has_no_rounds_to_time() -> None:
+    policy = DiffusionPolicy.load("lift", sampler="ddim")
+    assert policy.schedule.c.any(), "steps along the network's own prediction"
+    assert policy.engine.name in ("eager", "openvino")
+    action = policy.act({k: np.zeros(n, np.float32) for k, n in policy.observation_keys.items()})
+    assert np.isfinite(action).all()
+
+
+@installed
 def test_costs_are_measured_once_for_each_engine(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("ASD_POLICY_CACHE", str(tmp_path))
     monkeypatch.setattr(timing, "_in_process", {})
