@@ -120,8 +120,8 @@ def corrected_p(form: Form, seed: int) -> float:
     return smallest_p(p_values(MIXTURE, sample, sequential(form.schedule, form.eta)))
 
 
-# The noise of seed 20 is unlikely by itself: without rejoining too it gives p = 3e-4 at window 5, where
-# twelve other seeds gave 0.3 and more.
+# The noise of seed 20 is unlikely by itself: without rejoining too it gives p = 3e-4 at window 5,
+# where twelve other seeds gave 0.3 and more.
 SEEDS = [120 if seed == 20 else seed for seed in range(len(FORMS))]
 
 
