@@ -51,7 +51,7 @@ def main_serve(
         window: Steps that asd and paradigms put into one network call.
         steps: Denoising steps; None is as trained.
         robots: How many are expected at once: auto chooses the window for so many, and a GPU's
-            graphs are made for so many beforehand.
+            graphs, or OpenVINO's calls, are made for so many beforehand.
         wait_ms: How long an observation waits for those of others, to be drawn in one batch.
         token_file: A file with a token that clients must show.
         device: Where the policy runs: auto, cpu, cuda, cuda:1.

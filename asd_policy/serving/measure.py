@@ -82,8 +82,9 @@ def main_soak(
         wait_ms: As for `asd-policy serve`.
         out: The file to write; None prints.
     """
+    # What all of them need is compiled before it serves, and is no growth.
     words = ["--checkpoint", checkpoint, "--sampler", sampler, "--wait-ms", str(wait_ms)]
-    with server(words) as (process, address):
+    with server([*words, "--robots", str(clients)]) as (process, address):
         found = soak(process.pid, address, clients, rate_hz, seconds)
     _keep({"checkpoint": checkpoint, "sampler": sampler, **found}, out)
 
