@@ -47,7 +47,7 @@ class VerifySettings(Closed):
     seed: Count
     batch: Positive
     engine: Literal["auto", "eager", "cuda_graph", "openvino"]
-    precision: Precision
+    precision: Precision | Literal["fp64"]
     code: Annotated[list[str | None], Two, Versioned]
     """Version of the package, and its commit where it is a checkout."""
     checkpoint_sha256: Sha256 | None
@@ -82,7 +82,7 @@ class VerifyResolved(Closed):
     threads: Positive
     engine: str
     kernels: str
-    precision: Precision
+    precision: Precision | Literal["fp64"]
     steps: Positive
     trained_steps: Positive
     gripper: Count | None

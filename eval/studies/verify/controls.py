@@ -77,8 +77,10 @@ class WrongEngine(Engine):
     """The eager engine with drafts of another kind."""
 
     def __init__(self, subject: Subject, chain: Schedule, wrong: Propose) -> None:
-        device = subject.conditions.device
-        super().__init__(subject.network(chain), chain, subject.shape, device, kernels="torch")
+        like = subject.conditions
+        super().__init__(
+            subject.network(chain), chain, subject.shape, like.device, like.dtype, kernels="torch"
+        )
         self._wrong = SimpleNamespace(**{**vars(kernels), "propose": wrong})
 
     def _run(

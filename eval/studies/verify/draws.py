@@ -34,7 +34,8 @@ class Drawn:
     """What a role drew.
 
     Attributes:
-        chunks: (M, n, Tp, Da) float32. calls, evaluations: (M, n) network calls and rows.
+        chunks: (M, n, Tp, Da) float32, or float64 where that was sampled.
+        calls, evaluations: (M, n) network calls and rows.
         seconds: of sampling, by whichever processes did.
     """
 
@@ -77,6 +78,7 @@ class Sampling:
             role.config,
             engine=runs,
             device=subject.conditions.device,
+            dtype=subject.conditions.dtype,
             stored=subject.calibration,
         )
         # (Slopes that went on being learned would make a batch depend on those before it.)

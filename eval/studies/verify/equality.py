@@ -14,30 +14,20 @@ count those that reach the observed value, not only those that exceed it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy import stats
-from scipy.spatial.distance import cdist
+
+from asd_policy.eval.studies.verify.whole_chunks import (
+    WHOLE_CHUNK_TESTS,
+    Test,
+    permutation_p,
+    whole_chunk_tests,
+)
 
 RANDOM_DIRECTIONS = 16
 RESOLUTION = 1e-5  # of actions in [−1, 1]: closer values are the same value
 LEAST_DEVIATION = 1e-3  # standard deviations below this are not magnified
-ENERGY_CHUNKS = 250  # of each sampler at each observation: distances are quadratic in it
-STOP_AFTER = 20  # permutations that reach the observed value (Besag & Clifford, 1991)
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Test:
-    """One test of equality. ``family`` is what a table shows together."""
-
-    __test__ = False  # nothing for pytest
-
-    name: str
-    family: str
-    statistic: float
-    p_value: float
 
 
 def compare(
@@ -67,8 +57,8 @@ def compare(
             Test(f"{name}, each observation apart", "each observation apart", float(s), float(p))
             for (name, _), s, p in zip(names, *combined, strict=True)
         ]
-    permutations = permutations_needed(len(found) + 2, alpha)
-    found.append(_energy(*_standardized(sample, reference), permutations, rng))
+    permutations = permutations_needed(len(found) + WHOLE_CHUNK_TESTS + 1, alpha)
+    found += whole_chunk_tests(*_standardized(sample, reference), permutations, rng)
     if gripper is not None:
         found.append(_modes(sample, reference, gripper, permutations, rng))
     return found
@@ -174,45 +164,7 @@ def _effective(sample: Array, reference: Array) -> float:
     return strata * n * m / (n + m)
 
 
-# ---- whole chunks, and modes --------------------------------------------------------------------
-
-
-def _energy(sample: Array, reference: Array, permutations: int, rng: np.random.Generator) -> Test:
-    """Energy distance (Székely & Rizzo, 2004) of whole chunks, (M, n, D) standardized.
-
-    Summed over observations; labels are permuted within each.
-    """
-    sample, reference = sample[:, :ENERGY_CHUNKS], reference[:, :ENERGY_CHUNKS]
-    n, m = sample.shape[1], reference.shape[1]
-    both = np.concatenate([sample, reference], axis=1)
-    distances = [cdist(x, x) for x in both]
-    labels = np.where(np.arange(n + m) < n, 1 / n, -1 / m)
-
-    def value(signs: Array, matrix: Array) -> Array:
-        return -((signs @ matrix) * signs).sum(1)
-
-    def permuted(count: int) -> Array:
-        return sum(
-            value(rng.permuted(np.tile(labels, (count, 1)), axis=1), matrix) for matrix in distances
-        )  # type: ignore[return-value]
-
-    observed = float(sum(value(labels[None], matrix)[0] for matrix in distances))
-    slack = 1e-10 * max(float(np.mean(distances)), 1e-10)
-    p = _permutation_p(observed - slack, permuted, permutations)
-    return Test("energy distance", "whole chunks", observed / len(both), p)
-
-
-def _permutation_p(least: float, permuted, permutations: int, at_once: int = 200) -> float:  # type: ignore[no-untyped-def]
-    """The sequential Monte Carlo p-value of Besag & Clifford (1991): stop at the STOP_AFTER-th
-    permutation that reaches the observed value; it is valid wherever it stops."""
-    reached = done = 0
-    while done < permutations:
-        hits = permuted(min(at_once, permutations - done)) >= least
-        if reached + hits.sum() >= STOP_AFTER:
-            last = np.flatnonzero(hits)[STOP_AFTER - reached - 1]
-            return float(STOP_AFTER / (done + last + 1))
-        reached, done = reached + int(hits.sum()), done + len(hits)
-    return (reached + 1) / (done + 1)
+# ---- modes --------------------------------------------------------------------------------------
 
 
 def mode_counts(chunks: Array, gripper: int) -> Array:
@@ -241,5 +193,5 @@ def _modes(
         return value(np.stack(drawn, axis=1))
 
     observed = float(value(ours))
-    p = _permutation_p(observed - 1e-9, permuted, permutations)
+    p = permutation_p(observed - 1e-9, permuted, permutations)
     return Test("gripper modes", "gripper modes", observed, p)

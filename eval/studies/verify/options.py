@@ -88,8 +88,9 @@ class VerifyOptions:
     engine: Literal["auto", "eager", "cuda_graph", "openvino"] = "auto"
     """What runs the samplers; auto is cuda_graph on a GPU, and openvino on a CPU, where it is
     installed and faster."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Number format of the network (tf32 on a GPU only)."""
+    precision: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
+    """Number format of the network (tf32 on a GPU only); fp64 is of everything, to rule out
+    arithmetic."""
     threads: Annotated[int | None, _arg("INT")] = None
     """CPU threads; None is torch's own choice."""
     out: Annotated[Path | None, _arg("DIR")] = None

@@ -76,7 +76,8 @@ class Oracle:
 def oracle_subject(options: VerifyOptions) -> Subject:
     """The mixture, at ``options.observations`` values of s from 0 to 1."""
     oracle = Oracle()
-    s = torch.linspace(0, 1, options.observations, device="cpu").unsqueeze(1)
+    dtype = torch.float64 if options.precision == "fp64" else torch.float32
+    s = torch.linspace(0, 1, options.observations, device="cpu", dtype=dtype).unsqueeze(1)
     return Subject(
         describe={
             "kind": "oracle",

@@ -88,7 +88,10 @@ def checkpoint_subject(
 ) -> Subject:
     """A checkpoint at given (M, To, Do) observations, in data units."""
     device = torch.device(options.device)
+    double = options.precision == "fp64"
     network = made.network.to(device).eval().requires_grad_(False)
+    network = network.double() if double else network
+    precision = "fp32" if double else options.precision  # "fp32" is the network's own
     scale = (made.action_normalizer.high - made.action_normalizer.low) / 2
     normalized = made.observation_normalizer.normalize(torch.from_numpy(windows)).flatten(1)
     return Subject(
@@ -101,10 +104,10 @@ def checkpoint_subject(
             "observations": len(windows),
             "observations_from": origin,
         },
-        network=lambda chain: prepare(network, chain.timesteps, options.precision, False),
+        network=lambda chain: prepare(network, chain.timesteps, precision, False),
         schedule=made.schedule,
         shape=made.config.chunk_shape,
-        conditions=normalized.to(device),
+        conditions=normalized.to(device, torch.float64 if double else torch.float32),
         action_scale=scale.numpy(),
         gripper=gripper_column(options.gripper, made.config.action_dim),
         calibration=made.card.get("calibration") or {},

@@ -77,6 +77,24 @@ def test_asd_on_the_oracle_is_equal_to_ddpm_and_to_the_exact_law(run, tmp_path):
         assert f"{number:.2g}" in output or f"{number:.1f}" in output
 
 
+@pytest.mark.parametrize("subject", ["oracle", "checkpoint"])
+def test_everything_in_float64_on_request(run, tmp_path, subject):
+    words = [*ORACLE[:1], "--observations", 2, "--batch", 20, "--steps", 10, "--threads", 1]
+    if subject == "checkpoint":
+        words += ["--checkpoint", save_checkpoint(tmp_path / "tiny", tiny_checkpoint())]
+    else:
+        words += ["--oracle"]
+    words += ["--chunks", 40, "--precision", "fp64", "--controls", "--out", tmp_path / "out"]
+    status, output, errors = run(*words)
+    assert status in (0, 2), output + errors
+    assert "fp64" in output
+    assert result(tmp_path / "out")["resolved"]["precision"] == "fp64"
+    for role in ("sample", "reference", "asd-peeking"):
+        draws = np.load(tmp_path / "out" / "draws" / role / "00000.npz")
+        assert draws["chunks"].dtype == np.float64
+        assert (draws["chunks"] != draws["chunks"].astype(np.float32)).any(), "computed in it too"
+
+
 def test_ddim_in_ten_steps_differs(run, tmp_path):
     words = ("--sampler", "ddim", "--chunks", 400, "--out", tmp_path / "out")
     status, output, _ = run(*ORACLE, *words)
