@@ -79,6 +79,7 @@ class Sampling:
             engine=runs,
             device=subject.conditions.device,
             dtype=subject.conditions.dtype,
+            cond=subject.conditions[:1],
             stored=subject.calibration,
         )
         # (Slopes that went on being learned would make a batch depend on those before it.)
