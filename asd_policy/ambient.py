@@ -14,7 +14,17 @@ from dataclasses import dataclass
 
 import torch
 
-_DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+
+def _casts(kind: str) -> bool:
+    """Whether this PyTorch has autocast for a type of device."""
+    try:
+        torch.is_autocast_enabled(kind)
+    except RuntimeError:  # "mps" before 2.5
+        return False
+    return True
+
+
+_DEVICE_TYPES = tuple(kind for kind in ("cpu", "cuda", "mps", "xpu") if _casts(kind))
 EXACT = "highest"  # of torch.set_float32_matmul_precision: as PyTorch comes
 
 Autocast = tuple[tuple[str, torch.dtype], ...]

@@ -80,12 +80,16 @@ class Paths:
 class Chains:
     """B chains of D numbers each, K steps, windows of up to θ steps. Changed in place.
 
-    Row ``chain·R + step`` of the (B, R, …) tensors belongs to a step; R = K + θ + 1.
+    Row ``chain·R + step`` of the (B, R, …) tensors belongs to a step; R = K + θ + 1. Of the memory,
+    nothing is read again but what belongs to the window and to the step before it: with ``lean``,
+    rows ``step mod (θ + 2)`` hold that and no more (R' = θ + 2 in place of R), and the noise stays
+    where it was given. Samples are the same, bit for bit.
 
     Attributes:
         x: (B, D) current points; samples once finished. n: (B,) steps taken.
-        noise: (B, R, D) ξ. log_uniform: (B, R) log u.
-        value, point: (B, R, D) the last x̂0 of every step and where it was evaluated.
+        noise: (B, R, D) ξ; lean, (B, K, D), on any device, of the chunk that is drawn.
+        log_uniform: (B, R) log u.
+        value, point: (B, R or R', D) the last x̂0 of every step and where it was evaluated.
         last: (B,) furthest step ever evaluated (−1: none). All from n to there are known.
         fresh: (B,) whether x̂0 at step n was evaluated at x itself.
         displacement, residual: (B, P, D) secant pairs Δx and Δx̂0 − αΔx, scaled to ‖Δx‖ = 1; zero
@@ -106,13 +110,17 @@ class Chains:
         window: int,
         like: Tensor,
         rejoin: bool = False,
+        lean: bool = False,
     ) -> None:
+        assert not (rejoin and lean), "paths are rejoined beyond the window"
         schedule.check_speculation("ASD")
         self.batch, self.dim, self.window, self.num_steps = batch, dim, window, schedule.num_steps
         self.tables = make_tables(schedule, window + 1, like.dtype, like.device)
         rows = self.tables.rows
+        self.lean, self.kept = lean, window + 2 if lean else rows
         self.x = like.new_zeros(batch, dim)
-        self.noise, self.value, self.point = (like.new_zeros(batch, rows, dim) for _ in range(3))
+        self.noise = like.new_zeros(batch, 0 if lean else rows, dim)
+        self.value, self.point = (like.new_zeros(batch, self.kept, dim) for _ in range(2))
         self.log_uniform = like.new_zeros(batch, rows)
         self.cross, self.square = like.new_zeros(2, batch, rows).unbind()
         self._secants = like.new_zeros(2, batch, PAIRS, dim)
@@ -138,7 +146,10 @@ class Chains:
         """Take a chunk's (B, D), (B, K, D), (B, K) of noise and (K,) slopes."""
         size = self.num_steps
         self.x.copy_(initial)
-        self.noise[:, :size].copy_(steps)
+        if self.lean:
+            self.noise = steps
+        else:
+            self.noise[:, :size].copy_(steps)
         self.log_uniform[:, :size].copy_(log_uniform)
         if slopes is not self._loaded_slopes:  # they seldom change, and come from the host
             self.slopes[:size].copy_(slopes)
@@ -153,6 +164,11 @@ class Chains:
             self.paths.met.zero_()
             self.paths.point[:, 0].copy_(self.x)
 
+    def forget_noise(self) -> None:
+        """Let go of noise that was not copied."""
+        if self.lean:
+            self.noise = self.x.new_zeros(self.batch, 0, self.dim)
+
     def steps(self, width: int, ahead: int = 0) -> Tensor:
         """(B, width) the steps from n + ``ahead`` on; those past K−1 are absorbing."""
         return self.n.unsqueeze(1) + self.position[ahead : ahead + width]
@@ -160,6 +176,22 @@ class Chains:
     def rows(self, steps: Tensor) -> Tensor:
         """(B, W) steps → (B·W,) rows of the flattened (B·R, …) tensors."""
         return (steps + self.offset).view(-1)
+
+    def memory_rows(self, steps: Tensor) -> Tensor:
+        """(B, W) steps → (B·W,) rows of the flattened memory, ``value`` and ``point``."""
+        if not self.lean:
+            return self.rows(steps)
+        chain = torch.arange(self.batch, device=steps.device).unsqueeze(1)
+        return (steps % self.kept + chain * self.kept).view(-1)
+
+    def noise_of(self, steps: Tensor) -> Tensor:
+        """(B, W) steps → (B, W, D) ξ. (Lean, of absorbing steps that of the last, which counts for
+        nothing there.)"""
+        if not self.lean:
+            return self.take(self.noise, self.rows(steps), steps.shape[1])
+        chain = torch.arange(self.batch, device=steps.device).unsqueeze(1)
+        where = chain, steps.clamp(max=self.num_steps - 1)
+        return self.noise[tuple(index.to(self.noise.device) for index in where)].to(self.x)
 
     def take(self, tensor: Tensor, rows: Tensor, width: int) -> Tensor:
         """Rows of a (B, R, …) tensor as (B, width, …)."""

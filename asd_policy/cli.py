@@ -13,7 +13,10 @@ import importlib
 import importlib.metadata
 import os
 import re
+import select
+import signal
 import sys
+import threading
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -85,6 +88,11 @@ COMMANDS = {
 # Functions of the words: doctor must run where tyro is missing, and the others take from the folder
 # of a run that is continued what the words leave out.
 _PARSE_THEMSELVES = {"doctor", "eval", "tasks", "rates"}
+_SPLIT = {  # commands of which torchrun may start several ranks, with what uses them
+    "eval": "--engine distributed",
+    "verify": "--engine distributed",
+    "bench": "--engines distributed",
+}
 _SIMULATE = {"eval", "tasks", "rates", "demos", "verify"}
 _WITHOUT_SIMULATOR = {"-h", "--help", "--oracle"}
 # Of what is printed, where the encoding of the output has no such character (and no NFKD form of
@@ -95,11 +103,33 @@ _TRACEBACK = "ASD_POLICY_TRACEBACK"  # set it to see where a user error was rais
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    try:
+        return _main(argv)
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        return 128 + signal.SIGPIPE
+
+
+def _reader_has_left() -> bool:
+    """Whether nobody reads what is printed, as `| head` does not for long. If so, the rest goes
+    nowhere, and Python has nothing to complain of when it ends."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    left = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if left:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    return left
+
+
+def _main(argv: Sequence[str] | None) -> int:
     wait_passively()
     _print_in_any_encoding()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(_usage())
+        print(_usage(), flush=True)
         return 0 if words else 2
     if words[0] == "--version":
         print(f"asd-policy {importlib.metadata.version('asd-policy')}")
@@ -108,8 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = did_you_mean(words[0], COMMANDS)
         return _say(f"expected a command, one of {', '.join(COMMANDS)}; got {words[0]!r}{near}")
     try:
-        with _warnings_on_one_line():
-            return _run(words[0], words[1:])
+        with _warnings_on_one_line(), _ended_by_sigterm():
+            return (_run_on_ranks if _of_torchrun() else _run)(words[0], words[1:])
     except KeyboardInterrupt as end:
         by_term = isinstance(end, Terminated)
         print("terminated" if by_term else "interrupted", file=sys.stderr)
@@ -119,6 +149,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get(_TRACEBACK) or message is None:
             raise
         return _say(message)
+
+
+def _of_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _run_on_ranks(command: str, words: Sequence[str]) -> int:
+    """Rank 0 runs the command; the others evaluate the rows that it gives them, and say nothing."""
+    ranks, first = os.environ["WORLD_SIZE"], os.environ["RANK"] == "0"
+    if command not in _SPLIT or "distributed" not in " ".join(words):
+        if ranks == "1":
+            return _run(command, words)
+        if not first:
+            return 2
+        given = f"give it {_SPLIT[command]}, or" if command in _SPLIT else "please"
+        return _say(
+            f"torchrun has started {ranks} ranks, which only the distributed engine of "
+            f"{', '.join(_SPLIT)} uses; {given} start `asd-policy {command}` without torchrun"
+        )
+    from asd_policy.eval.commands.ranks import on_ranks
+
+    return on_ranks(lambda: _run(command, words))
 
 
 def _run(command: str, words: Sequence[str]) -> int:
@@ -155,6 +207,24 @@ def _print_in_any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where a caller has put something else there
             stream.reconfigure(errors="asd_policy.plain")
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM raises `Terminated`, so that it ends a command as Ctrl-C does. (`serve` has
+    a handler of its own.)"""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # where none can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -37,8 +37,13 @@ def check_mode(network: object) -> None:
 
     Raises:
         ValueError: the network holds such a layer in training mode, or batch norm that has no
-            running statistics and mixes rows in every mode.
+            running statistics and mixes rows in every mode; or it is nothing that can be called.
     """
+    if not callable(network) and not isinstance(network, PreparedNetwork):
+        raise InputError(
+            "the denoiser must be a network or a function denoiser(x, timesteps, cond); got "
+            f"{type(network).__name__}"
+        )
     network = owner(network)
     if not isinstance(network, nn.Module):
         return
@@ -65,7 +70,10 @@ def _drops(layer: nn.Module) -> bool:
     """Whether a layer draws random numbers in training."""
     if isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)):
         return layer.dropout > 0
-    return isinstance(layer, nn.RReLU) or (isinstance(layer, _DropoutNd) and layer.p > 0)
+    if isinstance(layer, _DropoutNd):
+        return layer.p > 0
+    share = getattr(layer, "dropout_prob", 0)  # of labels that diffusers leaves out, for guidance
+    return isinstance(layer, nn.RReLU) or (isinstance(share, float) and share > 0)
 
 
 class Denoiser:

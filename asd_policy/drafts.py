@@ -63,14 +63,13 @@ def propose(chains: Chains, denoiser: Denoiser, form: Form, width: int) -> tuple
     last = chains.last.unsqueeze(1)
     # Where nothing is known yet, the furthest known step's draft is carried on.
     source = torch.minimum(steps[:, :1].expand_as(steps) if kind == "frozen" else steps, last)
-    base = chains.take(chains.value, chains.rows(source.clamp(min=0)), width)
-    rows = chains.rows(steps)
-    scan = Scan(chains, chains.take(chains.noise, rows, width))
+    base = chains.take(chains.value, chains.memory_rows(source.clamp(min=0)), width)
+    scan = Scan(chains, chains.noise_of(steps))
     points = scan(base)
     if kind in ("memory", "frozen"):
         return points, base
     known = (steps <= last).unsqueeze(2)
-    displacement = points[:, :-1] - chains.take(chains.point, rows, width)
+    displacement = points[:, :-1] - chains.take(chains.point, chains.memory_rows(steps), width)
     displacement = displacement.masked_fill_(~known, 0.0)
     drafts = torch.addcmul(base, chains.slopes[steps].unsqueeze(2), displacement)
     if kind == "secant":

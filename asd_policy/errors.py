@@ -7,7 +7,8 @@ import operator
 import platform
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -103,6 +104,37 @@ def whole(value: Any) -> Any:
         return value
 
 
+def whole_from(least: int, name: str, value: Any) -> int:
+    """A whole number of any kind as an int. Raises ValueError for less, and for anything else."""
+    number = whole(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise InputError(f"{name} must be a whole number from {least} on, got {value!r:.80}")
+    return number
+
+
+def check_kind(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    """Raise a ValueError that says what was wanted unless a value is of this kind."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} must be {wanted}; got {type(value).__name__}")
+
+
+def check_names(what: str, given: Iterable[object], known: Sequence[str]) -> None:
+    """Raise a ValueError that lists ``known`` unless every name that is given is among them."""
+    for name in given:
+        if name not in known:
+            raise InputError(
+                f"{what} are {', '.join(known)}; got {name!r}{did_you_mean(name, known)}"
+            )
+
+
+def seed_number(seed: Any) -> int:
+    """A seed as an int. Raises ValueError unless it is a whole number that PyTorch takes."""
+    number = whole(seed)
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**64:
+        raise InputError(f"seed must be a whole number from 0 to 2^64 − 1, got {seed!r:.80}")
+    return number
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """The end of a message on an unknown name, "; did you mean 'asd'?"; empty if none is near."""
     near: dict[str, str] = {}
@@ -111,6 +143,11 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
             near.setdefault(plain(choice), choice)
     found = difflib.get_close_matches(plain(name), list(near), 1) if isinstance(name, str) else []
     return f"; did you mean {near[found[0]]!r}?" if found else ""
+
+
+def counted(number: int, thing: str) -> str:
+    """ "1 thread" or "2 threads", of a thing whose plural ends in s."""
+    return f"{number} {thing}" + "s" * (number != 1)
 
 
 _PYTHON = platform.python_version()
@@ -183,3 +220,15 @@ def say_to_user(error: BaseException, what: str) -> int:
         raise error
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+@contextmanager
+def imported_as_command(package: str) -> Iterator[None]:
+    """Around what a package imports: where that is `python -m PACKAGE`, whose __main__ could catch
+    nothing yet, an error of the user's is printed, with exit status 2; elsewhere it is raised."""
+    try:
+        yield
+    except (AsdPolicyError, ModuleNotFoundError) as error:
+        if sys.argv[:1] != ["-m"]:  # which stands there until __main__ runs
+            raise
+        sys.exit(say_to_user(error, f"`python -m {package}`"))

@@ -26,7 +26,7 @@ distribution, so that the coupled step is an exact one, as without rejoining.
 What must not be asked is whether P was evaluated: the point at step m + 1 has ξ[m] in it, and
 evaluated are those that were not known before. (As a condition for trying, it would favour some ξ.)
 Nor may a uniform decide twice: given that P was not kept, u is large. ``tests/statistical`` has
-controls for both: trying by the noise itself, and a uniform that is not replaced.
+controls for both, and for trying by the noise itself.
 """
 
 from __future__ import annotations

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from asd_policy.denoiser import Network, PreparedNetwork, check_mode
+from asd_policy.device import usable_device
 from asd_policy.engine import Engine, make_engine
 from asd_policy.engine.timing import network_costs
-from asd_policy.errors import InputError
+from asd_policy.errors import InputError, check_kind, whole_from
 from asd_policy.samplers.acceptance import Acceptance
+from asd_policy.samplers.ahead import Ahead
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
-from asd_policy.samplers.result import Noise, Stats, draw_noise
+from asd_policy.samplers.result import Noise, Stats
 from asd_policy.samplers.table import Plan
 from asd_policy.schedule import Schedule
 from asd_policy.threads import limited_to
@@ -41,7 +43,8 @@ class Sampler:
         schedule: the chain that is run. calibration: what is known now.
 
     Raises:
-        ValueError: a sampler that this chain does not allow, or an engine of something else.
+        ValueError: a sampler that this chain does not allow, an engine of something else, or
+            arguments of another kind.
     """
 
     def __init__(
@@ -61,21 +64,30 @@ class Sampler:
         threads: int | None = None,
         compiled: bool = False,
     ) -> None:
-        self.config, self.shape, self.threads = config, tuple(shape), threads
+        self.config, self.shape = config, tuple(shape)
+        self.threads = None if threads is None else whole_from(1, "threads", threads)
         self.schedule = config.schedule(schedule)
         self._cond, self._compiled = cond, compiled
+        check_kind("dtype", dtype, torch.dtype, "a torch.dtype")
         if isinstance(engine, Engine):
             self._check_fit(engine, denoiser)
         else:
             with self._limited():
                 engine = make_engine(
-                    engine, denoiser, self.schedule, self.shape, device, dtype, kernels, cond
-                )
-        self.engine, self.calibration = engine, calibration or Calibration()
+                    engine, denoiser, self.schedule, self.shape, usable_device(device), dtype,
+                    kernels, cond,
+                )  # fmt: skip
+        if calibration is None:
+            calibration = Calibration()
+        check_kind(
+            "calibration", calibration, Calibration, "a Calibration, as calibrate() makes it"
+        )
+        self.engine, self.calibration = engine, calibration
         if stored and config.has_stored_calibration:
             self.calibration = Calibration.from_dict(stored)
             self.freeze()
         self._together: int | None = None
+        self._ahead = Ahead(self.schedule.num_steps, self.engine.like)
 
     def _check_fit(self, engine: Engine, denoiser: Network | PreparedNetwork) -> None:
         check_mode(engine.source)
@@ -91,7 +103,13 @@ class Sampler:
     def noise(self, generators: Sequence[torch.Generator]) -> Noise:
         """All randomness of a sample from each of these streams."""
         with self._limited():
-            return draw_noise(generators, self.schedule.num_steps, self.engine.like)
+            return self._ahead.take(generators)
+
+    def ahead(self, generators: Sequence[torch.Generator]) -> None:
+        """Draw now what :meth:`noise` will give next for these streams, while nobody waits for it.
+        It gives the same with or without."""
+        with self._limited():
+            self._ahead.draw(generators)
 
     def draw(
         self, noise: Noise, cond: Tensor | None = None, plan: Plan | None = None

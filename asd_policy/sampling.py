@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asd_policy.denoiser import Network
 from asd_policy.engine import Engine
-from asd_policy.errors import InputError, NonFiniteError
+from asd_policy.errors import InputError, NonFiniteError, check_kind, whole
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
@@ -82,6 +82,7 @@ def sample(
         sampler … rejoin: see ``SamplerConfig``.
         engine: what runs it: one of ``asd_policy.engine.ENGINES``, or ``result.engine`` of an
             earlier call for the same network, chain and shape, which keeps what it captured.
+            "distributed": every rank makes this call, rank 0 draws, and all have the result.
         generator: one generator, from which each chain's own stream is seeded, or B of them.
         seed: in place of a generator, that of one on the chains' device.
         noise: in place of both, all randomness of the samples, on a chain of as many steps as
@@ -100,22 +101,30 @@ def sample(
 
     Source: Hu, Das, Sadigh & Anari, ICML 2025, arXiv 2505.03983.
     """
-    _check_cond(cond, shape)
+    shape = _checked(shape, cond)
     config = SamplerConfig(
         sampler, draft, calls_per_round, window, steps, eta, tolerance, use_clipped_model_output,
         rejoin,
     )  # fmt: skip
     device = _device(device, cond, generator)
     made = _sampler(denoiser, schedule, shape, cond, config, engine, calibration, device, dtype)
-    if noise is None:
-        noise = made.noise(streams(seeded(seed, generator, device), shape[0]))
-    elif seed is not None or generator is not None:
+    if noise is not None:
+        check_kind("noise", noise, Noise, "a Noise, as Noise.draw makes it")
+    if noise is not None and (seed is not None or generator is not None):
         raise InputError("expected noise, or a seed or generator to draw it from, got both")
-    else:
-        noise = noise.fitted(shape[0], made.schedule.num_steps, made.engine.like)
-    x, stats = made.draw(noise, cond)
-    if not bool(x.isfinite().all()):
-        raise NonFiniteError("the sample holds a NaN or infinite value")
+    generator = seeded(seed, generator, device)
+
+    def draw() -> tuple[Tensor, Stats]:
+        if noise is None:
+            drawn = made.noise(streams(generator, shape[0]))
+        else:
+            drawn = noise.fitted(shape[0], made.schedule.num_steps, made.engine.like)
+        x, stats = made.draw(drawn, cond)
+        if not bool(x.isfinite().all()):
+            raise NonFiniteError("the sample holds a NaN or infinite value")
+        return x, stats
+
+    x, stats = made.engine.lead(draw)
     # Copies made out here are ordinary tensors, which callers may change or differentiate.
     return Result(x.clone().view(shape), stats.copy(), made.calibration, made.engine)
 
@@ -131,10 +140,6 @@ def _sampler(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Sampler:
-    if len(shape) < 2 or min(shape) < 1:
-        raise InputError(
-            f"shape must be (chains, sizes of one sample …), all positive; got {shape}"
-        )
     if cond is not None and cond.is_floating_point() and not bool(cond.isfinite().all()):
         raise NonFiniteError("cond holds a NaN or infinite value")
     return Sampler(
@@ -144,18 +149,31 @@ def _sampler(
     )  # fmt: skip
 
 
-def _check_cond(cond: object, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless there is one row for each chain."""
+def _checked(shape: Any, cond: object) -> tuple[int, ...]:
+    """The shape, in ints. Raises ValueError unless it is one of chains, and conditions have a row
+    for each."""
+    try:
+        sizes = tuple(whole(size) for size in shape)
+    except TypeError:
+        sizes = ()
+    if len(sizes) < 2 or not all(type(size) is int and size >= 1 for size in sizes):
+        raise InputError(
+            "shape must be (chains, sizes of one sample …), whole numbers from 1 on; got "
+            f"{shape!r:.80}"
+        )
     if cond is None:
-        return
+        return sizes
     if not isinstance(cond, Tensor) or not cond.ndim:
         found = "a number" if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
         raise InputError(
             f"cond must be a tensor with a row for each chain, or None; got {found} (several "
             "conditions can be put side by side in one tensor, which the network takes apart)"
         )
-    if len(cond) != shape[0]:
-        raise InputError(f"cond must have {shape[0]} rows, one for each chain; got {len(cond)}")
+    if len(cond) != sizes[0]:
+        raise InputError(
+            f"cond must be of shape ({sizes[0]}, …), a row for each chain; got {tuple(cond.shape)}"
+        )
+    return sizes
 
 
 def _device(device: Any, cond: Tensor | None, generator: Streams) -> torch.device | str:
@@ -196,14 +214,18 @@ def calibrate(
     Returns:
         A calibration for the sampler, the number of steps and the network it was made with.
     """
-    _check_cond(cond, shape)
-    config = SamplerConfig.named(options.pop("sampler", "asd"), **options)
+    shape = _checked(shape, cond)
+    config = SamplerConfig.named(options.pop("sampler", "asd"), asked_of=calibrate, **options)
     device = _device(device, cond, generator)
     made = _sampler(denoiser, schedule, shape, cond, config, engine, None, device, dtype)
     generator = seeded(seed, generator, device)
     inputs = ((made.noise(streams(generator, shape[0])), cond) for _ in itertools.count())
     steps = made.schedule.num_steps
-    made.calibrate(inputs, chunks, min(window, steps), candidates(steps), progress)
-    if measure_costs:
-        made.measure(again=False)
-    return made.calibration
+
+    def learn() -> Calibration:
+        made.calibrate(inputs, chunks, min(window, steps), candidates(steps), progress)
+        if measure_costs:
+            made.measure(again=False)
+        return made.calibration
+
+    return made.engine.lead(learn)

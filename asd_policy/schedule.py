@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.ambient import untouched
-from asd_policy.errors import InputError, did_you_mean, whole
+from asd_policy.errors import InputError, check_names, did_you_mean, whole
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -103,6 +104,10 @@ class ScheduleConfig:
         check_choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
         if not (isinstance(self.num_steps, int) and self.num_steps >= 1):
             raise InputError(f"num_steps must be a whole number from 1 on, got {self.num_steps}")
+        for name in ("clip_range", "beta_start", "beta_end", "eta"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) and (name, value) != ("eta", None):
+                raise InputError(f"{name} must be a number, got {value!r:.80}")
         if self.clip_sample and not self.clip_range > 0:
             raise InputError(f"clip_range must be positive, got {self.clip_range}")
         steps = self.inference_steps
@@ -187,6 +192,7 @@ class Schedule:
         Raises:
             ValueError: an unknown option, or inference steps outside 1 … ``num_steps``.
         """
+        check_names("options of a schedule", more, list(ScheduleConfig.__dataclass_fields__))
         return cls.from_config(
             ScheduleConfig(
                 num_steps, beta_schedule, prediction_type, variance_type, clip_sample, clip_range,

@@ -1,5 +1,6 @@
 """Trained policies that ship with the package, one folder each."""
 
+from os import PathLike
 from pathlib import Path
 
 from asd_policy.errors import CheckpointError, did_you_mean, plain
@@ -42,7 +43,13 @@ def shipped_names() -> list[str]:
 
 def find_checkpoint(folder: str | Path) -> Path:
     """The folder where it holds a checkpoint; else the shipped one of that name ("lift", or
-    "checkpoints/lift" as in the README), from wherever this runs; else the folder as it is."""
+    "checkpoints/lift" as in the README), from wherever this runs; else the folder as it is.
+    Raises CheckpointError for what is no path."""
+    if not isinstance(folder, (str, PathLike)):
+        raise CheckpointError(
+            "expected the folder of a checkpoint, or the name of one that ships with this package; "
+            f"got {folder!r:.80}"
+        )
     path = Path(folder)
     there = any((path / name).is_file() for name in ("card.json", "model.safetensors"))
     if there or path.is_file() or not _is_a_name(path):

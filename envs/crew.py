@@ -14,7 +14,7 @@ from types import TracebackType
 from asd_policy.envs.attempts import Board, LearnerSource, run_attempt, start_worker
 from asd_policy.envs.recipe import Recipe
 from asd_policy.envs.workers import interrupts_held
-from asd_policy.errors import AsdPolicyError, DatasetError
+from asd_policy.errors import AsdPolicyError, DatasetError, counted
 from asd_policy.progress import Stage
 
 _LOOK_S = 0.2  # how often the parent looks after its processes
@@ -172,7 +172,7 @@ class Crew:
         running = self._running_s()
         if not running:
             return
-        episodes = "1 running episode" if len(running) == 1 else f"{len(running)} running episodes"
+        episodes = counted(len(running), "running episode")
         about = ""
         if self._longest_s:
             about = f" (about {max(self._longest_s - min(running), 1):.0f} s at most)"

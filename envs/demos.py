@@ -26,7 +26,7 @@ from asd_policy.envs.crew import run_attempts
 from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings
 from asd_policy.envs.store import KeptStore, put_back, read_store, replace_store, write_store
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import DatasetError, InputError, OutputExistsError
+from asd_policy.errors import DatasetError, InputError, OutputExistsError, counted
 from asd_policy.files import check_writable, claimed, writing
 from asd_policy.progress import Stage
 
@@ -150,15 +150,11 @@ def what_is_kept(out: Path) -> str:
     kept, waiting = read_store(out), _waiting(out)
     said = "Stopped."
     if kept is not None:
-        said += f" {out} has {_counted(len(kept.numbers), 'demonstration')}."
+        said += f" {out} has {counted(len(kept.numbers), 'demonstration')}."
     if not waiting:
         return f"{said} No new attempt was finished; the same command begins again."
-    finished = _counted(waiting, "finished attempt")
+    finished = counted(waiting, "finished attempt")
     return f"{said} Kept in {_folder(out)}: {finished}; the same command goes on."
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def _waiting(out: Path) -> int:
@@ -205,17 +201,17 @@ def _intention(
     """What `make_store` will do, in a sentence."""
     have, waiting = 0 if kept is None else len(kept.numbers), _waiting(out)
     if have == episodes:
-        return f"{out} is there, with {_counted(have, 'demonstration')} of {recipe.task}."
+        return f"{out} is there, with {counted(have, 'demonstration')} of {recipe.task}."
     how = f"noise {recipe.noise}, seed {recipe.seed}"
     if recipe.interrupt_every:
         how += f", interrupted every {recipe.interrupt_every} steps"
-    how += f"; {_counted(workers, 'worker')}"
+    how += f"; {counted(workers, 'worker')}"
     if waiting:
-        how += f"; kept of an earlier run: {_counted(waiting, 'attempt')}"
+        how += f"; kept of an earlier run: {counted(waiting, 'attempt')}"
     if have:
-        there = f"{out} has {_counted(have, 'demonstration')} of {recipe.task}"
+        there = f"{out} has {counted(have, 'demonstration')} of {recipe.task}"
         return f"{there}: collecting up to {episodes} ({how})."
-    wanted = _counted(episodes, "demonstration")
+    wanted = counted(episodes, "demonstration")
     return f"Collecting {wanted} of {recipe.task} into {out} ({how})."
 
 

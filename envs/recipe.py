@@ -45,7 +45,9 @@ class Recipe:
                 f"expected 0 or more steps between interruptions, got {self.interrupt_every}"
             )
         if self.learner is not None and self.interrupt_every == 0:
-            raise InputError("a learner drives in interruptions: expected interrupt_every above 0")
+            raise InputError(
+                "a learner drives when the expert is interrupted: it needs --interrupt-every STEPS"
+            )
         if self.seed < 0:
             raise InputError(f"expected a seed of 0 or more, got {self.seed}")
 

@@ -62,9 +62,9 @@ def _draw_arm(demonstrations: ZarrStore, arm: int, hand: str, row: np.ndarray) -
         above.plot(position[:, 1], position[:, 0], linewidth=0.5, alpha=0.6)
         height.plot(seconds, position[:, 2], linewidth=0.5, alpha=0.6)
         heading.plot(seconds, _headings(turn), linewidth=0.5, alpha=0.6)
-    above.set(
-        title=f"{hand.capitalize()} from above", xlabel="y (m)", ylabel="x (m)", aspect="equal"
-    )
+    above.set(title=f"{hand.capitalize()} from above", xlabel="y (m)", ylabel="x (m)")
+    above.set_aspect("equal", adjustable="datalim")  # a panel as narrow as its paths has no room
+    above.locator_params(nbins=5)
     height.set(title=f"Height of {hand}", xlabel="time (s)", ylabel="z (m)")
     heading.set(title=f"Heading of {hand}", xlabel="time (s)", ylabel="rad from the first")
     distances = like_moments(demonstrations, arm)

@@ -3,6 +3,7 @@
     python eval/gpu.py --export STORE demos.npz           # at home: the demonstrations as one file
     python eval/gpu.py --data demos.npz --out DIR         # there: PyTorch, NumPy, safetensors
     python eval/gpu.py --layers --minutes 9 --out DIR     # only forms of the network's layers
+    python eval/gpu.py --rounds --minutes 9 --out DIR     # only what a round costs beside its call
 
 Run it again with the same --out to go on where it stopped. `--help` lists the options.
 """

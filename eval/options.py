@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from asd_policy.samplers.names import SAMPLER_NAMES, ddim_steps_of
 
 # Demonstrations use seeds from 0 up; evaluation starts far above, so no episode was trained on.
 HELD_OUT_SEED = 100_000
+DelayOption = Literal["measured"] | float | tuple[float, ...]
 
 _SAMPLERS_HELP = (
     "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's "
@@ -43,9 +45,9 @@ _COMPILE_HELP = (
 )
 _DELAY_HELP = (
     "The world goes on while the policy thinks: every chunk comes this many milliseconds late, or "
-    "as late as it took here (measured). Meanwhile the robot goes on with the last chunk, and "
-    "holds still when that is used up. The exact rules are at the top of "
-    "asd_policy/eval/rollout/delay.py."
+    "as late as it took here (measured); several numbers are of one sampler each. Meanwhile the "
+    "robot goes on with the last chunk, and holds still when that is used up. The exact rules are "
+    "at the top of asd_policy/eval/rollout/delay.py."
 )
 _RATE_HELP = (
     "With --delay: control steps in a second of the wall clock. Faster leaves less time to think; "
@@ -76,7 +78,23 @@ _RAY_HELP = (
 
 _REMOTE_HELP = (
     "Have chunks drawn by `asd-policy serve`, one server for each of --samplers, in their order; "
-    "window and steps must be the servers'. Seed by seed, episodes are as with the policy here."
+    "window and steps must be the servers'. Seed by seed, episodes are as with the policy here. "
+    "Where servers ask for a token, it is the environment's ASD_POLICY_TOKEN."
+)
+_NUM_ENVS_HELP = (
+    "Robots driven at once by one batched policy; more than 1 are each simulated in a process "
+    "of their own. Measure latency with 1."
+)
+_ENGINE_HELP = (
+    "What runs the sampler; auto is cuda_graph on a GPU, and openvino on a CPU, where it is "
+    "installed and faster; distributed is for the ranks of torchrun."
+)
+_THREADS_HELP = (
+    "CPU threads of the policy; None is one for a network that more make hardly faster, and as "
+    "many as torch takes for a large one."
+)
+_ALL_HELP = (
+    "All of these chunks. (Without this and --sample: all where --seed names an episode, else 10.)"
 )
 
 
@@ -110,24 +128,20 @@ class EvalOptions:
     """Tolerance of paradigms; a larger one is faster and less exact."""
     horizon: Annotated[int | None, _arg("INT")] = None
     """Steps after which an episode has failed; None is the task's."""
-    num_envs: int = 1
-    """Robots driven at once by one batched policy; more than 1 are each simulated in a process of
-    their own. Measure latency with 1."""
+    num_envs: Annotated[int, _arg(None, _NUM_ENVS_HELP)] = 1
     ray: Annotated[tuple[str, ...] | None, _arg("[ADDRESS]", _RAY_HELP)] = None
     remote: Annotated[tuple[str, ...], _arg("ADDRESS [ADDRESS ...]", _REMOTE_HELP)] = ()
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
-    engine: Literal["auto", "eager", "cuda_graph", "openvino"] = "auto"
-    """What runs the sampler; auto is cuda_graph on a GPU, and openvino on a CPU, where it is
-    installed and faster."""
+    engine: Annotated[
+        Literal["auto", "eager", "cuda_graph", "openvino", "distributed"], _arg(None, _ENGINE_HELP)
+    ] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Number format of the network (tf32 on a GPU only)."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _COMPILE_HELP)] = False
-    threads: Annotated[int | None, _arg("INT")] = None
-    """CPU threads of the policy; None is one for a network that more make hardly faster, and as
-    many as torch takes for a large one."""
+    threads: Annotated[int | None, _arg("INT", _THREADS_HELP)] = None
     measure: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _MEASURE_HELP)] = False
-    delay: Annotated[Literal["measured"] | float | None, _arg("measured|MS", _DELAY_HELP)] = None
+    delay: Annotated[DelayOption | None, _arg("measured|MS [MS ...]", _DELAY_HELP)] = None
     control_rate: Annotated[float, _arg("HZ", _RATE_HELP)] = 20.0
     realtime: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The same as --delay measured."""
@@ -146,20 +160,7 @@ class EvalOptions:
 
 def check_options(options: EvalOptions) -> None:
     """Raise ValueError, naming the option, what it must be and what came."""
-    unknown = [
-        name
-        for name in options.samplers
-        if name not in SAMPLER_NAMES and ddim_steps_of(name) is None
-    ]
-    repeated = sorted({n for n in options.samplers if options.samplers.count(n) > 1})
-    if not options.samplers or unknown:
-        got = ", ".join(unknown) or "none"
-        raise InputError(
-            f"--samplers takes one or more of {', '.join(SAMPLER_NAMES)}, ddim-N; got {got}"
-            + (did_you_mean(unknown[0], SAMPLER_NAMES) if unknown else "")
-        )
-    if repeated:
-        raise InputError(f"--samplers names each sampler once; got {', '.join(repeated)} again")
+    check_samplers(options.samplers, "--samplers")
     for name in ("episodes", "ddim_steps", "num_envs"):
         at_least(name, getattr(options, name), 1)
     for name in ("steps", "horizon", "threads"):
@@ -184,6 +185,20 @@ def check_options(options: EvalOptions) -> None:
         raise InputError("--resume needs --out, the folder of the run to continue; got none")
 
 
+def check_samplers(names: Sequence[str], option: str) -> None:
+    """Raise ValueError unless they are samplers, each once."""
+    unknown = [name for name in names if name not in SAMPLER_NAMES and ddim_steps_of(name) is None]
+    if not names or unknown:
+        got = ", ".join(unknown) or "none"
+        raise InputError(
+            f"{option} takes one or more of {', '.join(SAMPLER_NAMES)}, ddim-N; got {got}"
+            + (did_you_mean(unknown[0], SAMPLER_NAMES) if unknown else "")
+        )
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{option} names each sampler once; got {', '.join(repeated)} again")
+
+
 def _check_ray(options: EvalOptions) -> None:
     if options.ray is None:
         return
@@ -193,6 +208,11 @@ def _check_ray(options: EvalOptions) -> None:
         raise InputError(
             f"--device must be auto, cpu or cuda with --ray, which chooses among the GPUs; "
             f"got {options.device!r}"
+        )
+    if options.engine == "distributed":
+        raise InputError(
+            "--engine distributed splits a policy over the ranks of torchrun, and --ray has it in "
+            "another process; leave one out"
         )
     if options.record or options.delay is not None:
         beside = "--record" if options.record else "--delay"
@@ -232,8 +252,15 @@ def _check_delay(options: EvalOptions) -> None:
         raise InputError(f"--execution needs --delay or --realtime; got {options.execution} alone")
     if options.execution == "overlapped" and options.record:
         raise InputError("--record keeps no committed actions; leave out --execution overlapped")
-    if isinstance(delay, (int, float)) and not (delay >= 0.0 and math.isfinite(delay)):
-        raise InputError(f"--delay must be measured, or 0 or more milliseconds; got {delay}")
+    each = delay if isinstance(delay, tuple) else (delay,)
+    if len(each) not in (1, len(options.samplers)):
+        raise InputError(
+            f"--delay takes one for all samplers, or one for each of {len(options.samplers)}; "
+            f"got {len(each)}"
+        )
+    for one in each:
+        if isinstance(one, (int, float)) and not (one >= 0.0 and math.isfinite(one)):
+            raise InputError(f"--delay must be measured, or 0 or more milliseconds; got {one}")
     if delay == "measured" and options.num_envs > 1:
         raise InputError(
             "--delay measured needs --num-envs 1: what a batch takes is not what one robot waits; "
@@ -292,9 +319,7 @@ class RatesOptions(EvalOptions):
         "ddpm",
         "ddim",
     )
-    delay: Annotated[Literal["measured"] | float | None, _arg("measured|MS", _DELAY_HELP)] = (
-        "measured"
-    )
+    delay: Annotated[DelayOption | None, _arg("measured|MS [MS ...]", _DELAY_HELP)] = "measured"
     control_rate: tyro.conf.Suppress[float] = 20.0
     execution: tyro.conf.Suppress[Literal["waiting", "late", "overlapped"]] = "late"
     realtime: tyro.conf.Suppress[bool] = False
@@ -312,9 +337,7 @@ class ReplayOptions:
     """Only chunks of the episode with this seed."""
     chunk: Annotated[int | None, _arg("INT")] = None
     """Only the chunk of this number in its episode, counted from 0."""
-    all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """All of these chunks. (Without this and --sample: all where --seed names an episode, else 10.)
-    """
+    all: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _ALL_HELP)] = False
     sample: Annotated[int | None, _arg("INT")] = None
     """Only so many of these chunks, chosen at random, the same ones each time."""
     checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None

@@ -8,7 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from asd_policy.eval.options import EvalOptions, check_options, command_line, with_realtime
+from asd_policy.eval.options import (
+    DelayOption,
+    EvalOptions,
+    check_options,
+    command_line,
+    with_realtime,
+)
 from asd_policy.eval.runs.files import default_folder
 from asd_policy.eval.samplers import sampler_settings
 from asd_policy.eval.subject import with_its_task
@@ -68,7 +74,7 @@ class Plan:
     parts: Parts
     seeds: range
     record: bool
-    delay: str | float | None
+    delay: DelayOption | None
     control_rate: float
     execution: str
     out: Path

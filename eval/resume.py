@@ -16,7 +16,6 @@ import inspect
 import itertools
 import json
 import shlex
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import tyro
 
 from asd_policy.console import say
-from asd_policy.errors import InputError, OutputExistsError, Terminated
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.files import now, write_json
 from asd_policy.eval.runs.folder import STORE, is_held
@@ -86,18 +85,15 @@ def parse(
 
 
 def find_evaluation(options: Options) -> Options | None:
-    """The options of the evaluation that --resume continues. None without --resume, and where
-    --out holds none.
+    """The options of the evaluation that --resume continues; None without --resume.
 
     Raises:
-        ValueError: no --out, and no evaluation that is unfinished.
+        ValueError: there is none in --out, or without --out none that is unfinished.
     """
     if not options.resume:
         return None
     out = options.out or _newest(Path("outputs/eval"), _evaluation, "evaluation")
-    config = STORE.read(out)
-    if config is None:
-        return None
+    config = STORE.begun(out)
     settings = dict(config["settings"])
     if options.realtime and options.delay is None:
         settings["delay"] = None  # says --delay itself
@@ -121,8 +117,7 @@ def find_options(kind: type[Options], options: Options, root: Path, command: str
     if not options.resume:
         return None
     out = options.out or _newest(root, functools.partial(_of_parts, command), f"`{command}`")
-    kept = store_of(command).read(out)
-    return None if kept is None else restored(kind, kept["options"], out)
+    return restored(kind, store_of(command).begun(out)["options"], out)
 
 
 def restored(kind: type[AnyOptions], kept: Json, out: Path) -> AnyOptions:
@@ -257,17 +252,3 @@ def continued_with(again: str, file: Path) -> Iterator[None]:
         elif not isinstance(error, (ValueError, OutputExistsError)):  # refused: nothing to continue
             say(f"What was finished is kept in {file.parent}; continue with\n  {again}")
         raise
-
-
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises `Terminated`, so that it ends a command as Ctrl-C does."""
-
-    def end(number: int, frame: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

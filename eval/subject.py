@@ -69,9 +69,17 @@ def task_of(checkpoint: Path) -> str | None:
     """
     if checkpoint.suffix == ROBOMIMIC_SUFFIX:
         return _task_of_robomimic(checkpoint)
+    from asd_policy.integrations.loaders import is_lerobot
     from asd_policy.policy.checkpoint import read_card
 
-    task: str | None = read_card(find_checkpoint(checkpoint)).get("task")
+    folder = find_checkpoint(checkpoint)
+    if is_lerobot(folder):
+        raise CheckpointError(
+            f"{checkpoint} is a policy of LeRobot's, and no task here has its observations: "
+            "`python -m asd_policy.integrations.lerobot eval` rolls it out in LeRobot's "
+            "environments, and `asd-policy serve` serves it"
+        )
+    task: str | None = read_card(folder).get("task")
     return task
 
 

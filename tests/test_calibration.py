@@ -11,7 +11,7 @@ import torch
 import asd_policy
 from asd_policy import Calibration, SamplerConfig, Schedule
 from asd_policy.samplers.acceptance import Acceptance
-from asd_policy.samplers.costs import Calls, Costs, candidates
+from asd_policy.samplers.costs import Calls, Costs, best_window, candidates
 from reference.chains import bulk_noise, run
 from reference.mixture import Mixture
 
@@ -208,7 +208,7 @@ def test_calibrate_forgets_the_acceptance_of_its_first_chunk() -> None:
     assert sum(three["windows"]["8"]["calls"].values()) == 8
 
 
-def test_calls_are_those_that_were_measured_with_the_window() -> None:
+def test_calls_become_those_that_were_counted_with_the_window() -> None:
     """Not those foreseen from the acceptance by step of another window."""
     learned = known(np.full(STEPS, 0.9)).learned
 
@@ -223,13 +223,57 @@ def test_calls_are_those_that_were_measured_with_the_window() -> None:
     assert calls().beyond.sum() == pytest.approx(foreseen.beyond.sum()), "two are too few"
     learned = known(np.full(STEPS, 0.9)).learned
     learned.count_calls(asd_policy.Stats("asd", 16, counts, 8 * counts, ones, ones))
+    assert 5 < calls().beyond.sum() < foreseen.beyond.sum()
+    for _ in range(5000):
+        learned.count_calls(asd_policy.Stats("asd", 16, counts, 8 * counts, ones, ones))
     measured = calls()
-    assert measured.beyond[:7].tolist() == [1, 1, 1, 1, 0.75, 0.25, 0]
-    assert measured.beyond.sum() == pytest.approx(5)
+    assert measured.beyond[:7] == pytest.approx([1, 1, 1, 1, 0.75, 0.25, 0], abs=1e-3)
+    assert measured.beyond.sum() == pytest.approx(5, abs=1e-3)
     assert measured.rows == pytest.approx(8)
     assert foreseen.beyond.sum() > 5.5
     learned = type(learned).from_dict(json.loads(json.dumps(learned.to_dict())))
     assert np.array_equal(calls().beyond, measured.beyond)
+
+
+def test_windows_are_not_chosen_by_the_luck_of_a_few_chains() -> None:
+    """Sixteen chains with each window, as a benchmark counts them at a new K: the window that is
+    chosen takes on average 0.1% more than the best, where by its own count alone it took 1.2."""
+    rng, windows = np.random.default_rng(0), candidates(STEPS)
+    accept = np.full(STEPS, 0.87)
+    foreseen = acceptance(accept, 10**4)
+    cost = Costs((1, 64), (0.75e-3, 3.2e-3), 4e-5)
+    means = {w: foreseen.expected_rounds(w)[0] * (1.03 - 0.01 * np.log(w)) for w in windows}
+    rows = {w: foreseen.expected_rounds(w)[1] / foreseen.expected_rounds(w)[0] for w in windows}
+    seconds = {w: means[w] * (float(cost.call(rows[w])) + cost.overhead) for w in windows}
+    losses: dict[str, list[float]] = {"alone": [], "all": []}
+    for _ in range(150):
+        drawn = {
+            w: np.rint(means[w] * (1 + 0.13 * rng.normal(size=16))).astype(int) for w in windows
+        }
+        calls = {w: np.bincount(c.clip(1, STEPS), minlength=STEPS + 1) for w, c in drawn.items()}
+        evaluations = {w: int(rows[w] * (np.arange(STEPS + 1) @ c)) for w, c in calls.items()}
+        learned = Acceptance(foreseen.accepted, foreseen.decided, calls, evaluations)
+        alone = {w: Calls(1 - np.cumsum(c)[:-1] / 16, rows[w]) for w, c in calls.items()}
+        for name, known_calls in (
+            ("alone", alone), ("all", {w: learned.calls_of(w) for w in windows}),
+        ):  # fmt: skip
+            chosen = best_window(known_calls, cost, 1, STEPS)
+            losses[name].append(seconds[chosen] / min(seconds.values()) - 1)
+    print({name: (np.mean(found), np.quantile(found, 0.9)) for name, found in losses.items()})
+    assert np.mean(losses["all"]) < 0.6 * np.mean(losses["alone"])
+    assert np.quantile(losses["all"], 0.9) < 0.03
+
+
+def test_what_one_window_teaches_is_of_use_to_all() -> None:
+    """More calls than foreseen with one are more with its neighbours."""
+    plain = known(np.full(STEPS, 0.9)).learned.acceptance
+    assert plain is not None
+    counts = np.bincount([12] * 400, minlength=STEPS + 1)
+    taught = Acceptance(plain.accepted, plain.decided, {16: counts}, {16: 400 * 12 * 9})
+    ratio = 12 / plain.expected_rounds(16)[0]
+    for window in (8, 32):
+        more = taught.calls_of(window).beyond.sum() / plain.calls_of(window).beyond.sum()
+        assert more == pytest.approx(ratio, rel=0.12)
 
 
 def test_the_window_is_chosen_anew_when_the_chunks_have_doubled() -> None:
@@ -280,3 +324,12 @@ def test_the_chance_of_the_end_is_that_of_accepting_every_step_that_is_left() ->
     assert not chance[: STEPS - 6].any(), "beyond the window"
     nothing_known = Acceptance.unknown(STEPS).chance_of_the_end(window=6)
     assert nothing_known[STEPS - 4] == pytest.approx(0.9**3)
+
+
+@pytest.mark.parametrize("steps", [5, 100, 1000])
+def test_a_typical_chain_has_as_many_rounds_as_rejections(steps):
+    """2 K^⅓ of them, and one more round to the end, where no window is in the way. (The last step
+    is never rejected.)"""
+    rounds, _ = Acceptance.typical(steps).expected_rounds(steps)
+    rejected = min(2 * steps ** (1 / 3), steps / 2) * (steps - 1) / steps
+    assert rounds == pytest.approx(1 + rejected)

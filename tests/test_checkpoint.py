@@ -113,7 +113,7 @@ def test_tampered_weights(folder: Path) -> None:
 
 def test_a_card_without_a_hash_vouches_for_nothing(folder: Path) -> None:
     edit(folder, sha256=None)
-    refused(folder, "expected SHA-256 None")
+    refused(folder, "sha256 must be text, got None")
 
 
 def test_weights_that_are_not_safetensors(folder: Path) -> None:
@@ -196,13 +196,13 @@ def test_unknown_versions(folder: Path, version: object) -> None:
     refused(folder, f"expected format_version 1, got {version!r}")
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "null"])
-def test_a_card_that_is_not_an_object(folder: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["[]", "{}", "3", "null"])
+def test_a_card_of_something_else(folder: Path, text: str) -> None:
     (folder / "card.json").write_text(text)
-    refused(folder, "expected format_version 1, got None")
+    refused(folder, r"card\.json is no card of an asd-policy checkpoint: expected a mapping with ")
 
 
-@pytest.mark.parametrize("entry", ["policy", "schedule", "normalizer"])
+@pytest.mark.parametrize("entry", ["policy", "schedule", "normalizer", "sha256"])
 def test_missing_entries_are_named(folder: Path, entry: str) -> None:
     card = json.loads((folder / "card.json").read_text())
     del card[entry]

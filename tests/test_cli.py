@@ -75,6 +75,15 @@ def test_help_lists_the_commands(run):
         assert f"--{option} " in output
 
 
+@pytest.mark.parametrize("words", [["--help"], ["rates", "--help"]])
+def test_a_reader_that_leaves_is_no_error(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*COMMAND, *words], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + 13, "")
+
+
 def test_no_command_shows_the_usage(run):
     status, output, _ = run()
     assert status == 2
@@ -271,6 +280,29 @@ def test_the_robomimic_command_says_what_it_lacks(without):
     imported = python("import asd_policy.integrations.robomimic", **env)
     assert imported.returncode == 1, "an import is no command: it raises"
     assert "IntegrationError: robomimic is not installed" in imported.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "message"),
+    [
+        ("integrations.lerobot eval", "lerobot", "LeRobot is not installed: pip install 'asd-p"),
+        ("integrations.lerobot --help", "lerobot", "LeRobot is not installed: pip install 'asd-p"),
+        (
+            "eval.studies.pusht --help",
+            "pymunk",
+            "PushT needs pymunk, which is not installed: pip in",
+        ),
+        ("eval.studies.modes --help", "scipy", "needs scipy, which is not installed: pip install"),
+    ],
+)
+def test_a_module_that_is_run_says_what_it_lacks(without, command, package, message):
+    words = [sys.executable, "-m", *f"asd_policy.{command}".split()]
+    env = without(package)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(

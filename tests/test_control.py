@@ -123,6 +123,16 @@ class Holds(Told):
         return
 
 
+@pytest.mark.parametrize("answer", [False, 0.0, [[0.0]], "still", [0.0, [1.0]], np.zeros(2)])
+def test_what_hold_returns_is_an_action_or_none(answer: object) -> None:
+    """Two numbers are none of this policy's, which is known once a chunk has come."""
+    robot = Holds()
+    robot.hold = lambda last: None if last is None else answer  # type: ignore[method-assign]
+    message = r"the robot's hold\(last\) must return an action \(1,\) or None, got "
+    with pytest.raises(InputError, match=message):
+        run([0.01, 3 * H / RATE, 0.01], 60, robot=robot)
+
+
 def test_a_lost_connection_holds_still_and_is_made_again() -> None:
     lost = ConnectionLostError("gone")
     robot = Holds()
@@ -158,6 +168,20 @@ def test_options_are_closed() -> None:
         Controller(policy, "blend")
     with pytest.raises(InputError, match="rate_hz must be a positive number, got 0"):
         Controller(policy).run(Told(), 0.0)
+    for rate in ("20", None):
+        with pytest.raises(InputError, match=f"rate_hz must be a positive number, got {rate!r}"):
+            Controller(policy).run(Told(), rate)
+    for steps in (-3, 2.5, "3"):
+        with pytest.raises(
+            InputError, match=f"steps must be a whole number from 0 on, got {steps!r}"
+        ):
+            Controller(policy).run(Told(), RATE, steps)
+    with pytest.raises(InputError, match=r"robot must have .*; got object without observe"):
+        Controller(policy).run(object(), RATE)
+    with pytest.raises(InputError, match=r"seed must be a whole number .*, got -1"):
+        Controller(policy).run(Told(), RATE, 1, seed=-1)
+    with pytest.raises(InputError, match=r"policy must be a policy .*; got NoneType"):
+        Controller(None)
     policy.source.conditions = False
     with pytest.raises(InputError, match="cannot be conditioned"):
         Controller(policy, "condition")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from asd_policy.errors import InputError
 from asd_policy.policy import Chunks, ChunkSource, RecedingHorizon
 from asd_policy.samplers.result import PHASES, sequential_stats
 
@@ -108,3 +109,44 @@ def test_a_copied_environment_goes_on_alike() -> None:
     other.environments = copy.deepcopy(loop.environments)
     for t in range(6):
         np.testing.assert_array_equal(act(loop, t), act(other, t))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "got"),
+    [
+        ("12", "'12'"),
+        (b"12", "b'12'"),
+        ("a", "'a'"),
+        (1.5, r"1\.5"),
+        (-1, "-1"),
+        (True, "True"),
+        (2**64, "18446744073709551616"),
+        ([0, -1], "-1"),
+        ([0, "1"], "'1'"),
+        (np.array(1.5), r"array\(1\.5\)"),
+        (np.int64(-3), r"np\.int64\(-3\)|-3"),
+    ],
+)
+def test_what_is_no_seed_is_refused_and_forgets_nothing(seeds, got) -> None:
+    loop = RecedingHorizon(Told())
+    loop.reset([3, 4])
+    with pytest.raises(
+        InputError, match=rf"^seed must be a whole number from 0 to .*, got ({got})$"
+    ):
+        loop.reset(seeds)
+    assert [environment.seed for environment in loop.environments] == [3, 4]
+    if not isinstance(seeds, list):
+        with pytest.raises(InputError, match=f"got ({got})$"):
+            loop.reset_env(1, seeds)
+
+
+def test_seeds_are_whole_numbers_of_any_kind() -> None:
+    loop = RecedingHorizon(Told())
+    for seeds in (np.uint64(5), torch.tensor(5), np.array(5), [np.int32(5)], np.array([5]), (5,)):
+        loop.reset(seeds)
+        assert [environment.seed for environment in loop.environments] == [5]
+    for seeds in ([], range(3)):
+        loop.reset(seeds)
+        assert len(loop.environments) == len(seeds)
+    loop.reset([None, 2**64 - 1])
+    assert loop.environments[1].seed == 2**64 - 1

@@ -19,6 +19,7 @@ from asd_policy.networks.openvino_layers import missing
 from asd_policy.networks.prepare import PreparedUnet1D, prepare
 from asd_policy.networks.weights import Watch
 from asd_policy.training.ema import EMA
+from reference.compiling import or_named
 from reference.recorder import HostRecorder
 from reference.tiny import tiny_checkpoint
 
@@ -144,7 +145,8 @@ def test_a_compiled_copy_goes_on_with_them(monkeypatch) -> None:
     network = unet()
     prepared = prepare(network, SCHEDULE.timesteps, compile=True)
     engine = runner("eager", prepared)
-    before = draw(engine, prepared, "ddpm")
+    with or_named():
+        before = draw(engine, prepared, "ddpm")
     traced = len(graphs)
     assert traced
     CHANGES["fused optimizer"](network)

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.skipif(
 
 # A module may import those of a lower rank, and its own package.
 RANK = {
-    "ambient": 0, "errors": 0, "threads": 0, "networks": 1, "schedule": 1, "denoiser": 2,
-    "coupling": 3, "chains": 4, "drafts": 5, "rejoin": 6, "samplers": 7, "engine": 8, "sampler": 9,
-    "sampling": 10, "policy": 11, "integrations": 12, "serving": 13,
+    "ambient": 0, "errors": 0, "threads": 0, "device": 1, "networks": 1, "schedule": 1,
+    "denoiser": 2, "coupling": 3, "chains": 4, "drafts": 5, "rejoin": 6, "samplers": 7,
+    "engine": 8, "sampler": 9, "sampling": 10, "policy": 11, "integrations": 12, "serving": 13,
 }  # fmt: skip
 MAY_IMPORT = {
     **{name: {other for other in RANK if RANK[other] < RANK[name]} for name in RANK},
@@ -36,7 +36,6 @@ MAY_IMPORT = {
     "console": set(),
     "progress": {"console"},
     "files": {"errors"},
-    "device": {"errors"},
     "envs": {"errors", "data", "console", "files", "progress"},
     "data": {"errors"},
     "training": {
@@ -55,9 +54,9 @@ MAY_IMPORT = {
         "envs",
     },
     "integrations": {*RANK, "checkpoints", "envs", "data", "training"} - {"serving"},
-    "serving": {*RANK, "checkpoints", "console", "device", "files", "progress", ""},
+    "serving": {*RANK, "checkpoints", "console", "files", "progress", ""},
     "eval": {
-        *RANK, "checkpoints", "console", "device", "files", "progress", "envs", "data", "training",
+        *RANK, "checkpoints", "console", "files", "progress", "envs", "data", "training",
         "",
     },
     "cli": {"errors", "threads", "data", "envs", "training", "eval", ""},

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from asd_policy import CheckpointError, DiffusionPolicy, NonFiniteError
+from asd_policy.errors import InputError
 from asd_policy.policy import Checkpoint, PolicyConfig, SamplerConfig, save_checkpoint
 from asd_policy.samplers.costs import Costs
 from reference.recording_policy import TA, TO, TP, observation, recording
@@ -295,6 +296,12 @@ def test_loading_passes_the_sampler_s_options(tmp_path: Path) -> None:
     made.act(observation(0.0))
     for options, message in (
         ({"sampler": "dpm"}, "sampler must be one of"),
+        ({"foo": 1}, "options of DiffusionPolicy.load are sampler, device, .*rejoin; got 'foo'"),
+        ({"threds": 1}, "got 'threds'; did you mean 'threads'"),
+        ({"threads": -2}, "threads must be a whole number from 1 on, got -2"),
+        ({"threads": 0}, "threads must be a whole number from 1 on, got 0"),
+        ({"device": "cuda:77"}, "device must be one that torch can use here .*; got 'cuda:77'"),
+        ({"device": None}, "device must be one that torch can use here .*; got None"),
         ({"steps": 11}, "between 1 and the 10 training steps, got 11"),
         ({"eta": 0.0}, "nothing to couple"),
     ):
@@ -307,7 +314,7 @@ def test_loading_passes_the_sampler_s_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"obs_horizon": 0}, r"horizons must be at least 1, got \(0, 3, 8\)"),
+        ({"obs_horizon": 0}, "obs_horizon must be a whole number from 1 on, got 0"),
         ({"action_horizon": 8}, r"must be at most pred_horizon, got \(2, 8, 8\)"),
         ({"pred_horizon": 7}, r"pred_horizon must be a multiple of 2 for 2 resolutions, got 7"),
     ],
@@ -333,3 +340,10 @@ def test_queued_counts_the_actions_of_one_environment() -> None:
     assert [policy.queued(i) for i in (0, 1)] == [TA - 1, 0]
     policy.act_batch(observation(0.0, 1), indices=[0])
     assert policy.queued(0) == TA - 2
+
+
+def test_a_policy_is_made_of_a_checkpoint_and_a_sampler() -> None:
+    with pytest.raises(InputError, match=r"checkpoint must be a Checkpoint, .*; got str"):
+        DiffusionPolicy("lift")
+    with pytest.raises(InputError, match="sampler must be a SamplerConfig, or None; got str"):
+        DiffusionPolicy(tiny_checkpoint(), "asd")

@@ -189,7 +189,10 @@ def test_npz_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.npz").write_bytes(b"")
     with (tmp_path / "array.npz").open("wb") as file:
         np.save(file, np.zeros(3))
-    for name, why in (("empty.npz", "No data left in file"), ("array.npz", "it is a single array")):
+    for name, why in (
+        ("empty.npz", "(No data|Cannot load)"),
+        ("array.npz", "it is a single array"),
+    ):
         with pytest.raises(DatasetError, match=rf"{name} holds no demonstrations as \.npz: {why}"):
             load_npz(tmp_path / name)
 

@@ -11,6 +11,8 @@ import torch
 
 from asd_policy import DiffusionPolicy, cli
 from asd_policy.checkpoints import shipped
+from asd_policy.networks import ConditionalUnet1D
+from asd_policy.networks.prepare import prepare
 from asd_policy.threads import LARGE, choose_threads, limited_to
 
 
@@ -52,6 +54,17 @@ def test_a_policy_draws_with_its_own_number(four_threads, asked, used) -> None:
     assert policy.threads == used
     assert set(seen) == {used}
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("steps", [10, 100])
+def test_how_many_a_program_has_where_a_policy_is_made_changes_no_bit(four_threads, steps) -> None:
+    """What is computed once, when a network is prepared: matrix products over all timesteps."""
+    network = ConditionalUnet1D(2, 6, 16, (8, 16)).eval()
+    films = []
+    for threads in (1, 2, 4):
+        with limited_to(threads):
+            films.append(prepare(network, torch.arange(steps)).unet.timestep_film)
+    assert all(torch.equal(film, films[0]) for film in films)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's count of processor time")

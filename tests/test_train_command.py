@@ -15,7 +15,7 @@ import torch
 from asd_policy.data.replay import join, load_replay, save_npz
 from asd_policy.data.zarr_store import write_zarr
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import CheckpointError, DatasetError
+from asd_policy.errors import CheckpointError, DatasetError, InputError
 from asd_policy.integrations.robomimic_convert import to_robomimic
 from asd_policy.policy import DiffusionPolicy
 from asd_policy.policy.checkpoint import load_checkpoint
@@ -71,7 +71,7 @@ def test_a_killed_run_keeps_the_same_models(
     store = write_store(tmp_path / "lift.zarr")
     train(store, tmp_path / "whole")
     calibration = Trainer.calibration
-    monkeypatch.setattr(Trainer, "calibration", lambda self: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(Trainer, "calibration", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         train(store, tmp_path / "torn")
     assert not list((tmp_path / "torn").glob("step-*"))
@@ -98,7 +98,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
             torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
     scales = [c.observation_normalizer.to_dict() for c in (first, second, third)]
     assert scales[0] == scales[1] != scales[2]
-    with pytest.raises(CheckpointError, match="differs from this run in its policy"):
+    with pytest.raises(CheckpointError, match=r"kind \(step_embed_dim 64 there, 16 now\)"):
         train(store, tmp_path / "fourth", **start, step_embed_dim=16)
 
 
@@ -160,6 +160,13 @@ def test_how_the_network_sees_rotations(tmp_path: Path) -> None:
         (["--threads", "0"], r"--threads must be 1 or more, got 0"),
         (["--seed", "-1"], r"--seed must be from 0 to 2\^64 - 1, got -1"),
         (["--seed", str(2**64)], r"--seed must be from 0 to 2\^64 - 1, got 18446744073709551616"),
+        (["--steps", "0"], r"steps must be at least 1, got 0"),
+        (["--down-dims", "0"], r"each of down_dims must be a whole number from 1 on, got 0"),
+        (
+            ["--down-dims", "-8", "16"],
+            r"each of down_dims must be a whole number from 1 on, got -8",
+        ),
+        (["--down-dims", "7"], r"down_dims must be multiples of n_groups=8, got \(7,\)"),
         (["--out", "afile"], r"the output must be a folder, but afile is a file"),
         (["--out", "afile/x"], r"afile/x/card.json could not be written"),
         (["--out", "/proc/x"], r"/proc/x/card.json could not be written"),
@@ -173,13 +180,51 @@ def test_a_mistake_is_one_sentence(refused, tmp_path, monkeypatch, words, messag
     assert (tmp_path / "afile").read_text() == "mine"
 
 
+def test_demonstrations_of_another_task_are_refused(tmp_path: Path) -> None:
+    """Those of Square and Can have the same shapes. A stranger's environment may be any task's."""
+    store = write_store(tmp_path / "lift.zarr")
+    made = zarr.open_group(str(store), mode="a")
+    made.attrs["env_args"] = {"env_name": "PickPlaceCan"}
+    with pytest.raises(InputError, match=r"--task lift: .*lift.zarr holds demonstrations of can"):
+        train(store, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for name in ("Lift", "Lift_D1"):
+        made.attrs["env_args"] = {"env_name": name}
+        train(store, tmp_path / name, keep=0)
+
+
+def test_what_differs_from_the_run_that_is_there_is_named(tmp_path: Path) -> None:
+    store, other = write_store(tmp_path / "lift.zarr"), write_store(tmp_path / "b.zarr", seed=1)
+    train(store, tmp_path / "out", keep=0)
+    for changes, named in (
+        ({"steps": 20}, "(steps 10 there, 20 now)"),
+        (
+            {"seed": 3, "step_embed_dim": 16},
+            "(step_embed_dim 64 there, 16 now; seed 0 there, 3 now)",
+        ),
+        ({"data": (other,)}, "(other demonstrations)"),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(named)):
+            train(store, tmp_path / "out", **{"keep": 0} | changes)
+    state = tmp_path / "out" / "train_state.pt"
+    whole = state.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"notes"):
+        state.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"train_state.pt is damaged.*--no-resume"):
+            train(store, tmp_path / "out", keep=0)
+
+
 SMALL = ("--steps", 2, "--batch-size", 4, "--down-dims", 8, 16, "--diffusion-steps", 4,
          "--threads", 1)  # fmt: skip
 
 
 def remarks(errors: str) -> str:
     """What was said on stderr besides the progress."""
-    return "".join(line for line in errors.splitlines(True) if not line.startswith("step "))
+    return "".join(
+        line
+        for line in errors.splitlines(True)
+        if not line.startswith(("step ", "chunks of the calibration"))
+    )
 
 
 def test_one_zip_file_trains_as_the_folder_does(tmp_path: Path, run) -> None:

@@ -185,8 +185,8 @@ def test_unconditional() -> None:
     ("options", "message"),
     [
         ({"kernel_size": 4}, "kernel_size must be odd, got 4"),
-        ({"n_groups": 3}, r"n_groups=3 must divide every one of \(8, 16\)"),
-        ({"down_dims": ()}, "must divide every one of"),
+        ({"n_groups": 3}, r"must be multiples of n_groups=3, got \(8, 16\)"),
+        ({"down_dims": ()}, "must be multiples of n_groups=4"),
         ({"diffusion_step_embed_dim": 7}, "even dimension of 4 or more, got 7"),
         ({"diffusion_step_embed_dim": 2}, "even dimension of 4 or more, got 2"),
     ],

@@ -2,7 +2,8 @@
 
 A small network's time is launches, and a round has hundreds. Here each is recorded once for a
 number of chains and a window, and replayed. The host launches a round before it has read whether
-the one before was the last, unless it probably is; a finished chain's round changes nothing.
+the one before was the last, unless it probably is (or ``SKIPPED`` makes one too many cost nothing);
+a finished chain's round changes nothing.
 """
 
 from __future__ import annotations
@@ -38,13 +39,26 @@ Graphs = TypeVar("Graphs")
 NARROWEST = 8  # a window of fewer steps is not worth a graph of its own
 # A round that nobody needed costs about ten times the pause in which the host reads the one before.
 PROBABLY_LAST = 0.1
+# Whether a round first asks on the device if any chain goes on, so that one which nobody needed
+# costs a few µs and the host need never pause (conditional nodes, CUDA 12.4): not measured yet.
+SKIPPED = False
 
 
 class Recorder(Protocol):
     """What the engine asks of a device."""
 
-    def record(self, work: Callable[[], object], what: str) -> tuple[Replay, int]:
-        """Warm ``work`` up and capture it: a function that replays it, and the bytes it took."""
+    @property
+    def skips(self) -> bool:
+        """Whether what is recorded can be left out by a flag on the device."""
+
+    def record(
+        self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None = None
+    ) -> tuple[Replay, int]:
+        """Warm ``work`` up and capture it: a function that replays it, and the bytes it took.
+
+        Args:
+            when: makes a boolean () on the device; what is replayed does nothing where it is false.
+        """
 
     def read_later(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
         """Copy to the host what the work launched so far leaves; calling waits and returns it."""
@@ -66,7 +80,13 @@ class CudaRecorder:
     def __reduce__(self) -> tuple[type[CudaRecorder], tuple[torch.device]]:
         return CudaRecorder, (self._device,)
 
-    def record(self, work: Callable[[], object], what: str) -> tuple[Replay, int]:
+    @property
+    def skips(self) -> bool:
+        return SKIPPED and hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node")
+
+    def record(
+        self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None = None
+    ) -> tuple[Replay, int]:
         before = torch.cuda.memory_allocated(self._device)
         graph = torch.cuda.CUDAGraph()
         cudnn = torch.backends.cudnn
@@ -76,12 +96,18 @@ class CudaRecorder:
         try:
             with self.working():
                 for _ in range(3):  # libraries choose algorithms and allocate workspaces
+                    if when is not None:
+                        when()
                     work()
             self._stream.synchronize()
             with torch.cuda.graph(
                 graph, self._pool, self._stream, capture_error_mode="thread_local"
             ):
+                if when is not None:
+                    graph.begin_capture_to_if_node(when())
                 work()
+                if when is not None:
+                    graph.end_capture_to_conditional_node()
         except torch.cuda.OutOfMemoryError as error:
             free, total = (n / 2**20 for n in torch.cuda.mem_get_info(self._device))
             raise EngineError(
@@ -129,11 +155,13 @@ class Rounds:
     Attributes:
         reset: the start of a chunk. turns: a round, by the width of its window: θ, its half, a
             quarter … parts: seconds of its draft, network and verification, by width.
+        skipped: whether a round that no chain needs is left out.
     """
 
     reset: Replay
     turns: dict[int, Replay]
     parts: dict[int, dict[str, float]]
+    skipped: bool
 
     def width(self, left: int) -> int:
         """The narrowest window for as many steps as are left, or θ."""
@@ -149,6 +177,7 @@ class CudaGraphEngine(Engine):
     """
 
     name = "cuda_graph"
+    lean = False  # graphs read noise where it lay when they were captured
 
     def __init__(
         self,
@@ -196,7 +225,7 @@ class CudaGraphEngine(Engine):
             n = [0] * chains.batch
             while min(n) < size:
                 likely = math.prod(float(ends[i]) for i in n) > PROBABLY_LAST
-                while len(waiting) < (1 if likely else 2):
+                while len(waiting) < (1 if likely and not graphs.skipped else 2):
                     # No wider than what is left, of which the host knows a little late.
                     width = graphs.width(size - min(n))
                     graphs.turns[width]()
@@ -235,11 +264,13 @@ class CudaGraphEngine(Engine):
     def _capture_rounds(self, run: AutospeculativeDecoding) -> Rounds:
         chains = run.chains
         reset, _ = self._recorder.record(chains.reset, "the start of a chunk")
-        rounds, width = Rounds(reset, {}, {}), chains.window
+        rounds, width = Rounds(reset, {}, {}, self._recorder.skips), chains.window
+        when = run.going_on if rounds.skipped else None
         while width == chains.window or width >= NARROWEST:
             what = f"a round of {chains.batch} chains with window {width}"
             work = functools.partial(run.round, None, width=width)
-            rounds.turns[width], self.bytes_by_bucket[what] = self._recorder.record(work, what)
+            recorded = self._recorder.record(work, what, when)
+            rounds.turns[width], self.bytes_by_bucket[what] = recorded
             rounds.parts[width] = self._time_parts(run, width)
             width //= 2
         return rounds

@@ -44,6 +44,8 @@ class Engine:
 
     name = "eager"
     ranks = 1  # processes that share a network call
+    leads = True  # whether this process is the one that draws
+    lean = True  # chains in PyTorch's arithmetic keep no more than their window (see Chains)
 
     def __init__(
         self,
@@ -122,7 +124,10 @@ class Engine:
         """
         with self._lock:
             run = self._run(noise, cond, form, plan.window)
-            x, stats = self._decode(run, noise, plan)
+            try:
+                x, stats = self._decode(run, noise, plan)
+            finally:
+                run.chains.forget_noise()
             if form.learn:
                 learned = run.chains.learned[:, : self.schedule.num_steps]
                 stats = replace(stats, sums=learned.cpu().numpy().copy())
@@ -173,8 +178,8 @@ class Engine:
         timed = self.timer(rows, cond)
         return min(timed() for _ in range(1 + repeats))
 
-    def lead(self, work: Callable[[], Result]) -> Result | None:
-        """Do work that calls the network, before any chunk; None where another process leads."""
+    def lead(self, work: Callable[[], Result]) -> Result:
+        """Do work that calls the network, where this process is the one that does."""
         return work()
 
     def _repeatable(self, work: Callable[[], object], rows: int) -> Callable[[], object]:
@@ -185,6 +190,10 @@ class Engine:
         with self._lock:
             self._denoisers.clear()
             self._runs.clear()
+
+    def release(self) -> None:
+        """As :meth:`close`, but that processes which serve this one are not told."""
+        self.close()
 
     def _denoiser(self, batch: int, cond: Tensor | None) -> Denoiser:
         """One that holds the conditions of these chains."""
@@ -203,7 +212,8 @@ class Engine:
         batch, dim = noise.initial.shape
         key = batch, window, form, asked_for()  # a captured round keeps its precision
         if key not in self._runs or self._runs[key].denoiser is not denoiser:
-            chains = Chains(self.schedule, batch, dim, window, noise.initial, form.rejoin)
+            lean = self.lean and self.kernels == "torch" and not form.rejoin
+            chains = Chains(self.schedule, batch, dim, window, noise.initial, form.rejoin, lean)
             kernels = make_kernels(self.kernels)
             self._runs[key] = AutospeculativeDecoding(denoiser, chains, form, kernels)
         _keep_newest(self._runs, key)

@@ -9,14 +9,10 @@ import triton.language as tl
 from asd_policy.engine.triton_source import (
     POSITIONS,
     clipped,
-    count,
-    first_rejection,
-    moved,
-    note,
-    push_secant,
-    remember,
+    couple,
     row_of,
     secants_of,
+    take_in,
 )
 
 
@@ -103,8 +99,7 @@ def settle_kernel(
     chain = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     n, last, end = tl.load(n_ptr + chain), tl.load(last_ptr + chain), tl.load(end_ptr + chain)
-    pushed, row = tl.load(pushed_ptr + chain), chain * rows
-    seen, said = points_ptr + chain * width * D, prediction_ptr + chain * width * D
+    row, left = chain * rows, end - n
     listed, wanted = steps_ptr + chain * width, n * 0
     for start in range(0, width, POSITIONS):
         position = start + tl.arange(0, POSITIONS)
@@ -112,38 +107,17 @@ def settle_kernel(
         used = step < num_steps
         wanted += tl.sum(tl.where(used, 1, 0), axis=0)
         tl.store(met_ptr + row + step, (step * 0 + 1).to(tl.uint8), mask=used)
-    usable = (n <= last) & (wanted > 0)
-    if SECANTS:
-        push_secant(
-            seen, said, uv_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr,
-            slopes_ptr, chain, row + n, n, pushed, usable, column, D, CLIP, PAIRS,
-        )  # fmt: skip
-        tl.debug_barrier()  # before what it read is replaced
-    bad = remember(
-        seen, said, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr, listed,
-        row, n, last, width, wanted, D, BLOCK, TILE, CLIP, LEARN, True,
+    take_in(
+        points_ptr + chain * width * D, prediction_ptr + chain * width * D, listed,
+        last_ptr, bad_ptr, pushed_ptr, calls_ptr, evaluations_ptr, value_ptr, point_ptr,
+        displacement_ptr, residual_ptr, slopes_ptr, cross_ptr, square_ptr, uv_ptr,
+        chain, row, n, n, last, tl.maximum(last, end - 1), width, wanted,
+        D, BLOCK, TILE, SECANTS, LEARN, CLIP, PAIRS, True,
     )  # fmt: skip
-    broken = tl.where(bad < width, tl.load(listed + bad, mask=bad < width, other=0), -1)
-    tl.debug_barrier()
-    reached = tl.maximum(last, end - 1)
-    note(bad_ptr, last_ptr, calls_ptr, evaluations_ptr, chain, broken, reached, wanted)
-    if SECANTS:
-        tl.store(pushed_ptr + chain, pushed + tl.where(usable, 1, 0))
-    first_point, first_draft, left = path_ptr + (row + n) * D, draft_ptr + (row + n) * D, end - n
-    length = first_rejection(
-        first_draft, noise_ptr, value_ptr, log_uniform_ptr, delta_ptr, row, n, left,
-        D, BLOCK, TILE)  # fmt: skip
-    stop, rejected = tl.maximum(tl.minimum(length, left - 1), 0), length < left
-    count(
-        accepted_ptr, decided_ptr, cross_ptr, square_ptr, learned_ptr,
-        row, rows, n, stop, rejected, num_steps, left, LEARN,
-    )  # fmt: skip
-    at = n + stop
-    x = moved(
-        row_of(first_point, stop, column, D), row_of(first_draft, stop, column, D),
-        row_of(noise_ptr, row + at, column, D), row_of(value_ptr, row + at, column, D),
-        tl.load(delta_ptr + at), tl.load(a_ptr + at), tl.load(b_ptr + at),
-        tl.load(sigma_ptr + at), rejected, EQUAL,
+    at, x, _ = couple(
+        path_ptr + (row + n) * D, draft_ptr + (row + n) * D, noise_ptr, log_uniform_ptr, value_ptr,
+        accepted_ptr, decided_ptr, cross_ptr, square_ptr, learned_ptr, a_ptr, b_ptr, sigma_ptr,
+        delta_ptr, row, rows, n, left, left, num_steps, D, BLOCK, TILE, LEARN, EQUAL,
     )  # fmt: skip
     tl.debug_barrier()
     here = tl.minimum(at + 1, num_steps)

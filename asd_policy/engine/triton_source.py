@@ -247,17 +247,66 @@ def count(
 
 
 @triton.jit
-def note(
-    bad_ptr, last_ptr, calls_ptr, evaluations_ptr,
-    chain, broken, reached, wanted,
+def take_in(
+    points_ptr, prediction_ptr, steps_ptr, last_ptr, bad_ptr, pushed_ptr, calls_ptr,
+    evaluations_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr, slopes_ptr, cross_ptr,
+    square_ptr, uv_ptr, chain, row, n, first, last, reached, width, wanted,
+    D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, PAIR: tl.constexpr,
+    LEARN: tl.constexpr, CLIP: tl.constexpr, PAIRS: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
-    """What :func:`remember` leaves behind in a chain's counters: a step whose prediction was not
-    finite, or −1; the furthest step that is known; the number of rows."""
+    """:func:`remember`, after a secant pair is kept if PAIR, and count it: a step whose prediction
+    was not finite, the furthest step that is ``reached``, calls and rows."""
+    pushed, usable = tl.load(pushed_ptr + chain), (n <= last) & (wanted > 0)
+    if PAIR:
+        push_secant(
+            points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, displacement_ptr,
+            residual_ptr, slopes_ptr, chain, row + n, n, pushed, usable, tl.arange(0, BLOCK),
+            D, CLIP, PAIRS,
+        )  # fmt: skip
+        tl.debug_barrier()  # before what it read is replaced
+    bad = remember(
+        points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr, steps_ptr,
+        row, first, last, width, wanted, D, BLOCK, TILE, CLIP, LEARN, LISTED,
+    )  # fmt: skip
+    broken = first + bad
+    if LISTED:
+        broken = tl.load(steps_ptr + bad, mask=bad < width, other=0)
+    tl.debug_barrier()
     known = tl.load(bad_ptr + chain)
-    tl.store(bad_ptr + chain, tl.where(known < 0, broken, known))
+    tl.store(bad_ptr + chain, tl.where((known < 0) & (bad < width), broken, known))
     tl.store(last_ptr + chain, reached)
     tl.store(calls_ptr + chain, tl.load(calls_ptr + chain) + tl.where(wanted > 0, 1, 0))
     tl.store(evaluations_ptr + chain, tl.load(evaluations_ptr + chain) + wanted)
+    if PAIR:
+        tl.store(pushed_ptr + chain, pushed + tl.where(usable, 1, 0))
+
+
+@triton.jit
+def couple(
+    points_ptr, drafts_ptr, noise_ptr, log_uniform_ptr, value_ptr, accepted_ptr, decided_ptr,
+    cross_ptr, square_ptr, learned_ptr, a_ptr, b_ptr, sigma_ptr, delta_ptr,
+    row, rows, n, width, left, num_steps, D: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr, LEARN: tl.constexpr, EQUAL: tl.constexpr,
+):  # fmt: skip
+    """Couple the ``left`` real steps of a window in order, and count what was decided: the last
+    step that was reached, the point after it, and whether a draft was rejected there."""
+    column = tl.arange(0, BLOCK)
+    length = first_rejection(
+        drafts_ptr, noise_ptr, value_ptr, log_uniform_ptr, delta_ptr, row, n, width,
+        D, BLOCK, TILE)  # fmt: skip
+    stop, rejected = tl.maximum(tl.minimum(length, left - 1), 0), length < left
+    count(
+        accepted_ptr, decided_ptr, cross_ptr, square_ptr, learned_ptr,
+        row, rows, n, stop, rejected, num_steps, width, LEARN,
+    )  # fmt: skip
+    at = n + stop
+    x = moved(
+        row_of(points_ptr, stop, column, D), row_of(drafts_ptr, stop, column, D),
+        row_of(noise_ptr, row + at, column, D), row_of(value_ptr, row + at, column, D),
+        tl.load(delta_ptr + at), tl.load(a_ptr + at), tl.load(b_ptr + at),
+        tl.load(sigma_ptr + at), rejected, EQUAL,
+    )  # fmt: skip
+    return at, x, rejected
 
 
 @triton.jit(do_not_specialize=["width", "rows", "num_steps"])
@@ -277,48 +326,25 @@ def verify_kernel(
     chain = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     n, last = tl.load(n_ptr + chain), tl.load(last_ptr + chain)
-    fresh, pushed = tl.load(fresh_ptr + chain), tl.load(pushed_ptr + chain)
-    row = chain * rows
+    fresh, row = tl.load(fresh_ptr + chain), chain * rows
     wanted = tl.maximum(tl.minimum(num_steps - n - AHEAD, width), 0)
     if AHEAD == 0:
         wanted = tl.where(fresh != 0, 0, wanted)
     first_point = points_ptr + chain * (width + (1 if COUPLE else 0)) * D
-    seen_point = first_point + (AHEAD * D if COUPLE else 0)
-    first_said = prediction_ptr + chain * width * D
-    usable = (n <= last) & (wanted > 0)
-    if SECANTS and AHEAD == 0:
-        push_secant(
-            seen_point, first_said, uv_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr,
-            slopes_ptr, chain, row + n, n, pushed, usable, column, D, CLIP, PAIRS,
-        )  # fmt: skip
-        tl.debug_barrier()  # before what it read is replaced
-    bad = remember(
-        seen_point, first_said, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr, uv_ptr,
-        row, n + AHEAD, last, width, wanted, D, BLOCK, TILE, CLIP, LEARN, False,
-    )  # fmt: skip
-    tl.debug_barrier()
-    broken = tl.where(bad < width, n + AHEAD + bad, -1)
     reached = tl.maximum(last, tl.minimum(n + AHEAD + width, num_steps) - 1)
-    note(bad_ptr, last_ptr, calls_ptr, evaluations_ptr, chain, broken, reached, wanted)
-    if SECANTS and AHEAD == 0:
-        tl.store(pushed_ptr + chain, pushed + tl.where(usable, 1, 0))
+    take_in(
+        first_point + (AHEAD * D if COUPLE else 0), prediction_ptr + chain * width * D, uv_ptr,
+        last_ptr, bad_ptr, pushed_ptr, calls_ptr, evaluations_ptr, value_ptr, point_ptr,
+        displacement_ptr, residual_ptr, slopes_ptr, cross_ptr, square_ptr, uv_ptr,
+        chain, row, n, n + AHEAD, last, reached, width, wanted,
+        D, BLOCK, TILE, SECANTS and AHEAD == 0, LEARN, CLIP, PAIRS, False,
+    )  # fmt: skip
     if COUPLE:
-        first_draft = drafts_ptr + chain * width * D
-        length = first_rejection(
-            first_draft, noise_ptr, value_ptr, log_uniform_ptr, delta_ptr, row, n, width,
-            D, BLOCK, TILE)  # fmt: skip
-        left = tl.minimum(num_steps - n, width)
-        stop, rejected = tl.maximum(tl.minimum(length, left - 1), 0), length < left
-        count(
-            accepted_ptr, decided_ptr, cross_ptr, square_ptr, learned_ptr,
-            row, rows, n, stop, rejected, num_steps, width, LEARN,
-        )  # fmt: skip
-        at = n + stop
-        x = moved(
-            row_of(first_point, stop, column, D), row_of(first_draft, stop, column, D),
-            row_of(noise_ptr, row + at, column, D), row_of(value_ptr, row + at, column, D),
-            tl.load(delta_ptr + at), tl.load(a_ptr + at), tl.load(b_ptr + at),
-            tl.load(sigma_ptr + at), rejected, EQUAL,
+        at, x, rejected = couple(
+            first_point, drafts_ptr + chain * width * D, noise_ptr, log_uniform_ptr, value_ptr,
+            accepted_ptr, decided_ptr, cross_ptr, square_ptr, learned_ptr, a_ptr, b_ptr, sigma_ptr,
+            delta_ptr, row, rows, n, width, tl.minimum(num_steps - n, width), num_steps,
+            D, BLOCK, TILE, LEARN, EQUAL,
         )  # fmt: skip
         tl.store(x_ptr + chain * D + column, x, mask=column < D)
         stale = rejected | (n + width >= num_steps)

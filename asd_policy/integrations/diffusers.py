@@ -6,6 +6,9 @@
 ``pipeline`` is a ``DDPMPipeline`` (``from_pretrained`` as usual). Pipelines that are conditioned or
 work on latents sample their latents by :func:`draw`, with :class:`Guided` or a denoiser of one's
 own in the place of their network, and decode them as before.
+
+Imported first, it also helps a torchvision that was built for another PyTorch, without which
+diffusers would not import.
 """
 
 from __future__ import annotations
@@ -17,14 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asd_policy.errors import AsdPolicyError, InputError
+from asd_policy.errors import InputError, whole_from
 from asd_policy.integrations.diffusers_chain import trained_schedule
+from asd_policy.integrations.diffusers_memory import Memory, free_bytes, picture_noise, room_for
+from asd_policy.integrations.torchvision_operators import import_torchvision
 from asd_policy.sampler import Sampler
+from asd_policy.samplers.acceptance import Acceptance
 from asd_policy.samplers.config import SamplerConfig
-from asd_policy.samplers.result import Noise, Stats, Streams, streams
+from asd_policy.samplers.result import Noise, Stats, Streams, check_streams, streams
 from asd_policy.schedule import Schedule
 
+import_torchvision()
+
 WINDOW = 32  # where none is asked for: a fixed one, so that a seed gives the same images
+_LITTLE = 2**28  # bytes up to which all steps are kept, on a CPU: the arithmetic is faster then
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ def sample(
     num_inference_steps: int | None = None,
     output_type: str = "pil",
     rows_at_once: int | None = None,
+    max_memory: int | None = None,
+    verbose: bool = True,
     engine: str = "eager",
     **options: Any,
 ) -> Images:
@@ -57,15 +68,19 @@ def sample(
     Args:
         pipeline: on its device. batch_size: images, each from a random stream of its own.
         generator: seeds the streams, or one for each image.
-        sampler, options: a name with options of ``SamplerConfig``, or a ``SamplerConfig``.
+        sampler, options: a name with options of ``SamplerConfig``, or a ``SamplerConfig``. With
+            ``window="auto"`` the network is timed on this machine, once, and the window is the one
+            that takes the least time for so many images: 1, sequential DDPM, where none is faster.
         num_inference_steps: of the chain; None is all that the network was trained for.
         output_type: "pil", "np" or "pt", as for the pipeline.
-        rows_at_once, engine: as for :func:`draw`.
+        rows_at_once, max_memory, verbose, engine: as for :func:`draw`.
 
     Raises:
-        ValueError: a pipeline or scheduler that is no DDPM, or an option that is unknown.
+        ValueError: a pipeline or scheduler that is no DDPM, an option that is unknown, or a number
+            or a generator that is none.
         AsdPolicyError: the device has too little memory; says for what.
     """
+    SamplerConfig.named(sampler, asked_of=sample, **options)  # draw would not list batch_size
     network, scheduler = (getattr(pipeline, part, None) for part in ("unet", "scheduler"))
     if network is None or scheduler is None or hasattr(pipeline, "vae"):
         raise InputError(
@@ -74,6 +89,7 @@ def sample(
         )
     if output_type not in ("pil", "np", "pt"):
         raise InputError(f"output_type must be 'pil', 'np' or 'pt', got {output_type!r}")
+    batch_size = whole_from(1, "batch_size", batch_size)
     size = network.config.sample_size
     sides = (size, size) if isinstance(size, int) else tuple(size)
     x, stats = draw(
@@ -84,6 +100,8 @@ def sample(
         num_inference_steps=num_inference_steps,
         generator=generator,
         rows_at_once=rows_at_once,
+        max_memory=max_memory,
+        verbose=verbose,
         engine=engine,
         **options,
     )
@@ -106,13 +124,15 @@ def draw(
     generator: Streams = None,
     noise: Noise | None = None,
     rows_at_once: int | None = None,
+    max_memory: int | None = None,
+    verbose: bool = True,
     engine: str = "eager",
     **options: Any,
 ) -> tuple[Tensor, Stats]:
     """Samples of a network of diffusers, and what they cost.
 
-    The noise of a whole chain is drawn before it starts, so that K + 1 numbers of float32 are kept
-    for each number of a sample: 12 MB for an image of 32×32×3 and K = 1000, 0.8 GB for 256×256×3.
+    Of a chain, no more than a window of steps is kept, and what that takes is said beforehand: see
+    ``Memory`` (:mod:`asd_policy.integrations.diffusers_memory`).
 
     Args:
         denoiser: a ``UNet2DModel``, or a module ``denoiser(x, timesteps, cond)`` that returns a
@@ -123,38 +143,96 @@ def draw(
         noise: in place of a generator, all randomness.
         rows_at_once: the most rows that are given to the denoiser in one call, for its memory; the
             rows of a round are cut into so many. None: all. (Calls are counted as before.)
-        engine: what runs it, one of ``asd_policy.engine.ENGINES``.
+        max_memory: bytes that samples may take beside the network; None is what the device has
+            free. Where they need more, nothing is begun.
+        verbose: print what they take, in a line, before they are begun.
+        engine: what runs it, one of ``asd_policy.engine.ENGINES``; "distributed": every rank makes
+            this call, and all have the result.
 
     Raises: as :func:`sample`.
     """
+    shape = tuple(whole_from(1, "every number of shape", size) for size in shape)
+    max_memory = None if max_memory is None else whole_from(1, "max_memory", max_memory)
+    if noise is None:
+        check_streams(generator, shape[0])
     if isinstance(sampler, str) and "window" in SamplerConfig(sampler).method.options:
         options = {"window": WINDOW} | options
-    config = SamplerConfig.named(sampler, **options)
-    parameter = next(denoiser.parameters())
+    if cond is not None and len(cond) != shape[0]:
+        raise InputError(f"cond must have {shape[0]} rows, one for each sample; got {len(cond)}")
+    config = SamplerConfig.named(sampler, asked_of=draw, **options)
+    device, chain = next(denoiser.parameters()).device, _chain(scheduler, num_inference_steps)
+    network: nn.Module = _Rows(denoiser, rows_at_once)
+    if scheduler.config.get("thresholding"):
+        network = Thresholded(network, scheduler)
     made = Sampler(
-        _Rows(denoiser, rows_at_once),
-        _chain(scheduler, num_inference_steps),
-        tuple(shape[1:]),
+        network,
+        chain,
+        shape[1:],
         config,
         engine=engine,
-        device=parameter.device,
+        device=device,
+        kernels=_kernels(config, shape, chain.num_steps, device, max_memory),
     )
-    if noise is None:
-        noise = made.noise(streams(generator, shape[0]))
-    else:
-        noise = noise.fitted(shape[0], made.schedule.num_steps, made.engine.like)
-    with torch.inference_mode():
-        x, stats = made.draw(noise, cond)
-    made.close()
+    if made.needs_costs:  # "auto"
+        with torch.inference_mode():
+            made.engine.lead(lambda: made.measure(again=False))
+        made.calibration.learned.acceptance = Acceptance.typical(made.schedule.num_steps)
+    memory = _memory(made, shape)
+    if verbose and made.engine.leads:
+        print(f"asd-policy: {memory}")
+    most = _room(device, max_memory)  # by now: a timed network may have taken some
+    memory.check(most, "max_memory" if max_memory is not None else f"free on {device}")
+
+    def work() -> tuple[Tensor, Stats]:
+        less = memory.fits(free_bytes(device) or memory.total // 2)
+        with torch.inference_mode(), room_for(str(memory), device, less):
+            if noise is None:
+                drawn = picture_noise(streams(generator, shape[0]), memory, made.engine.like)
+            else:
+                drawn = noise.fitted(shape[0], made.schedule.num_steps, made.engine.like)
+            return made.draw(drawn, cond)
+
+    x, stats = made.engine.lead(work)
+    made.engine.release()
     return x.clone(), stats.copy()
+
+
+def _room(device: torch.device, max_memory: int | None) -> int | None:
+    return free_bytes(device) if max_memory is None else max_memory
+
+
+def _kernels(
+    config: SamplerConfig,
+    shape: tuple[int, ...],
+    steps: int,
+    device: torch.device,
+    max_memory: int | None,
+) -> str:
+    """Those that keep all steps, where these are little and there is room; else PyTorch's."""
+    most = _room(device, max_memory)
+    enough = _LITTLE if most is None else min(_LITTLE, most)
+    little = Memory(shape, steps, WINDOW, whole=True).total <= enough
+    return "auto" if config.rejoin or (little and device.type == "cpu") else "torch"
+
+
+def _memory(made: Sampler, shape: tuple[int, ...]) -> Memory:
+    rejoin, lean = bool(made.config.rejoin), made.engine.lean and made.engine.kernels == "torch"
+    every_step = rejoin or not lean or made.config.name not in ("asd", "ddpm", "ddim")
+    return Memory(shape, made.schedule.num_steps, made.window or 1, every_step, rejoin)
 
 
 def _chain(scheduler: Any, steps: int | None) -> Schedule:
     kind = type(scheduler).__name__
     if kind != "DDPMScheduler":
+        config = getattr(scheduler, "config", {})
+        trained = "there is no DDPM that such a network was trained for"
+        if "beta_schedule" in config:
+            trained = (
+                "the DDPM that the network was trained for is "
+                "DDPMScheduler.from_config(scheduler.config)"
+            )
         raise InputError(
-            f"expected a DDPMScheduler, got a {kind}, whose steps are another chain. The DDPM that "
-            "the network was trained for is DDPMScheduler.from_config(scheduler.config)"
+            f"expected a DDPMScheduler, got a {kind}, whose steps are not a DDPM's; {trained}"
         )
     variance = scheduler.config.get("variance_type")
     if variance in ("learned", "learned_range"):
@@ -162,7 +240,10 @@ def _chain(scheduler: Any, steps: int | None) -> Schedule:
             f"variance_type={variance!r}: the network predicts its own variance, and drafts need "
             "one that is known before the network is called; expected fixed_small or fixed_large"
         )
-    schedule = trained_schedule(scheduler)
+    # What thresholding leaves is what the network predicts: see Thresholded.
+    thresholded = {"thresholding": False, "clip_sample": False, "prediction_type": "sample"}
+    changes = thresholded if scheduler.config.get("thresholding") else {}
+    schedule = trained_schedule(scheduler, **changes)
     return schedule if steps is None or steps == schedule.num_steps else schedule.respaced(steps)
 
 
@@ -171,10 +252,10 @@ class _Rows(nn.Module):
 
     def __init__(self, network: nn.Module, most: int | None) -> None:
         super().__init__()
-        if most is not None and most < 1:
-            raise InputError(f"rows_at_once must be 1 or more, got {most}")
-        self.network, self._most = network, most
+        self.network = network
+        self._most = None if most is None else whole_from(1, "rows_at_once", most)
         self._dtype = next(network.parameters()).dtype
+        self.__qualname__ = type(network).__qualname__  # what engines call it in their errors
 
     def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
         most = self._most or len(x)
@@ -184,15 +265,53 @@ class _Rows(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _call(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
-        try:
-            given = x.to(self._dtype), timesteps
+        given = x.to(self._dtype), timesteps
+        less = f"rows_at_once={len(x) // 2} takes half of it"
+        if len(x) == 1:
+            less = "the network needs a larger device, or numbers of half precision"
+        what = f"the network on {len(x)} rows of {tuple(x.shape[1:])} at once"
+        with room_for(what, x.device, less):
             out = self.network(*given) if cond is None else self.network(*given, cond)
-        except torch.cuda.OutOfMemoryError as error:
-            raise AsdPolicyError(
-                f"{len(x)} rows of {tuple(x.shape[1:])} at once do not fit into the memory of "
-                f"{x.device}; rows_at_once={max(1, len(x) // 2)} takes half of it"
-            ) from error
         return out if isinstance(out, Tensor) else out.sample
+
+
+class Thresholded(nn.Module):
+    """A denoiser that predicts clean samples x̂0 with dynamic thresholding (Saharia et al., 2022):
+    those of a sample that are beyond the quantile s of its own are cut off there, and all are
+    divided by s, which is 1 at least.
+
+    That is a function of the point and its step alone, and so part of the target: what is sampled
+    is exact for it.
+
+    Args:
+        network: predicts what the scheduler's ``prediction_type`` says. scheduler: a
+            ``DDPMScheduler`` with ``thresholding``.
+    """
+
+    def __init__(self, network: nn.Module, scheduler: Any) -> None:
+        super().__init__()
+        config = scheduler.config
+        self.__qualname__ = getattr(network, "__qualname__", type(network).__qualname__)
+        self.network, self._kind = network, config.prediction_type
+        self._quantile, self._most = config.dynamic_thresholding_ratio, config.sample_max_value
+        self._kept = scheduler.alphas_cumprod  # ᾱ of the steps that it was trained with
+
+    def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
+        given = (x, timesteps) if cond is None else (x, timesteps, cond)
+        out = self.network(*given)
+        clean = self._clean(x, (out if isinstance(out, Tensor) else out.sample).to(x), timesteps)
+        sizes = clean.flatten(1).abs().float()
+        most = torch.quantile(sizes, self._quantile, dim=1).clamp(1, self._most).to(x)
+        most = most.view(-1, *[1] * (x.ndim - 1))
+        return clean.clamp(-most, most) / most
+
+    def _clean(self, x: Tensor, out: Tensor, timesteps: Tensor) -> Tensor:
+        kept = self._kept.to(x.device)[timesteps].to(x).view(-1, *[1] * (x.ndim - 1))
+        if self._kind == "sample":
+            return out
+        if self._kind == "v_prediction":
+            return kept.sqrt() * x - (1 - kept).sqrt() * out
+        return (x - (1 - kept).sqrt() * out) / kept.sqrt()
 
 
 class Guided(nn.Module):
@@ -203,10 +322,11 @@ class Guided(nn.Module):
 
     Args:
         network: a ``UNet2DConditionModel``, called with ``encoder_hidden_states``; or, with
-            ``argument="class_labels"``, a ``UNet2DModel`` with classes.
+            ``argument="class_labels"``, a ``UNet2DModel`` or ``DiTTransformer2DModel`` of classes.
         scale: of the guidance; 1 is the conditional model alone.
 
-    Its ``cond`` is (B, 2, …): of each sample the unconditional one, then its own.
+    Its ``cond`` is (B, 2, …): of each sample the unconditional one, then its own. What a network
+    says of its variance beside (a DiT's other half of channels) is left out, as by its pipeline.
     """
 
     def __init__(
@@ -218,6 +338,6 @@ class Guided(nn.Module):
     def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor) -> Tensor:
         given = {self.argument: cond.transpose(0, 1).flatten(0, 1)}
         both = self.network(torch.cat([x, x]), torch.cat([timesteps, timesteps]), **given).sample
-        without, with_it = both.chunk(2)
+        without, with_it = both[:, : x.shape[1]].chunk(2)
         guided: Tensor = without + self.scale * (with_it - without)
         return guided

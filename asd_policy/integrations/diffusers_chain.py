@@ -26,13 +26,16 @@ def is_ddim(scheduler: Any) -> bool:
     return type(scheduler).__name__ == "DDIMScheduler"
 
 
-def trained_schedule(scheduler: Any) -> Schedule:
+def trained_schedule(scheduler: Any, **changes: Any) -> Schedule:
     """The DDPM that a network was trained for, by its ``DDPMScheduler`` or ``DDIMScheduler``.
+
+    Args:
+        changes: settings in place of the scheduler's.
 
     Raises:
         ValueError: as :func:`schedule_of`.
     """
-    config = dict(scheduler.config)
+    config = dict(scheduler.config) | changes
     if config.get("beta_schedule", BETA_SCHEDULES[0]) not in BETA_SCHEDULES:
         config |= {"beta_schedule": BETA_SCHEDULES[0], "trained_betas": scheduler.betas.tolist()}
     return schedule_of(type(scheduler).__name__, config)
@@ -60,7 +63,10 @@ def schedule_of(kind: str, config: Mapping[str, Any]) -> Schedule:
         given |= {name: values[name] for name in ("set_alpha_to_one", "steps_offset")}
     elif values["steps_offset"]:
         offset = values["steps_offset"]
-        raise InputError(f"steps_offset of a DDPMScheduler is not supported, got {offset}")
+        raise InputError(
+            f"steps_offset of a DDPMScheduler is not supported, got {offset}; without it, it is "
+            "DDPMScheduler.from_config(scheduler.config, steps_offset=0)"
+        )
     else:
         given["variance_type"] = _SAME_VARIANCE.get(
             values["variance_type"], values["variance_type"]

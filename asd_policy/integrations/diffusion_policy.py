@@ -65,7 +65,7 @@ def accelerate(
             "expected a policy of diffusion_policy that samples by diffusion, got a "
             f"{type(policy).__name__} without {', '.join(missing)}"
         )
-    config = SamplerConfig.named(sampler, **options)
+    config = SamplerConfig.named(sampler, asked_of=accelerate, **options)
     made = ConditionalSample(policy, config, Place(engine, precision, compile, copy))
     put(made, verbose, warmup, check)
     return policy

@@ -22,7 +22,7 @@ from asd_policy.networks.prepare import copied_bytes
 from asd_policy.policy.chunks import chunk_sampler
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
-from asd_policy.samplers.result import Noise, Stats, streams
+from asd_policy.samplers.result import Noise, Stats, Streams, streams
 from asd_policy.schedule import Schedule
 
 _CHUNKS = 4  # that drafts learn from
@@ -202,13 +202,13 @@ class Hook:
     def draw(
         self,
         asked: Asked,
-        generator: torch.Generator | None = None,
+        generator: Streams = None,
         initial: Tensor | None = None,
     ) -> Tensor:
         """(batch, \\*kind.shape) samples, each from a random stream of its own.
 
         Args:
-            generator: seeds the streams; None is PyTorch's.
+            generator: seeds the streams; None is PyTorch's. A sequence holds the streams.
             initial: (batch, \\*kind.shape) the points to start from, in place of drawn ones.
 
         Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy.checkpoints import find_checkpoint
-from asd_policy.errors import CheckpointError, IntegrationError
+from asd_policy.errors import IntegrationError
 from asd_policy.integrations import diffusion_policy_checkpoint as chi
 from asd_policy.integrations.robomimic_checkpoint import (
     RobomimicCheckpoint,
@@ -17,7 +17,7 @@ from asd_policy.integrations.robomimic_checkpoint import (
     to_checkpoint,
 )
 from asd_policy.policy import Checkpoint, DiffusionPolicy, SamplerConfig, load_checkpoint
-from asd_policy.policy.checkpoint import CARD_FILE
+from asd_policy.policy.checkpoint import CARD_FILE, MODEL_FILE
 
 Place = Mapping[str, Any]  # device, engine, precision, compile and threads of ``DiffusionPolicy``
 Make = Callable[[SamplerConfig], Any]  # a policy that draws with this sampler
@@ -25,7 +25,7 @@ Make = Callable[[SamplerConfig], Any]  # a policy that draws with this sampler
 
 def open_policies(checkpoint: str | Path, place: Place) -> Callable[[Mapping[str, Any]], Any]:
     """Read a checkpoint once: a folder of this package's, the name of one that ships, robomimic's
-    .pth, diffusion_policy's .ckpt.
+    .pth, diffusion_policy's .ckpt, a folder of LeRobot's.
 
     Returns:
         what makes its policy, a ``RecedingHorizon`` with its keys, from the settings of a sampler
@@ -61,7 +61,7 @@ def _diffusion_policy(path: Path, place: Place) -> Make:
     return lambda config: DiffusionPolicy(made, config, **place)
 
 
-def _is_lerobot(path: Path) -> bool:
+def is_lerobot(path: Path) -> bool:
     """A folder of LeRobot's: its config.json names the kind of policy."""
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -71,10 +71,20 @@ def _is_lerobot(path: Path) -> bool:
 
 
 def _lerobot(path: Path, place: Place) -> Make:
-    raise CheckpointError(
-        f"{path} is a folder of LeRobot's, whose policies run in LeRobot's own loop; expected a "
-        "checkpoint folder of this package, robomimic's .pth or diffusion_policy's .ckpt"
-    )
+    try:
+        from asd_policy.integrations.lerobot.source import open_folder
+    except IntegrationError as error:
+        raise IntegrationError(
+            f"{path} is a policy of LeRobot's, whose encoder and processors it needs: {error}"
+        ) from error
+    make, digest = open_folder(path, place), _digest(path / MODEL_FILE)
+
+    def made(config: SamplerConfig) -> Any:
+        policy = make(config)
+        policy.card["sha256"] = digest
+        return policy
+
+    return made
 
 
 def _digest(path: Path) -> str:
@@ -101,6 +111,6 @@ def _image_policy(
 LOADERS: tuple[tuple[Callable[[Path], bool], Callable[[Path, Place], Make]], ...] = (
     (lambda path: path.suffix == ".pth", _robomimic),
     (lambda path: path.suffix == chi.SUFFIX, _diffusion_policy),
-    (_is_lerobot, _lerobot),
+    (is_lerobot, _lerobot),
     (lambda path: True, _own),  # says what is expected of a folder
 )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asd_policy.ambient import own_precision
-from asd_policy.errors import InputError, LayersError
+from asd_policy.errors import EngineError, InputError, LayersError
 from asd_policy.networks.fused import LEAST_KERNEL, Fused
 from asd_policy.networks.layers import check_layers
 from asd_policy.networks.openvino_layers import CompiledTrunk, Graph
@@ -26,6 +26,7 @@ from asd_policy.networks.products import Products
 from asd_policy.networks.tiling import why_not
 from asd_policy.networks.unet1d import ConditionalResidualBlock1D, ConditionalUnet1D
 from asd_policy.networks.whole import Whole
+from asd_policy.threads import limited_to
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 LAYERS = ("auto", "products", "fused", "whole", "openvino")
@@ -178,9 +179,13 @@ class InferenceUnet1D(nn.Module):
         films = [_film(block) for block in _residual_blocks(network)]
         weight, bias = (torch.cat(parts) for parts in zip(*films, strict=True))
         # Mish([e(t), c]) is [Mish(e(t)), Mish(c)].
-        embedding = F.mish(network.diffusion_step_encoder(timesteps))
-        timestep_weight, cond_weight = weight.tensor_split([embedding.shape[1]], dim=1)
-        self.register_buffer("timestep_film", F.linear(embedding, timestep_weight, bias))
+        # By one thread, whatever the program has where a policy is loaded or copied: two threads
+        # may sum in another order, and a seed would give other actions.
+        with limited_to(1):
+            embedding = F.mish(network.diffusion_step_encoder(timesteps))
+            timestep_weight, cond_weight = weight.tensor_split([embedding.shape[1]], dim=1)
+            film = F.linear(embedding, timestep_weight, bias)
+        self.register_buffer("timestep_film", film)
         self.register_buffer("cond_weight", cond_weight.contiguous())
 
     @torch.no_grad()
@@ -220,6 +225,7 @@ class InferenceUnet1D(nn.Module):
         Raises:
             ValueError: x of another shape.
             LayersError: "whole" layers could not be compiled or launched.
+            EngineError: what was compiled with ``torch.compile`` could not be.
         """
         if x.dim() != 3 or x.shape[2] != self.input_dim or x.shape[1] % self.length_multiple:
             expected = f"(N, multiple of {self.length_multiple}, {self.input_dim})"
@@ -233,15 +239,20 @@ class InferenceUnet1D(nn.Module):
                 return self._run(h, film).to(x.dtype)
 
     def _run(self, h: Tensor, film: Tensor) -> Tensor:
-        if self.layers != "whole":
-            return cast(Tensor, self.trunk(h, film))
         try:
             return cast(Tensor, self.trunk(h, film))
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # of Triton's compiler and launcher, which have many kinds
-            text = " ".join(str(error).split())[:300]
-            raise LayersError(f"whole layers failed: {type(error).__name__}: {text}") from error
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if self.layers == "whole":
+                raise LayersError(f"whole layers failed: {text}") from error
+            if type(error).__module__ == "torch._dynamo.exc":
+                raise EngineError(
+                    f"torch.compile of PyTorch {torch.__version__} failed (2.9 is known to work; "
+                    f"without compile, this network runs on any): {text}"
+                ) from error
+            raise
 
 
 @contextmanager

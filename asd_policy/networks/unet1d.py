@@ -139,8 +139,8 @@ class ConditionalUnet1D(nn.Module):
         super().__init__()
         if kernel_size % 2 == 0:
             raise InputError(f"kernel_size must be odd, got {kernel_size}")
-        if not down_dims or any(dim % n_groups for dim in down_dims):
-            raise InputError(f"n_groups={n_groups} must divide every one of {tuple(down_dims)}")
+        if not down_dims or any(dim < 1 or dim % n_groups for dim in down_dims):
+            raise InputError(f"down_dims must be multiples of {n_groups=}, got {tuple(down_dims)}")
         final_groups = final_n_groups or n_groups
         if down_dims[0] % final_groups:
             raise InputError(f"final_n_groups={final_groups} must divide {down_dims[0]}")

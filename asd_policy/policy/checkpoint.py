@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,7 +20,10 @@ from asd_policy.errors import CheckpointError
 from asd_policy.networks import OthersUnet1D
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
+from asd_policy.samplers.calibration import Calibration
 from asd_policy.schedule import Schedule
+
+Made = TypeVar("Made")
 
 FORMAT_VERSION = 1
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
@@ -212,7 +215,12 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         card = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{folder / CARD_FILE} is not valid JSON: {error}") from error
-    version = card.get("format_version") if isinstance(card, dict) else None
+    if not isinstance(card, dict) or "format_version" not in card:
+        raise CheckpointError(
+            f"{folder / CARD_FILE} is no card of an asd-policy checkpoint: expected a mapping with "
+            f"format_version {FORMAT_VERSION}, got {card!r:.80}"
+        )
+    version = card["format_version"]
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder / CARD_FILE}: expected format_version {FORMAT_VERSION}, got {version!r}"
@@ -233,27 +241,22 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 def _load(folder: Path) -> Checkpoint:
     card = read_card(folder)
-    blob = (folder / MODEL_FILE).read_bytes()
-    digest = hashlib.sha256(blob).hexdigest()
-    if digest != card.get("sha256"):
-        raise CheckpointError(
-            f"{folder / MODEL_FILE} was changed or cut short: expected SHA-256 "
-            f"{card.get('sha256')}, got {digest}"
-        )
-    try:
-        weights = load(blob)
-        config = PolicyConfig.from_dict(card["policy"])
-        schedule = Schedule.from_dict(card["schedule"])
-        observation = Normalizer.from_dict(card["normalizer"]["observation"], config.quaternions)
-        action = Normalizer.from_dict(card["normalizer"]["action"])
-        network = config.build_network()
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{folder / MODEL_FILE} is not a safetensors file: {error}"
-        ) from error
-    except _MALFORMED as error:
-        reason = f"missing entry {error}" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{folder / CARD_FILE}: {reason}") from error
+    weights = _weights(folder / MODEL_FILE, _entry(folder, card, "sha256", str))
+    task = card.get("task")
+    if not isinstance(task, str | None):
+        raise CheckpointError(f"{folder / CARD_FILE}: task must be text, got {task!r:.80}")
+
+    def made(entry: str, make: Callable[[Any], Made]) -> Made:
+        return _made(folder, entry, make, _entry(folder, card, entry, dict))
+
+    config, network = made("policy", _config_and_network)
+    schedule = made("schedule", Schedule.from_dict)
+    observation = made(
+        "normalizer", lambda each: Normalizer.from_dict(each["observation"], config.quaternions)
+    )
+    action = made("normalizer", lambda each: Normalizer.from_dict(each["action"]))
+    if card.get("calibration") is not None:
+        made("calibration", Calibration.from_dict)
     _check_dims(folder, config, observation, action)
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
     table = difference_table(expected, {k: tuple(v.shape) for k, v in weights.items()})
@@ -261,6 +264,43 @@ def _load(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder / MODEL_FILE} does not fit its card:\n{table}")
     network.load_state_dict(weights)
     return Checkpoint(network.eval(), config, schedule, observation, action, card)
+
+
+def _weights(path: Path, expected: str) -> dict[str, Tensor]:
+    blob = path.read_bytes()
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != expected:
+        raise CheckpointError(
+            f"{path} was changed or cut short: expected SHA-256 {expected:.80}, got {digest}"
+        )
+    try:
+        return load(blob)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _entry(folder: Path, card: Mapping[str, Any], entry: str, kind: type[Made]) -> Made:
+    if entry not in card:
+        raise CheckpointError(f"{folder / CARD_FILE}: missing entry {entry!r}")
+    value = card[entry]
+    if not isinstance(value, kind):
+        wanted = "text" if kind is str else "a mapping"
+        raise CheckpointError(f"{folder / CARD_FILE}: {entry} must be {wanted}, got {value!r:.80}")
+    return value
+
+
+def _made(folder: Path, entry: str, make: Callable[[Any], Made], value: Any) -> Made:
+    """What an entry of the card describes; it is named where it describes nothing."""
+    try:
+        return make(value)
+    except _MALFORMED as error:
+        reason = f"missing entry {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{folder / CARD_FILE}: {entry}: {reason}") from error
+
+
+def _config_and_network(values: Mapping[str, Any]) -> tuple[PolicyConfig, nn.Module]:
+    config = PolicyConfig.from_dict(values)
+    return config, config.build_network()
 
 
 def _check_dims(folder: Path, config: PolicyConfig, obs: Normalizer, action: Normalizer) -> None:
@@ -272,6 +312,20 @@ def _check_dims(folder: Path, config: PolicyConfig, obs: Normalizer, action: Nor
             raise CheckpointError(
                 f"{folder / CARD_FILE}: expected {expected} {what} normalizer columns, got {got}"
             )
+
+
+def check_rows(
+    wanted: Mapping[str, int], pictures: Collection[str], got: Mapping[str, int]
+) -> None:
+    """Raise a CheckpointError with one table unless all that is wanted, but for pictures, is there.
+
+    Args:
+        wanted, got: key → numbers in a row of it.
+    """
+    rows = {k: (n,) for k, n in wanted.items() if k not in pictures}
+    table = difference_table(rows, {k: (n,) for k, n in got.items() if k in rows})
+    if table:
+        raise CheckpointError(f"the policy was made for other observations:\n{table}")
 
 
 def difference_table(

@@ -40,6 +40,7 @@ def chunk_sampler(
         ValueError: a sampler that this chain does not allow, or an unknown option.
     """
     chain, width = config.schedule(schedule), int(getattr(network, "global_cond_dim", 0))
+    parameters = sum(p.numel() for p in network.parameters())
     sampler = Sampler(
         prepare(network, chain.timesteps, precision, compile),
         schedule,
@@ -49,7 +50,7 @@ def chunk_sampler(
         device=device,
         stored=stored,
         cond=next(network.parameters()).new_zeros(1, width) if width else None,
-        threads=threads or choose_threads(sum(p.numel() for p in network.parameters())),
+        threads=choose_threads(parameters) if threads is None else threads,
         compiled=compile,
     )
     if sampler.needs_costs:  # other ranks, if there are, serve meanwhile

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 from asd_policy.ambient import untouched
-from asd_policy.errors import InputError
+from asd_policy.errors import InputError, check_names, whole_from
 from asd_policy.networks import ConditionalUnet1D
+from asd_policy.schedule import check_choice
+
+_SIZES = (
+    "action_dim", "obs_horizon", "action_horizon", "pred_horizon", "step_embed_dim", "kernel_size",
+    "n_groups",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,7 @@ class PolicyConfig:
     final_n_groups: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.obs_horizon, self.action_horizon, self.pred_horizon) < 1:
-            raise InputError(f"horizons must be at least 1, got {self.horizons}")
+        self._check_kinds()
         if self.obs_horizon - 1 + self.action_horizon > self.pred_horizon:
             raise InputError(
                 "the chunk is too short: obs_horizon − 1 + action_horizon must be at most "
@@ -64,6 +69,23 @@ class PolicyConfig:
                 f"expected the first columns of quaternions among {self.observation_dim} "
                 f"observed numbers, 4 for each, got {self.quaternions}"
             )
+
+    def _check_kinds(self) -> None:
+        """Whole numbers of any kind become ints, which JSON knows; anything else is refused."""
+        if not isinstance(self.observation_keys, Mapping):
+            raise InputError(
+                f"observation_keys must be a mapping, got {self.observation_keys!r:.80}"
+            )
+        for key, dim in self.observation_keys.items():
+            whole_from(1, f"the dimension of observation {key!r}", dim)
+        for name in _SIZES:
+            object.__setattr__(self, name, whole_from(1, name, getattr(self, name)))
+        for name, least in (("down_dims", 1), ("quaternions", 0)):
+            values = tuple(whole_from(least, f"each of {name}", v) for v in getattr(self, name))
+            object.__setattr__(self, name, values)
+        if self.final_n_groups is not None:
+            whole_from(1, "final_n_groups", self.final_n_groups)
+        check_choice("cond_predict_scale", self.cond_predict_scale, (False, True))
 
     @property
     def horizons(self) -> tuple[int, int, int]:
@@ -116,7 +138,8 @@ class PolicyConfig:
         architecture = rest.pop("architecture", None)
         if architecture != "ConditionalUnet1D":
             raise InputError(f"expected architecture 'ConditionalUnet1D', got {architecture!r}")
+        check_names("entries of a policy", rest, [each.name for each in fields(cls)])
         keys = {item["name"]: int(item["shape"][0]) for item in rest.pop("observation_keys")}
         rest["down_dims"] = tuple(rest["down_dims"])
         rest["quaternions"] = tuple(rest.get("quaternions", ()))  # none, before there was a choice
-        return cls(keys, **rest)
+        return cls(keys, rest.pop("action_dim"), **rest)

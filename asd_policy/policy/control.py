@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
 
-from asd_policy.errors import ConnectionLostError, InputError
+from asd_policy.errors import ConnectionLostError, InputError, check_kind, whole_from
 from asd_policy.policy.horizon import Frame, Observation, RecedingHorizon
+from asd_policy.policy.observations import one_row
 
 JOINS = ("replace", "condition")
 
@@ -97,6 +99,9 @@ class Controller:
     def __init__(
         self, policy: RecedingHorizon, join: str = "replace", retry_s: float = 0.5
     ) -> None:
+        check_kind(
+            "policy", policy, RecedingHorizon, "a policy (a DiffusionPolicy, a RemotePolicy …)"
+        )
         if join not in JOINS:
             raise InputError(f"join must be one of {', '.join(JOINS)}; got {join!r}")
         if join == "condition" and not policy.source.conditions:
@@ -119,9 +124,16 @@ class Controller:
         Raises:
             ValueError, NonFiniteError: as the policy; the robot was told to hold still.
         """
-        if not (rate_hz > 0 and math.isfinite(rate_hz)):
-            raise InputError(f"rate_hz must be a positive number, got {rate_hz}")
-        self._policy.reset(seed)
+        for needed in ("observe", "act"):
+            if not callable(getattr(robot, needed, None)):
+                raise InputError(
+                    f"robot must have observe() and act(action); got {type(robot).__name__} "
+                    f"without {needed}"
+                )
+        if not (isinstance(rate_hz, Real) and rate_hz > 0 and math.isfinite(rate_hz)):
+            raise InputError(f"rate_hz must be a positive number, got {rate_hz!r:.80}")
+        steps = None if steps is None else whole_from(0, "steps", steps)
+        self._policy.reset([seed])
         loop = _Loop(self._policy, robot, rate_hz, self._join == "condition", self._retry_s)
         due = time.monotonic()
         try:
@@ -160,9 +172,7 @@ class _Loop:
     def step(self) -> None:
         """Observe, take what has come, ask for more, act."""
         now, length = self.report.steps, self.policy.horizons[0]
-        seen = self.policy.frames(
-            {key: np.asarray(value)[None] for key, value in self.robot.observe().items()}, 1
-        )[0]
+        seen = self.policy.frames(one_row(self.robot.observe()), 1)[0]
         self.frames = [*self.frames, *seen][-length:]
         self._take(now)
         if self.drawer.idle and now >= self.ask_at and time.monotonic() >= self.not_before:
@@ -181,7 +191,21 @@ class _Loop:
         hold = getattr(self.robot, "hold", None)
         action = None if hold is None else hold(self.last)
         if action is not None:
-            self.robot.act(action)
+            self.robot.act(self._still(action))
+
+    def _still(self, action: object) -> np.ndarray:
+        shape = None if self.plan is None else self.plan.actions.shape[1:]
+        try:
+            still = np.asarray(action)
+            good = still.dtype.kind in "fiu" and still.ndim == 1 and shape in (None, still.shape)
+        except ValueError:  # of lists of several lengths
+            good = False
+        if not good:
+            wanted = "(action_dim,)" if shape is None else f"{shape}"
+            raise InputError(
+                f"the robot's hold(last) must return an action {wanted} or None, got {action!r:.80}"
+            )
+        return still
 
     def _ask(self, now: int) -> None:
         committed = None
@@ -258,6 +282,8 @@ class _Drawer:
                 given = None if committed is None else [committed]
                 actions = self._policy.predict([0], given)[0]
                 self._drawn.put((actions, time.monotonic() - start))
+                if given is None:
+                    self._policy.source.ahead([self._policy.environments[0].stream])
             except BaseException as error:
                 self._lost = self._lost or isinstance(error, ConnectionLostError)
                 self._drawn.put(error)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from asd_policy.errors import InputError
+from asd_policy.errors import InputError, seed_number, whole
 from asd_policy.policy.draws import ChunkStats, Draw, chunk_stats
+from asd_policy.policy.observations import named, one_row
 from asd_policy.samplers.result import Stats
 
 Observation = Mapping[str, Any]
@@ -45,11 +46,13 @@ class ChunkSource(ABC):
         horizons: (To, Ta, Tp): observations that a chunk is drawn from, actions of it that are
             executed, and its length. Its action To − 1 is that of the latest observation's time.
         pictures: observations that are pictures, key → (height, width).
+        texts: observations that are text, a sentence each.
         conditions: whether it has :meth:`draw_after`.
     """
 
     horizons: tuple[int, int, int]
     pictures: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    texts: Sequence[str] = ()
     conditions: bool = False
 
     @abstractmethod
@@ -70,7 +73,7 @@ class ChunkSource(ABC):
         if seed is None:
             generator.seed()
         else:
-            generator.manual_seed(int(seed))
+            generator.manual_seed(seed_number(seed))
         return generator
 
     def draw_after(
@@ -85,6 +88,10 @@ class ChunkSource(ABC):
             ValueError: a source whose chunks cannot be conditioned.
         """
         raise InputError("this source's chunks cannot be conditioned on committed actions")
+
+    def ahead(self, streams: Sequence[Stream]) -> None:  # noqa: B027
+        """Be told which streams will be drawn from next, at a time when nothing is waited for. What
+        is drawn from them must be the same with or without."""
 
     def reconnect(self) -> None:  # noqa: B027
         """Reach what draws anew, where that is elsewhere. Raises ConnectionLostError."""
@@ -136,6 +143,16 @@ class _Cost:
         return self._by_row
 
 
+def _seeds(seeds: Any) -> list[int | None]:
+    """One for each environment, of a list of them or of a single one."""
+    seeds = whole(seeds)
+    try:
+        listed = [seeds] if isinstance(seeds, (str, bytes)) else list(seeds)
+    except TypeError:
+        listed = [seeds]
+    return [None if seed is None else seed_number(seed) for seed in listed]
+
+
 class RecedingHorizon:
     """Executes chunks of one source in any number of environments.
 
@@ -169,6 +186,11 @@ class RecedingHorizon:
         return self.source.pictures
 
     @property
+    def texts(self) -> Sequence[str]:
+        """Observations that are text."""
+        return self.source.texts
+
+    @property
     def last_chunks(self) -> list[ChunkStats | None]:
         """What the chunks of the last call cost, None where none was drawn."""
         return self._cost.by_row()
@@ -179,10 +201,13 @@ class RecedingHorizon:
         Args:
             seeds: one seed for each environment (their number sets how many there are); one int or
                 None for a single environment. None draws a seed.
+
+        Raises:
+            ValueError: what is no seed; nothing is forgotten then.
         """
-        if seeds is None or isinstance(seeds, (int, np.integer)):
-            seeds = [seeds]
-        self.environments = [self._environment(seed) for seed in seeds]
+        checked = _seeds(seeds)
+        self.environments = []  # their streams, which may be numbered elsewhere, are free for these
+        self.environments = [self._environment(seed) for seed in checked]
         self._free = []
         self.source.expect(len(self.environments))
         self._cost = _Cost(len(self.environments))
@@ -212,6 +237,7 @@ class RecedingHorizon:
         return len(self.environments) - len(self._free)
 
     def _environment(self, seed: int | None) -> Environment:
+        seed = None if seed is None else seed_number(seed)
         return Environment(seed, self.source.stream(seed))
 
     def queued(self, index: int) -> int:
@@ -236,7 +262,7 @@ class RecedingHorizon:
                 f"act() is for one environment, and this policy was reset for "
                 f"{len(self.environments)}; use act_batch()"
             )
-        return self.act_batch({k: np.asarray(v)[None] for k, v in observation.items()})[0]
+        return self.act_batch(one_row(observation))[0]
 
     def act_batch(
         self, observations: Observation, indices: Sequence[int] | None = None
@@ -265,7 +291,10 @@ class RecedingHorizon:
                 self.enqueue(indices[row], actions)
             cost = _Cost(len(environments), rows, self._cost.stats, self._cost.seconds)
         self._cost = cost
-        return np.stack([environment.queue.popleft() for environment in environments])
+        actions = np.stack([environment.queue.popleft() for environment in environments])
+        if not rows:  # a call that took no time
+            self.source.ahead([e.stream for e in environments if not e.queue])
+        return actions
 
     def enqueue(self, index: int, actions: np.ndarray) -> None:
         """Have the first Ta of a chunk's actions executed by one environment."""
@@ -273,8 +302,11 @@ class RecedingHorizon:
 
     def next(self, index: int) -> np.ndarray:
         """The next queued action (action_dim,) of one environment."""
-        self._cost = _Cost(1)
-        return self.environments[index].queue.popleft()
+        self._cost, environment = _Cost(1), self.environments[index]
+        action = environment.queue.popleft()
+        if not environment.queue:
+            self.source.ahead([environment.stream])
+        return action
 
     def observe(self, observations: Observation, indices: Sequence[int] | None = None) -> None:
         """Take in one observation of each environment, and draw nothing.
@@ -286,7 +318,7 @@ class RecedingHorizon:
 
     def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
         """:meth:`observe`'s first half: what the source makes of observations. Nothing is kept."""
-        return self.source.frames(observations, batch)
+        return self.source.frames(named(observations), batch)
 
     def remember(self, frames: Sequence[Sequence[Frame]], indices: Sequence[int]) -> None:
         """:meth:`observe` for what the source has made of observations already."""

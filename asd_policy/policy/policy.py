@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from asd_policy.errors import CheckpointError
+from asd_policy.device import usable_device
+from asd_policy.errors import CheckpointError, check_kind
 from asd_policy.policy.checkpoint import Checkpoint, difference_table, load_checkpoint
 from asd_policy.policy.horizon import RecedingHorizon
 from asd_policy.policy.source import CheckpointSource
@@ -59,9 +60,12 @@ class DiffusionPolicy(RecedingHorizon):
         compile: bool = False,
         threads: int | None = None,
     ) -> None:
-        self.sampler = sampler or SamplerConfig()
+        wanted = "a Checkpoint, as load_checkpoint() reads it (DiffusionPolicy.load takes a name)"
+        check_kind("checkpoint", checkpoint, Checkpoint, wanted)
+        self.sampler = SamplerConfig() if sampler is None else sampler
+        check_kind("sampler", self.sampler, SamplerConfig, "a SamplerConfig, or None")
         self.config, self.card = checkpoint.config, checkpoint.card
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         place = self.device, engine, precision, compile, threads
         super().__init__(CheckpointSource(checkpoint, self.sampler, *place))
         self.network = self.source.network
@@ -99,7 +103,7 @@ class DiffusionPolicy(RecedingHorizon):
             CheckpointError: a folder that is missing, damaged or no checkpoint.
             ValueError: an unknown sampler or option value.
         """
-        config = SamplerConfig.named(sampler, **options)
+        config = SamplerConfig.named(sampler, asked_of=cls.load, **options)
         return cls(load_checkpoint(folder), config, device, engine, precision, compile, threads)
 
     @property

@@ -14,8 +14,10 @@ from asd_policy.denoiser import PreparedNetwork
 from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint, difference_table
 from asd_policy.policy.chunks import chunk_sampler
-from asd_policy.policy.horizon import Chunks, ChunkSource, Observation
+from asd_policy.policy.horizon import Chunks, Observation
 from asd_policy.policy.inpaint import Inpainted
+from asd_policy.policy.observations import numbers
+from asd_policy.policy.sampled import SampledSource
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
@@ -23,7 +25,7 @@ from asd_policy.samplers.result import Stats
 from asd_policy.samplers.table import Plan
 
 
-class CheckpointSource(ChunkSource):
+class CheckpointSource(SampledSource):
     """Chunks of a trained policy, for histories of low-dimensional observations.
 
     Args:
@@ -64,29 +66,14 @@ class CheckpointSource(ChunkSource):
     def expect(self, batch: int) -> None:
         self.sampler.expect(batch)
 
-    def stream(self, seed: int | None, drawn: int = 0) -> torch.Generator:
-        """The random stream of an environment with this seed (None draws one), after ``drawn``
-        chunks. On the policy's device: noise is drawn where it is used."""
-        generator = torch.Generator(self.device)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(int(seed))
-        for _ in range(drawn):
-            self.sampler.noise([generator])
-        return generator
-
     def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[np.ndarray]]:
         """(Do,) float32 rows, keys in the policy's order."""
-        with np.errstate(over="ignore"):  # found below, as an infinity
-            arrays = {k: np.asarray(v, dtype=np.float32) for k, v in observations.items()}
         expected = {k: (batch, dim) for k, dim in self.config.observation_keys.items()}
-        table = difference_table(expected, {k: v.shape for k, v in arrays.items() if k in expected})
+        seen = [key for key in expected if key in observations]
+        arrays = {key: numbers(key, observations[key], np.float32) for key in seen}
+        table = difference_table(expected, {key: value.shape for key, value in arrays.items()})
         if table:
             raise InputError(f"these are not the observations that the policy expects:\n{table}")
-        for key in expected:
-            if not np.isfinite(arrays[key]).all():
-                raise NonFiniteError(f"observation {key!r} holds a NaN or infinite value")
         return [[row] for row in np.concatenate([arrays[key] for key in expected], axis=1)]
 
     def draw(

@@ -57,8 +57,8 @@ def _remember(
     Where step n was evaluated before, at the guess that a rejection has since replaced, the
     difference becomes a secant ``pair``.
     """
-    width, rows = points.shape[1], chains.rows(steps)
-    before, origin = (chains.take(t, rows, width) for t in (chains.value, chains.point))
+    width, rows, memory = points.shape[1], chains.rows(steps), chains.memory_rows(steps)
+    before, origin = (chains.take(t, memory, width) for t in (chains.value, chains.point))
     x0 = denoiser.x0(points, prediction, steps)
     x0 = torch.where(use.unsqueeze(2), x0, before)
     bad = use & ~x0.isfinite().all(-1)
@@ -74,8 +74,8 @@ def _remember(
             total.view(-1).index_copy_(0, rows, sums.view(-1))
     if form.secants and pair:
         _add_secant(chains, displacement[:, 0], change[:, 0], known[:, 0])
-    for memory, values in ((chains.value, x0), (chains.point, points)):
-        memory.flatten(0, 1).index_copy_(0, rows, values.reshape(len(rows), -1))
+    for tensor, values in ((chains.value, x0), (chains.point, points)):
+        tensor.flatten(0, 1).index_copy_(0, memory, values.reshape(len(memory), -1))
     chains.calls.add_(use.any(1))
     chains.evaluations.add_(use.sum(1))
 
@@ -131,7 +131,8 @@ def _couple(
     """
     size, width = chains.num_steps, drafts.shape[1]
     rows, position = chains.rows(steps), chains.position[:width]
-    noise, targets = (chains.take(t, rows, width) for t in (chains.noise, chains.value))
+    noise = chains.noise_of(steps)
+    targets = chains.take(chains.value, chains.memory_rows(steps), width)
     scale = chains.tables.delta[steps].unsqueeze(2)
     # Absorbing steps and the last, which has no draft to decide on, have scale 0 and stand.
     delta = torch.where(scale > 0, (drafts - targets) * scale, 0.0)
@@ -235,7 +236,7 @@ class AutospeculativeDecoding:
 
     def __init__(self, denoiser: Denoiser, chains: Chains, form: Form, kernels: Kernels) -> None:
         self.denoiser, self.chains, self.form, self.kernels = denoiser, chains, form, kernels
-        self._chain = torch.arange(chains.batch, device=chains.x.device).unsqueeze(1)
+        self._chain_of_row: dict[int, Tensor] = {}
 
     def round(
         self,
@@ -271,6 +272,10 @@ class AutospeculativeDecoding:
         self.verify(guesses, prediction)
         lap("verify")
 
+    def going_on(self) -> Tensor:
+        """() whether any chain is not done yet."""
+        return (self.chains.n < self.chains.num_steps).any()
+
     def guess(self, width: int) -> Guesses:
         """Draft a window of this width."""
         chains, form = self.chains, self.form
@@ -299,7 +304,10 @@ class AutospeculativeDecoding:
         elsewhere."""
         batch, width, dim = points.shape
         flat, steps = points.reshape(batch * width, dim), steps.reshape(-1)
-        chain = self._chain.expand(batch, width).reshape(-1)
+        if width not in self._chain_of_row:
+            chains = torch.arange(batch, device=points.device)
+            self._chain_of_row[width] = chains.repeat_interleave(width, output_size=batch * width)
+        chain = self._chain_of_row[width]
         if use is None:
             return self.denoiser.predict(flat, steps, chain).view(points.shape)
         rows = use.view(-1).nonzero().view(-1)

@@ -135,10 +135,9 @@ class Learned:
         learned = cls()
         if values:
             learned.chunks = int(values["chunks"])
-            learned._cross = np.array(values["slope_cross"], float)
-            learned._square = np.array(values["slope_square"], float)
-            learned._accepted = np.array(values["accepted"], float)
-            learned._decided = np.array(values["decided"], float)
+            names = ("slope_cross", "slope_square", "accepted", "decided")  # one for each step
+            rows = np.array([values[name] for name in names], float)
+            learned._cross, learned._square, learned._accepted, learned._decided = rows
             for window, known in values.get("windows", {}).items():  # none, before they were kept
                 counts = np.zeros(len(learned._decided) + 1, int)
                 for calls, chains in known["calls"].items():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from inspect import signature
+from numbers import Real
 from typing import Any
 
 from asd_policy.drafts import DRAFTS
-from asd_policy.errors import InputError, did_you_mean, whole
+from asd_policy.errors import InputError, check_kind, check_names, whole, whole_from
 from asd_policy.samplers.names import ASD_CALLS, ASD_DDIM_STEPS, ASD_DRAFT, sampler_form
 from asd_policy.samplers.table import METHODS, Method
 from asd_policy.schedule import Schedule, check_choice
@@ -51,20 +54,31 @@ class SamplerConfig:
     rejoin: bool | None = None
 
     @classmethod
-    def named(cls, sampler: str | SamplerConfig, **options: Any) -> SamplerConfig:
+    def named(
+        cls,
+        sampler: str | SamplerConfig,
+        *,
+        asked_of: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> SamplerConfig:
         """A sampler's name with options; or a ``SamplerConfig`` as it is, which has its own.
+
+        Args:
+            asked_of: the function that takes these options beside its own, for messages.
 
         Raises:
             ValueError: as for the class; an option that there is not, or options beside a
                 ``SamplerConfig``.
         """
         known = [field.name for field in fields(cls)[1:]]
-        for option in options:
-            if option not in known:
-                raise InputError(
-                    f"options of a sampler are {', '.join(known)}; got {option!r}"
-                    f"{did_you_mean(option, known)}"
-                )
+        if asked_of is None:
+            check_names("options of a sampler", options, known)
+        elif not options.keys() <= set(known):
+            own = (
+                p.name for p in signature(asked_of).parameters.values() if p.default is not p.empty
+            )
+            all_known = list(dict.fromkeys(("sampler", *own, *known)))
+            check_names(f"options of {asked_of.__qualname__}", options, all_known)
         if not isinstance(sampler, SamplerConfig):
             return cls(sampler, **options)
         if options:
@@ -83,8 +97,8 @@ class SamplerConfig:
         window = self.window
         if window != "auto" and not (isinstance(window, int) and window >= 1):
             raise InputError(f'window must be "auto" or a whole number from 1 on, got {window!r}')
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"inference steps must be at least 1, got {self.steps}")
+        if self.steps is not None:
+            whole_from(1, "inference steps", self.steps)
         if self.rejoin and (self.draft, self.calls_per_round) != ("secant", 1):
             raise InputError(
                 'rejoin=True applies to draft="secant" and calls_per_round=1; got '
@@ -94,8 +108,8 @@ class SamplerConfig:
             value = getattr(self, name)
             if value is not None and value is not False:
                 self._check_applies(name)
-        if not self.tolerance > 0:
-            raise InputError(f"tolerance must be positive, got {self.tolerance}")
+        if not (isinstance(self.tolerance, Real) and self.tolerance > 0):
+            raise InputError(f"tolerance must be positive, got {self.tolerance!r:.80}")
 
     def _check_applies(self, option: str) -> None:
         if option not in self.method.options:
@@ -140,4 +154,6 @@ class SamplerConfig:
         Raises:
             ValueError: more steps than were trained, or ASD on a chain without noise.
         """
+        wanted = "an asd_policy.Schedule, that which the network was trained for"
+        check_kind("schedule", schedule, Schedule, wanted)
         return self.method.chain(self, schedule)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from asd_policy.errors import InputError
+from asd_policy.errors import InputError, check_kind, seed_number
 
 PHASES = ("draft", "network", "verify", "other")
 Streams = torch.Generator | Sequence[torch.Generator] | None
@@ -82,17 +83,25 @@ class Noise:
         return Noise(**fitted)
 
 
+def check_streams(generator: Streams, batch: int) -> None:
+    """Raise a ValueError unless :func:`streams` can make streams of this."""
+    if generator is None:
+        return
+    wanted = "a torch.Generator, a list of one for each chain, or None"
+    for each in generator if isinstance(generator, Sequence) else [generator]:
+        check_kind("generator", each, torch.Generator, wanted)
+    if isinstance(generator, Sequence) and len(generator) != batch:
+        raise InputError(f"expected {batch} generators, one for each chain; got {len(generator)}")
+
+
 def streams(generator: Streams, batch: int) -> list[torch.Generator]:
     """One random stream per chain: those given, or ``batch`` new ones seeded from the one given.
 
     Raises:
-        ValueError: as many generators as chains were expected and another number came.
+        ValueError: as many generators as chains were expected and something else came.
     """
+    check_streams(generator, batch)
     if isinstance(generator, Sequence):
-        if len(generator) != batch:
-            raise InputError(
-                f"expected {batch} generators, one for each chain; got {len(generator)}"
-            )
         return list(generator)
     # Without one, PyTorch's own on the CPU, whatever the default device is.
     device = torch.device("cpu") if generator is None else generator.device
@@ -110,32 +119,29 @@ def seeded(seed: int | None, generator: Streams, device: torch.device | str) -> 
         return generator
     if generator is not None:
         raise InputError("expected seed or generator, got both")
-    try:
-        number = None if isinstance(seed, bool) else operator.index(seed)
-    except TypeError:
-        number = None
-    if number is None or not -(2**63) <= number < 2**64:
-        raise InputError(f"seed must be a whole number below 2^64, got {seed!r}")
-    return torch.Generator(device).manual_seed(number)
+    return torch.Generator(device).manual_seed(seed_number(seed))
 
 
 def draw_noise(generators: Sequence[torch.Generator], num_steps: int, like: Tensor) -> Noise:
     """Noise for chains of D = ``like.shape[-1]`` numbers, each from its own stream."""
     dim = like.shape[-1]
-    initial, steps, uniform = [], [], []
-    for generator in generators:
-        normal = torch.randn(
-            (num_steps + 1, dim), generator=generator, device=generator.device, dtype=like.dtype
-        )
-        initial.append(normal[0])
-        steps.append(normal[1:])
-        uniform.append(
-            torch.rand(num_steps, generator=generator, device=generator.device, dtype=like.dtype)
-        )
-    log_uniform = torch.log1p(-torch.stack(uniform).to(like.device))
-    return Noise(
-        torch.stack(initial).to(like.device), torch.stack(steps).to(like.device), log_uniform
-    )
+    # All in one block, filled chain by chain: with K large, it is most of what a sampler keeps.
+    normal = like.new_empty(len(generators), num_steps + 1, dim)
+    uniform = like.new_empty(len(generators), num_steps)
+    for i, generator in enumerate(generators):
+        fill = functools.partial(_fill, generator=generator)
+        fill(torch.randn, normal[i])
+        fill(torch.rand, uniform[i])
+    return Noise(normal[:, 0], normal[:, 1:], torch.log1p(-uniform))
+
+
+def _fill(make: Callable[..., Tensor], out: Tensor, generator: torch.Generator) -> None:
+    """Random numbers from a generator, which may be of another device than they are for."""
+    given: dict[str, Any] = {"generator": generator, "device": generator.device}
+    if generator.device == out.device:
+        make(out.shape, out=out, **given)
+    else:
+        out.copy_(make(out.shape, dtype=out.dtype, **given))
 
 
 class Clock:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,25 +20,28 @@ from websockets.sync.client import ClientConnection, connect
 
 from asd_policy.errors import ConnectionLostError, InputError, ServerError
 from asd_policy.serving.protocol import KEY, error_of, pack, unpack
+from asd_policy.serving.token import TOKEN, one_word
 
-TOKEN = "ASD_POLICY_TOKEN"  # the environment variable
 _GONE = (ConnectionClosed, OSError, EOFError)
 
 
 class Client:
     """Speaks with a policy's server; openpi's own ``WebsocketClientPolicy`` can, too.
 
-    Threads may share one: they take turns.
+    Threads may share one: they take turns. It keeps a place at the server until :meth:`close`, the
+    end of a ``with`` block, or until nobody has it any more.
 
     Args:
         address: "ws://host:port", or "wss://…" behind a proxy that encrypts.
-        token: that the server asks for; None is the environment's ASD_POLICY_TOKEN.
+        token: that the server asks for, a word (white space around it does not count); None is the
+            environment's ASD_POLICY_TOKEN, if it is set.
         timeout_s: for a connection, and for an answer.
 
     Attributes:
         metadata: what the server said of itself. connections: how often it was connected to.
 
     Raises:
+        ValueError: an address or a token that is none.
         ConnectionLostError: nobody listens there, or the connection is refused.
         ServerError: the server does not let this client in.
     """
@@ -48,9 +55,10 @@ class Client:
         if urlsplit(address).scheme not in ("ws", "wss"):
             raise InputError(f"expected an address like ws://host:8000, got {address!r}")
         self.address, self.timeout_s = address, timeout_s
-        self._token = token or os.environ.get(TOKEN)
+        self._token = _token(token)
         self._lock = threading.RLock()
         self._socket: ClientConnection | None = None
+        self._parting: weakref.finalize[..., Any] | None = None
         self.metadata: dict[str, Any] = {}
         self.connections = 0
         self.reconnect()
@@ -153,27 +161,54 @@ class Client:
                     additional_headers=headers,
                     open_timeout=self.timeout_s,
                 ).__enter__()
+                self._parting = weakref.finalize(self, _hang_up, self._socket.socket, os.getpid())
                 self.metadata = unpack(self._socket.recv(self.timeout_s))
             except InvalidStatus as error:
                 said = (error.response.body or b"").decode(errors="replace").strip()
+                code = error.response.status_code
                 raise ServerError(
-                    f"{self.address} refused the connection: {error.response.status_code}, {said}"
+                    f"{self.address} refused the connection: {code}, {said}"
+                    + (self._how_to_show_it() if code == HTTPStatus.UNAUTHORIZED else "")
                 ) from error
             except (*_GONE, InvalidHandshake, TimeoutError) as error:
                 self._drop()
                 raise ConnectionLostError(f"{self.address} cannot be reached: {error}") from error
             self.connections += 1
 
+    def _how_to_show_it(self) -> str:
+        return (
+            f", got {'another one' if self._token else 'none'}: give it as Client(…, token=…), or "
+            f"as the environment variable {TOKEN}, which `asd-policy eval --remote` takes, too"
+        )
+
     def _drop(self) -> None:
-        socket, self._socket = self._socket, None
-        if socket is not None:
-            socket.close_timeout = 0.1  # nobody may be there to say goodbye to
-            socket.close()
+        if self._parting is not None:
+            self._parting.detach()
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            connection.close_timeout = 0.1  # nobody may be there to say goodbye to
+            connection.close()
 
     def close(self) -> None:
         """Say goodbye."""
         with self._lock:
             self._drop()
+
+
+def _token(given: str | None) -> str | None:
+    if given is not None:
+        return one_word(given, "token")
+    found = os.environ.get(TOKEN, "").strip()
+    return one_word(found, f"the environment's {TOKEN}") if found else None
+
+
+def _hang_up(made: socket.socket, process: int) -> None:
+    """Give a place at the server back. Without a goodbye, whose locks the thread may hold that
+    collects the client; the connection's own thread then reads the end, and closes it."""
+    if os.getpid() != process:
+        return  # a fork's copy: the connection goes on where it was made
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(made, socket.SHUT_RDWR)  # TLS's own would pull it from the reader
 
 
 def is_well(address: str, timeout_s: float = 5.0) -> bool:

@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 from asd_policy.device import resolve_device
 from asd_policy.errors import InputError
 from asd_policy.progress import Stage
+from asd_policy.serving.token import one_word
 from asd_policy.serving.warmup import warm_up
 
 
@@ -28,7 +29,7 @@ def main_serve(
     wait_ms: float = 0.0,
     token_file: Annotated[Path | None, arg(metavar="FILE")] = None,
     device: str = "auto",
-    engine: Annotated[str, arg(metavar="{auto,eager,cuda_graph}")] = "auto",
+    engine: Annotated[str, arg(metavar="{auto,eager,cuda_graph,openvino}")] = "auto",
     precision: Annotated[str, arg(metavar="{fp32,tf32,bf16}")] = "fp32",
     compile: Annotated[bool, FlagCreatePairsOff] = False,
     threads: Annotated[int | None, arg(metavar="INT")] = None,
@@ -43,8 +44,8 @@ def main_serve(
     openpi's own client speak with it; `curl http://HOST:PORT/healthz` says whether it is well.
 
     Args:
-        checkpoint: A shipped policy (lift, can …), a folder, robomimic's .pth, or
-            diffusion_policy's .ckpt.
+        checkpoint: A shipped policy (lift, can …), a folder, robomimic's .pth,
+            diffusion_policy's .ckpt, or a folder of LeRobot's diffusion.
         host: The address to listen at; others than this machine reach 0.0.0.0.
         port: The port; 0 is any that is free.
         sampler: How chunks are drawn, by its name in `asd-policy eval`.
@@ -53,9 +54,11 @@ def main_serve(
         robots: How many are expected at once: auto chooses the window for so many, and a GPU's
             graphs, or OpenVINO's calls, are made for so many beforehand.
         wait_ms: How long an observation waits for those of others, to be drawn in one batch.
-        token_file: A file with a token that clients must show.
+        token_file: A file that holds one word of your choosing, the token that clients must show:
+            Client(…, token=…), or ASD_POLICY_TOKEN in their environment.
         device: Where the policy runs: auto, cpu, cuda, cuda:1.
-        engine: What runs the sampler; auto is cuda_graph on a GPU.
+        engine: What runs the sampler; auto is cuda_graph on a GPU, and openvino on a CPU, where it
+            is installed and faster.
         precision: Number format of the network (tf32 on a GPU only).
         compile: Compile the network at the first chunks.
         threads: CPU threads of the policy; None chooses by the network's size.
@@ -93,7 +96,8 @@ async def _run(server: Any, what: str, has_token: bool) -> None:
         _say(f"warning: whoever reaches {server.host} can use it; --token-file asks for a token")
     await server.run()
     health = server.health()
-    _say(f"ended, {health['chunks']} chunks in {health['batches']} batches were drawn")
+    batches = "1 batch" if health["batches"] == 1 else f"{health['batches']} batches"
+    _say(f"ended; chunks drawn: {health['chunks']}, in {batches}")
 
 
 def _open(
@@ -125,12 +129,10 @@ def _check(limits: Any, port: int, robots: int, wait_ms: float) -> None:
 
 def _token(path: Path) -> str:
     try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
         raise InputError(f"--token-file {path} cannot be read: {error}") from error
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise InputError(f"--token-file {path} must hold one word of ASCII characters")
-    return token
+    return one_word(text, f"--token-file {path}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -24,6 +24,7 @@ import tyro
 
 from asd_policy.errors import AsdPolicyError, ServerError
 from asd_policy.serving.client import Client
+from asd_policy.serving.echo import echoing
 from asd_policy.serving.remote import RemotePolicy
 
 Json = dict[str, Any]
@@ -126,7 +127,8 @@ def memory_mb(pid: int) -> float:
 
 
 def beside_bare(address: str, checkpoint: str, sampler: str, chunks: int, device: str) -> Json:
-    """One client and the bare policy, in turns: both see the same."""
+    """One client and the bare policy, in turns: both see the same. In between, a message goes to a
+    server that only sends it back (``echo_ms``): what the machine and the library take."""
     from asd_policy.device import resolve_device
     from asd_policy.integrations.loaders import open_policies
 
@@ -135,8 +137,8 @@ def beside_bare(address: str, checkpoint: str, sampler: str, chunks: int, device
         {"sampler": sampler}
     )
     bare.reset(0)
-    here, there, added, equal = [], [], [], True
-    with Client(address + "/?seed=0") as client:
+    here, there, added, echoed, equal = [], [], [], [], True
+    with Client(address + "/?seed=0") as client, echoing() as echo:
         for number in range(chunks):
             observation = _observation(client, number)
             answer = client.infer(observation)
@@ -144,6 +146,7 @@ def beside_bare(address: str, checkpoint: str, sampler: str, chunks: int, device
             bare.observe({key: value[None] for key, value in observation.items()})
             actions = bare.predict()[0]
             here.append(1e3 * (time.perf_counter() - start))
+            echoed.append(1e3 * echo(bytes(answer["actions"].nbytes)))
             there.append(answer["round_trip_ms"])
             added.append(answer["round_trip_ms"] - answer["server_timing"]["draw_ms"])
             equal &= bool(np.allclose(actions, answer["actions"], atol=1e-4))
@@ -151,6 +154,7 @@ def beside_bare(address: str, checkpoint: str, sampler: str, chunks: int, device
         "bare_ms": _percentiles(here),
         "round_trip_ms": _percentiles(there),
         "round_trip_without_draw_ms": _percentiles(added),
+        "echo_ms": _percentiles(echoed),
         "more_at_p50_ms": float(np.median(there) - np.median(here)),
         "same_actions": equal,
     }
@@ -181,14 +185,16 @@ def at_once(address: str, clients: int, chunks: int) -> Json:
     }
 
 
-def _observation(client: Client, number: int) -> dict[str, np.ndarray]:
+def _observation(client: Client, number: int) -> dict[str, Any]:
     rng = np.random.default_rng(number)
     shapes, pictures = client.metadata["observations"], client.metadata["pictures"]
-    return {
+    texts = dict.fromkeys(client.metadata["texts"], "pick it up")
+    return texts | {
         key: rng.integers(0, 255, shape, np.uint8)
         if key in pictures
         else rng.normal(0, 0.1, shape).astype(np.float32)
         for key, shape in shapes.items()
+        if key not in texts
     }
 
 
@@ -222,45 +228,63 @@ def _all_at_once(work: Sequence[Callable[[], None]]) -> float:
 _EPISODE, _EPISODES = 200, 5
 
 
-def soak(pid: int, address: str, clients: int, rate_hz: float, seconds: float) -> Json:
-    """The server's memory while clients act, each sample after a fiftieth of the time."""
-    until = time.monotonic() + seconds
-    steps, late, trips = [0] * clients, [0] * clients, list[float]()
+class _Soak:
+    """Clients that act until a time has come, and what they met."""
 
-    def act(row: int) -> None:
-        episode = 0
-        while time.monotonic() < until:
-            with Client(address, timeout_s=120) as client:
-                policy = RemotePolicy(client)
-                for _ in range(_EPISODES):
-                    episode += 1
-                    policy.reset(1000 * row + episode)
-                    _act(client, policy, row)
+    def __init__(self, address: str, clients: int, rate_hz: float, seconds: float) -> None:
+        self._address, self._period = address, 1 / rate_hz
+        self._start = time.monotonic()
+        self.until = self._start + seconds
+        self.steps, self.late = [0] * clients, [0] * clients
+        self.trips: list[float] = []
+        self.failures: list[str] = []
 
-    def _act(client: Client, policy: RemotePolicy, row: int) -> None:
+    def act(self, row: int) -> None:
+        """One client's part. A failure is told, and the rest goes on."""
+        turn = 0
+        while time.monotonic() < self.until:
+            try:
+                self._connected(row, turn)
+            except AsdPolicyError as error:
+                after = time.monotonic() - self._start
+                self.failures.append(f"client {row} after {after:.0f} s: {error}")
+                time.sleep(1)
+            turn += 1
+
+    def _connected(self, row: int, turn: int) -> None:
+        with Client(self._address, timeout_s=120) as client:
+            policy = RemotePolicy(client)
+            for episode in range(_EPISODES):
+                policy.reset(1000 * row + _EPISODES * turn + episode)
+                self._episode(client, policy, row)
+
+    def _episode(self, client: Client, policy: RemotePolicy, row: int) -> None:
         due = time.monotonic()
         for step in range(_EPISODE):
-            if time.monotonic() > until:
+            if time.monotonic() > self.until:
                 return
             policy.act(_observation(client, step))
             if policy.last_chunks[0] is not None:
-                trips.append(policy.source.last_timing["total"])
-            due += 1 / rate_hz
-            steps[row] += 1
+                self.trips.append(policy.source.last_timing["total"])
+            due += self._period
+            self.steps[row] += 1
             if (left := due - time.monotonic()) > 0:
                 time.sleep(left)
             else:
-                late[row] += 1
+                self.late[row] += 1
                 due = time.monotonic()
 
-    samples: list[float] = []
+
+def soak(pid: int, address: str, clients: int, rate_hz: float, seconds: float) -> Json:
+    """The server's memory while clients act, each sample after a fiftieth of the time."""
+    made, samples = _Soak(address, clients, rate_hz, seconds), list[float]()
 
     def watch() -> None:
-        while time.monotonic() < until:
-            time.sleep(min(seconds / 50, max(0.0, until - time.monotonic())))
+        while time.monotonic() < made.until:
+            time.sleep(min(seconds / 50, max(0.0, made.until - time.monotonic())))
             samples.append(memory_mb(pid))
 
-    _all_at_once([*(functools.partial(act, row) for row in range(clients)), watch])
+    _all_at_once([*(functools.partial(made.act, row) for row in range(clients)), watch])
     first = samples[len(samples) // 5]  # what is allocated once is there
     with Client(address) as client:
         health = client.health()
@@ -268,9 +292,10 @@ def soak(pid: int, address: str, clients: int, rate_hz: float, seconds: float) -
         "seconds": seconds,
         "clients": clients,
         "rate_hz": rate_hz,
-        "steps": sum(steps),
-        "late_steps": sum(late),
-        "round_trip_ms": _percentiles(trips),
+        "steps": sum(made.steps),
+        "late_steps": sum(made.late),
+        "failures": made.failures,
+        "round_trip_ms": _percentiles(made.trips),
         "memory_mb": [round(sample, 2) for sample in samples],
         "growth_mb": round(samples[-1] - first, 2),
         "growth_mb_per_hour": round((samples[-1] - first) / (0.8 * seconds) * 3600, 2),

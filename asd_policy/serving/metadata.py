@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import asd_policy
-from asd_policy.policy.source import CheckpointSource
+from asd_policy.policy.sampled import SampledSource
+from asd_policy.sampler import Sampler
 from asd_policy.serving.protocol import VERSION
 from asd_policy.serving.requests import CALLS, Seen
 
@@ -26,6 +27,7 @@ def metadata_of(policy: Any, seen: Seen, wait_s: float, limits: Limits) -> dict[
         "calls": list(CALLS),
         "observations": {key: list(shape) for key, shape in seen.shapes.items()},
         "pictures": list(policy.pictures),
+        "texts": list(seen.texts),
         "action_dim": policy.action_dim,
         "observation_horizon": to,
         "action_horizon": ta,
@@ -43,10 +45,14 @@ def metadata_of(policy: Any, seen: Seen, wait_s: float, limits: Limits) -> dict[
         "task": card.get("task"),
         "checkpoint_sha256": card.get("sha256"),
         # Whether `begin` can go on with a seed after chunks that were drawn from it.
-        "resumes": isinstance(policy.source, CheckpointSource),
+        "resumes": isinstance(policy.source, SampledSource),
         "conditions": policy.source.conditions,  # whether it takes `committed`
-        # With a stored calibration, a chunk depends on its seed; else on those before it as well.
-        "calibration": "frozen" if policy.source.sampler.calibration.frozen else "learning",
+        # Drafts that learn: a chunk depends on those before it as well as on its seed.
+        "calibration": "learning" if _learns(policy.source.sampler) else "frozen",
         "wait_ms": 1e3 * wait_s,
         "limits": {"message_bytes": limits.message_bytes, "robots": limits.robots},
     }
+
+
+def _learns(sampler: Sampler) -> bool:
+    return "draft" in sampler.config.method.options and not sampler.calibration.frozen

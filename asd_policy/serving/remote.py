@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from asd_policy.errors import CheckpointError, ServerError
-from asd_policy.policy.checkpoint import difference_table
+from asd_policy.errors import ServerError, check_kind
+from asd_policy.policy.checkpoint import check_rows
 from asd_policy.policy.draws import ChunkStats
 from asd_policy.policy.horizon import Chunks, ChunkSource, Frame, Observation, RecedingHorizon
 from asd_policy.samplers.result import Stats
@@ -44,6 +44,7 @@ class RemoteSource(ChunkSource):
     """
 
     def __init__(self, client: Client) -> None:
+        check_kind("client", client, Client, "a serving.Client(address)")
         self.client, told = client, client.metadata
         if told.get("protocol") != VERSION:
             raise ServerError(
@@ -55,7 +56,8 @@ class RemoteSource(ChunkSource):
         )  # fmt: skip
         shapes = {key: tuple(shape) for key, shape in told["observations"].items()}
         self.pictures = {key: (shapes[key][0], shapes[key][1]) for key in told["pictures"]}
-        self.seen = Seen(shapes, self.horizons[0])
+        self.texts = tuple(told.get("texts", ()))
+        self.seen = Seen(shapes, self.horizons[0], self.texts)
         self.last_timing: dict[str, float] = {}
         self._free: list[int] = []
         self._streams = 0
@@ -181,7 +183,8 @@ class RemotePolicy(RecedingHorizon):
     @property
     def observation_keys(self) -> dict[str, int]:
         """Key → how many numbers it has."""
-        return {key: int(np.prod(shape)) for key, shape in self.source.seen.shapes.items()}
+        shapes, texts = self.source.seen.shapes, self.source.texts
+        return {key: int(np.prod(shapes[key])) for key in shapes if key not in texts}
 
     @property
     def last_chunks(self) -> list[ChunkStats | None]:
@@ -197,15 +200,7 @@ class RemotePolicy(RecedingHorizon):
 
     def check_observation_space(self, keys: Mapping[str, int]) -> None:
         """Raise a CheckpointError with one table unless the low-dimensional keys are there."""
-        wanted = {k: (n,) for k, n in self.observation_keys.items() if k not in self.pictures}
-        table = difference_table(wanted, {k: (n,) for k, n in keys.items() if k in wanted})
-        if table:
-            raise CheckpointError(f"the policy was made for other observations:\n{table}")
-
-    def reset(self, seeds: int | Sequence[int | None] | None = None) -> None:
-        """As a policy's: len(seeds) environments, each with a stream at the server."""
-        self.environments = []  # their numbers there are free for the new ones
-        super().reset(seeds)
+        check_rows(self.observation_keys, self.pictures, keys)
 
     def close(self) -> None:
         """Close the connection."""

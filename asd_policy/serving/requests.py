@@ -12,7 +12,8 @@ The entry, a mapping, says more:
             ``asd_policy.policy.inpaint``; for "infer" and "infer_batch"
 
 Observations are (\\*shape) of each key; (n, \\*shape) are the last n, oldest first, n up to To. In
-a batch there is one axis of robots before that.
+a batch there is one axis of robots before that. A text is a string, or an array of one for each of
+n and of the robots; openpi's ``prompt`` is taken for it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.errors import InputError, MessageError, NonFiniteError, did_you_mean
+from asd_policy.errors import InputError, MessageError, did_you_mean
 from asd_policy.policy.checkpoint import difference_table
+from asd_policy.policy.observations import numbers, text
 from asd_policy.serving.protocol import KEY
 
 CALLS = ("infer", "infer_batch", "act", "observe", "reset", "health")
+PROMPT = "prompt"  # openpi's name of what the robot is to do
 MOST_DRAWN = 10_000  # chunks that a stream is moved on by; drawing their noise takes half a second
 _ENTRIES = {"call", "robots", "begin", "detail", "committed"}
 Frames = list[dict[str, np.ndarray]]
@@ -35,17 +38,34 @@ Frames = list[dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Seen:
-    """What a policy sees: key → shape of one observation, and To, how many it remembers."""
+    """What a policy sees: key → shape of one observation, To, how many it remembers, and which of
+    them are text."""
 
     shapes: Mapping[str, tuple[int, ...]]
     length: int
+    texts: Sequence[str] = ()
 
     @classmethod
     def by(cls, policy: Any) -> Seen:
         """What this policy does."""
         pictures = {key: (*size, 3) for key, size in policy.pictures.items()}
         shapes = {key: (dim,) for key, dim in policy.observation_keys.items()}
-        return cls(shapes | pictures, policy.horizons[0])
+        texts: dict[str, tuple[int, ...]] = dict.fromkeys(policy.texts, ())
+        return cls(shapes | pictures | texts, policy.horizons[0], policy.texts)
+
+    @property
+    def numbers(self) -> Mapping[str, tuple[int, ...]]:
+        """Key → shape of what is no text."""
+        return {key: shape for key, shape in self.shapes.items() if key not in self.texts}
+
+    def lead(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+        """The axes before one observation's own, as most of the arrays have them that end in their
+        key's shape: one that is wrong must not make the others look so."""
+        own = {key: value.ndim - len(self.shapes[key]) for key, value in arrays.items()}
+        axes = {key: value.shape[: max(0, own[key])] for key, value in arrays.items()}
+        right = [k for k, v in arrays.items() if v.shape == (*axes[k], *self.shapes[k])]
+        votes = [axes[key] for key in right or arrays]
+        return max(votes, key=votes.count, default=())
 
     def frames(self, observation: Mapping[str, Any], lead: tuple[int, ...]) -> Frames:
         """Observations (\\*lead, \\*shape) or (\\*lead, n, \\*shape), as n of (B, \\*shape).
@@ -54,13 +74,14 @@ class Seen:
             ValueError: values that are no numbers, or of other shapes.
             NonFiniteError: a NaN or infinity among them.
         """
-        arrays = {k: _numbers(k, observation[k]) for k in self.shapes if k in observation}
-        first = next(iter(self.shapes))
-        stacked = first in arrays and arrays[first].ndim == len(lead) + 1 + len(self.shapes[first])
-        count = arrays[first].shape[len(lead)] if stacked else 1
+        arrays = {k: numbers(k, observation[k]) for k in self.numbers if k in observation}
+        found = self.lead(arrays)
+        stacked = len(found) == len(lead) + 1
+        count = found[-1] if stacked else 1
         if not 1 <= count <= self.length:
             raise InputError(f"expected the last 1 to {self.length} observations, got {count}")
         whole = (*lead, count) if stacked else lead
+        arrays |= {k: _text(k, observation[k], whole) for k in self.texts if k in observation}
         table = difference_table(
             {key: (*whole, *shape) for key, shape in self.shapes.items()},
             {key: value.shape for key, value in arrays.items()},
@@ -74,15 +95,13 @@ class Seen:
         return [{key: value[:, t] for key, value in rows.items()} for t in range(count)]
 
 
-def _numbers(key: str, value: Any) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"observation {key!r} is no array: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"observation {key!r} must be of numbers, got {array.dtype}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise NonFiniteError(f"observation {key!r} holds a NaN or infinite value")
+def _text(key: str, value: Any, whole: tuple[int, ...]) -> np.ndarray:
+    """Of this shape, where one string may stand for all, or one for each robot."""
+    array = text(key, value)
+    if array.shape == whole[: array.ndim]:
+        array = np.broadcast_to(
+            array.reshape(array.shape + (1,) * (len(whole) - array.ndim)), whole
+        )
     return array
 
 
@@ -129,6 +148,9 @@ def read_request(message: dict[str, Any], seen: Seen, most_robots: int) -> Reque
     if call in ("reset", "health"):
         return Request(call, begin=begin)
     rows = _rows(message, seen) if call == "infer_batch" else 1
+    for key in seen.texts:
+        if key not in message and PROMPT in message:
+            message[key] = message.pop(PROMPT)
     robots = _list(asked.get("robots", list(range(rows))), "robots")
     for number in robots:
         _check_robot(number, most_robots)
@@ -141,17 +163,16 @@ def read_request(message: dict[str, Any], seen: Seen, most_robots: int) -> Reque
 
 
 def _rows(message: Mapping[str, Any], seen: Seen) -> int:
-    shapes = (_numbers(key, message[key]).shape for key in seen.shapes if key in message)
-    rows = next((shape[0] for shape in shapes if shape), 0)
-    if rows < 1:
+    lead = seen.lead({k: numbers(k, message[k]) for k in seen.numbers if k in message})
+    if not lead or lead[0] < 1:
         raise InputError("expected observations of one robot or more, got none")
-    return rows
+    return lead[0]
 
 
 def _committed(value: Any, call: str, rows: int) -> list[np.ndarray]:
     if call not in ("infer", "infer_batch"):
         raise MessageError(f"committed is for infer and infer_batch, got it with {call}")
-    each = [_numbers("committed", actions) for actions in _list(value, "committed")]
+    each = [numbers("committed", actions) for actions in _list(value, "committed")]
     if len(each) != rows:
         raise MessageError(f"committed must list the actions of {rows} rows, got {len(each)}")
     return each
@@ -177,7 +198,9 @@ def _begin(entry: Any, most_robots: int) -> Begin:
     robot, seed, drawn = values
     _check_robot(robot, most_robots)
     if seed is not None and (type(seed) is not int or not 0 <= seed < 2**64):
-        raise MessageError(f"a seed must be a whole number below 2^64 or None, got {seed!r:.80}")
+        raise MessageError(
+            f"a seed must be a whole number from 0 to 2^64 − 1, or None; got {seed!r:.80}"
+        )
     if type(drawn) is not int or not 0 <= drawn <= MOST_DRAWN:
         raise MessageError(f"drawn must be a number up to {MOST_DRAWN}, got {drawn!r:.80}")
     if drawn and seed is None:

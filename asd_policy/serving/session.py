@@ -11,7 +11,7 @@ import numpy as np
 from asd_policy.errors import InputError
 from asd_policy.policy.draws import ChunkStats
 from asd_policy.policy.horizon import Environment, RecedingHorizon
-from asd_policy.policy.source import CheckpointSource
+from asd_policy.policy.sampled import SampledSource
 from asd_policy.serving.batcher import Batcher, Drawn, Job
 from asd_policy.serving.protocol import unpack
 from asd_policy.serving.requests import Begin, Request, Seen, read_request
@@ -90,7 +90,7 @@ class Session:
         source = self._policy.source
         if not begin.drawn:
             return Environment(begin.seed, source.stream(begin.seed))
-        if not isinstance(source, CheckpointSource):
+        if not isinstance(source, SampledSource):
             raise InputError(
                 "this policy's streams cannot be gone on with; begin with another seed"
             )

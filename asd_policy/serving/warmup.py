@@ -20,10 +20,17 @@ def warm_up(policy: Any, robots: int) -> None:
     frozen, sampler.calibration.frozen = sampler.calibration.frozen, True
     policy.reset([0] * robots)
     shapes = Seen.by(policy).shapes
+    kinds = {key: _kind(policy, key) for key in shapes}
     for batch in many:
-        kinds = {key: np.uint8 if key in policy.pictures else np.float32 for key in shapes}
         zeros = {key: np.zeros((batch, *shape), kinds[key]) for key, shape in shapes.items()}
         for _ in range(2):
             policy.observe(zeros, range(batch))
             policy.predict(range(batch))
     sampler.calibration.frozen = frozen
+
+
+def _kind(policy: Any, key: str) -> type[np.generic]:
+    """Of an observation's array; zeros of text are empty."""
+    if key in policy.texts:
+        return np.str_
+    return np.uint8 if key in policy.pictures else np.float32

@@ -14,8 +14,8 @@ from asd_policy.console import plain_console
 from asd_policy.data.replay import Replay, join, load_npz, load_replay, too_short
 from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.device import resolve_device
-from asd_policy.envs.tasks import get_task
-from asd_policy.errors import InputError, OutputExistsError
+from asd_policy.envs.tasks import TASKS, Task, get_task
+from asd_policy.errors import InputError, OutputExistsError, counted
 from asd_policy.files import check_writable, writing
 from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
@@ -85,7 +85,7 @@ def main_train(
     out = out or Path("outputs/train") / task
     _check(threads, seed, out)
     check_choice("rotations", rotations, ("matrix", "quaternion"))
-    replay = join([_load(store, list(spec.observation_keys), filter_key) for store in stores])
+    replay = join([_load(store, spec, filter_key) for store in stores])
     if threads is not None:
         torch.set_num_threads(threads)
     policy = PolicyConfig(
@@ -105,32 +105,46 @@ def main_train(
     console = plain_console()
     console.print(_intention(task, trainer, replay, device))
 
-    def save(folder: Path) -> None:
+    def save(folder: Path, progress: Callable[[int], None] = lambda done: None) -> None:
         console.print(f"Calibrating the drafts (slopes and acceptance) for {folder} …")
-        save_checkpoint(folder, trainer.checkpoint(_card(task, trainer, replay)))
+        calibration = trainer.calibration(progress)
+        save_checkpoint(folder, trainer.checkpoint(_card(task, trainer, replay, calibration)))
 
     marks = {steps * tenth // 10 for tenth in range(11 - keep, 11)}
     _run(trainer, state_file, console, marks, lambda: save(out / f"step-{trainer.step:06d}"))
-    save(out)
+    with Stage("chunks of the calibration") as stage:
+        save(out, stage.update)
     console.print(f"Final loss {trainer.loss:.4f}. Checkpoint: {out}")
 
 
 def _intention(task: str, trainer: Trainer, replay: Replay, device: str) -> str:
     """What is about to be trained, on what."""
     parameters = sum(p.numel() for p in trainer.network.parameters())
+    episodes = counted(len(replay.episode_ends), "episode")
     text = (
-        f"Training {task}: {parameters / 1e6:.1f} M parameters on {len(replay.episode_ends)} "
-        f"episodes ({trainer.num_windows} windows), {trainer.config.steps} steps of "
-        f"{trainer.config.batch_size}, {device}"
+        f"Training {task}: {parameters / 1e6:.1f} M parameters on {episodes} "
+        f"({counted(trainer.num_windows, 'window')}), "
+        f"{counted(trainer.config.steps, 'step')} of {trainer.config.batch_size}, {device}"
     )
     if trainer.step:
         text += f", resumed at step {trainer.step}"
     if short := too_short(replay, *trainer.policy.horizons):
-        text += f"\n{short} episodes are too short to hold a chunk, and are left out."
+        text += f"\nToo short to hold a chunk, and left out: {counted(short, 'episode')}."
     return text
 
 
-def _load(data: Path, keys: list[str], filter_key: str | None) -> Replay:
+def _load(data: Path, spec: Task, filter_key: str | None) -> Replay:
+    replay = _read(data, list(spec.observation_keys), filter_key)
+    made = replay.attributes.get("env_args", {}).get("env_name")
+    others = {
+        task.robosuite_name: task.name for task in TASKS.values()
+    }  # whose shapes may be these
+    if others.get(made, spec.name) != spec.name:
+        raise InputError(f"--task {spec.name}: {data} holds demonstrations of {others[made]}")
+    return replay
+
+
+def _read(data: Path, keys: list[str], filter_key: str | None) -> Replay:
     if data.suffix in (".hdf5", ".h5"):
         return read_hdf5(data, keys, filter_key)
     if filter_key is not None:
@@ -186,12 +200,14 @@ def _run(
         raise
 
 
-def _card(task: str, trainer: Trainer, replay: Replay) -> dict[str, object]:
+def _card(
+    task: str, trainer: Trainer, replay: Replay, calibration: dict[str, object]
+) -> dict[str, object]:
     return {
         "task": task,
         "recipe": _recipe(trainer),
         "training_data": _data_card(replay),
-        "calibration": trainer.calibration(),
+        "calibration": calibration,
     }
 
 

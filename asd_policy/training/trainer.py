@@ -51,10 +51,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
-        if self.steps < 1 or self.batch_size < 1:
-            raise InputError(
-                f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}"
-            )
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
 
@@ -128,14 +127,16 @@ class Trainer:
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
 
     def _start_from(self, start: Checkpoint) -> None:
-        pairs: dict[str, tuple[Any, Any]] = {
-            "policy": (self.policy, start.config),
-            "schedule": (self.schedule, start.schedule),
-        }
-        differ = [name for name, (a, b) in pairs.items() if a.to_dict() != b.to_dict()]
-        if differ:
+        theirs, ours = (
+            {"policy": config.to_dict(), "schedule": schedule.to_dict()}
+            for config, schedule in (
+                (start.config, start.schedule),
+                (self.policy, self.schedule),
+            )
+        )
+        if theirs != ours:
             raise CheckpointError(
-                f"the checkpoint to start from differs from this run in its {', '.join(differ)}; "
+                f"the checkpoint to start from is of another kind ({_differing(theirs, ours)}); "
                 "its weights would mean something else"
             )
         self.network.load_state_dict(start.network.state_dict())
@@ -251,24 +252,31 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         recipe = {k: v for k, v in asdict(self.config).items() if k != "save_seconds"}
-        data = {"windows": self.num_windows, "low": self.observation_normalizer.low.tolist()}
+        data = [self.num_windows, *self.observation_normalizer.low.tolist()]
         return {
             "policy": self.policy.to_dict(),
             "schedule": self.schedule.to_dict(),
             "recipe": recipe,
             "start": self.started_from,
-            "data": data,
+            "demonstrations": data,
         }
 
     @untouched()
     def load_state(self, path: Path) -> None:
         """Go on from :meth:`save_state`. Raises CheckpointError if it is of another run."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        ours = self._identity()
-        if state["identity"] != ours:
-            differs = [key for key in ours if state["identity"].get(key) != ours[key]]
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            there = state["identity"]
+        except OSError:
+            raise
+        except Exception as error:  # whatever a damaged file does to the pickle's reader
             raise CheckpointError(
-                f"{path} belongs to another training run: its {', '.join(differs)} differ; "
+                f"{path} is damaged, or of another program; --no-resume starts over"
+            ) from error
+        ours = self._identity()
+        if there != ours:
+            raise CheckpointError(
+                f"{path} belongs to another training run ({_differing(there, ours)}); "
                 "choose another --out, or --no-resume to start over"
             )
         self.network.load_state_dict(state["network"])
@@ -277,8 +285,9 @@ class Trainer:
         self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
 
     @untouched(gradients=False)
-    def calibration(self) -> dict[str, Any]:
-        """Slopes and acceptance of the averaged network, at observations of the training data."""
+    def calibration(self, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+        """Slopes and acceptance of the averaged network, at observations of the training data;
+        `progress` is called with the number of chunks that were drawn for it."""
         chains = 16
         calibration = calibrate(
             self.ema.network,
@@ -287,6 +296,7 @@ class Trainer:
             cond=self.conditions(chains),
             chunks=4,
             measure_costs=False,
+            progress=progress,
             generator=torch.Generator("cpu").manual_seed(self.config.seed),
         )
         return calibration.to_dict()
@@ -301,3 +311,12 @@ class Trainer:
             self.action_normalizer,
             card,
         )
+
+
+def _differing(there: Any, now: Any, name: str = "") -> str:
+    """Each entry that differs, and both of its values, where they are short."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+        return "; ".join(_differing(there.get(key), now.get(key), key) for key in keys)
+    both = f"{there} there, {now} now"
+    return f"{name} {both}" if len(both) <= 80 else f"other {name}"

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from asd_policy.eval.resume import ended_by_sigterm
 from asd_policy.eval.studies.compare.options import CompareOptions
 
 
@@ -35,6 +34,5 @@ def main_compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> 
     if options.until_decided:
         from asd_policy.eval.studies.compare.decide import continue_until_decided
 
-        with ended_by_sigterm():
-            return continue_until_decided(options)
+        return continue_until_decided(options)
     return run_compare(options)

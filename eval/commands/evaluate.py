@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from asd_policy.eval.options import RatesOptions, ReplayOptions
-from asd_policy.eval.resume import ended_by_sigterm, find_evaluation, find_options, parse
+from asd_policy.eval.resume import find_evaluation, find_options, parse
 from asd_policy.eval.studies.compare.options import EvalAndCompareOptions
 
 
@@ -24,15 +24,14 @@ def main_eval(words: Sequence[str]) -> int:
     seeds. It prints one table, and keeps every episode under outputs/eval/.
     """
     options = parse("eval", words, EvalAndCompareOptions, main_eval.__doc__, find_evaluation)
-    with ended_by_sigterm():
-        if options.compare:
-            from asd_policy.eval.studies.compare.decide import evaluate_and_compare
+    if options.compare:
+        from asd_policy.eval.studies.compare.decide import evaluate_and_compare
 
-            return evaluate_and_compare(options)
-        from asd_policy.eval.studies.evaluate import evaluate
+        return evaluate_and_compare(options)
+    from asd_policy.eval.studies.evaluate import evaluate
 
-        evaluate(options.evaluation)
-        return 0
+    evaluate(options.evaluation)
+    return 0
 
 
 def main_report(run_folder: tyro.conf.Positional[Path]) -> None:
@@ -60,10 +59,9 @@ def main_rates(words: Sequence[str]) -> None:
         find_options, RatesOptions, root=Path("outputs/rates"), command="rates"
     )
     options = parse("rates", words, RatesOptions, main_rates.__doc__, find)
-    with ended_by_sigterm():
-        from asd_policy.eval.studies.rates import run_rates
+    from asd_policy.eval.studies.rates import run_rates
 
-        run_rates(options)
+    run_rates(options)
 
 
 def main_replay(options: Annotated[ReplayOptions, tyro.conf.arg(name="")]) -> int:

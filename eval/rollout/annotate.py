@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from asd_policy.errors import counted
 from asd_policy.eval.runs.formats import duration
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def annotated(
     draw.text((right, top), f"step {step}", fill=_TEXT, font=font, anchor="ra")
     if chunk is None:
         return np.asarray(canvas)
-    cost = f"chunk {duration(1e3 * chunk.latency_s)}, {_count(chunk.calls, 'call')}"
+    cost = f"chunk {duration(1e3 * chunk.latency_s)}, {counted(chunk.calls, 'call')}"
     draw.text((left, top + 1.35 * line), cost, fill=_TEXT, font=font)
     accepted, decided = np.asarray(chunk.accepted), np.asarray(chunk.decided)
     if decided.any():
@@ -85,7 +86,3 @@ def _line_height(width: int) -> int:
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" + "s" * (n != 1)

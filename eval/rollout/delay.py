@@ -37,7 +37,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -257,23 +257,26 @@ def steps_of(seconds: float, rate_hz: float) -> int:
 
 def delayed(
     policies: Mapping[str, Policy],
-    delay: str | float,
+    delay: str | float | Sequence[float],
     rate_hz: float,
     held: Sequence[int],
     execution: str = "late",
 ) -> dict[str, DelayedPolicy]:
-    """The policies with `delay`: "measured", or milliseconds.
+    """The policies with `delay`: "measured", or milliseconds, of all or of each in their order.
 
     Raises:
         ValueError: overlapped execution of a policy whose chunks cannot be given actions.
     """
-    seconds = None if delay == "measured" else 1e-3 * float(delay)
+    each: list[Any] = list(delay) if isinstance(delay, (list, tuple)) else [delay]
+    seconds = [None if one == "measured" else 1e-3 * float(one) for one in each]
+    if len(seconds) == 1:
+        seconds *= len(policies)
     if execution == "overlapped" and not all(p.source.conditions for p in policies.values()):
         raise InputError(
             "--execution overlapped needs chunks that can be given committed actions, and this "
             "policy's cannot"
         )
     return {
-        name: DelayedPolicy(policy, seconds, rate_hz, held, execution)
-        for name, policy in policies.items()
+        name: DelayedPolicy(policy, late, rate_hz, held, execution)
+        for (name, policy), late in zip(policies.items(), seconds, strict=True)
     }

@@ -12,7 +12,7 @@ import torch
 from asd_policy.device import resolve_device
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
-from asd_policy.errors import CheckpointError, InputError
+from asd_policy.errors import CheckpointError, InputError, counted
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout.loop import Setup
 from asd_policy.eval.rollout.remote import remote_policies
@@ -48,7 +48,7 @@ def prepare(parts: Parts) -> Setup:
     if not parts.remote:
         torch.set_num_threads(policy.threads)
     made = functools.partial(make_env, task.env_id, parts.horizon, bool(parts.video), cameras)
-    with Stage(f"building {robots} simulated robot" + "s" * (robots > 1)):
+    with Stage(f"building {counted(robots, 'simulated robot')}"):
         slots = open_slots(made, robots)
     return Setup(
         policies=policies,

@@ -23,8 +23,8 @@ from asd_policy.eval.runs.forms import (
     pattern,
 )
 
-Engine = Literal["auto", "eager", "cuda_graph", "openvino"]
-UsedEngine = Literal["eager-loop", "eager", "cuda_graph", "openvino"]
+Engine = Literal["auto", "eager", "cuda_graph", "openvino", "distributed"]
+UsedEngine = Literal["eager-loop", "eager", "cuda_graph", "openvino", "distributed"]
 Kernels = Literal["auto", "torch", "native", "triton"]
 
 

@@ -82,7 +82,7 @@ Sha256 = Annotated[str, pattern("^[0-9a-f]{64}$")]
 Moment = Annotated[str, Also((("format", "date-time"),), _is_moment, "a date and time (ISO 8601)")]
 Precision = Literal["fp32", "tf32", "bf16"]
 Window = Literal["auto"] | Positive
-Delay = Literal["measured"] | Amount
+Delay = Literal["measured"] | Amount | Annotated[list[Amount], Some]  # one, or one a sampler
 
 
 class Machine(Closed):

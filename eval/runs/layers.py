@@ -1,4 +1,4 @@
-"""The file of `eval/gpu.py --layers`."""
+"""The files of `eval/gpu.py --layers` and `--rounds`."""
 
 from __future__ import annotations
 
@@ -90,6 +90,56 @@ class BrokenCell(LayersCell):
     batch: NotRequired[Positive]
     failed: str
     traceback: str
+
+
+class RoundsForm(Closed):
+    """One way to launch rounds, or another sampler."""
+
+    chunks: Positive
+    result_ms: ChunkLatency
+    """Until the host had the result."""
+    idle_ms: ChunkLatency
+    """Until the device had nothing left to do."""
+    noise_ms: Amount
+    """Of these, for noise: the median."""
+    calls: Above
+    window: Positive
+
+
+class RoundsCell(Closed):
+    """Forms that took turns."""
+
+    key: str
+    network: str
+    precision: Precision
+    batch: Positive
+    trained: bool
+    """Where it is false, acceptance and with it ASD's calls mean nothing."""
+    engine: str
+    layers_used: Form
+    forms: Annotated[dict[str, RoundsForm], Some]
+
+
+class BrokenRounds(Closed):
+    """A cell that could not be measured."""
+
+    key: str
+    network: str
+    precision: Precision
+    batch: Positive
+    failed: str
+    traceback: str
+
+
+class Rounds(Closed):
+    """Rounds launched in every way: written whole after every cell."""
+
+    schema_version: Literal[1]
+    started: Moment
+    settings: LayersSettings
+    machine: Annotated[list[BenchMachine], Some]
+    cells: list[RoundsCell | BrokenRounds]
+    complete: bool
 
 
 class Layers(Closed):

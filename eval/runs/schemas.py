@@ -25,8 +25,11 @@ Json = dict[str, Any]
 # none: config.json's counts.) Raise one when a reader of the old form would be misled.
 VERSION = {
     "config": 2, "env": 2, "results": 2, "options": 1, "rates": 1, "tasks": 1, "replay": 1,
-    "recording": 2, "compare": 2, "first_minutes": 1, "plan": 1, "doctor": 1,
-    "bench": 1, "layers": 1, "verify": 1, "verify_config": 1, "pusht": 1,
+    "recording": 2, "compare": 2, "first_minutes": 1, "rejoining": 1, "plan": 1,
+    "doctor": 1,
+    "bench": 1, "layers": 1, "rounds": 1, "verify": 1, "verify_config": 1, "pusht": 1,
+    "pictures_calls": 1, "pictures_quality": 1, "pictures_clock": 1, "pictures_samples": 1,
+    "modes": 1, "devices": 1,
 }  # fmt: skip
 # Name of a schema → where its type is, below asd_policy.eval.
 FORMS = {
@@ -35,10 +38,16 @@ FORMS = {
     "options": "runs.studies.Options", "rates": "runs.studies.Rates",
     "tasks": "runs.studies.Tasks", "replay": "runs.comparisons.Replay",
     "recording": "runs.comparisons.Recording", "compare": "runs.comparisons.Compare",
-    "first_minutes": "runs.studies.FirstMinutes",
-    "pusht": "runs.studies.PushT", "plan": "runs.studies.Plan", "doctor": "runs.studies.Doctor",
-    "bench": "runs.bench.Bench", "layers": "runs.layers.Layers", "verify": "runs.verify.Verify",
-    "verify_config": "runs.verify.VerifyConfig",
+    "first_minutes": "runs.studies.FirstMinutes", "rejoining": "runs.studies.Rejoining",
+    "pusht": "runs.studies.PushT", "modes": "runs.modes.Modes",
+    "plan": "runs.studies.Plan", "doctor": "runs.studies.Doctor",
+    "bench": "runs.bench.Bench", "layers": "runs.layers.Layers",
+    "rounds": "runs.layers.Rounds", "verify": "runs.verify.Verify",
+    "verify_config": "runs.verify.VerifyConfig", "devices": "runs.devices.Devices",
+    "pictures_calls": "runs.pictures.PicturesCalls",
+    "pictures_quality": "runs.pictures.PicturesQuality",
+    "pictures_clock": "runs.pictures.PicturesClock",
+    "pictures_samples": "runs.pictures.PicturesSamples",
 }  # fmt: skip
 
 

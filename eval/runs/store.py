@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.eval.runs.files import check_is_folder
 from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.files import writing
@@ -50,19 +50,35 @@ class Store:
         """What the folder's file holds; None where there is none, or it is of something else.
 
         Raises:
-            ValueError: it is damaged: of this version, and of another form.
+            ValueError: it is damaged: no JSON, or of this version and of another form.
         """
         path = folder / self.file
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except OSError:
             return None
+        except ValueError as error:
+            raise InputError(f"{path} is damaged, or of something else: {error}") from error
         if not (isinstance(content, dict) and isinstance(content.get(self.key), dict)):
             return None
         if not self.ours(content):
             return None
         if content.get("schema_version") == VERSION[self.form]:
             read_json(path, self.form)
+        return content
+
+    def begun(self, folder: Path) -> Json:
+        """What the file of the run holds that --resume is to continue.
+
+        Raises:
+            ValueError: there is none, or it is damaged.
+        """
+        content = self.read(folder)
+        if content is None:
+            raise InputError(
+                f"--resume: expected {self.what} in {folder}; found none (without --resume, one "
+                "begins there)"
+            )
         return content
 
     def check(self, folder: Path, options: Json, resume: bool, beside: bool = False) -> Json | None:

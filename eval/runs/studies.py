@@ -62,6 +62,8 @@ class OfTasks(Closed):
     precision: Precision
     threads: Positive | None
     tasks: Annotated[list[str], Some, Unique]
+    samplers: NotRequired[Annotated[list[str], Some, Unique]]
+    """Not there: the seven that they were before they could be chosen."""
     window: Positive
     latency_episodes: Positive
 
@@ -96,6 +98,8 @@ class AtRate(Closed):
     deadlines: Deadlines
     chunk_latency_ms: Latency
     network_calls_per_chunk: Amount | None
+    smoothness: NotRequired[Smoothness]
+    """Jumps where chunks join, and within them; absent in files of earlier versions."""
 
 
 class Rate(Closed):
@@ -192,7 +196,7 @@ class Tasks(Closed):
     tasks: Annotated[dict[str, Task], Some]
 
 
-# --- first_minutes.json, pusht.json, plan.json, doctor --json -------------------------------------
+# --- first_minutes.json, rejoining.json, pusht.json, plan.json, doctor --json ---------------------
 
 
 class FirstRun(Closed):
@@ -226,6 +230,45 @@ class FirstMinutes(Closed):
     machine: dict[str, Any]
     """As env.json."""
     runs: list[FirstRun]
+
+
+class Sums(Closed):
+    """Of whole numbers, one a chain."""
+
+    total: int
+    squares: Count
+    """The sum of their squares: with both, more chains can be added exactly."""
+    mean: float
+    standard_error: Amount
+
+
+class Sides(Closed):
+    """The same chains' numbers without and with rejoining."""
+
+    without: Sums
+    rejoining: Sums
+    difference: Sums
+    """Rejoining minus without, chain by chain."""
+
+
+class RejoiningCell(Closed):
+    """One policy that ships at one window."""
+
+    task: str
+    window: Positive
+    """Evaluations of a round at most."""
+    chains: Count
+    calls: Sides
+    evaluations: Sides
+
+
+class Rejoining(Closed):
+    """What chunks take without and with rejoining, from the same noise."""
+
+    schema_version: Literal[1]
+    seed: Count
+    """Of the first block of chains."""
+    cells: list[RejoiningCell]
 
 
 class PushTEpisode(Closed):

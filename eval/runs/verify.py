@@ -46,7 +46,7 @@ class VerifySettings(Closed):
     tolerance: Above
     seed: Count
     batch: Positive
-    engine: Literal["auto", "eager", "cuda_graph", "openvino"]
+    engine: Literal["auto", "eager", "cuda_graph", "openvino", "distributed"]
     precision: Precision | Literal["fp64"]
     code: Annotated[list[str | None], Two, Versioned]
     """Version of the package, and its commit where it is a checkout."""

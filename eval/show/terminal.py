@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from asd_policy.errors import counted
 from asd_policy.eval.runs.evaluation import Results, Summary
 from asd_policy.eval.runs.formats import MISSING, number, success, times
 from asd_policy.eval.runs.forms import Difference
@@ -101,7 +102,7 @@ def _setting(results: Results) -> str:
         *(f"K={k}" for k in sorted(steps)),
         *window_phrases(results),
         resolved["device"],
-        f"{resolved['threads']} thread" + "s" * (resolved["threads"] != 1),
+        counted(resolved["threads"], "thread"),
         resolved["precision"] + ", compiled" * resolved["compile"],
         f"{resolved['engine']} engine with {resolved['kernels']} kernels",
     ]

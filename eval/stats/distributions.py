@@ -65,20 +65,25 @@ def calls_by_chunk(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     return rows
 
 
-def deadlines(settings: Mapping[str, Any], episodes: Sequence[Any]) -> dict[str, Any] | None:
+def deadlines(
+    name: str, settings: Mapping[str, Any], episodes: Sequence[Any]
+) -> dict[str, Any] | None:
     """What a sampler's delays came to, for results.json; None of a loop without delays.
 
     Args:
-        settings: of the run. episodes: its `Episode`s, of one sampler.
+        name: of the sampler. settings: of the run. episodes: its `Episode`s.
     """
-    if settings.get("delay") is None:
+    delay = settings.get("delay")
+    if delay is None:
         return None
+    if isinstance(delay, list):
+        delay = delay[settings["samplers"].index(name) if len(delay) > 1 else 0]
     chunks = [chunk for episode in episodes for chunk in episode.chunks]
     starts = [episode.chunks[0] for episode in episodes if episode.chunks]
     delays = latency_ms(None, [chunk["delay_s"] for chunk in chunks])
     del delays["first"]  # none is apart: the first was drawn twice
     return {
-        "delay": settings["delay"],
+        "delay": delay,
         "control_rate_hz": settings["control_rate"],
         "chunks": len(chunks),
         "delay_ms": delays,

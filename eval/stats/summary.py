@@ -106,7 +106,7 @@ def _sampler(name: str, settings: dict[str, Any], episodes: Sequence[Episode]) -
         "overhead_ms_per_chunk": {part: _mean_ms(chunks, f"{part}_s") for part in _PARTS},
         "window": _window(name, settings["window"], chunks),
         "time": _time(episodes),
-        "deadlines": deadlines(settings, episodes),
+        "deadlines": deadlines(name, settings, episodes),
         "stages": _stages(episodes),
         "smoothness": _smoothness(episodes),
     }

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from asd_policy.console import plain_console, say
-from asd_policy.errors import OutputError
+from asd_policy.errors import OutputError, counted
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.plan import Parts, Plan, resolve
 from asd_policy.eval.rollout.delay import delayed
@@ -65,8 +65,8 @@ def evaluate(
     with reserved(plan.out):
         say(f"Output folder: {plan.out}" + (_continued(plan) if there else ""))
         say(
-            f"{plan.parts.task}: {', '.join(plan.parts.samplers)}; {_count(len(plan.seeds))} each, "
-            "on the same seeds"
+            f"{plan.parts.task}: {', '.join(plan.parts.samplers)}; "
+            f"{counted(len(plan.seeds), 'episode')} each, on the same seeds"
         )
         if (other := other_sampler(plan.parts)) is not None:
             say(other)
@@ -192,7 +192,3 @@ def _say_kept(folder: RunFolder, plan: Plan, part: bool) -> None:
         print_report(plain_console(stderr=True), results, folder.path)
     said = f"{finished} of {plan.total} episodes were finished and are kept in {folder.path}"
     say(said if part else f"{said}; continue with\n  {plan.again}")
-
-
-def _count(episodes: int) -> str:
-    return "1 episode" if episodes == 1 else f"{episodes} episodes"

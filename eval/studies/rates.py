@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options, s
 from asd_policy.eval.rollout.loop import Setup
 from asd_policy.eval.runs.evaluation import Results, Summary
 from asd_policy.eval.runs.files import default_folder, reserved, write_json
-from asd_policy.eval.runs.formats import duration
+from asd_policy.eval.runs.formats import MISSING, duration
 from asd_policy.eval.runs.forms import Delay
 from asd_policy.eval.runs.studies import AtRate, Rate, Rates
 from asd_policy.eval.show.tables import print_lines, table
@@ -28,7 +29,6 @@ from asd_policy.eval.subject import with_its_task
 
 Json = dict[str, Any]
 _USUAL = "late"
-_LINES = {"waiting": ":", "late": "-", "overlapped": "--"}
 
 
 def run_rates(
@@ -47,6 +47,8 @@ def run_rates(
     """
     if not options.rates or len(set(options.rates)) < len(options.rates):
         raise InputError(f"--rates takes different rates, one or more; got {options.rates}")
+    if not all(0.0 < rate < math.inf for rate in options.rates):
+        raise InputError(f"--rates takes positive numbers of hertz; got {options.rates}")
     if options.delay is None:
         raise InputError("`rates` needs a --delay: measured, or milliseconds; got none")
     if options.resume and options.out is None:
@@ -84,7 +86,8 @@ def _evaluate(
         here = EvalOptions(**{**shared, **own})
         done[rate, execution] = evaluate(here, prepare=prepare, console=console, part=True)
         assert options.delay is not None
-        result = gather(options.delay, done)
+        delay = options.delay
+        result = gather(list(delay) if isinstance(delay, tuple) else delay, done)
         write_json(root / "rates.json", result)
         save_figure(dict(result), root / "rates.svg")
     return result
@@ -96,12 +99,15 @@ def _folder(rate: float, execution: str) -> str:
 
 def _at_rate(summary: Summary) -> AtRate:
     assert summary["deadlines"] is not None, "every rate has a --delay"
-    return {
+    told: AtRate = {
         "success": summary["success"],
         "deadlines": summary["deadlines"],
         "chunk_latency_ms": summary["chunk_latency_ms"],
         "network_calls_per_chunk": summary["network_calls_per_chunk"],
     }
+    if "smoothness" in summary:
+        told["smoothness"] = summary["smoothness"]
+    return told
 
 
 def gather(delay: Delay, done: Mapping[tuple[float, str], Results]) -> Rates:
@@ -131,42 +137,57 @@ def _rate(rate: float, execution: str, results: Results) -> Rate:
 
 
 def save_figure(result: Json, path: Path) -> None:
-    """Two panels over the control rate: success with its 95% interval, and steps held still."""
+    """Over the control rate: success with its 95% interval, and steps held still below it; a column
+    for each execution."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    from asd_policy.eval.show.figures import COLOURS, STYLE, label_ticks, save
+    from asd_policy.eval.show.figures import STYLE, label_ticks, save
 
-    executions = dict.fromkeys(entry.get("execution", _USUAL) for entry in result["rates"])
+    executions = list(dict.fromkeys(entry.get("execution", _USUAL) for entry in result["rates"]))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 6))
-        top, bottom = figure.subplots(2, 1, sharex=True)
-        series = itertools.product(result["rates"][0]["samplers"], executions)
-        for i, (name, execution) in enumerate(series):
+        width = 6 if len(executions) == 1 else 2 + 3 * len(executions)
+        figure = Figure(figsize=(width, 6), layout="constrained")
+        panels = figure.subplots(2, len(executions), sharex=True, sharey=True, squeeze=False)
+        for execution, (top, bottom) in zip(executions, panels.T, strict=True):
             of = [e for e in result["rates"] if e.get("execution", _USUAL) == execution]
-            found = [entry["samplers"][name] for entry in of]
-            look = {
-                "color": COLOURS.get(name, COLOURS["ddim-10"]),
-                "marker": "os^Dv"[i % 5],
-                "linestyle": _LINES[execution],
-                "label": name if len(executions) == 1 else f"{name}, {execution}",
-            }
-            share = [100 * s["success"]["rate"] for s in found]
-            ends = [[100 * end for end in s["success"]["ci95"]] for s in found]
-            below = [max(0.0, y - low) for y, (low, _) in zip(share, ends, strict=True)]
-            above = [max(0.0, high - y) for y, (_, high) in zip(share, ends, strict=True)]
-            # Side by side: they may coincide.
-            at = [entry["control_rate_hz"] * (1 + 0.02 * i) for entry in of]
-            top.errorbar(at, share, yerr=[below, above], capsize=3, **look)
-            held = [100 * s["deadlines"]["held_steps"] / s["deadlines"]["steps"] for s in found]
-            bottom.plot(at, held, **look)
-        top.set(ylabel="success, %", ylim=(-3, 103), xscale="log")
-        bottom.set(ylabel="steps held still, %", ylim=(-3, 103), xlabel="control rate, Hz")
-        label_ticks(bottom.xaxis, sorted({entry["control_rate_hz"] for entry in result["rates"]}))
-        top.legend()
-        delay = result["delay"] if result["delay"] == "measured" else duration(result["delay"])
-        top.set_title(f"{result['task']}: chunks come late ({delay})", loc="left")
+            for i, name in enumerate(result["rates"][0]["samplers"]):
+                _lines(top, bottom, of, name, i)
+            top.set(ylim=(-3, 103), xscale="log")
+            if len(executions) > 1:
+                top.set_title(execution)
+            bottom.set(xlabel="control rate, Hz")
+            label_ticks(bottom.xaxis, sorted({e["control_rate_hz"] for e in result["rates"]}))
+        panels[0][0].set(ylabel="success, %")
+        panels[1][0].set(ylabel="steps held still, %")
+        delay = result["delay"]
+        if delay != "measured":
+            delay = ", ".join(map(duration, delay if isinstance(delay, list) else [delay]))
+        figure.suptitle(f"{result['task']}: chunks come late ({delay})")
+        handles, names = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
         save(figure, path, ("svg",))
+
+
+def _lines(top: Any, bottom: Any, entries: Sequence[Json], name: str, number: int) -> None:
+    """One sampler's, of one execution."""
+    from asd_policy.eval.show.figures import COLOURS
+
+    found = [entry["samplers"][name] for entry in entries]
+    look = {
+        "color": COLOURS.get(name, COLOURS["ddim-10"]),
+        "marker": "os^Dv"[number % 5],
+        "label": name,
+    }
+    share = [100 * s["success"]["rate"] for s in found]
+    ends = [[100 * end for end in s["success"]["ci95"]] for s in found]
+    below = [max(0.0, y - low) for y, (low, _) in zip(share, ends, strict=True)]
+    above = [max(0.0, high - y) for y, (_, high) in zip(share, ends, strict=True)]
+    # Side by side: they may coincide.
+    at = [entry["control_rate_hz"] * (1 + 0.02 * number) for entry in entries]
+    top.errorbar(at, share, yerr=[below, above], capsize=3, **look)
+    held = [100 * s["deadlines"]["held_steps"] / s["deadlines"]["steps"] for s in found]
+    bottom.plot(at, held, **look)
 
 
 def _table(result: Json) -> Table:
@@ -175,6 +196,7 @@ def _table(result: Json) -> Table:
         for name, summary in entry["samplers"].items():
             success, late = summary["success"], summary["deadlines"]
             low, high = success["ci95"]
+            jump = summary.get("smoothness", {}).get("jump_at_joins")
             rows.append(
                 [
                     f"{entry['control_rate_hz']:g}",
@@ -185,6 +207,7 @@ def _table(result: Json) -> Table:
                     duration(late["delay_ms"]["p50"]),
                     f"{late['delay_steps_mean']:.1f}",
                     f"{late['held_steps']}/{late['steps']}",
+                    MISSING if jump is None else f"{jump:.2f}",
                 ]
             )
     headers = (
@@ -193,8 +216,9 @@ def _table(result: Json) -> Table:
         "execution",
         "success",
         "95%",
-        "delay p50",
-        "steps late",
-        "held still",
+        "delay\np50",
+        "steps\nlate",
+        "held still,\nof steps",
+        "jump at\njoins",
     )
-    return table(headers, rows, left=(1, 2))
+    return table(headers, rows, left=(1, 2), dense=True)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from asd_policy import Calibration, NonFiniteError, SamplerConfig, Schedule
-from asd_policy.drafts import DRAFTS
+from asd_policy.chains import Chains
+from asd_policy.denoiser import Denoiser
+from asd_policy.drafts import DRAFTS, Form
 from asd_policy.engine import make_engine
 from asd_policy.engine.cuda_graph import CudaGraphEngine
+from asd_policy.engine.kernels import make_kernels
 from asd_policy.errors import EngineError
+from asd_policy.networks import ConditionalUnet1D
+from asd_policy.networks.prepare import prepare
 from asd_policy.samplers.acceptance import Acceptance
+from asd_policy.samplers.asd import AutospeculativeDecoding
 from reference.chains import bulk_noise, draw
 from reference.mixture import Mixture
-from reference.recorder import HostRecorder
+from reference.recorder import HostRecorder, Launching
 
 DIM, STEPS = 6, 30
 SCHEDULE = Schedule.ddpm(STEPS)
@@ -125,6 +133,52 @@ def test_rounds_are_no_wider_than_what_is_left(calls: int) -> None:
     assert list(static.bytes_by_bucket) == [f"{of}20", f"{of}10"]
 
 
+@pytest.mark.parametrize(
+    ("rejoin", "batch", "between"),
+    [
+        (False, 1, ["add", "index", "index", "add"]),
+        (False, 3, ["add", "reshape", "index", "index", "index", "add"]),
+        (True, 1, ["index", "index", "add"]),
+        (True, 3, ["index", "index", "index", "add"]),
+    ],
+)
+def test_what_a_round_launches_around_its_network(
+    rejoin: bool, batch: int, between: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two kernels, and what finds the rows' steps and modulation; of several chains, what lays
+    their rows side by side. Each is a launch in a captured round."""
+    network = prepare(
+        ConditionalUnet1D(3, 4, 8, (8, 16), n_groups=2).requires_grad_(False), SCHEDULE.timesteps
+    )
+    like = torch.zeros(batch, 12)
+    denoiser = Denoiser(network, SCHEDULE, (4, 3), torch.zeros(batch, 4), like)
+    chains = Chains(SCHEDULE, batch, 12, 8, like, rejoin)
+    counted, kernels, hidden = Launching(), make_kernels("torch"), []
+
+    def alone(work, name):  # type: ignore[no-untyped-def]
+        def called(*args, **options):  # type: ignore[no-untyped-def]
+            hidden.append(name)
+            with _disable_current_modes():
+                out = work(*args, **options)
+                return tuple(t.contiguous() for t in out) if isinstance(out, tuple) else out
+
+        return called
+
+    names = ("propose", "verify", "walk", "settle")
+    known = SimpleNamespace(**{name: alone(getattr(kernels, name), name) for name in names})
+    trunk = network.unet.trunk
+    monkeypatch.setattr(trunk, "forward", alone(trunk.forward, "network"))
+    run = AutospeculativeDecoding(denoiser, chains, Form("secant", rejoin=rejoin), known)
+    with torch.inference_mode():
+        run.round(None)  # as before a capture
+        hidden.clear()
+        with counted:
+            run.round(None)
+    first, last = ("walk", "settle") if rejoin else ("propose", "verify")
+    assert hidden == [first, "network", last]
+    assert counted.names == between
+
+
 @pytest.mark.parametrize("eta", [None, 0.0])
 def test_captured_steps_are_the_eager_ones(eta: float | None) -> None:
     schedule = SCHEDULE if eta is None else SCHEDULE.ddim(10, eta)
@@ -166,6 +220,34 @@ def test_a_round_is_captured_once_and_one_is_ahead(
     assert recorder.recorded.count(what) == 2
 
 
+def test_where_rounds_can_be_left_out_the_host_never_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At every wait another round is launched already, at the last one too; what is
+    launched too much does no work, and nothing else in a round waits for the host."""
+    ends = lambda self, window: np.full(STEPS + 1, 1.0)  # noqa: E731
+    monkeypatch.setattr(Acceptance, "chance_of_the_end", ends)
+    recorder = HostRecorder(strict=True, skips=True)
+    options = {"dtype": torch.float64, "recorder": recorder, "kernels": "torch"}
+    static = CudaGraphEngine(NETWORK, SCHEDULE, (DIM,), **options)
+    eager = make_engine("eager", NETWORK, SCHEDULE, (DIM,), dtype=torch.float64, kernels="torch")
+    calls = 0
+    for seed in range(3):
+        noise, config = bulk_noise(2, STEPS, DIM, seed), SamplerConfig("asd", window=7)
+        recorder.open = 0  # the last chunk's one too many, which nobody waits for
+        x, stats = draw(config, static, noise, None, slopes(True))
+        expected, costs = draw(config, eager, noise, None, slopes(True))
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-9)
+        assert torch.equal(stats.calls, costs.calls)
+        assert torch.equal(stats.evaluations, costs.evaluations)
+        calls += int(stats.calls.max())
+    what = "a round of 2 chains with window 7"
+    assert recorder.replays[what] == calls + 3, "one too many a chunk"
+    assert recorder.skipped[what] == 3, "which did nothing"
+    assert len(recorder.ahead) == calls
+    assert set(recorder.ahead) == {2}
+
+
 def test_time_is_split() -> None:
     _, stats = draw(
         SamplerConfig("asd", window=7), graph_engine(), bulk_noise(2, STEPS, DIM, 0), None,
@@ -201,7 +283,7 @@ def test_graphs_need_a_device() -> None:
 @pytest.mark.parametrize("sampler", ["asd", "ddpm"])
 def test_a_capture_that_fails_is_an_error_unless_auto(sampler: str) -> None:
     class Broken(HostRecorder):
-        def record(self, work, what):  # type: ignore[no-untyped-def]
+        def record(self, work, what, when=None):  # type: ignore[no-untyped-def]
             raise EngineError(f"capturing {what} as a CUDA graph failed: no")
 
     config, noise = SamplerConfig(sampler, window=7), bulk_noise(2, STEPS, DIM, 0)

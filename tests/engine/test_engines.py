@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from asd_policy.networks import ConditionalUnet1D
 from asd_policy.networks.prepare import prepare
 from asd_policy.samplers.result import draw_noise, streams
 from reference.chains import bulk_noise, draw
+from reference.compiling import or_named
 from reference.mixture import Mixture
 
 DIM = 6
@@ -139,7 +141,38 @@ def test_a_compiled_network_is_the_same_and_is_not_compiled_again(
             )
             for name in ("asd", "ddpm"):
                 config = SamplerConfig(name, window=window)
-                samples.append(draw(config, engine, noise, cond[:batch], frozen())[0])
+                with or_named() if fast else contextlib.nullcontext():
+                    samples.append(draw(config, engine, noise, cond[:batch], frozen())[0])
     for plain, fast_one in zip(samples[:8], samples[8:], strict=True):
         torch.testing.assert_close(fast_one, plain, rtol=0, atol=1e-4)
     assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("window", [1, 5, 24, 25, 40])
+@pytest.mark.parametrize(
+    "form", [{}, {"draft": "memory"}, {"draft": "frozen", "calls_per_round": 2}]
+)
+def test_keeping_the_window_alone_changes_no_bit(window: int, form: dict[str, object]) -> None:
+    """Chains that advance unlike each other, and two chunks after another in one state."""
+    lean, whole = (make(kernels="torch") for _ in range(2))
+    whole.lean = False
+    config = SamplerConfig("asd", window=window, **form)  # type: ignore[arg-type]
+    for seed in range(2):
+        noise = bulk_noise(3, SCHEDULE.num_steps, DIM, seed)
+        (x, stats), (expected, costs) = (
+            draw(config, engine, noise, None, Calibration()) for engine in (lean, whole)
+        )
+        assert torch.equal(x, expected)
+        assert torch.equal(stats.calls, costs.calls)
+        assert stats.sums is not None
+        assert (stats.sums == costs.sums).all(), "what slopes are learned from"
+    chains = next(iter(lean._runs.values())).chains
+    assert chains.value.shape[1] == min(window, SCHEDULE.num_steps) + 2
+    assert not chains.noise.numel(), "the noise is let go of"
+
+
+def test_rejoining_keeps_all_steps() -> None:
+    engine = make(kernels="torch")
+    noise = bulk_noise(2, SCHEDULE.num_steps, DIM, 0)
+    draw(SamplerConfig("asd-rejoin", window=5), engine, noise, None, frozen())
+    assert not next(iter(engine._runs.values())).chains.lean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import subprocess
 import sys
@@ -165,6 +166,21 @@ def test_an_interruption_is_not_taken_for_a_cost(monkeypatch) -> None:
     costs = measure_costs(made, torch.zeros(1, 4))
     for rows, seconds in zip(costs.rows, costs.seconds, strict=True):
         assert seconds == pytest.approx(0.001 + 1e-5 * rows)
+
+
+def test_an_interruption_does_not_end_the_ladder(monkeypatch) -> None:
+    """A call of which a busy machine makes a slow one is not taken for a slow network."""
+    made, calls = engine(), collections.Counter[int]()
+
+    def timer(rows: int, cond: object):  # type: ignore[no-untyped-def]
+        def timed() -> float:
+            calls[rows] += 1
+            return 0.3 if rows == 4 and calls[rows] == 2 else 0.001
+
+        return timed
+
+    monkeypatch.setattr(made, "timer", timer)
+    assert measure_costs(made, torch.zeros(1, 4)).rows == LADDER
 
 
 def test_a_slow_network_is_not_timed_at_every_size(monkeypatch) -> None:

@@ -123,7 +123,7 @@ def test_a_policy_of_another_task_is_refused_before_anything_is_made(tmp_path):
 
 
 def test_a_learner_without_interruptions_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a learner drives in interruptions: expected"):
+    with pytest.raises(ValueError, match="needs --interrupt-every STEPS"):
         main_collect("lift", learner=shipped("lift"), out=tmp_path / "lift.zarr")
 
 

@@ -61,13 +61,13 @@ class Run:
         """As a terminal does: every process of the group gets the signal."""
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def ends_within(self, seconds: float) -> None:
+    def ends_within(self, seconds: float, status: int = 130, last: str = "interrupted") -> None:
         """Stopped, with nothing left of it and no traceback of any of its processes."""
-        assert self.process.wait(timeout=seconds) == 130
+        assert self.process.wait(timeout=seconds) == status
         self.leaves_no_process()
         said = self.said()
         assert "Traceback" not in said
-        assert said.endswith("\ninterrupted\n")
+        assert said.endswith(f"\n{last}\n")
 
     def leaves_no_process(self) -> None:
         deadline = time.monotonic() + 30
@@ -105,6 +105,12 @@ def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path)
     finished = f"Kept in {folder}: {len(saved_numbers(folder))} finished attempts; the same command"
     assert finished in run.said()
     kept = files_of(folder)
+
+    run = Run(out, tmp_path / "terminated", *MANY)
+    run.wait_for_attempts(len(saved_numbers(folder)) + 1)
+    run.process.terminate()  # as `kill` does, or a cluster whose time is over
+    run.ends_within(60, 143, "terminated")
+    assert "finished attempts; the same command goes on." in run.said()
 
     run = Run(out, tmp_path / "twice", *MANY)
     run.wait_for_attempts(len(saved_numbers(folder)) + 1)

@@ -1,10 +1,13 @@
 """The figure of a store's variety, and the film of an episode."""
 
+import itertools
+
 import imageio.v2 as imageio
 import numpy as np
 import pytest
 import zarr
 from gymnasium.error import DependencyNotInstalled
+from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 
 from asd_policy.data.zarr_store import ZarrStore, write_zarr
@@ -35,6 +38,35 @@ def test_the_figure_of_one_episode_is_drawn(tmp_path):
     draw_variety(tmp_path / "one.zarr", tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 10_000
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+def test_labels_have_room_where_paths_are_narrow(tmp_path, monkeypatch, narrow):
+    positions = np.random.default_rng(0).normal(size=(50, 3)) * 0.03
+    positions[:, narrow] *= 0.2
+    arrays = {
+        "data/robot0_eef_pos": positions,
+        "data/robot0_eef_quat": np.tile([0.0, 0.0, 0.0, 1.0], (50, 1)),
+        "data/action": np.zeros((50, 7)),
+        "meta/episode_ends": np.array([50]),
+    }
+    said = {"observation_keys": {"robot0_eef_pos": 3}, "task": "one", "noise": {"std": 0.0}}
+    write_zarr(tmp_path / "one.zarr", arrays, said)
+    boxes, save = [], Figure.savefig
+
+    def saved(figure, *given, **options):
+        save(figure, *given, **options)
+        figure.draw_without_rendering()
+        for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+            low, high = axis.get_view_interval()
+            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            boxes.append([tick.label1.get_window_extent() for tick in ticks])
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    draw_variety(tmp_path / "one.zarr", tmp_path / "one.png")
+    for row in boxes:
+        assert len(row) >= 2
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(row, 2))
 
 
 def write(tmp_path, moves):

@@ -350,6 +350,16 @@ def test_tables_are_plain_text_without_rich(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(("threads", "said"), [(1, "1 thread"), (4, "4 threads")])
+def test_threads_are_counted_as_one_says_it(threads, said):
+    from asd_policy.eval.studies.bench.figures import machine_line
+
+    machine = {"gpu": None, "cpu": "a CPU", "threads": threads, "versions": {"torch": "2"}}
+    content = {"machine": [machine], "ceilings": None, "settings": {}}
+    assert machine_line(content) == f"a CPU, {said}"
+    assert f"a CPU, {said}, torch 2" in tables._setting(content)
+
+
 def test_numbers_have_the_digits_that_matter():
     assert [tables.number(v) for v in (0.1234, 9.99, 12.34, 99.96, 1234.5, None)] == [
         "0.12", "9.99", "12.3", "100", "1234", "–",

@@ -92,6 +92,25 @@ def test_executions_are_compared_at_each_rate(options, run):
     assert late["held_steps"] / late["steps"] < waiting["held_steps"] / waiting["steps"]
     config = json.loads((options.out / "200hz-waiting" / "config.json").read_text())
     assert config["settings"]["execution"] == "waiting"
+    kept = summarize(*read_run(options.out / "200hz"))["samplers"]["asd"]["smoothness"]
+    assert result["rates"][1]["samplers"]["asd"]["smoothness"] == kept
+
+
+def test_each_sampler_may_have_a_delay_of_its_own(options, run):
+    """What was measured on another machine, or when this one was free."""
+    given = dataclasses.replace(options, rates=(100.0,), delay=(12.0, 95.0, 3.0))
+    result = run(given)
+    check("rates", json.loads((options.out / "rates.json").read_text()), WRONG[1:2])
+    assert result["delay"] == [12.0, 95.0, 3.0]
+    found = result["rates"][0]["samplers"]
+    assert {name: s["deadlines"]["delay"] for name, s in found.items()} == {
+        "asd": 12.0, "ddpm": 95.0, "ddim": 3.0,
+    }  # fmt: skip
+    assert [s["deadlines"]["delay_steps_mean"] for s in found.values()] == [2.0, 10.0, 1.0]
+    again = run(dataclasses.replace(given, rates=(50.0, 100.0), resume=True))
+    assert len(again["rates"]) == 2
+    config = json.loads((options.out / "50hz" / "config.json").read_text())
+    assert config["settings"]["delay"] == [12.0, 95.0, 3.0]
 
 
 def test_rates_are_continued_and_added(options, run):
@@ -111,9 +130,12 @@ def test_rates_are_continued_and_added(options, run):
     [
         ({"rates": ()}, r"--rates takes different rates, one or more; got \(\)"),
         ({"rates": (20.0, 20.0)}, "--rates takes different rates"),
-        ({"rates": (-1.0,)}, "--control-rate must be a positive number"),
+        ({"rates": (20.0, 0.0)}, r"--rates takes positive numbers of hertz; got \(20.0, 0.0\)"),
+        ({"rates": (-1.0,)}, "--rates takes positive numbers of hertz"),
         ({"executions": ("late", "late")}, "--executions takes different ones"),
         ({"delay": None}, "`rates` needs a --delay"),
+        ({"delay": (1.0, 2.0)}, "--delay takes one for all samplers, or one for each of 3; got 2"),
+        ({"delay": (1.0, -2.0, 3.0)}, "0 or more milliseconds; got -2.0"),
         ({"resume": True, "out": None}, "--resume needs --out"),
     ],
 )

@@ -175,6 +175,21 @@ def test_without_any_run_it_is_one_sentence(shell):
     assert not list(shell.folder.iterdir())
 
 
+def test_a_folder_without_a_run_is_nothing_to_resume(shell):
+    """Above all one whose name was mistyped; and a file that was cut short is called so."""
+    for command in ("eval", "rates"):
+        code, errors = shell.run(command, "--resume", "--out", "none")
+        assert code == 2
+        assert re.fullmatch(r"error: --resume: expected a run.* in none; found none.*\n", errors)
+    shell.cut(2, signal.SIGKILL, *EVAL, "--out", "o")
+    config = shell.folder / "o" / "config.json"
+    config.write_text(config.read_text()[:200])
+    for words in (("eval", "--resume", "--out", "o"), ("report", "o"), ("compare", "o")):
+        code, errors = shell.run(*words)
+        assert code == 2
+        assert "o/config.json is damaged, or of something else: " in errors
+
+
 # --- with which options -------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not EVAL.is_dir(), reason="needs the checkout")
 ROOMS = {
     "runs": ("runs",),  # what is kept, and the words that numbers and machines are described in
     "options": (  # what is asked, and what that comes to
-        "options", "samplers", "subject", "plan", "resume", "demonstrations",
+        "options", "samplers", "subject", "plan", "resume", "demonstrations", "script",
         "studies.bench.options", "studies.compare.options", "studies.verify.options",
     ),
     "stats": ("stats",),
@@ -25,7 +25,7 @@ ROOMS = {
     "studies": ("studies",),
     "commands": (
         "commands", "gpu", "studies.tasks.command", "studies.bench.gpu",
-        "studies.bench.first_minutes",
+        "studies.bench.first_minutes", "studies.bench.rejoining",
     ),
 }  # fmt: skip
 RANK = {

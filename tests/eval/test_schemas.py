@@ -25,8 +25,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # Schema → the files under eval/results that are of it.
 KEPT = {
     "bench": ("cpu-2-cores/*.json", "h200/bench.json"), "rates": ("rates/*.json",),
-    "tasks": ("*.json",), "first_minutes": ("first_minutes/*.json",),
-    "verify": ("verify/*.json",), "pusht": ("pusht/*.json",),
+    "tasks": ("*.json", "ddim/*.json"), "first_minutes": ("first_minutes/*.json",),
+    "verify": ("verify/*.json",), "pusht": ("pusht/*.json",), "rejoining": ("rejoining/*.json",),
+    "pictures_calls": ("pictures/*/calls.json",), "pictures_clock": ("pictures/*/clock.json",),
+    "pictures_quality": ("pictures/*/quality.json",),
+    "modes": ("modes/*.json",), "devices": ("devices/*.json",),
 }  # fmt: skip
 RESULTS = [
     pytest.param(name, path, id=f"{path.parent.name}/{path.stem}")
@@ -110,6 +113,16 @@ def test_a_file_of_another_form_is_refused_in_one_line(tmp_path, files):
         read_json(path, "config")
     with pytest.raises(ValueError, match=r"none.json: No such file"):
         read_json(tmp_path / "none.json", "config")
+
+
+@pytest.mark.skipif(not RESULTS, reason="needs the checkout")
+def test_every_file_of_results_that_is_kept_has_a_form():
+    """But the server's and one of a network alone, which one script writes and nothing reads."""
+    kept = {each.values[1] for each in RESULTS}
+    others = {*(ROOT / "eval" / "results").rglob("*.json")} - kept
+    assert {f"{path.parent.name}/{path.stem}" for path in others} == {
+        "serving/roundtrip", "serving/soak", "h200/network_forms",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "path"), RESULTS)

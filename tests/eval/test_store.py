@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.eval.resume import store_of
 from asd_policy.eval.runs.folder import STORE as EVALUATION
 from asd_policy.eval.runs.store import Store, differing
@@ -52,7 +52,8 @@ def test_what_is_of_something_else_is_never_written_over(store, tmp_path, conten
         (tmp_path / store.file).write_text(content)
     for resume in (False, True):
         for beside in (False, True):
-            with pytest.raises(OutputExistsError, match=rf"or hold {store.what}; .*other files"):
+            said = "is damaged, or of" if content == "{" else f"or hold {store.what}; .*other files"
+            with pytest.raises((OutputExistsError, InputError), match=said):
                 store.check(tmp_path, {"seed": 1}, resume, beside)
 
 

@@ -135,3 +135,9 @@ def test_replay_refuses_a_checkpoint_of_another_task() -> None:
     with pytest.raises(ValueError, match=r"^run is a run of lift; can was trained for can$"):
         _check_task(options, "lift")
     _check_task(options, "can")
+
+
+def test_a_folder_of_lerobots_is_for_other_commands(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"type": "diffusion"}')
+    with pytest.raises(CheckpointError, match=r"a policy of LeRobot's, and no task here has its"):
+        with_its_task(EvalOptions(checkpoint=tmp_path))

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from asd_policy import checkpoints
-from asd_policy.errors import OutputExistsError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.eval.options import HELD_OUT_SEED
 from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.studies.evaluate import evaluate
-from asd_policy.eval.studies.tasks import figures
+from asd_policy.eval.studies.tasks import figures, tables
 from asd_policy.eval.studies.tasks.command import CONTESTANTS, TableOptions, evaluations, make_table
 from asd_policy.eval.studies.tasks.compute import compute_table
 from asd_policy.eval.studies.tasks.figures import tasks_figure
@@ -106,6 +106,30 @@ def test_a_table_is_the_runs_of_every_sampler(options, make, wide):
         assert expected in shown
     assert "NOT COMPLETE" not in shown
     assert {p.name for p in options.out.glob("tasks.*")} == {"tasks.json", "tasks.png", "tasks.svg"}
+
+
+@pytest.mark.parametrize(
+    ("robots", "said"),
+    [([], "one robot"), ([1], "one robot"), ([8], "8 robots in one"), ([1, 8], "1 or 8 robots in")],
+)
+def test_how_many_robots_there_were_is_said(robots, said):
+    row = {
+        "seeds": {"first": 0, "last": 9}, "num_envs": robots, "steps": 100, "samplers": {},
+        "machine": None, "processor_wait_share": None, "restarts": 0, "complete": True,
+    }  # fmt: skip
+    assert f"; success with {said}" in tables._setting(row)
+
+
+def test_a_table_of_some_samplers(options, make, wide):
+    some = dataclasses.replace(options, samplers=("ddpm", "ddim-16"))
+    lift = make(some)["tasks"]["lift"]
+    assert list(lift["samplers"]) == ["ddpm", "ddim-16"]
+    assert lift["samplers"]["ddim-16"]["against_ddpm"]["n"] == 4
+    assert "K=10; success" in wide.file.getvalue()  # no window: none of them has one
+    with pytest.raises(OutputExistsError, match=r"samplers: .* there, .* now"):
+        make(options)
+    with pytest.raises(InputError, match="--samplers: ddpm is one of them; got asd, ddim-10"):
+        make(dataclasses.replace(options, samplers=("asd", "ddim-10")))
 
 
 def test_the_table_is_computed_from_the_episodes_alone(options, make, tmp_path):
@@ -201,6 +225,9 @@ def test_the_figure_shows_the_numbers_of_the_table(options, make):
     dots = [line.get_xdata()[0] for line in calls.lines]
     assert dots == [row["network_calls_per_chunk"] for row in rows.values()]
     assert acceptance.lines[0].get_label() == "ASD"
+    for each in table["tasks"].values():
+        each["samplers"] = {name: each["samplers"][name] for name in ("ddpm", "ddim-10")}
+    assert len(tasks_figure(table).axes) == 4, "nothing drafts, so that nothing is accepted"
 
 
 @pytest.mark.parametrize("shard", ["1", "2/2", "0/5", "-1/2", "a/b", "0/0"])

@@ -13,12 +13,13 @@ from asd_policy import Calibration, NonFiniteError, SamplerConfig, Schedule
 from asd_policy.checkpoints import shipped
 from asd_policy.denoiser import Network
 from asd_policy.drafts import DRAFTS
-from asd_policy.engine import Engine, make_engine
+from asd_policy.engine import Engine, cuda_graph, make_engine
 from asd_policy.engine.kernels import triton as triton_kernels
 from asd_policy.errors import EngineError
 from asd_policy.networks.prepare import prepare
 from asd_policy.policy import load_checkpoint
-from asd_policy.samplers.result import Noise, Stats
+from asd_policy.sampler import Sampler
+from asd_policy.samplers.result import Noise, Stats, draw_noise
 from reference.chains import bulk_noise, draw
 from reference.mixture import Mixture
 
@@ -81,6 +82,36 @@ def test_captured_rounds_are_the_eager_ones(
         )
     assert captured.name == "cuda_graph"
     captured.close()
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_rounds_that_are_left_out_change_nothing(
+    kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Conditional nodes; also where the host would otherwise have paused."""
+    monkeypatch.setattr(cuda_graph, "SKIPPED", True)
+    captured, eager = engines(kernels, mixture())
+    assert captured._recorder.skips  # type: ignore[attr-defined]
+    config, learned = SamplerConfig("asd", window=7), (Calibration(), Calibration())
+    for seed, batch in ((0, 3), (1, 1), (2, 3)):
+        noise = noise_of(batch, seed)
+        assert_same(
+            draw(config, captured, noise, None, learned[0]),
+            draw(config, eager, noise, None, learned[1]),
+        )
+    assert captured.name == "cuda_graph"
+    captured.close()
+
+
+def test_noise_drawn_ahead_is_the_same() -> None:
+    place = mixture(), SCHEDULE, (DIM,)
+    made = Sampler(*place, SamplerConfig("asd", window=7), engine="cuda_graph", device="cuda")
+    ours, plain = (torch.Generator("cuda").manual_seed(3) for _ in range(2))
+    for _ in range(3):
+        made.ahead([ours])
+        found, expected = made.noise([ours]), draw_noise([plain], STEPS, made.engine.like)
+        for one, other in zip(vars(found).values(), vars(expected).values(), strict=True):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

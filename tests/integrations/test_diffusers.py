@@ -1,16 +1,19 @@
 """diffusers' pipelines: the same images from the same noise, the same distribution by ASD."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
 import torch
 
+import asd_policy.integrations.diffusers as asd  # before diffusers: it says why
+
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("diffusers.pipelines.ddpm")
 
-import asd_policy.integrations.diffusers as asd  # noqa: E402
 from asd_policy.errors import AsdPolicyError, InputError  # noqa: E402
+from asd_policy.samplers.costs import Costs  # noqa: E402
 from asd_policy.samplers.result import Noise  # noqa: E402
 
 STEPS, SIDE = 20, 8
@@ -57,6 +60,9 @@ def its_noise(batch: int, steps: int, seed: int) -> Noise:
         ({"beta_schedule": "squaredcos_cap_v2"}, STEPS),
         ({"clip_sample": False}, STEPS),
         ({"clip_sample_range": 0.5}, STEPS),
+        ({"thresholding": True, "sample_max_value": 1.5}, STEPS),
+        ({"thresholding": True, "prediction_type": "sample"}, STEPS),
+        ({"thresholding": True, "prediction_type": "v_prediction", "sample_max_value": 3.0}, 10),
         ({"timestep_spacing": "trailing"}, 10),
         ({"timestep_spacing": "leading"}, 10),
         ({"timestep_spacing": "linspace"}, 7),
@@ -76,6 +82,20 @@ def test_sequential_ddpm_is_the_pipelines_own_loop(options, steps):
     assert float(((x / 2 + 0.5).clamp(0, 1) - theirs).abs().max()) < 5e-6
 
 
+def test_thresholding_is_kept_by_asd():
+    """The distribution is its chain's: from the same noise ASD's mean is near DDPM's; and what it
+    cuts off is not there."""
+    made = pipeline(thresholding=True, sample_max_value=1.0)
+    draw = functools.partial(asd.draw, made.unet, made.scheduler, (64, 3, SIDE, SIDE))
+    generator = torch.Generator().manual_seed(0)
+    ours, stats = draw(generator=generator, sampler="asd")
+    theirs, _ = draw(generator=generator, sampler="ddpm")
+    assert int(stats.calls.max()) < STEPS
+    assert float(ours.abs().max()) <= 1 + 1e-6
+    error = (ours.var(0) + theirs.var(0)).div(64).sqrt()
+    assert float(((ours.mean(0) - theirs.mean(0)) / error).abs().max()) < 5
+
+
 def test_images_as_the_pipeline_gives_them():
     made = pipeline()
     draw = functools.partial(asd.sample, made, batch_size=2, generator=torch.Generator())
@@ -85,6 +105,12 @@ def test_images_as_the_pipeline_gives_them():
     assert pictures.images.shape == (2, 3, SIDE, SIDE)
     assert 0 <= float(pictures.images.min()) < float(pictures.images.max()) <= 1
     assert int(pictures.stats.calls.max()) < STEPS, "fewer calls than steps"
+
+
+@pytest.mark.parametrize("number", [-1, 0, "2", True, 1.5])
+def test_batch_size_is_a_whole_number(number):
+    with pytest.raises(InputError, match="batch_size must be a whole number from 1 on, got"):
+        asd.sample(pipeline(), batch_size=number)
 
 
 def test_a_seed_gives_the_same_images_and_each_has_a_stream_of_its_own():
@@ -112,6 +138,18 @@ def test_rows_are_cut_and_nothing_else_changes():
     assert cut.stats.calls.tolist() == whole.stats.calls.tolist()
 
 
+@pytest.mark.parametrize(("exponent", "batch", "least"), [(0.0, 1, 8), (1.0, 1, 1), (0.5, 8, 2)])
+def test_the_window_is_the_one_that_takes_the_least_time(monkeypatch, exponent, batch, least):
+    """Where each row takes as long as alone, that is none: sequential DDPM."""
+    rows = (1, 8, 64, 512)
+    costs = Costs(rows, tuple(n**exponent for n in rows))
+    monkeypatch.setattr("asd_policy.sampler.network_costs", lambda *given: costs)
+    drawn = asd.sample(pipeline(), batch, torch.Generator().manual_seed(0), window="auto")
+    assert drawn.stats.window >= least
+    if exponent == 1:
+        assert drawn.stats.calls.tolist() == [STEPS]
+
+
 def test_too_little_memory_says_what_would_fit(monkeypatch):
     made = pipeline()
 
@@ -119,7 +157,7 @@ def test_too_little_memory_says_what_would_fit(monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(made.unet, "forward", full)
-    with pytest.raises(AsdPolicyError, match=r"8 rows of \(3, 8, 8\).*rows_at_once=4"):
+    with pytest.raises(AsdPolicyError, match=r"room for .* 8 rows of \(3, 8, 8\).*rows_at_once=4"):
         asd.sample(made, 8, sampler="ddpm")
 
 
@@ -163,18 +201,25 @@ def test_mistakes_are_one_sentence():
     made = pipeline()
     ddim = diffusers.DDIMScheduler.from_config(made.scheduler.config)
     learned = diffusers.DDPMScheduler(variance_type="learned_range")
-    threshold = diffusers.DDPMScheduler(thresholding=True)
+    black = diffusers.DDPMScheduler(rescale_betas_zero_snr=True)
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    by_ddim = diffusers.DDIMPipeline(unet=unet(), scheduler=ddim)
+    by_batch = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 3, 1))
     shape = (1, 3, SIDE, SIDE)
     for call, message in [
         (lambda: asd.sample(object()), "expected a DDPMPipeline"),
         (lambda: asd.draw(made.unet, ddim, shape), "expected a DDPMScheduler, got a DDIMScheduler"),
+        (lambda: asd.sample(by_ddim), "expected a DDPMScheduler, got a DDIMScheduler"),
+        (lambda: asd.draw(made.unet, flow, shape), "there is no DDPM that such a network was tra"),
+        (lambda: asd.draw(made.unet, black, shape), "rescale_betas_zero_snr of the DDPMScheduler"),
+        (lambda: asd.draw(by_batch, made.scheduler, shape), "mixes the rows of a call in training"),
         (lambda: asd.draw(made.unet, learned, shape), "predicts its own variance"),
-        (lambda: asd.draw(made.unet, threshold, shape), "thresholding"),
         (lambda: asd.draw(made.unet.train(), made.scheduler, shape, windo=3), "got 'windo'"),
+        (lambda: asd.sample(made, batchsize=3), "'batchsize'; did you mean 'batch_size'?"),
         (lambda: asd.sample(made, output_type="latent"), "output_type must be"),
-        (lambda: asd.sample(made, rows_at_once=0), "rows_at_once must be 1 or more"),
+        (lambda: asd.sample(made, rows_at_once=0), "rows_at_once must be a whole number from 1 on"),
         (lambda: asd.sample(made, num_inference_steps=99), "between 1 and the 20 training steps"),
         (lambda: asd.draw(unet(dropout=0.1).train(), made.scheduler, shape), "call network.eval()"),
     ]:  # fmt: skip
-        with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        with pytest.raises(InputError, match=re.escape(message)):
             call()

@@ -12,12 +12,14 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.factory import make_pre_post_processors
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import asd_policy.integrations.lerobot  # noqa: F401  # first: torchvision may want its help
 
 STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
 SIDE = 64  # of pictures, in points
+BEFORE_PROCESSORS = {"observation": "normalize_inputs", "action": "unnormalize_outputs"}
 
 
 def config(cameras: int = 0, **changes: Any) -> DiffusionConfig:
@@ -130,4 +132,19 @@ def saved(policy: DiffusionPolicy, folder: Path) -> Path:
     policy.save_pretrained(folder)
     for pipeline in make_pre_post_processors(policy.config, dataset_stats=statistics(policy)):
         pipeline.save_pretrained(folder)
+    return folder
+
+
+def as_of_old(folder: Path) -> Path:
+    """As LeRobot 0.3 wrote it: statistics in the weights, and no processors."""
+    weights = load_file(folder / "model.safetensors")
+    for feature, values in statistics(trained()).items():
+        start = BEFORE_PROCESSORS[feature.partition(".")[0]]
+        for name, value in values.items():
+            weights[f"{start}.buffer_{feature.replace('.', '_')}.{name}"] = value
+            if feature == "action":
+                weights[f"normalize_targets.buffer_action.{name}"] = value.clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for path in folder.glob("policy_*"):
+        path.unlink()
     return folder

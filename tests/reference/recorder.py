@@ -44,38 +44,87 @@ def _by_mask(args: Any) -> bool:
     return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in listed)
 
 
+class Launching(TorchDispatchMode):
+    """Counts operations that a device would launch a kernel for.
+
+    Attributes:
+        names: of those that made, or changed, a tensor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        given = [t for t in args if isinstance(t, Tensor)]
+        made = out if isinstance(out, (list, tuple)) else [out]
+        if name.endswith("_") or not all(_lies_in(t, given) for t in made):
+            self.names += [] if "empty" in name else [name]
+        return out
+
+
+def _lies_in(tensor: Any, given: list[Tensor]) -> bool:
+    """Whether it is no tensor, or a view of one of those."""
+    if not isinstance(tensor, Tensor):
+        return True
+    place = tensor.untyped_storage().data_ptr()
+    return any(place == other.untyped_storage().data_ptr() for other in given)
+
+
 class HostRecorder:
     """Counts what a device would be asked for. Reads happen when they are waited for, or before.
 
     Args:
         strict: refuse work that waits for the host. (A single chain's does, on a CPU.)
+        skips: leave out what a flag on the device says.
+
+    Attributes:
+        ahead: at every wait of the host, how many reads had been asked for and not waited for;
+            open: those of the moment.
     """
 
-    def __init__(self, strict: bool = False) -> None:
-        self.strict = strict
+    def __init__(self, strict: bool = False, skips: bool = False) -> None:
+        self.strict, self.skips = strict, skips
         self.recorded: list[str] = []
         self.replays: dict[str, int] = {}
-        self.reads = 0
+        self.skipped: dict[str, int] = {}
+        self.ahead: list[int] = []
+        self.reads = self.open = 0
 
-    def record(self, work: Callable[[], object], what: str) -> tuple[Callable[[], None], int]:
+    def record(
+        self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None = None
+    ) -> tuple[Callable[[], None], int]:
         for _ in range(3):
             work()
         if self.strict:
             with Capturing(what):
+                if when is not None:
+                    when()
                 work()
         self.recorded.append(what)
-        self.replays[what] = 0
+        self.replays[what] = self.skipped[what] = 0
 
         def replay() -> None:
             self.replays[what] += 1
-            work()
+            if when is None or bool(when()):
+                work()
+            else:
+                self.skipped[what] += 1
 
         return replay, 0
 
     def read_later(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
         copies = [tensor.clone() for tensor in tensors]
         self.reads += 1
-        return lambda: copies
+        self.open += 1
+
+        def wait() -> list[Tensor]:
+            self.ahead.append(self.open)
+            self.open -= 1
+            return copies
+
+        return wait
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:

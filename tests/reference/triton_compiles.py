@@ -21,7 +21,7 @@ COUNTS = ("n_ptr", "last_ptr", "bad_ptr", "pushed_ptr", "calls_ptr", "evaluation
 TYPES = {"fresh_ptr": "*u8", "learned_ptr": "*fp64", **dict.fromkeys(COUNTS, "*i64")}
 TYPES |= {"met_ptr": "*u8", "eps": "fp32"}
 BF16 = dict.fromkeys(("h_ptr", "out_ptr", "weight_ptr", "bias_ptr", "residual_ptr"), "*bf16")
-CAPABILITY = 80
+CAPABILITIES = (80, 90)
 WINDOW = 32
 
 
@@ -68,7 +68,9 @@ def follow_forms() -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
     return found
 
 
-def compile_form(kernel: Any, constants: dict[str, Any], warps: int, types: dict[str, str]) -> None:
+def compile_form(
+    kernel: Any, constants: dict[str, Any], warps: int, types: dict[str, str], capability: int
+) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -79,7 +81,7 @@ def compile_form(kernel: Any, constants: dict[str, Any], warps: int, types: dict
         kind = types.get(name, "*fp32" if is_tensor else "i32")
         signature[name] = "constexpr" if parameter.is_constexpr else kind
     source = ASTSource(kernel, signature, constexprs=constants)
-    target = GPUTarget("cuda", CAPABILITY, 32)
+    target = GPUTarget("cuda", capability, 32)
     assert triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
 
 
@@ -103,11 +105,12 @@ def main() -> None:
         for name, (constants, types) in follow_forms().items()
     }
     for name, form in chosen.items():
-        try:
-            compile_form(*form)
-            report[name] = "compiled"
-        except Exception:
-            report[name] = traceback.format_exc()
+        for capability in CAPABILITIES if name in small else CAPABILITIES[:1]:
+            try:
+                compile_form(*form, capability)
+                report[f"{name} sm_{capability}"] = "compiled"
+            except Exception:
+                report[f"{name} sm_{capability}"] = traceback.format_exc()
     print(json.dumps(report))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 pytest.importorskip("websockets")
 pytest.importorskip("tyro")
+from asd_policy.cli import main
+from asd_policy.engine import ENGINES
 from asd_policy.errors import CheckpointError
 from asd_policy.integrations.loaders import open_policies
 from asd_policy.policy import save_checkpoint
@@ -43,9 +46,17 @@ def test_what_cannot_be_served_is_said(refused, words, message):
 
 
 def test_tokens_are_one_word(refused, tmp_path):
-    for text in ("", "two words", "ü"):
-        (tmp_path / "token").write_text(text)
+    for text in (b"", b"two words", "ü".encode(), b"\xff\xfe\x00"):
+        (tmp_path / "token").write_bytes(text)
         refused("must hold one word", "serve", "--token-file", tmp_path / "token")
+
+
+def test_the_help_names_every_engine_that_serves(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "{" + ",".join(e for e in ENGINES if e != "distributed") + "}" in told
+    assert "openvino on a CPU, where it is installed and faster" in told
 
 
 def test_a_port_that_is_taken_is_said(refused, tmp_path):
@@ -74,10 +85,13 @@ def test_other_files_are_refused(tmp_path):
             open_policies(tmp_path / name, PLACE)
 
 
-def test_a_folder_of_lerobot_is_named_so(tmp_path):
+def test_a_folder_of_lerobot_needs_lerobot(refused, tmp_path):
+    """With it, it is served: tests/integrations/lerobot/test_serve.py."""
+    if importlib.util.find_spec("lerobot"):
+        pytest.skip("LeRobot is installed")
     (tmp_path / "config.json").write_text('{"type": "diffusion", "horizon": 16}')
-    with pytest.raises(CheckpointError, match="is a folder of LeRobot's"):
-        open_policies(tmp_path, PLACE)
+    message = "is a policy of LeRobot's, .* not installed: pip install 'asd-policy"
+    refused(message, "serve", "--checkpoint", tmp_path, "--device", "cpu")
 
 
 def test_warming_up_leaves_streams_and_calibration_alone():

@@ -29,10 +29,29 @@ def check(found, clients):
     """Memory may not grow with what was served: a chunk's answer is more than 1 kB."""
     health = found["health"]
     assert health["errors"] == 0
+    assert found["failures"] == []
     assert health["connections"] >= clients
     assert health["chunks"] >= found["steps"] / 3
     assert found["steps"] >= clients * 10
     assert found["growth_mb"] < 8 + health["chunks"] / 2000
+
+
+def test_a_client_that_fails_is_told_and_the_rest_goes_on(folder, monkeypatch):
+    act, lost = measure.RemotePolicy.act, []
+
+    def fails_once(policy, observation):
+        if not lost:
+            lost.append(policy)
+            raise ServerError("lost")
+        return act(policy, observation)
+
+    monkeypatch.setattr(measure.RemotePolicy, "act", fails_once)
+    with measure.server(["--checkpoint", folder, "--sampler", "ddpm"]) as (process, address):
+        found = measure.soak(process.pid, address, 2, 20.0, 4.0)
+    (failure,) = found["failures"]
+    assert failure.endswith("s: lost")
+    assert found["steps"] > 80  # of 2 clients in 4 s, of which one waited for a second
+    assert len(found["memory_mb"]) >= 40
 
 
 def test_a_soak_of_seconds(folder, tmp_path):
@@ -52,6 +71,7 @@ def test_round_trips_beside_the_bare_policy(folder, tmp_path):
     assert [each["clients"] for each in found["clients"]] == [1, 3]
     assert [each["chunks"] for each in found["clients"]] == [10, 30]
     assert found["round_trip_ms"]["p50"] >= found["round_trip_without_draw_ms"]["p50"] > 0
+    assert found["round_trip_ms"]["p50"] > found["echo_ms"]["p50"] > 0
 
 
 def test_a_server_that_does_not_start_is_named():

@@ -82,7 +82,7 @@ def test_a_signal_drains(folder: Path, signal_name: str) -> None:
         made.send_signal(getattr(signal, signal_name))
         _out, errors = made.communicate(timeout=30)
         assert made.returncode == 0
-        assert "ended, 1 chunks in 1 batches were drawn" in errors
+        assert "ended; chunks drawn: 1, in 1 batch" in errors
         assert "Traceback" not in errors
         with pytest.raises(ConnectionLostError, match="the server is ending"):
             client.infer(observation(0))

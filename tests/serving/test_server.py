@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("websockets")
 from asd_policy.errors import ConnectionLostError, InputError, ServerError
-from asd_policy.serving import Client, Limits, RemotePolicy
+from asd_policy.serving import Client, Limits, RemotePolicy, Server
 from asd_policy.serving.client import is_well
-from reference.served import address, observation, served, stacked, tiny_policy
+from reference.served import address, gone, observation, served, stacked, tiny_policy
 
 SAMPLERS = {"asd": {}, "ddpm": {}, "ddim": {"steps": 5}}
 
@@ -165,11 +166,55 @@ def test_robots_leave_with_their_connection() -> None:
 def test_health_is_answered_without_a_token_and_clients_are_not() -> None:
     with served(token="secret") as server:
         assert is_well(address(server))
-        with pytest.raises(ServerError, match=r"refused the connection: 401, expected the token"):
+        with pytest.raises(ServerError, match=r"401, expected the token, got none: .*POLICY_TOKEN"):
             Client(address(server))
+        with pytest.raises(ServerError, match=r"401, expected the token, got another one: give it"):
+            Client(address(server), token="wrong")
         with Client(address(server), token="secret") as client:
             assert client.health()["status"] == "ok"
     assert not is_well(address(server))
+
+
+def test_a_token_may_end_with_a_line_as_files_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(token="secret\n") as server:
+        Client(address(server), token="secret\n").close()
+        monkeypatch.setenv("ASD_POLICY_TOKEN", " secret\r\n")
+        Client(address(server)).close()
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (b"sesame", r"token must be a text \(str\), got bytes"),
+        (3, r"token must be a text \(str\), got int"),
+        ("", "token must hold one word"),
+        ("open sesame", "token must hold one word"),
+        ("sesame\r\nX: y", "token must hold one word"),
+    ],
+)
+def test_a_token_that_is_none_is_refused_and_not_printed(token: Any, message: str) -> None:
+    for refused in (lambda: Client(token=token), lambda: Server(tiny_policy(), token=token)):
+        with pytest.raises(InputError, match=message) as caught:
+            refused()
+        assert "sesame" not in str(caught.value)
+
+
+def test_the_environments_token_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASD_POLICY_TOKEN", "open sesame")
+    with pytest.raises(InputError, match="the environment's ASD_POLICY_TOKEN must hold one word"):
+        Client()
+
+
+def test_a_client_that_nobody_has_any_more_gives_its_place_back() -> None:
+    with served(limits=Limits(clients=1)) as server:
+        for _ in range(3):
+            client = Client(address(server))
+            reading = client._socket.recv_events_thread  # type: ignore[union-attr]
+            assert client.health()["clients"] == 1
+            del client
+            assert gone(server, 0)
+            reading.join(10)
+            assert not reading.is_alive()
 
 
 def test_addresses_are_read_strictly() -> None:
@@ -187,7 +232,7 @@ def test_there_may_be_no_more_clients_than_allowed() -> None:
     with (
         served(limits=Limits(clients=1)) as server,
         Client(address(server)),
-        pytest.raises(ServerError, match=r"503, 1 clients are here"),
+        pytest.raises(ServerError, match=r"503, no room beside 1 client$"),
     ):
         Client(address(server))
 
@@ -268,3 +313,19 @@ def test_as_many_robots_as_a_connection_may_have_and_resets_of_them() -> None:
             rows = stacked(*(observation(seed) for seed in seeds))
             assert policy.act_batch(rows).shape == (len(seeds), 2)
         assert client.health()["robots"] == 3
+
+
+def test_a_remote_policy_refuses_what_the_local_one_does() -> None:
+    with served() as server, Client(address(server)) as client:
+        for policy in (RemotePolicy(client), tiny_policy()):
+            with pytest.raises(InputError, match=r"^expected a mapping of names, .* got a list$"):
+                policy.act([1])
+            with pytest.raises(InputError, match=r"^observation 'arm' must be of numbers, got"):
+                policy.act(observation(0) | {"arm": np.zeros(2, complex)})
+            with pytest.raises(InputError, match=r"object +wrong shape .* \(1, 1, 3000\)$"):
+                policy.act(observation(0) | {"object": np.zeros((1, 3000))})
+
+
+def test_a_remote_policy_is_of_a_client() -> None:
+    with pytest.raises(InputError, match=r"client must be a serving\.Client.*; got str"):
+        RemotePolicy("ws://localhost:8000")

@@ -86,6 +86,7 @@ FORMS = {
     "default, window 32": {"window": 32},
     "default, window 128": {"window": 128},
     "the paper's, window 64": {"window": 64, "draft": "frozen", "calls_per_round": 2},
+    "no more than the window kept, window 64": {"window": 64, "kernels": "torch"},
 }
 
 

@@ -63,15 +63,24 @@ def accelerate(
         ValueError: no such policy, an unknown option, a sampler that its chain does not allow, or a
             check that failed.
     """
-    kind, owner = _found(policy)
-    config = _config(owner.noise_scheduler, sampler, options)
-    made = kind(policy, owner, config, Place(engine, precision, compile, copy))
+    made = hook_of(policy, sampler, Place(engine, precision, compile, copy), **options)
     if made.unsupported is None:
         made.chain()  # what cannot be run is said now
     else:
         warnings.warn(made.description, stacklevel=2)
     put(made, verbose, warmup, check)
     return policy
+
+
+def hook_of(
+    policy: Any, sampler: str | SamplerConfig, place: Place, **options: Any
+) -> LeRobotSample:
+    """What draws a policy's chunks, not yet in the place of its own loop.
+
+    Args, errors: as for :func:`accelerate`.
+    """
+    kind, owner = _found(policy)
+    return kind(policy, owner, _config(owner.noise_scheduler, sampler, options), place)
 
 
 def _found(policy: Any) -> tuple[type[LeRobotSample], Any]:
@@ -103,7 +112,7 @@ def _config(scheduler: Any, sampler: str | SamplerConfig, options: dict[str, Any
     ddim = is_ddim(scheduler)
     if sampler == "auto":
         sampler = "ddim" if ddim else "asd"
-    config = SamplerConfig.named(sampler, **options)
+    config = SamplerConfig.named(sampler, asked_of=accelerate, **options)
     if ddim and config.steps is None and config.name != "ddim":
         config = replace(config, steps=int(scheduler.config.num_train_timesteps))
     return config

@@ -49,11 +49,17 @@ def load(
             that cannot be had.
         ValueError: as :func:`accelerate`.
     """
+    policy, before, after = opened(folder, device)
+    return accelerate(policy, sampler, **options), before, after
+
+
+def opened(folder: str | Path, device: str | None = None) -> tuple[Any, Any, Any]:
+    """:func:`load`, with LeRobot's own loop."""
     with tempfile.TemporaryDirectory() as spare:
         found = renewed(downloaded(folder), spare)
         policy = _policy(found, device)
-        processors = _saved_processors(policy.config, found)
-    return accelerate(policy, sampler, **options), *processors
+        before, after = _saved_processors(policy.config, found)
+    return policy, before, after
 
 
 def downloaded(folder: str | Path) -> Path:
@@ -243,10 +249,16 @@ def check_weights(policy: Any, folder: str | Path) -> None:
 def _saved_processors(config: Any, folder: Path) -> tuple[Any, Any]:
     from lerobot.policies.factory import make_pre_post_processors
 
-    steps = json.loads((folder / PROCESSORS[0]).read_text(encoding="utf-8")).get("steps", [])
-    moved = any(step.get("registry_name") == "device_processor" for step in steps)
+    try:
+        steps = json.loads((folder / PROCESSORS[0]).read_text(encoding="utf-8")).get("steps", [])
+        moved = any(step.get("registry_name") == "device_processor" for step in steps)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{folder / PROCESSORS[0]} is damaged: {error}") from error
     overrides = {"device_processor": {"device": str(config.device)}} if moved else {}
-    made: tuple[Any, Any] = make_pre_post_processors(
-        config, pretrained_path=str(folder), preprocessor_overrides=overrides
-    )
+    try:
+        made: tuple[Any, Any] = make_pre_post_processors(
+            config, pretrained_path=str(folder), preprocessor_overrides=overrides
+        )
+    except (ValueError, LookupError, TypeError, ImportError, OSError) as error:
+        raise CheckpointError(f"the processors in {folder} cannot be loaded: {error}") from error
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -72,7 +73,12 @@ class LeRobotSample(Hook):
             warnings.warn(_own_loop(why), stacklevel=3)
         return why is not None
 
-    def _asked(self, batch: int, rows: Tensor | None) -> Asked:
+    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(B, width) conditions of what the policy has seen, through its own encoders."""
+        raise NotImplementedError
+
+    def for_rows(self, batch: int, rows: Tensor | None) -> Asked:
+        """A chunk of each of ``batch`` conditions (B, width)."""
         config, width = self.policy.config, 0 if rows is None else rows.shape[1]
         shape = int(config.horizon), int(config.action_feature.shape[0])
         device = next(self.model().parameters()).device
@@ -129,7 +135,11 @@ class ConditionalSample(LeRobotSample):
         return self.draw(self.asked(batch_size, global_cond), generator, noise)
 
     def asked(self, batch_size: int, global_cond: Tensor | None = None) -> Asked:
-        return self._asked(batch_size, global_cond)
+        return self.for_rows(batch_size, global_cond)
+
+    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
+        cond: Tensor = self.owner._prepare_global_conditioning(batch)
+        return cond
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         device = next(self.model().parameters()).device
@@ -164,7 +174,11 @@ class TransformerSample(LeRobotSample):
         return self.draw(self.asked(model, batch_size, conditioning_vec))
 
     def asked(self, model: nn.Module, batch_size: int, conditioning_vec: Tensor) -> Asked:
-        return self._asked(batch_size, conditioning_vec)
+        return self.for_rows(batch_size, conditioning_vec)
+
+    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
+        cond: Tensor = self.policy.observation_encoder.encode(batch)
+        return cond
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         device = next(self.model().parameters()).device

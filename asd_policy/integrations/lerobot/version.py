@@ -9,7 +9,7 @@ import warnings
 from asd_policy.errors import IntegrationError
 
 FIRST, LAST = (0, 4), (0, 6)  # (major, minor): read and tested
-_INSTALL = "pip install 'asd-policy[lerobot]', in an environment of its own, brings one that is"
+_INSTALL = "pip install 'asd-policy[lerobot]' (best in an environment of its own)"
 
 
 def check_version() -> tuple[int, ...]:

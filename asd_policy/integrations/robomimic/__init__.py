@@ -8,12 +8,10 @@ Importing this applies the fixes of :mod:`asd_policy.integrations.robomimic.comp
 the algorithm where robomimic has none (0.3). 0.4 has none either, and is refused.
 """
 
-import sys
-
-from asd_policy.errors import IntegrationError, say_to_user
+from asd_policy.errors import imported_as_command
 from asd_policy.integrations.robomimic import compat
 
-try:
+with imported_as_command(__name__):
     VERSION = compat.robomimic_version()
     compat.apply(VERSION)
 
@@ -22,10 +20,5 @@ try:
     if VERSION < (0, 4):
         import asd_policy.integrations.robomimic.algorithm
         import asd_policy.integrations.robomimic.config  # noqa: F401
-except (IntegrationError, ModuleNotFoundError) as error:
-    # As a command, which imports this before __main__; argv[0] is "-m" meanwhile.
-    if sys.argv[:1] != ["-m"]:
-        raise
-    sys.exit(say_to_user(error, f"`python -m {__name__}`"))
 
 __all__ = ["VERSION", "AcceleratedPolicy", "accelerate"]

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from asd_policy.errors import CheckpointError
+from asd_policy.integrations.driven import DrivenPolicy
 from asd_policy.integrations.robomimic.rollout import AcceleratedPolicy, accelerate
 from asd_policy.integrations.robomimic.source import RobomimicSource, rollout_networks
 from asd_policy.integrations.robomimic_checkpoint import RobomimicCheckpoint
-from asd_policy.policy.checkpoint import difference_table
-from asd_policy.policy.horizon import Frame, RecedingHorizon
+from asd_policy.policy.horizon import Frame
 from asd_policy.samplers.config import SamplerConfig
 
 
-class ImagePolicy(RecedingHorizon):
+class ImagePolicy(DrivenPolicy):
     """An :class:`AcceleratedPolicy` with the evaluator's calls, for many environments at once.
 
     Observations are those of this package's environments: low-dimensional keys (B, dim), and
@@ -40,60 +40,20 @@ class ImagePolicy(RecedingHorizon):
         self, file: RobomimicCheckpoint, sampler: SamplerConfig, place: Mapping[str, Any]
     ) -> None:
         options = dict(place)
-        threads = options.pop("threads", None)
-        self.device = torch.device(options.pop("device"))
+        threads, device = options.pop("threads", None), torch.device(options.pop("device"))
         pictures = _pictures(file)
-        self.policy = _load(file, sampler, self.device, options)
-        super().__init__(self.policy.source)
-        self.source.pictures = pictures
-        self.sampler = self.source.sampler
-        self.sampler.threads = threads or self.sampler.threads
-        self.action_dim = self.sampler.shape[1]
-        self.card: dict[str, Any] = {"env_metadata": file.content["env_metadata"]}
-
-    @property
-    def observation_keys(self) -> dict[str, int]:
-        """Key → how many numbers it has."""
-        return {key: int(np.prod(shape)) for key, shape in self.source.shapes.items()}
-
-    @property
-    def engine(self) -> Any:
-        return self.sampler.engine
-
-    @property
-    def schedule(self) -> Any:
-        return self.sampler.schedule
-
-    @property
-    def threads(self) -> int:
-        assert self.sampler.threads is not None
-        return self.sampler.threads
-
-    @property
-    def window(self) -> int | None:
-        return self.sampler.window
-
-    def measure(self) -> None:
-        """Time the network on this machine again, for ``window="auto"``."""
-        self.sampler.measure()
-
-    @property
-    def parameters(self) -> int:
-        """Of the network and the encoder."""
-        return sum(p.numel() for p in rollout_networks(self.policy.policy)[0].parameters())
-
-    def check_observation_space(self, keys: Mapping[str, int]) -> None:
-        """Raise a CheckpointError with one table unless the low-dimensional keys are there."""
-        wanted = {k: (n,) for k, n in self.observation_keys.items() if k not in self.pictures}
-        table = difference_table(wanted, {k: (n,) for k, n in keys.items() if k in wanted})
-        if table:
-            raise CheckpointError(f"the policy was made for other observations:\n{table}")
+        self.policy = _load(file, sampler, device, options)
+        source = self.policy.source
+        source.pictures = pictures
+        networks = rollout_networks(self.policy.policy)[0]
+        parameters = sum(p.numel() for p in networks.parameters())
+        card = {"env_metadata": file.content["env_metadata"]}
+        super().__init__(source, source.shapes, parameters, card, threads)
 
     def reset(self, seeds: int | Sequence[int | None] | None = None) -> None:
         """Start len(seeds) episodes, each with its own random stream."""
         self.policy.start_episode()
         super().reset(seeds)
-        self.sampler.expect(len(self.environments))
 
     def frames(self, observations: Mapping[str, Any], batch: int) -> Sequence[Sequence[Frame]]:
         """What the source makes of observations, pictures as robomimic's release has them."""

@@ -14,6 +14,7 @@ import torch
 from robomimic.envs.wrappers import EnvWrapper
 
 from asd_policy.data.scenes import scene_digest
+from asd_policy.errors import counted
 from asd_policy.integrations.robomimic_format import RECORDING_VERSION
 
 
@@ -107,7 +108,7 @@ class Recording:
             f"simulation: {simulation:.2f} s"
         )
         if calls:
-            text += f"; {len(calls)} chunks of {sum(calls) / len(calls):.1f} calls"
+            text += f"; {counted(len(calls), 'chunk')} of {sum(calls) / len(calls):.1f} calls"
         return text
 
 

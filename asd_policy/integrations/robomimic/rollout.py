@@ -59,7 +59,7 @@ def accelerate(
     if not isinstance(policy, RolloutPolicy):
         raise TypeError(f"expected a robomimic RolloutPolicy, got a {type(policy).__name__}")
     check_algorithm(policy.policy)
-    config = SamplerConfig.named(sampler, **options)
+    config = SamplerConfig.named(sampler, asked_of=accelerate, **options)
     config = for_chain(config, policy.policy.algo_config)
     made = AcceleratedPolicy(policy, config, engine, precision, compile)
     if verbose:

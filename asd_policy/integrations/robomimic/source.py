@@ -21,12 +21,13 @@ from asd_policy.integrations.robomimic.observations import ObservationScale
 from asd_policy.integrations.robomimic_format import trained_schedule
 from asd_policy.policy import chunks as made_ready
 from asd_policy.policy.checkpoint import difference_table
-from asd_policy.policy.horizon import Chunks, ChunkSource, Observation
+from asd_policy.policy.horizon import Chunks, Observation
+from asd_policy.policy.sampled import SampledSource
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
 
 
-class RobomimicSource(ChunkSource):
+class RobomimicSource(SampledSource):
     """Chunks of a ``RolloutPolicy``, with copies of its weights, which are copied again where it is
     trained on.
 
@@ -66,10 +67,10 @@ class RobomimicSource(ChunkSource):
             torch.float64 if release_05 else torch.float32,
         )  # fmt: skip
 
-    def stream(self, seed: int | None) -> torch.Generator:
-        """On the policy's device; without a seed, seeded from PyTorch's global generator."""
-        number = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else int(seed)
-        return torch.Generator(self.device).manual_seed(number)
+    def stream(self, seed: int | None, drawn: int = 0) -> torch.Generator:
+        """Without a seed, seeded from PyTorch's global generator, as robomimic's own noise is."""
+        number = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else seed
+        return super().stream(number, drawn)
 
     def frames(
         self, observations: Observation, batch: int
@@ -100,6 +101,9 @@ class RobomimicSource(ChunkSource):
         table = difference_table(expected, got)
         if table:
             raise InputError(f"these are not the observations that the policy expects:\n{table}")
+
+    def ahead(self, streams: Sequence[torch.Generator]) -> None:
+        self.sampler.ahead(streams)
 
     @torch.inference_mode()
     @own_precision(networks_too=True)

@@ -30,11 +30,17 @@ FIRST = 1000  # number of the first chunk that is measured; those before it are 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One timed chunk: seconds of wall clock, those for its noise, and what the sampler counted."""
+    """One timed chunk.
+
+    Attributes:
+        seconds: of wall clock, until the device has nothing left to do. noise_s: for its noise.
+        stats: what the sampler counted. result_s: until the host had the result.
+    """
 
     seconds: float
     noise_s: float
     stats: Stats
+    result_s: float = 0.0
 
 
 class Contestant(Protocol):
@@ -130,7 +136,12 @@ class EagerLoop:
 
 
 class EngineContestant:
-    """A sampler on an engine of its own, its window and drafts calibrated before measurement."""
+    """A sampler on an engine of its own, its window and drafts calibrated before measurement.
+
+    Attributes:
+        ahead: whether a chunk's noise is drawn after the one before, as in a control loop, which
+            has time for it once it has its actions; else when it is asked for.
+    """
 
     def __init__(
         self, cell: Cell, subject: Subject, forms: Forms, device: torch.device, seed: int
@@ -155,6 +166,8 @@ class EngineContestant:
             compiled=cell.compile,
         )
         self.engine: Engine = self._sampler.engine
+        self.ahead = True
+        self._next: tuple[int | None, list[torch.Generator]] = None, []
         self._prepare_s = time.perf_counter() - start
 
     def warm_up(self) -> Json:
@@ -172,19 +185,23 @@ class EngineContestant:
 
     def draw(self, chunk: int) -> Chunk:
         cond = self._subject.take(chunk, self.cell.batch)
+        generators = self._next[1] if self._next[0] == chunk else self._streams(chunk)
         synchronize(self._device)
         start = time.perf_counter()
-        noise = self._noise(chunk)
+        noise = self._sampler.noise(generators)
         drawn = time.perf_counter()
         x, stats = self._sampler.draw(noise, cond)
         x.cpu()
+        there = time.perf_counter()
         synchronize(self._device)
         end = time.perf_counter()
-        return Chunk(end - start, drawn - start, stats)
+        if self.ahead:
+            self._next = chunk + 1, self._streams(chunk + 1)
+            self._sampler.ahead(self._next[1])
+        return Chunk(end - start, drawn - start, stats, there - start)
 
-    def _noise(self, chunk: int) -> Noise:
-        generators = _streams(self._seed, FIRST + chunk, self.cell.batch, self._device)
-        return self._sampler.noise(generators)
+    def _streams(self, chunk: int) -> list[torch.Generator]:
+        return _streams(self._seed, FIRST + chunk, self.cell.batch, self._device)
 
     def _calibrate(self) -> None:
         """Slopes and acceptance from the checkpoint or from throw-away chunks, costs, window.
@@ -203,7 +220,8 @@ class EngineContestant:
     def _throw_away(self) -> Iterator[tuple[Noise, Tensor]]:
         """Other observations and other noise than those that are measured."""
         for i in itertools.count():
-            yield self._noise(-2 - i), self._subject.take(7 * i, self.cell.batch)
+            noise = self._sampler.noise(self._streams(-2 - i))
+            yield noise, self._subject.take(7 * i, self.cell.batch)
 
     def describe(self) -> Json:
         buckets = dict(getattr(self.engine, "bytes_by_bucket", {}))

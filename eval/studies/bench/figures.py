@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from asd_policy.errors import counted
 from asd_policy.eval.runs.formats import amount, duration
 from asd_policy.eval.show.figures import (
     PARTS,
@@ -55,7 +56,7 @@ def save_figures(content: Json, folder: Path) -> list[Path]:
 def machine_line(content: Json) -> str:
     """What the figures were measured on."""
     machine = content["machine"][-1]
-    place = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    place = machine["gpu"] or f"{machine['cpu']}, {counted(machine['threads'], 'thread')}"
     return place + " · a quick run, not to quote" * bool(content["settings"].get("quick"))
 
 

@@ -19,6 +19,7 @@ from asd_policy.eval.demonstrations import load_demonstrations, store_keys
 from asd_policy.eval.studies.bench.cells import Cell, Group, cell
 from asd_policy.eval.studies.bench.layers import compile_ahead, compile_for, measure_layers
 from asd_policy.eval.studies.bench.options import EAGER_LOOP, BenchOptions
+from asd_policy.eval.studies.bench.rounds import measure_rounds
 from asd_policy.eval.studies.bench.run import bench_machine, finish, measure, open_store, scale
 from asd_policy.eval.studies.bench.subjects import UNTRAINED, Subject, load_subject
 from asd_policy.eval.studies.bench.training import OutOfTime, train_for
@@ -45,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
             device = torch.device(resolve_device(options.device))
             compile_for(load_subject(network, device, None), precision)
             return 0
-        return run_layers(options) if options.layers else run(options)
+        return run_parts(options) if options.layers or options.rounds else run(options)
     except OutOfTime as error:
         print(f"Training stopped at {error}; run the same command to go on.")
         return 1
@@ -69,7 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--kernels", default="auto", choices=KERNELS, help="of a round's arithmetic")
     add("--commit", help="what to record where the checkout has no .git")
     add("--layers", action="store_true", help="only forms of the layers: calls by rows, and chunks")
-    add("--networks", nargs="+", default=["shipped", "chi", "lerobot"], help="of --layers")
+    add("--rounds", action="store_true", help="only what a round costs beside its network call")
+    add(
+        "--networks",
+        nargs="+",
+        default=["shipped", "chi", "lerobot"],
+        help="of --layers and --rounds",
+    )
     add("--compile", metavar="NETWORK:PRECISION", help="only compile whole layers of one")
     add("--quick", action="store_true", help="a tiny network, few chunks: to see that it works")
     return parser
@@ -115,18 +122,21 @@ def run(options: argparse.Namespace) -> int:
     return status if complete else 1
 
 
-def run_layers(options: argparse.Namespace) -> int:
-    """Measure the forms of the layers. With --data, "chi" and "lerobot" are trained before."""
+def run_parts(options: argparse.Namespace) -> int:
+    """Measure forms of the layers, of rounds, or both. With --data, "chi" and "lerobot" are trained
+    before."""
     deadline = time.monotonic() + 60 * options.minutes
     name = resolve_device(options.device)
     device = torch.device(name)
-    if device.type == "cuda":
+    if device.type == "cuda" and options.layers:
         script = [sys.argv[0], "--device", name]
         compile_ahead(script, options.networks, _say)
     subjects = {network: _subject(network, options, device) for network in options.networks}
     settings = {"device": name, "chunks": options.chunks, "quick": options.quick}
     machine = bench_machine(name) | ({"commit_given": options.commit} if options.commit else {})
-    return measure_layers(options.out, subjects, settings, machine, _say, deadline)
+    parts = [(options.rounds, measure_rounds), (options.layers, measure_layers)]
+    given = options.out, subjects, settings, machine, _say, deadline
+    return max(measure(*given) for wanted, measure in parts if wanted)
 
 
 def _subject(network: str, options: argparse.Namespace, device: torch.device) -> Subject:

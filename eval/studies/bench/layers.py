@@ -1,7 +1,6 @@
 """Forms of a network's layers side by side on one GPU: calls by rows, and chunks of samplers.
 
-A cell is measured whole or not at all, and kept at once: a run that was stopped goes on. Triton's
-kernels are compiled before, by a process for each network and precision, all at a time.
+Triton's kernels are compiled before, by a process for each network and precision, all at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +22,12 @@ import torch
 from torch import Tensor
 
 from asd_policy.engine.cuda_graph import CudaRecorder
-from asd_policy.eval.runs.files import now, write_json
-from asd_policy.eval.runs.schemas import VERSION, read_json
+from asd_policy.eval.runs.schemas import read_json
 from asd_policy.eval.runs.store import Store
 from asd_policy.eval.studies.bench.ceilings import matmul_precision, synchronize
 from asd_policy.eval.studies.bench.cells import cell
 from asd_policy.eval.studies.bench.contestants import Chunk, Contestant, Forms, make_contestant
+from asd_policy.eval.studies.bench.kept_cells import Say, measure_cells
 from asd_policy.eval.studies.bench.options import EAGER_LOOP
 from asd_policy.eval.studies.bench.subjects import Subject
 from asd_policy.eval.studies.bench.summary import latency_figures
@@ -37,7 +35,6 @@ from asd_policy.networks import whole
 from asd_policy.networks.inference import InferenceUnet1D
 
 Json = dict[str, Any]
-Say = Callable[[str], None]
 FILE = "layers.json"
 STORE = Store("measurements of layers", "layers", FILE, fixed=("device", "chunks", "quick"))
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -87,39 +84,16 @@ def measure_layers(
     out: Path, subjects: dict[str, Subject], settings: Json, machine: Json, say: Say,
     deadline: float,
 ) -> int:  # fmt: skip
-    """Measure what is not in the folder yet. Returns the exit status: 1 where the clock stopped it
-    or a cell failed."""
+    """Measure what is not in the folder yet. Returns the exit status."""
     device = next(iter(subjects.values())).conditions.device
-    content = _claim(out, settings, machine)
-    done = {c["key"] for c in content["cells"] if "failed" not in c}
-    cells = plan(device, list(subjects))
-    pending = [one for one in cells if one.key not in done]
-    for number, one in enumerate(pending, start=1):
-        if time.monotonic() > deadline:
-            say("Stopped by the clock; run the same command to go on.")
-            break
-        say(f"[{number}/{len(pending)}] {one.key}")
-        found = _measured(one, subjects[one.network], settings)
-        say(f"  {summary(found)}")
-        content["cells"] = [c for c in content["cells"] if c["key"] != one.key] + [found]
-        write_json(out / FILE, content)
-    keys = {c["key"] for c in content["cells"] if "failed" not in c}
-    content["complete"] = all(one.key in keys for one in cells)
-    write_json(out / FILE, content)
-    say(f"Kept: {out / FILE}")
-    return 0 if content["complete"] else 1
 
+    def measure(one: LayersCell) -> Json:
+        work = _calls if one.kind == "call" else _chunks
+        with overlapping(one.pdl):
+            return work(one, subjects[one.network], settings)
 
-def _claim(out: Path, settings: Json, machine: Json) -> Json:
-    content = STORE.check(out, settings, True, beside=True)
-    if content is None:
-        content = {
-            "schema_version": VERSION["layers"], "started": now(), "settings": settings,
-            "machine": [], "cells": [], "complete": False,
-        }  # fmt: skip
-    if machine not in content["machine"]:
-        content["machine"].append(machine)
-    return content
+    given = plan(device, list(subjects)), measure, summary, settings, machine, say, deadline
+    return measure_cells(STORE, out, *given)
 
 
 def read_layers(folder: Path) -> Json:
@@ -129,8 +103,6 @@ def read_layers(folder: Path) -> Json:
 
 def summary(found: Json) -> str:
     """A line of what was measured."""
-    if "failed" in found:
-        return f"failed: {found['failed']}"
     if found["kind"] == "call":
         times = ", ".join(f"{r}: {m:.3f}" for r, m in zip(found["rows"], found["ms"], strict=True))
         same = "same bits" if found["bitwise"] else "OTHER BITS"
@@ -139,17 +111,6 @@ def summary(found: Json) -> str:
         f"{name} {one['latency_ms']['p50']:.2f} (p99 {one['latency_ms']['p99']:.2f}) ms, "
         f"{one['calls']:.1f} calls" for name, one in found["samplers"].items()
     )  # fmt: skip
-
-
-def _measured(one: LayersCell, subject: Subject, settings: Json) -> Json:
-    work = _calls if one.kind == "call" else _chunks
-    try:
-        with overlapping(one.pdl):
-            return one.described() | work(one, subject, settings)
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        trace = "".join(traceback.format_exception(error))[-3000:]
-        return one.described() | {"failed": text, "traceback": trace}
 
 
 @contextlib.contextmanager

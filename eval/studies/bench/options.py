@@ -24,8 +24,9 @@ class BenchOptions:
     """Samplers to measure: eager-loop (as packages run today), ddpm, asd, asd-slope, asd-memory,
     asd-frozen, asd-paper, paradigms, ddim-N."""
     engines: tuple[str, ...] = ("auto",)
-    """What runs the samplers: auto, eager, cuda_graph, openvino; auto is cuda_graph on a GPU, and
-    openvino on a CPU, where it is installed and faster."""
+    """What runs the samplers: auto, eager, cuda_graph, openvino, distributed; auto is cuda_graph on
+    a GPU, and openvino on a CPU, where it is installed and faster; distributed is for the ranks of
+    torchrun."""
     kernels: tuple[str, ...] = ("auto",)
     """What does a round's arithmetic: auto, torch, native, triton."""
     precisions: tuple[str, ...] = ("fp32",)
@@ -82,7 +83,7 @@ def check_options(options: BenchOptions) -> None:
         if window != "auto" and not re.fullmatch(r"[1-9]\d*", window):
             raise InputError(f"--windows takes auto and whole numbers from 1 on; got {window!r}")
     for name, known_values in (
-        ("engines", [e for e in ENGINES if e != "distributed"]),  # one process here
+        ("engines", ENGINES),
         ("kernels", KERNELS),
         ("precisions", PRECISIONS),
     ):
@@ -118,11 +119,14 @@ def check_device(options: BenchOptions, device: str) -> None:
     import torch
 
     from asd_policy.engine.kernels import choose_kernels
+    from asd_policy.engine.ranks import check_group
     from asd_policy.networks.openvino_layers import missing
 
     if "openvino" in options.engines and (device != "cpu" or missing()):
         why = missing() or f"it runs on a CPU; this run is on {device}"
         raise InputError(f"--engines openvino cannot be had: {why}")
+    if "distributed" in options.engines:
+        check_group()
     if device.startswith("cuda"):
         return
     if "cuda_graph" in options.engines:

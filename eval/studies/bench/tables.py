@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+from asd_policy.errors import counted
 from asd_policy.eval.runs.formats import MISSING
 from asd_policy.eval.studies.bench.windows import WITHIN
 
@@ -22,7 +23,7 @@ def print_benchmark(content: Json, write: Callable[[str], None] = print) -> None
         rows = list(group)
         trained = content["networks"][network]["trained"]
         note = "" if trained else " (untrained: its calls and acceptance mean nothing)"
-        write(f"\n{network}{note}, K={steps}, {batch} chain{'s' * (batch > 1)}")
+        write(f"\n{network}{note}, K={steps}, {counted(batch, 'chain')}")
         done = [row for row in rows if "error" not in row]
         write(table(columns_of(done), done))
         for row in rows:
@@ -182,7 +183,7 @@ def _setting(content: Json) -> str:
     machine, ceilings = content["machine"][-1], content["ceilings"]
     parts = [
         machine["gpu"] or machine["cpu"],
-        f"{machine['threads']} threads",
+        counted(machine["threads"], "thread"),
         f"torch {machine['versions']['torch']}",
     ]
     if ceilings:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from asd_policy.data.replay import Replay
+from asd_policy.errors import counted
 from asd_policy.eval.runs.files import write_json
 from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.eval.studies.bench.ceilings import matmul_precision
@@ -69,7 +70,8 @@ def train_for(
         card = _card(trainer, replay, device, precision)
     save_checkpoint(finished, trainer.checkpoint(card))
     (folder / STATE).unlink()
-    say(f"Trained: {trainer.step} steps, loss {trainer.loss:.4f}, {trainer.seconds:.0f} s")
+    steps = counted(trainer.step, "step")
+    say(f"Trained: {steps}, loss {trainer.loss:.4f}, {trainer.seconds:.0f} s")
     return finished
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from asd_policy.errors import InputError
-from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.options import EvalOptions, check_samplers
 from asd_policy.eval.runs.files import default_folder
 
 _RUNS_HELP = (
@@ -79,11 +79,14 @@ class EvalAndCompareOptions(EvalOptions):
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(EvalOptions)}
         if not self.compare:
-            if self.until_decided:
-                raise InputError("--until-decided needs --compare A B; got no --compare")
+            for name in ("margin", "until_decided", "budget"):
+                if getattr(self, name) != getattr(EvalAndCompareOptions, name):
+                    option = "--" + name.replace("_", "-")
+                    raise InputError(f"{option} needs --compare A B; got no --compare")
             return EvalOptions(**values)
         if len(set(self.compare)) != 2 or len(self.compare) != 2:
             raise InputError(f"--compare takes two samplers, got {' '.join(self.compare)}")
+        check_samplers(self.compare, "--compare")
         out = self.out or default_folder(self.name or "-".join(self.compare))
         return EvalOptions(**values | {"samplers": self.compare, "out": out})
 

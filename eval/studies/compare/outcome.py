@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from asd_policy.errors import counted
 from asd_policy.eval.runs.episode import Episode
 from asd_policy.eval.stats.basics import holm, paired_success, success_rate
 from asd_policy.eval.stats.sequential import (
@@ -130,8 +131,9 @@ def _decided(names: tuple[str, str], success: Json, sequential: Json, margin: fl
     a, b = names
     low, high = (f"{100 * bound:+.1f}" for bound in sequential["difference_ci95"])
     seen = (
-        f"after {success['a']['n']} seeds, difference {100 * success['difference']:+.1f} points, "
-        f"95% interval that holds whenever one stops {low} to {high}"
+        f"after {counted(success['a']['n'], 'seed')}, difference "
+        f"{100 * success['difference']:+.1f} points, 95% interval that holds whenever one stops "
+        f"{low} to {high}"
     )
     allowed = f"{100 * margin:g} points"
     status, word, sentence = {

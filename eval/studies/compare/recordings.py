@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from asd_policy.errors import DatasetError
+from asd_policy.errors import DatasetError, counted
 from asd_policy.eval.runs.schemas import VERSION, read
 from asd_policy.eval.stats.basics import mean, paired_success, success_rate
 from asd_policy.eval.studies.compare.scenes import same_scenes
@@ -41,7 +41,7 @@ def compare_recordings(first: Path, second: Path) -> None:
     made = pair["difference"]
     low, high = (100 * bound for bound in made["ci95"])
     print(
-        f"Same {pair['n']} seeds: both {pair['both']}, only a {pair['only_a']}, only b "
+        f"Same {counted(pair['n'], 'seed')}: both {pair['both']}, only a {pair['only_a']}, only b "
         f"{pair['only_b']}, neither {pair['neither']}; success of a minus b "
         f"{100 * made['estimate']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}"
     )

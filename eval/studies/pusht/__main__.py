@@ -16,29 +16,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-import tyro
-
-from asd_policy.console import say
-from asd_policy.errors import AsdPolicyError
+from asd_policy.eval.script import run_script
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 a mistake of the user's, 130 stopped by Ctrl-C."""
+    """Returns the exit status, as ``run_script``."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on this disk
-    from asd_policy.eval.studies.pusht.compare import compare
-    from asd_policy.eval.studies.pusht.demos import demos
-    from asd_policy.eval.studies.pusht.train import train
-
-    commands = {"demos": demos, "train": train, "compare": compare}
-    try:
-        tyro.extras.subcommand_cli_from_dict(commands, args=words, description=__doc__)
-    except AsdPolicyError as error:
-        say(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        say("Stopped; the same command goes on.")
-        return 130
-    return 0
+    return run_script("pusht", ("demos", "train", "compare"), __doc__, words)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import gym_pusht  # noqa: F401 - registers it
 import gymnasium as gym
 import numpy as np
 

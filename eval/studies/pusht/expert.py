@@ -13,9 +13,18 @@ import itertools
 from typing import Any
 
 import numpy as np
-import pymunk
-import shapely
-from gym_pusht.envs.pusht import PushTEnv
+
+from asd_policy.errors import IntegrationError
+
+try:
+    import pymunk
+    import shapely
+    from gym_pusht.envs.pusht import PushTEnv  # and registers it
+except ModuleNotFoundError as error:
+    raise IntegrationError(
+        f"PushT needs {error.name}, which is not installed: pip install 'asd-policy[lerobot]' "
+        "'lerobot[pusht]' (best in an environment of its own)"
+    ) from error
 
 DT = 0.01  # of the simulator, seconds
 RADIUS, WALLS = 15.0, (23.0, 488.0)  # of the pusher, pixels; where its centre may be

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from scipy import stats
 
+from asd_policy.errors import counted
 from asd_policy.eval.runs.formats import MISSING
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.runs.studies import PushT, PushTEpisode
@@ -95,7 +96,7 @@ def print_comparison(console: Console, found: Any) -> None:
         console,
         [
             f"{settings['parameters'] / 1e6:.1f} M parameters, {settings['training_steps']} steps "
-            f"of lerobot-train. {settings['cpu']}, {settings['threads']} thread.",
+            f"of lerobot-train. {settings['cpu']}, {counted(settings['threads'], 'thread')}.",
             "Overlap: LeRobot's largest reward of an episode, the mean, in %.",
             "Differences are in points, on the same seeds, with 95% intervals.",
             "Calls, evaluations and milliseconds of the processor are a chunk's.",

@@ -1,1 +1,3 @@
 """The table of tasks: every sampler on every task that has a shipped policy."""
+
+REFERENCE = "ddpm"  # what the others are compared with

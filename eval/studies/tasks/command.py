@@ -26,7 +26,6 @@ from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.eval.options import HELD_OUT_SEED, EvalOptions, command_line
 from asd_policy.eval.resume import (
     continued_with,
-    ended_by_sigterm,
     keep_options,
     kept_form,
     parse,
@@ -35,10 +34,15 @@ from asd_policy.eval.resume import (
 )
 from asd_policy.eval.runs.files import reserved
 from asd_policy.eval.runs.store import check_same
+from asd_policy.eval.studies.tasks import REFERENCE
 
-CONTESTANTS = ("ddpm", "asd", "asd-paper", "asd-frozen", "paradigms", "ddim-10", "ddim-16")
+CONTESTANTS = (REFERENCE, "asd", "asd-paper", "asd-frozen", "paradigms", "ddim-10", "ddim-16")
 
 _TASKS_HELP = "Tasks of the table; none named: all that have a shipped policy."
+_SAMPLERS_HELP = (
+    "Lines of the table; ddpm, which the others are compared with, is one of them. Names are those "
+    "of `asd-policy eval`."
+)
 _SHARD_HELP = (
     "Do the i-th of n equal parts of the seeds (i from 0), here or on another machine, at the same "
     "time as others or not. --merge, or one --out, puts them together."
@@ -48,7 +52,11 @@ _RESUME_HELP = (
     "Refuse where --out holds no table. (One that is there goes on without this too; options that "
     "are left out are its own, --episodes, --latency-episodes and --tasks may grow.)"
 )
-_OF_THE_TABLE = ("episodes", "window", "precision")  # the same in all of its shards
+_OF_THE_TABLE = ("episodes", "window", "precision", "samplers")  # the same in all of its shards
+_THREADS_HELP = (
+    "CPU threads of the policy; None is one for a network that more make hardly faster, and as "
+    "many as torch takes for a large one."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +66,9 @@ class TableOptions:
     tasks: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]", help=_TASKS_HELP)
     ] = ()
+    samplers: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]", help=_SAMPLERS_HELP)
+    ] = CONTESTANTS
     episodes: int = 200
     """Episodes of each sampler on each task, on the same held-out seeds."""
     num_envs: int = 8
@@ -76,9 +87,7 @@ class TableOptions:
     """Where the policies run: auto, cpu, cuda, cuda:1."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Number format of the networks (tf32 on a GPU only)."""
-    threads: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """CPU threads of the policy; None is one for a network that more make hardly faster, and as
-    many as torch takes for a large one."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="INT", help=_THREADS_HELP)] = None
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=_RESUME_HELP)] = False
 
 
@@ -90,8 +99,7 @@ def main_tasks(words: Sequence[str]) -> None:
     episodes that were kept, and made again whenever a shard ends.
     """
     options = parse("tasks", words, TableOptions, main_tasks.__doc__, find_table)
-    with ended_by_sigterm():
-        make_table(options)
+    make_table(options)
 
 
 def find_table(options: TableOptions) -> TableOptions | None:
@@ -110,7 +118,7 @@ def find_table(options: TableOptions) -> TableOptions | None:
         return None
     if options.shard not in there and options.shard != TableOptions.shard:
         one = next(iter(there.values()))
-        alike = {name: one[name] for name in _OF_THE_TABLE}
+        alike = {name: one[name] for name in _OF_THE_TABLE if name in one}
         return restored(TableOptions, alike | {"shard": options.shard}, options.out)
     if options.shard not in there and len(there) > 1:
         raise InputError(f"--shard: {options.out} holds {', '.join(there)}; name one of them")
@@ -195,12 +203,16 @@ def evaluations(options: TableOptions) -> Iterator[EvalOptions]:
         if getattr(options, name) < 1:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} must be 1 or more, got {getattr(options, name)}")
+    if REFERENCE not in options.samplers:
+        raise InputError(
+            f"--samplers: {REFERENCE} is one of them; got {', '.join(options.samplers)}"
+        )
     part, parts = _shard(options)
     start, stop = (options.episodes * i // parts for i in (part, part + 1))
     for task in _tasks(options):
         common = EvalOptions(
             task=task,
-            samplers=CONTESTANTS,
+            samplers=options.samplers,
             window=options.window,
             device=options.device,
             precision=options.precision,

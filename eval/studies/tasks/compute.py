@@ -15,9 +15,9 @@ from asd_policy.eval.runs.forms import Pair
 from asd_policy.eval.runs.studies import LatencyMachine, OneRobot, OnTask, Task, Tasks
 from asd_policy.eval.stats.basics import paired_success
 from asd_policy.eval.stats.summary import summarize
+from asd_policy.eval.studies.tasks import REFERENCE
 
 Json = dict[str, Any]
-REFERENCE = "ddpm"
 # What shards of one task may differ in, besides where and when they ran.
 _OF_A_SHARD = ("seed", "episodes", "num_envs", "device", "threads", "video", "name")
 

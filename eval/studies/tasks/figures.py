@@ -33,25 +33,37 @@ def save_figure(content: Json, path: Path) -> None:
 
 
 def tasks_figure(content: Json) -> Figure:
-    """A row a task: success with its interval, calls a chunk, acceptance by step."""
+    """A row a task: success with its interval, calls a chunk and, where a sampler drafts,
+    acceptance by step."""
     tasks = content["tasks"]
-    figure = Figure(figsize=(11.0, 0.7 + 2.2 * len(tasks)), layout="constrained")
-    panels = figure.subplots(len(tasks), 3, squeeze=False, width_ratios=(1, 1, 1.2))
-    for (task, row), (success, calls, acceptance) in zip(tasks.items(), panels, strict=True):
-        _success_panel(success, row)
-        _calls_panel(calls, row)
-        _acceptance_panel(acceptance, row)
-        success.set_ylabel(task.replace("_", " "), fontweight="bold")
-    for axes, title in zip(
-        panels[0],
-        ("Success, 95% interval", "Network calls a chunk", "Proposals accepted, by step"),
-        strict=True,
-    ):
-        axes.set_title(title, fontsize=10)
-    panels[-1][0].set_xlabel("success rate")
-    panels[-1][1].set_xlabel("calls (log scale)")
-    panels[-1][2].set_xlabel("denoising step, noise → action")
+    drafting = any(_drafting(row) for row in tasks.values())
+    columns = [
+        (_success_panel, "Success, 95% interval", "success rate", 1.0),
+        (_calls_panel, "Network calls a chunk", "calls (log scale)", 1.0),
+        (_acceptance_panel, "Proposals accepted, by step", "denoising step, noise → action", 1.2),
+    ][: 3 if drafting else 2]
+    size = 3.5 * len(columns) + 0.5, 0.7 + 2.2 * len(tasks)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(
+        len(tasks), len(columns), squeeze=False, width_ratios=[share for *_, share in columns]
+    )
+    for (task, row), along in zip(tasks.items(), panels, strict=True):
+        for axes, (draw, *_) in zip(along, columns, strict=True):
+            draw(axes, row)
+        along[0].set_ylabel(task.replace("_", " "), fontweight="bold")
+    for top, bottom, (_, title, label, _) in zip(panels[0], panels[-1], columns, strict=True):
+        top.set_title(title, fontsize=10)
+        bottom.set_xlabel(label)
     return figure
+
+
+def _drafting(row: Json) -> Json:
+    """The samplers of a row that draft."""
+    return {
+        name: summary
+        for name, summary in row["samplers"].items()
+        if is_autospeculative(name) and summary["acceptance_by_step"] is not None
+    }
 
 
 def _rows(axes: Axes, row: Json) -> dict[str, int]:
@@ -89,11 +101,10 @@ def _calls_panel(axes: Axes, row: Json) -> None:
 
 
 def _acceptance_panel(axes: Axes, row: Json) -> None:
-    for name, summary in row["samplers"].items():
-        if is_autospeculative(name) and summary["acceptance_by_step"] is not None:
-            shares = [np.nan if s is None else s for s in summary["acceptance_by_step"]]
-            axes.plot(
-                range(1, len(shares) + 1), shares, color=colour(name), label=NAMES.get(name, name)
-            )
+    for name, summary in _drafting(row).items():
+        shares = [np.nan if s is None else s for s in summary["acceptance_by_step"]]
+        steps = range(1, len(shares) + 1)
+        axes.plot(steps, shares, color=colour(name), label=NAMES.get(name, name))
     axes.set_ylim(top=1.01)
-    axes.legend(fontsize=8, loc="lower center")
+    if axes.lines:
+        axes.legend(fontsize=8, loc="lower center")

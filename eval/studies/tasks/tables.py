@@ -66,9 +66,10 @@ def _difference(pair: Json | None) -> str:
 def _setting(row: Json) -> str:
     seeds, machine = row["seeds"], row["machine"]
     robots = " or ".join(map(str, row["num_envs"])) or "1"
+    robots = "one robot" if robots == "1" else f"{robots} robots in one batch"
     parts = [
-        f"Seeds {seeds['first']}–{seeds['last']}, K={row['steps']}, {_windows(row)}",
-        f"success with {robots} robots in one batch",
+        f"Seeds {seeds['first']}–{seeds['last']}, K={row['steps']}{_windows(row)}",
+        f"success with {robots}",
     ]
     if machine is None:
         parts.append("latency not measured yet")
@@ -87,4 +88,4 @@ def _setting(row: Json) -> str:
 
 def _windows(row: Json) -> str:
     windows = {str(s["window"]) for s in row["samplers"].values() if s["window"] is not None}
-    return "window " + " or ".join(sorted(windows))
+    return ", window " + " or ".join(sorted(windows)) if windows else ""

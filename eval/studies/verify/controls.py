@@ -56,7 +56,7 @@ def peeking(chains: Chains, denoiser: Denoiser, form: Form, width: int) -> tuple
     """Drafts that know the noise of the step that they are for."""
     _, drafts = kernels.propose(chains, denoiser, form, width)
     steps = chains.steps(width)
-    noise = chains.take(chains.noise, chains.rows(steps), width)
+    noise = chains.noise_of(steps)
     # chains.tables.delta is a/σ, and 0 where no draft is decided on.
     scale = chains.tables.delta[steps].unsqueeze(2)
     drafts = drafts - torch.where(scale > 0, PEEK * noise / scale, 0.0)
@@ -75,6 +75,8 @@ def next_steps_memory(
 
 class WrongEngine(Engine):
     """The eager engine with drafts of another kind."""
+
+    lean = False  # next_steps_memory looks up memory by its steps
 
     def __init__(self, subject: Subject, chain: Schedule, wrong: Propose) -> None:
         like = subject.conditions

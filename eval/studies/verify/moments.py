@@ -10,7 +10,7 @@ import numpy as np
 
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.tasks import TASKS
-from asd_policy.errors import DatasetError, InputError
+from asd_policy.errors import DatasetError, InputError, counted
 from asd_policy.eval.demonstrations import load_demonstrations
 from asd_policy.eval.options import HELD_OUT_SEED
 from asd_policy.eval.studies.verify.options import VerifyOptions
@@ -97,7 +97,7 @@ def _from_episodes(
             windows += list(history[np.maximum(last[:, None] + back, 0)])
     finally:
         env.close()
-    origin = f"moments of {episodes} episode{'s' * (episodes > 1)} of {task} from seed "
+    origin = f"moments of {counted(episodes, 'episode')} of {task} from seed "
     return np.stack(windows), origin + str(HELD_OUT_SEED + options.seed)
 
 

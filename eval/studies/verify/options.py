@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from asd_policy.errors import InputError
-from asd_policy.eval.options import EvalOptions, at_least, check_options
+from asd_policy.eval.options import EvalOptions, at_least, check_options, check_samplers
 
 _SAMPLER_HELP = (
     "The sampler under test, named as in `asd-policy eval`. The reference is sequential DDPM (for "
@@ -40,6 +40,14 @@ _RESUME_HELP = (
     "--chunks may grow, --controls may be added."
 )
 LEAST_CHUNKS = 5  # at each observation
+_ENGINE_HELP = (
+    "What runs the samplers; auto is cuda_graph on a GPU, and openvino on a CPU, where it is "
+    "installed and faster; distributed is for the ranks of torchrun."
+)
+_PRECISION_HELP = (
+    "Number format of the network (tf32 on a GPU only); fp64 is of everything, to rule out "
+    "arithmetic."
+)
 
 
 def _arg(metavar: str | None, text: str | None = None) -> Any:
@@ -85,12 +93,12 @@ class VerifyOptions:
     """Chunks sampled together."""
     device: str = "auto"
     """Where the network runs: auto, cpu, cuda, cuda:1."""
-    engine: Literal["auto", "eager", "cuda_graph", "openvino"] = "auto"
-    """What runs the samplers; auto is cuda_graph on a GPU, and openvino on a CPU, where it is
-    installed and faster."""
-    precision: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
-    """Number format of the network (tf32 on a GPU only); fp64 is of everything, to rule out
-    arithmetic."""
+    engine: Annotated[
+        Literal["auto", "eager", "cuda_graph", "openvino", "distributed"], _arg(None, _ENGINE_HELP)
+    ] = "auto"
+    precision: Annotated[Literal["fp32", "tf32", "bf16", "fp64"], _arg(None, _PRECISION_HELP)] = (
+        "fp32"
+    )
     threads: Annotated[int | None, _arg("INT")] = None
     """CPU threads; None is torch's own choice."""
     out: Annotated[Path | None, _arg("DIR")] = None
@@ -122,6 +130,7 @@ class VerifyOptions:
 
 def check_verify_options(options: VerifyOptions) -> None:
     """Raise ValueError, naming the option, what it must be and what came."""
+    check_samplers((options.sampler,), "--sampler")
     check_options(options.sampling())
     for name in ("observations", "batch"):
         at_least(name, getattr(options, name), 1)

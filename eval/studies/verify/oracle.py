@@ -8,6 +8,8 @@ discretization and all, is a Gaussian whose mean and variance follow by recursio
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,14 +53,15 @@ class Oracle:
 
     def network(self, schedule: Schedule) -> Network:
         """Predicts ε of x (N, *SHAPE), cond (N, 1)."""
+        return functools.partial(self._predict, schedule)
 
-        def predict(x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
-            assert cond is not None
-            flat, bar = x.flatten(1), schedule.alphas_cumprod.to(x)[timesteps].unsqueeze(1)
-            epsilon = (flat - bar.sqrt() * self.x0(flat, bar, cond)) / (1 - bar).sqrt()
-            return epsilon.view(x.shape)
-
-        return predict
+    def _predict(
+        self, schedule: Schedule, x: Tensor, timesteps: Tensor, cond: Tensor | None
+    ) -> Tensor:
+        assert cond is not None
+        flat, bar = x.flatten(1), schedule.alphas_cumprod.to(x)[timesteps].unsqueeze(1)
+        epsilon = (flat - bar.sqrt() * self.x0(flat, bar, cond)) / (1 - bar).sqrt()
+        return epsilon.view(x.shape)
 
     def exact(self, chain: Schedule) -> Exact:
         """The distribution of a chain's last point at s = 0: steps are linear, noise Gaussian."""

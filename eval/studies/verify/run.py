@@ -120,6 +120,8 @@ def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptio
     out = options.out or default_folder(name, _ROOT)
     options = dataclasses.replace(options, out=out)
     settings = _settings(options) | {"checkpoint_sha256": sha256}
+    if options.resume:
+        STORE.begun(out)
     STORE.check(out, settings, options.resume)
     config = {
         "schema_version": VERSION["verify_config"],

@@ -98,6 +98,9 @@ def test_letters_of_several_samplers(tmp_path, quiet):
 def test_mistakes_are_one_sentence(run, tmp_path):
     for words, message in [
         (("eval", "--until-decided"), "needs --compare A B"),
+        (("eval", "--margin", 0.2), "--margin needs --compare A B"),
+        (("eval", "--budget", 5), "--budget needs --compare A B"),
+        (("eval", "--compare", "asd", "dppm"), "--compare takes one or more of"),
         (("eval", "--compare", "asd"), "takes two samplers, got asd"),
         (("eval", "--compare", "asd", "asd"), "takes two samplers, got asd asd"),
         (("compare", tmp_path, "--until-decided", "--budget", 0), "--budget must be 1 or more"),

@@ -15,9 +15,7 @@ from safetensors.torch import load_file, save_file
 import asd_policy.integrations.lerobot as asd
 from asd_policy.errors import CheckpointError
 from asd_policy.integrations.lerobot.folders import PROCESSORS, renewed
-from reference.lerobot_policies import encoded, observation, saved, statistics, trained
-
-BEFORE_PROCESSORS = {"observation": "normalize_inputs", "action": "unnormalize_outputs"}
+from reference.lerobot_policies import as_of_old, encoded, observation, saved, trained
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +39,6 @@ def act(loaded) -> torch.Tensor:
     policy.reset()
     torch.manual_seed(3)
     return after(policy.select_action(before(observation(2))))
-
-
-def as_of_old(folder: Path) -> Path:
-    """As LeRobot 0.3 wrote it: statistics in the weights, and no processors."""
-    weights = load_file(folder / "model.safetensors")
-    for feature, values in statistics(trained()).items():
-        start = BEFORE_PROCESSORS[feature.partition(".")[0]]
-        for name, value in values.items():
-            weights[f"{start}.buffer_{feature.replace('.', '_')}.{name}"] = value
-            if feature == "action":
-                weights[f"normalize_targets.buffer_action.{name}"] = value.clone()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for path in folder.glob("policy_*"):
-        path.unlink()
-    return folder
 
 
 def test_a_folder_is_loaded_and_accelerated(folder, tmp_path, capsys) -> None:
@@ -157,4 +140,13 @@ def test_folders_that_are_none(tmp_path, mine) -> None:
     shutil.copy(Path(__file__), mine / "model.safetensors")
     (mine / "config.json").write_text('{"type": "diffusion"}')
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing or damaged"):
+        asd.load(mine)
+
+
+def test_processors_that_cannot_be_loaded(mine) -> None:
+    (mine / PROCESSORS[1]).write_text('{"name": "after", "steps": [{"registry_name": "none"}]}')
+    with pytest.raises(CheckpointError, match=r"the processors in .* cannot be loaded: .*none"):
+        asd.load(mine)
+    (mine / PROCESSORS[0]).write_text("{")
+    with pytest.raises(CheckpointError, match=r"policy_preprocessor\.json is damaged"):
         asd.load(mine)

@@ -112,7 +112,10 @@ def test_what_comes_after_is_as_before(checkpoint: Path, monkeypatch: pytest.Mon
     [
         (["--window=8"], "expected --sampler NAME beside --window; got none"),
         (["--sampler", "asdf"], "asdf"),
-        (["--sampler", "asd", "--steps", "0"], "inference steps must be at least 1, got 0"),
+        (
+            ["--sampler", "asd", "--steps", "0"],
+            "inference steps must be a whole number from 1 on, got 0",
+        ),
         (["--sampler", "asd", "--engine", "fast"], "engine"),
         (["--sampler", "asd", "--precision", "fp64"], "precision"),
         (

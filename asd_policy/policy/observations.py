@@ -1,0 +1,66 @@
+"""Observations as they come from a robot or a caller: what can be no observation is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from asd_policy.errors import InputError, NonFiniteError
+
+
+def named(observation: Any) -> Mapping[str, Any]:
+    """The observation. Raises ValueError unless it is a mapping."""
+    if not isinstance(observation, Mapping):
+        raise InputError(
+            f"expected a mapping of names, an observation; got a {type(observation).__name__}"
+        )
+    return observation
+
+
+def one_row(observation: Any) -> dict[str, Any]:
+    """Of one environment, as a batch of one. What makes no array is left to the source, which need
+    not see it. Raises ValueError unless it is a mapping."""
+    return {key: _row(value) for key, value in named(observation).items()}
+
+
+def _row(value: Any) -> Any:
+    try:
+        return np.asarray(value)[None]
+    except (ValueError, TypeError, RuntimeError):
+        return [value]
+
+
+def array(key: str, value: Any) -> np.ndarray:
+    """Of a value that has this name. Raises ValueError where there can be none."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # the latter two of PyTorch's tensors
+        raise InputError(f"observation {key!r} is no array: {error}") from error
+
+
+def numbers(key: str, value: Any, dtype: type[np.floating[Any]] | None = None) -> np.ndarray:
+    """An array of finite numbers, of a type where one is asked for.
+
+    Raises:
+        ValueError: it holds something else, complex numbers too.
+        NonFiniteError: a NaN or infinity, also one that the type makes of a large number.
+    """
+    made = array(key, value)
+    if made.dtype.kind not in "biuf":
+        raise InputError(f"observation {key!r} must be of numbers, got {made.dtype}")
+    if dtype is not None and made.dtype != dtype:
+        with np.errstate(over="ignore"):  # found below, as an infinity
+            made = made.astype(dtype)
+    if made.dtype.kind == "f" and not np.isfinite(made).all():
+        raise NonFiniteError(f"observation {key!r} holds a NaN or infinite value")
+    return made
+
+
+def text(key: str, value: Any) -> np.ndarray:
+    """An array of strings. Raises ValueError where it holds something else."""
+    made = array(key, value)
+    if made.dtype.kind != "U":
+        raise InputError(f"observation {key!r} must be text, got {made.dtype}")
+    return made

@@ -1,0 +1,140 @@
+"""What a round costs beside its network call, in every way that it can be launched, on one GPU.
+
+Forms: "pausing", in which the host reads a round that is probably the last before it launches
+another; "ahead", in which it never does, so that one round too many is launched; and "skipped", in
+which that round is left out on the device. Each with noise drawn when it is asked for ("asked"),
+and after the chunk before, by when a control loop has its actions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from asd_policy.engine import cuda_graph
+from asd_policy.eval.runs.schemas import read_json
+from asd_policy.eval.runs.store import Store
+from asd_policy.eval.studies.bench.cells import cell
+from asd_policy.eval.studies.bench.contestants import Chunk, EngineContestant, Forms
+from asd_policy.eval.studies.bench.kept_cells import Say, measure_cells
+from asd_policy.eval.studies.bench.subjects import Subject
+from asd_policy.eval.studies.bench.summary import latency_figures
+
+Json = dict[str, Any]
+FILE = "rounds.json"
+STORE = Store("measurements of rounds", "rounds", FILE, fixed=("device", "chunks", "quick"))
+# Form → the chance of the end from which the host pauses, and whether rounds are left out.
+LAUNCHES = {"pausing": (cuda_graph.PROBABLY_LAST, False), "ahead": (2.0, False),
+            "skipped": (2.0, True)}  # fmt: skip
+OTHERS = ("ddim-10", "ddpm")
+
+
+@dataclass(frozen=True)
+class RoundsCell:
+    """One network at one precision, sampling a batch."""
+
+    network: str
+    precision: str
+    batch: int
+
+    @property
+    def key(self) -> str:
+        return "/".join(map(str, dataclasses.astuple(self)))
+
+    def described(self) -> Json:
+        return {"key": self.key, **dataclasses.asdict(self)}
+
+
+def plan(device: torch.device, networks: Sequence[str]) -> list[RoundsCell]:
+    """Cells in the order of what one would miss most: the second network is the issue's."""
+    if device.type != "cuda":
+        return [RoundsCell(network, "fp32", 1) for network in networks]
+    first = [*networks[1:2], *networks[:1], *networks[2:]]
+    cells = [RoundsCell(network, p, 1) for network in first for p in ("bf16", "tf32")]
+    return cells + [RoundsCell(first[0], "bf16", batch) for batch in (8, 32)]
+
+
+def measure_rounds(
+    out: Path, subjects: dict[str, Subject], settings: Json, machine: Json, say: Say,
+    deadline: float,
+) -> int:  # fmt: skip
+    """Measure what is not in the folder yet. Returns the exit status."""
+    device = next(iter(subjects.values())).conditions.device
+    work = partial(_measured, subjects, settings)
+    given = plan(device, list(subjects)), work, summary, settings, machine, say, deadline
+    return measure_cells(STORE, out, *given)
+
+
+def read_rounds(folder: Path) -> Json:
+    """The content of a folder's file. ValueError where it has another form."""
+    return read_json(folder / FILE, "rounds")
+
+
+def summary(found: Json) -> str:
+    """A line of what was measured: medians until the host has the result."""
+    return "; ".join(
+        f"{name} {one['result_ms']['p50']:.2f} ms ({one['calls']:.1f} calls)"
+        for name, one in found["forms"].items()
+    )
+
+
+@contextlib.contextmanager
+def launched(form: str) -> Iterator[None]:
+    """Rounds launched in one of the forms."""
+    kept = cuda_graph.PROBABLY_LAST, cuda_graph.SKIPPED
+    cuda_graph.PROBABLY_LAST, cuda_graph.SKIPPED = LAUNCHES[form]
+    try:
+        yield
+    finally:
+        cuda_graph.PROBABLY_LAST, cuda_graph.SKIPPED = kept
+
+
+def _measured(subjects: dict[str, Subject], settings: Json, one: RoundsCell) -> Json:
+    """All forms in turn, a chunk each; noise and conditions of a chunk are the same for all."""
+    subject = subjects[one.network]
+    device, forms, steps = subject.conditions.device, Forms(), subject.schedule.num_steps
+    engine = "cuda_graph" if device.type == "cuda" else "eager"
+    given = one.network, one.batch, steps, one.precision, engine, "auto", "auto"
+    names = [f"{form}, {noise}" for form in LAUNCHES for noise in ("asked", "before")]
+    ready: dict[str, EngineContestant] = {}
+    drawn: dict[str, list[Chunk]] = {name: [] for name in (*names, *OTHERS)}
+    try:
+        for name in drawn:
+            sampler, launch = (name, "pausing") if name in OTHERS else ("asd", name.split(",")[0])
+            with launched(launch):
+                ready[name] = EngineContestant(cell(*given, sampler), subject, forms, device, 0)
+                ready[name].ahead = not name.endswith("asked")
+                ready[name].warm_up()
+        for chunk in range(settings["chunks"]):
+            for name, contestant in ready.items():
+                with launched("pausing" if name in OTHERS else name.split(",")[0]):
+                    drawn[name].append(contestant.draw(chunk))
+        used = ready[names[0]].describe()
+    finally:
+        for contestant in ready.values():
+            contestant.close()
+    return {
+        "trained": subject.trained,
+        "engine": used["engine_used"],
+        "layers_used": used["layers_used"],
+        "forms": {name: _figures(chunks) for name, chunks in drawn.items()},
+    }
+
+
+def _figures(chunks: Sequence[Chunk]) -> Json:
+    return {
+        "chunks": len(chunks),
+        "result_ms": latency_figures(np.array([1e3 * c.result_s for c in chunks])),
+        "idle_ms": latency_figures(np.array([1e3 * c.seconds for c in chunks])),
+        "noise_ms": 1e3 * float(np.median([c.noise_s for c in chunks])),
+        "calls": float(np.mean([float(c.stats.calls.max()) for c in chunks])),
+        "window": chunks[-1].stats.window,
+    }
