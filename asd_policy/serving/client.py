@@ -16,9 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
 
 from asd_policy.errors import ConnectionLostError, InputError, ServerError
+from asd_policy.serving.connection import Connection
 from asd_policy.serving.protocol import KEY, error_of, pack, unpack
 from asd_policy.serving.token import TOKEN, one_word
 
@@ -57,7 +57,7 @@ class Client:
         self.address, self.timeout_s = address, timeout_s
         self._token = _token(token)
         self._lock = threading.RLock()
-        self._socket: ClientConnection | None = None
+        self._connection: Connection | None = None
         self._parting: weakref.finalize[..., Any] | None = None
         self.metadata: dict[str, Any] = {}
         self.connections = 0
@@ -130,11 +130,10 @@ class Client:
         return told
 
     def _exchange(self, data: bytes) -> str | bytes:
-        if self._socket is None:
+        if self._connection is None:
             raise ConnectionLostError(f"the connection to {self.address} is closed")
         try:
-            self._socket.send(data)
-            return self._socket.recv(self.timeout_s)
+            return self._connection.exchange(data, self.timeout_s)
         except TimeoutError as error:
             self._drop()  # an answer that comes later would be taken for the next one's
             raise ConnectionLostError(
@@ -151,18 +150,11 @@ class Client:
         """
         with self._lock:
             self._drop()
-            headers = {"Authorization": f"Api-Key {self._token}"} if self._token else None
+            headers = {"Authorization": f"Api-Key {self._token}"} if self._token else {}
             try:
-                self._socket = connect(
-                    self.address,
-                    compression=None,
-                    max_size=None,
-                    proxy=None,
-                    additional_headers=headers,
-                    open_timeout=self.timeout_s,
-                ).__enter__()
-                self._parting = weakref.finalize(self, _hang_up, self._socket.socket, os.getpid())
-                self.metadata = unpack(self._socket.recv(self.timeout_s))
+                made = self._connection = Connection(self.address, headers, self.timeout_s)
+                self._parting = weakref.finalize(self, _hang_up, made.socket, os.getpid())
+                self.metadata = unpack(made.receive(self.timeout_s))
             except InvalidStatus as error:
                 said = (error.response.body or b"").decode(errors="replace").strip()
                 code = error.response.status_code
@@ -184,9 +176,8 @@ class Client:
     def _drop(self) -> None:
         if self._parting is not None:
             self._parting.detach()
-        connection, self._socket = self._socket, None
+        connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close_timeout = 0.1  # nobody may be there to say goodbye to
             connection.close()
 
     def close(self) -> None:
@@ -204,7 +195,7 @@ def _token(given: str | None) -> str | None:
 
 def _hang_up(made: socket.socket, process: int) -> None:
     """Give a place at the server back. Without a goodbye, whose locks the thread may hold that
-    collects the client; the connection's own thread then reads the end, and closes it."""
+    collects the client; the connection's own thread then finds the end."""
     if os.getpid() != process:
         return  # a fork's copy: the connection goes on where it was made
     with contextlib.suppress(OSError):

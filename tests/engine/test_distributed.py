@@ -204,12 +204,14 @@ if rank:
 engine = make_engine("eager", network, schedule, (4,))
 refused("a rank of the process group has ended", sample, network, engine="distributed", **options)
 print("a dead rank was noticed")
+# Left as programs should: PyTorch's own threads would meet an interpreter that is ending.
+dist.destroy_process_group()
 """
 
 
 def test_every_rank_makes_the_call_and_has_the_result(tmp_path: Path) -> None:
     found = run_ranks(tmp_path, EVERY_RANK)
-    assert [status for status, _ in found] == [0, 9], found
+    assert [status for status, _ in found] == [0, 9], found[0][1][-2000:]
     assert "a dead rank was noticed" in found[0][1]
     assert [text.count("asd-policy: 3 samples") for _, text in found] == [2, 1], "one said it"
 

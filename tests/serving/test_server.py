@@ -209,12 +209,12 @@ def test_a_client_that_nobody_has_any_more_gives_its_place_back() -> None:
     with served(limits=Limits(clients=1)) as server:
         for _ in range(3):
             client = Client(address(server))
-            reading = client._socket.recv_events_thread  # type: ignore[union-attr]
+            looking = client._connection.looking  # type: ignore[union-attr]
             assert client.health()["clients"] == 1
             del client
             assert gone(server, 0)
-            reading.join(10)
-            assert not reading.is_alive()
+            looking.join(10)
+            assert not looking.is_alive()
 
 
 def test_addresses_are_read_strictly() -> None:
