@@ -121,7 +121,8 @@ def test_matrices_laid_out_for_good_give_the_same(architecture: Architecture, bf
         products.pack(prepared)  # changes nothing
     found = both(network, prepared, given)[1]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-    assert packed(prepared) == products._packs(torch.device("cpu"))
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    assert packed(prepared) == products._packs(torch.device("cpu"), dtype)
 
 
 def packed(prepared: InferenceUnet1D) -> bool:
@@ -135,12 +136,18 @@ def test_only_large_matrices_are_laid_out_for_good_in_fp32() -> None:
     for precision in ("fp32", "bf16"):
         prepared = prepare(network, TIMESTEPS, precision)
         assert isinstance(prepared, PreparedUnet1D)
-        large = precision == "bf16" and products._packs(torch.device("cpu"))
+        large = precision == "bf16" and products._packs(torch.device("cpu"), torch.bfloat16)
         assert packed(prepared.unet) == large
 
 
-def test_without_those_products_all_goes_on_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+@pytest.mark.parametrize("lacking", ["oneDNN", "AVX-512"])
+def test_without_those_products_all_goes_on_as_before(
+    lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lacking == "oneDNN":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    else:
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     prepared = prepare(SMALL.network(), TIMESTEPS, "bf16")
     assert isinstance(prepared, PreparedUnet1D)
     assert not packed(prepared.unet)

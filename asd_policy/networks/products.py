@@ -32,14 +32,17 @@ _PACKED_FOR = 16  # rows to lay it out for; any number is multiplied
 _MISH_IN_PARTS_FROM = 3072
 
 
-def _packs(device: torch.device) -> bool:
-    """Whether those products, which are not part of PyTorch's public interface, are there."""
+def _packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether those products, which are not part of PyTorch's public interface, are there; in
+    bfloat16 oneDNN refuses them on a processor without AVX-512."""
     if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return False
-    wanted = ("_reorder_linear_weight", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(
+    wanted = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    if not torch.backends.mkldnn.is_available() or not all(
         hasattr(torch.ops.mkldnn, name) for name in wanted
-    )
+    ):
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def mish(x: Tensor) -> Tensor:
@@ -107,7 +110,11 @@ class Product(nn.Module):
             return
         matrix = self.weight
         smallest = {torch.float32: _PACKED_FROM, torch.bfloat16: 0}.get(matrix.dtype)
-        if smallest is not None and matrix.numel() >= smallest and _packs(matrix.device):
+        if (
+            smallest is not None
+            and matrix.numel() >= smallest
+            and _packs(matrix.device, matrix.dtype)
+        ):
             rows = matrix.t().contiguous()
             self._packed = torch.ops.mkldnn._reorder_linear_weight(rows, _PACKED_FOR)
             self.weight = matrix.new_empty(0)
