@@ -1,16 +1,13 @@
-"""One thread that draws chunks for everybody: what is asked at the same time, in one batch."""
+"""Chunks for everybody: what is asked at the same time is drawn in one batch."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +18,7 @@ from asd_policy.policy.horizon import RecedingHorizon
 from asd_policy.serving.requests import Frames
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -42,29 +40,35 @@ class Drawn:
     batch: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """Observations of some environments of the policy's, and what is wanted for them: "infer",
-    "act" or "observe"; ``committed``: actions of each that its chunk is given, if any."""
+    "act" or "observe"; ``committed``: actions of each that its chunk is given, if any.
+
+    What comes of it is ``drawn`` or ``error``. ``woken``: one of them is there, or it is the turn
+    of the thread that waits for it to draw."""
 
     call: str
     indices: Sequence[int]
     frames: Frames
     committed: Sequence[np.ndarray] | None = None
     arrived: float = field(default_factory=time.perf_counter)
-    answer: Future[Drawn] = field(default_factory=Future)
+    drawn: Drawn | None = None
+    error: AsdPolicyError | None = None
+    woken: threading.Event = field(default_factory=threading.Event)
 
-
-@dataclass
-class _Errand:
-    """Anything else that is done with the policy, in its turn."""
-
-    work: Callable[[], Any]
-    answer: Future[Any] = field(default_factory=Future)
+    @property
+    def done(self) -> bool:
+        """Whether its end has come."""
+        return self.drawn is not None or self.error is not None
 
 
 class Batcher:
-    """Draws with one policy, in one thread, which alone touches it.
+    """Draws with one policy, for any number of threads.
+
+    The thread that asks draws, for all who ask in the meantime: handing each chunk to a thread that
+    draws, and back, takes half a millisecond. Who asks while another draws waits, and then has its
+    answer or the next turn.
 
     A chunk's law is not changed by its company: each environment has its own history, queue and
     random stream, and the window is of the number of robots that were expected beforehand. Where a
@@ -79,84 +83,89 @@ class Batcher:
         self, policy: RecedingHorizon, wait_s: float = 0.0, clients: Callable[[], int] = lambda: 0
     ) -> None:
         self._policy, self._wait_s, self._clients = policy, wait_s, clients
-        self._waiting: queue.SimpleQueue[Job | _Errand | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="asd-policy engine", daemon=True)
+        self._using = threading.Lock()  # the policy
+        self._asked = threading.Condition()  # guards the two below
+        self._waiting: list[Job] = []
+        self._drawing = False  # somebody has the turn
         self.batches = self.chunks = 0
 
-    def start(self) -> None:
-        """Begin to draw."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Finish what was asked, then end the thread."""
-        self._waiting.put(None)
-        self._thread.join()
-
-    async def draw(self, job: Job) -> Drawn:
+    def draw(self, job: Job) -> Drawn:
         """What a job gives, when its turn has come.
 
         Raises:
             ValueError, NonFiniteError: as the policy.
             ServerError: a fault, which the log has.
         """
-        self._waiting.put(job)
-        return await asyncio.wrap_future(job.answer)
+        with self._asked:
+            self._waiting.append(job)
+            mine, self._drawing = not self._drawing, True
+            self._asked.notify_all()
+        if not mine:
+            job.woken.wait()
+        if not job.done:
+            self._take_turn(job)
+        if job.error is not None:
+            raise job.error
+        assert job.drawn is not None
+        return job.drawn
 
-    async def call(self, work: Callable[[], Any]) -> Any:
-        """What a function gives that is called in the policy's thread."""
-        errand = _Errand(work)
-        self._waiting.put(errand)
-        return await asyncio.wrap_future(errand.answer)
+    def call(self, work: Callable[[], Result]) -> Result:
+        """What a function gives that uses the policy, while nobody else does."""
+        with self._using:
+            return work()
 
-    # ---- in the thread ---------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            if isinstance(first, _Errand):
-                self._do(first)
-                continue
-            jobs, ending = self._gather(first)
-            self._serve([job for job in jobs if job.answer.set_running_or_notify_cancel()])
-            if ending:
-                return
-
-    def _gather(self, first: Job) -> tuple[list[Job], bool]:
-        """The jobs that are drawn with the first one; whether the end was asked for."""
-        jobs, until = [first], first.arrived + self._wait_s
-        while True:
-            left = until - time.perf_counter()
-            try:
-                if left > 0 and len(jobs) < self._clients():
-                    more = self._waiting.get(timeout=left)
-                else:
-                    more = self._waiting.get_nowait()
-            except queue.Empty:
-                return jobs, False
-            if more is None:
-                return jobs, True
-            if isinstance(more, _Errand):
-                self._do(more)
-            else:
-                jobs.append(more)
-
-    @staticmethod
-    def _do(errand: _Errand) -> None:
-        if not errand.answer.set_running_or_notify_cancel():
+    def ahead(self, indices: Sequence[int]) -> None:
+        """Draw the next noise of these environments now, unless the policy is in use."""
+        if not self._using.acquire(blocking=False):
             return
         try:
-            errand.answer.set_result(errand.work())
+            self._policy.source.ahead([self._policy.environments[i].stream for i in indices])
+        finally:
+            self._using.release()
+
+    # ---- whose turn it is ------------------------------------------------------------------------
+
+    def _take_turn(self, first: Job) -> None:
+        """Draw for this job and its like, and let somebody else have the turn."""
+        jobs = [first]
+        try:
+            jobs = self._gather(first)
+            with self._using:
+                self._serve(jobs)
         except BaseException as error:
-            errand.answer.set_exception(error)
+            for job in jobs:
+                if not job.done:
+                    _tell(job, error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            with self._asked:
+                self._waiting = [job for job in self._waiting if not job.done]
+                self._drawing = bool(self._waiting)
+                if self._waiting:
+                    self._waiting[0].woken.set()
+
+    def _gather(self, first: Job) -> list[Job]:
+        """The jobs that can be done with the first one."""
+        with self._asked:
+            left = first.arrived + self._wait_s - time.perf_counter()
+            if left > 0 and self._rows(first):
+                self._asked.wait_for(lambda: len(self._waiting) >= self._clients(), left)
+            kind = self._kind(first)
+            return [job for job in self._waiting if self._kind(job) == kind]
+
+    def _kind(self, job: Job) -> tuple[bool, bool]:
+        """With and without commitments are two chains; and who needs no chunk waits for none."""
+        return bool(self._rows(job)), job.committed is not None
 
     def _serve(self, jobs: Sequence[Job]) -> None:
         began = time.perf_counter()
         ready = [job for job in jobs if self._observe(job)]
-        due = [job for job in ready if self._rows(job)]
-        for job in ready:
-            if job not in due:
+        if any(self._rows(job) for job in ready):
+            self._draw(ready, began)
+        else:
+            for job in ready:
                 self._answer(job, {}, began, 0.0, 0)
-        for chain in (False, True):  # without and with commitments are two chains
-            self._draw([job for job in due if (job.committed is not None) == chain], began)
 
     def _observe(self, job: Job) -> bool:
         """Whether the job's observations could be taken in: all of them, or none."""
@@ -177,8 +186,6 @@ class Batcher:
         return [i for i in job.indices if job.call == "act" and not self._policy.queued(i)]
 
     def _draw(self, jobs: Sequence[Job], began: float) -> None:
-        if not jobs:
-            return
         policy = self._policy
         rows = [index for job in jobs for index in self._rows(job)]
         given = None
@@ -229,13 +236,14 @@ class Batcher:
                     self._policy.enqueue(index, made[index][0])
             actions = np.stack([self._policy.next(index) for index in job.indices])
         costs = [made[index][1] if index in made else None for index in job.indices]
-        job.answer.set_result(Drawn(actions, costs, began - job.arrived, seconds, batch))
+        job.drawn = Drawn(actions, costs, began - job.arrived, seconds, batch)
+        job.woken.set()
 
 
-def _tell(job: Job, error: Exception) -> None:
+def _tell(job: Job, error: BaseException) -> None:
     """An error that is this client's alone; a fault is in the log with its traceback."""
-    if isinstance(error, AsdPolicyError):
-        job.answer.set_exception(error)
-        return
-    logger.error("a fault while serving", exc_info=error)
-    job.answer.set_exception(ServerError(f"{type(error).__name__}: {error}"))
+    if not isinstance(error, AsdPolicyError):
+        logger.error("a fault while serving", exc_info=error)
+        error = ServerError(f"{type(error).__name__}: {error}")
+    job.error = error
+    job.woken.set()

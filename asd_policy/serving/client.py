@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from asd_policy.errors import ConnectionLostError, InputError, ServerError
-from asd_policy.serving.connection import Connection
+from asd_policy.serving.connection import ClientConnection
 from asd_policy.serving.protocol import KEY, error_of, pack, unpack
 from asd_policy.serving.token import TOKEN, one_word
 
@@ -57,7 +57,7 @@ class Client:
         self.address, self.timeout_s = address, timeout_s
         self._token = _token(token)
         self._lock = threading.RLock()
-        self._connection: Connection | None = None
+        self._connection: ClientConnection | None = None
         self._parting: weakref.finalize[..., Any] | None = None
         self.metadata: dict[str, Any] = {}
         self.connections = 0
@@ -152,7 +152,7 @@ class Client:
             self._drop()
             headers = {"Authorization": f"Api-Key {self._token}"} if self._token else {}
             try:
-                made = self._connection = Connection(self.address, headers, self.timeout_s)
+                made = self._connection = ClientConnection(self.address, headers, self.timeout_s)
                 self._parting = weakref.finalize(self, _hang_up, made.socket, os.getpid())
                 self.metadata = unpack(made.receive(self.timeout_s))
             except InvalidStatus as error:

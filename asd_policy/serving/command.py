@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import sys
@@ -86,15 +85,15 @@ def main_serve(
             "compile": compile,
         },
     )  # fmt: skip
-    asyncio.run(_run(server, f"{checkpoint}, {sampler}", token is not None))
+    _run(server, f"{checkpoint}, {sampler}", token is not None)
 
 
-async def _run(server: Any, what: str, has_token: bool) -> None:
-    await server.start()
+def _run(server: Any, what: str, has_token: bool) -> None:
+    server.start()
     print(f"serving {what} at ws://{server.host}:{server.port}", flush=True)
     if not has_token and not _is_loopback(server.host):
         _say(f"warning: whoever reaches {server.host} can use it; --token-file asks for a token")
-    await server.run()
+    server.run()
     health = server.health()
     batches = "1 batch" if health["batches"] == 1 else f"{health['batches']} batches"
     _say(f"ended; chunks drawn: {health['chunks']}, in {batches}")

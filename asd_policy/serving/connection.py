@@ -1,9 +1,9 @@
-"""A client's connection: WebSocket messages on a socket that the asking thread itself reads.
+"""One end of a connection: WebSocket messages on a socket that the thread itself reads which wants
+them.
 
-The library's client reads in a thread of its own, from which each answer is handed over: a quarter
-of a millisecond in every round trip. This one speaks through the library's protocol without input
-and output (websockets.readthedocs.io, "Sans-I/O"), and a thread looks after it only while nothing
-is asked.
+The library's connections hand every message from one thread to another, a quarter of a millisecond
+at each end. These speak through its protocol without input and output (websockets.readthedocs.io,
+"Sans-I/O"). While their thread is busy elsewhere, somebody must :meth:`Connection.look`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,163 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Response
-from websockets.protocol import State
+from websockets.http11 import Request, Response
+from websockets.protocol import Protocol, State
+from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-_LOOK_S = 5.0  # between looks at an idle connection; servers wait 20 s for the answer to a ping
-_GOODBYE_S = 0.1  # nobody may be there to say it to
-_MESSAGE = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+LOOK_S = 5.0  # between looks at a connection that nobody reads; a ping may go 20 s unanswered
+_DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError)
 
 
+class Left(Exception):
+    """The connection was asked to :meth:`Connection.leave`, and no message is there."""
+
+
 class Connection:
-    """Connects when it is made.
+    """What both ends have in common. One thread at a time sends or receives.
+
+    Attributes:
+        socket: that it speaks on.
+    """
+
+    def __init__(self, made: socket.socket, protocol: Protocol) -> None:
+        self.socket, self._protocol = made, protocol
+        self._shaken: Request | Response | None = None  # the other's half of the handshake
+        self._came: deque[str | bytes] = deque()
+        self._parts: list[Frame] = []  # of a message in several frames
+        self._lock = threading.Lock()  # of all above, and of reading
+        self._leaving = False
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        _watch_over(made)
+
+    def send(self, data: str | bytes, timeout_s: float) -> None:
+        """Send a message: text or bytes.
+
+        Raises:
+            TimeoutError: it is not taken in time. ConnectionClosed, OSError: the other has gone.
+        """
+        with self._lock:
+            self._say(data, time.monotonic() + timeout_s)
+
+    def receive(self, timeout_s: float) -> str | bytes:
+        """The next message.
+
+        Raises:
+            TimeoutError: there was none in time. ConnectionClosed, OSError: the other has gone.
+            Left: see :meth:`leave`.
+        """
+        with self._lock:
+            return self._next(time.monotonic() + timeout_s)
+
+    def exchange(self, data: bytes, timeout_s: float) -> str | bytes:
+        """Send a message, and receive the next one. Raises as they do."""
+        with self._lock:
+            until = time.monotonic() + timeout_s
+            self._take_in(None)  # a goodbye may have come, and says why
+            with contextlib.suppress(ConnectionError):  # why is among what has come
+                self._say(data, until)
+            return self._next(until)
+
+    def close(self, code: int = 1000, reason: str = "", timeout_s: float = 0.1) -> None:
+        """Say goodbye, and wait so long for the other's."""
+        with self._lock, contextlib.suppress(OSError):
+            until = time.monotonic() + timeout_s
+            if self._protocol.state is State.OPEN:
+                self._protocol.send_close(code, reason)
+                self._flush(until)
+            while self._protocol.state is not State.CLOSED:
+                self._take_in(until)
+        self.socket.close()
+
+    def leave(self) -> None:
+        """Have the thread that receives read what has come, and no more. (From any thread.)"""
+        self._leaving = True
+        self.abort(socket.SHUT_RD)
+
+    def abort(self, how: int = socket.SHUT_RDWR) -> None:
+        """Have the thread that sends or receives fail. (From any thread.)"""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.socket, how)  # TLS's own would pull it from the reader
+
+    def look(self) -> bool:
+        """Answer pings and goodbyes, unless somebody reads; whether it goes on."""
+        if not self._lock.acquire(blocking=False):
+            return True
+        try:
+            self._take_in(None)
+        except OSError:
+            return False
+        finally:
+            self._lock.release()
+        return self._protocol.state is not State.CLOSED
+
+    # ---- with the lock ---------------------------------------------------------------------------
+
+    def _say(self, data: str | bytes, until: float) -> None:
+        if self._protocol.state is not State.OPEN:
+            return  # receiving tells why
+        if isinstance(data, str):
+            self._protocol.send_text(data.encode())
+        else:
+            self._protocol.send_binary(data)
+        self._flush(until)
+
+    def _next(self, until: float) -> str | bytes:
+        while not self._came:
+            if self._protocol.state is State.CLOSED:
+                raise self._protocol.close_exc
+            if self._take_in(until):
+                raise Left
+        return self._came.popleft()
+
+    def _take_in(self, until: float | None) -> bool:
+        """Whatever comes first by then (None: what is there now). True: it is to leave instead."""
+        if self._protocol.state is State.CLOSED:
+            return False
+        self.socket.settimeout(0 if until is None else _left(until))
+        try:
+            data = self.socket.recv(1 << 16)
+        except _NOTHING_YET:
+            return False
+        if data:
+            self._protocol.receive_data(data)
+        elif self._leaving and self._protocol.state is State.OPEN:
+            return True
+        else:
+            self._protocol.receive_eof()
+        self._sort(self._protocol.events_received())
+        with contextlib.suppress(OSError):  # answers to pings and goodbyes
+            self._flush(time.monotonic() + LOOK_S)
+        return False
+
+    def _sort(self, events: Iterable[Request | Response | Frame]) -> None:
+        for event in events:
+            if not isinstance(event, Frame):
+                self._shaken = event
+            elif event.opcode in _DATA:
+                self._parts.append(event)
+                if event.fin:
+                    self._came.append(_joined(self._parts))
+                    self._parts = []
+
+    def _flush(self, until: float) -> None:
+        for data in self._protocol.data_to_send():
+            self.socket.settimeout(_left(until))
+            if data:
+                self.socket.sendall(data)
+            else:  # the protocol's word for an end
+                self.socket.shutdown(socket.SHUT_WR)
+
+
+class ClientConnection(Connection):
+    """Connects when it is made, and is looked after by a thread of its own (``looking``).
 
     Args:
         address: ws://… or wss://…. headers: beside those of the protocol.
@@ -41,123 +182,84 @@ class Connection:
 
     def __init__(self, address: str, headers: Mapping[str, str], timeout_s: float) -> None:
         uri, until = parse_uri(address), time.monotonic() + timeout_s
-        self._protocol = ClientProtocol(uri, max_size=None)
-        self._came: deque[str | bytes] = deque()
-        self._parts: list[Frame] = []  # of a message in several frames
-        self._lock = threading.Lock()  # of all above, and of reading
-        self.socket = socket.create_connection((uri.host, uri.port), timeout_s)
+        made = socket.create_connection((uri.host, uri.port), timeout_s)
         try:
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             if uri.secure:
-                self.socket.settimeout(timeout_s)
                 context = ssl.create_default_context()
-                self.socket = context.wrap_socket(self.socket, server_hostname=uri.host)
+                made = context.wrap_socket(made, server_hostname=uri.host)
+            super().__init__(made, ClientProtocol(uri, max_size=None))
             self._shake_hands(headers, until)
         except BaseException:
-            self.socket.close()
+            made.close()
             raise
         self._closed = threading.Event()
         self.looking = threading.Thread(target=self._look_after, daemon=True)
         self.looking.start()
 
-    def exchange(self, data: bytes, timeout_s: float) -> str | bytes:
-        """Send a message; the answer to it.
-
-        Raises:
-            TimeoutError: there was none in time. ConnectionClosed, OSError: the other side has gone.
-        """
-        with self._lock:
-            until = time.monotonic() + timeout_s
-            self._take_in(None)  # a goodbye may have come, and says why
-            if self._protocol.state is State.OPEN:
-                self._protocol.send_binary(data)
-                self._flush(until)
-            return self._next(until)
-
-    def receive(self, timeout_s: float) -> str | bytes:
-        """The next message. Raises as :meth:`exchange`."""
-        with self._lock:
-            return self._next(time.monotonic() + timeout_s)
-
-    def close(self) -> None:
-        """Say goodbye."""
-        self._closed.set()
-        with self._lock, contextlib.suppress(OSError):
-            until = time.monotonic() + _GOODBYE_S
-            if self._protocol.state is State.OPEN:
-                self._protocol.send_close(1000)
-                self._flush(until)
-            while self._protocol.state is not State.CLOSED:
-                self._take_in(until)
-        self.socket.close()
-
-    # ---- with the lock ---------------------------------------------------------------------------
-
     def _shake_hands(self, headers: Mapping[str, str], until: float) -> None:
-        request = self._protocol.connect()
+        protocol = self._protocol
+        assert isinstance(protocol, ClientProtocol)
+        request = protocol.connect()
         request.headers.update(headers)
-        self._protocol.send_request(request)
+        protocol.send_request(request)
         self._flush(until)
-        while self._protocol.state is State.CONNECTING:
+        while protocol.state is State.CONNECTING and protocol.handshake_exc is None:
             self._take_in(until)
-        if self._protocol.handshake_exc is not None:
-            raise self._protocol.handshake_exc
-
-    def _next(self, until: float) -> str | bytes:
-        while not self._came:
-            if self._protocol.state is State.CLOSED:
-                raise self._protocol.close_exc
-            self._take_in(until)
-        return self._came.popleft()
-
-    def _take_in(self, until: float | None) -> None:
-        """What comes by then, at least one byte of it; or, for None, what is there."""
-        self.socket.settimeout(0 if until is None else _left(until))
-        try:
-            data = self.socket.recv(1 << 16)
-        except _NOTHING_YET:
-            return
-        if data:
-            self._protocol.receive_data(data)
-        else:
-            self._protocol.receive_eof()
-        for event in self._protocol.events_received():
-            if not isinstance(event, Response) and event.opcode in _MESSAGE:
-                self._collect(event)
-        with contextlib.suppress(OSError):  # answers to pings and to goodbyes
-            self._flush(time.monotonic() + _LOOK_S)
-
-    def _collect(self, frame: Frame) -> None:
-        self._parts.append(frame)
-        if frame.fin:
-            data = b"".join(part.data for part in self._parts)
-            as_text = self._parts[0].opcode is Opcode.TEXT
-            self._came.append(data.decode(errors="replace") if as_text else data)
-            self._parts = []
-
-    def _flush(self, until: float) -> None:
-        for data in self._protocol.data_to_send():
-            self.socket.settimeout(_left(until))
-            if data:
-                self.socket.sendall(data)
-            else:  # the protocol's word for an end
-                self.socket.shutdown(socket.SHUT_WR)
-
-    # ---- in a thread -----------------------------------------------------------------------------
+        if protocol.handshake_exc is not None:
+            raise protocol.handshake_exc
 
     def _look_after(self) -> None:
-        """Answer pings, and let go of a socket that has ended, while nothing is asked."""
-        while not self._closed.wait(_LOOK_S):
-            if not self._lock.acquire(blocking=False):
-                continue
-            try:
-                self._take_in(None)
-                if self._protocol.state is State.CLOSED:
-                    return
-            except OSError:
+        while not self._closed.wait(LOOK_S):
+            if not self.look():
                 return
-            finally:
-                self._lock.release()
+
+    def close(self, code: int = 1000, reason: str = "", timeout_s: float = 0.1) -> None:
+        self._closed.set()
+        super().close(code, reason, timeout_s)
+
+
+class ServerConnection(Connection):
+    """A client's, which has connected and said nothing yet.
+
+    Args:
+        made: the socket. max_size: bytes of a message.
+
+    Attributes:
+        address: the client's. path: that it asked for, once it is let in.
+    """
+
+    def __init__(self, made: socket.socket, max_size: int) -> None:
+        super().__init__(made, ServerProtocol(max_size=max_size))
+        self.address, self.path = made.getpeername(), ""
+
+    def let_in(
+        self, refuse: Callable[[Request], tuple[HTTPStatus, str] | None], timeout_s: float
+    ) -> bool:
+        """Shake hands, unless ``refuse`` has another answer to the request; whether it did.
+
+        Raises:
+            OSError, TimeoutError: the other has gone, or makes no request in time.
+        """
+        until, protocol = time.monotonic() + timeout_s, self._protocol
+        assert isinstance(protocol, ServerProtocol)
+        with self._lock:
+            while self._shaken is None:
+                if protocol.handshake_exc is not None or protocol.state is State.CLOSED:
+                    raise ConnectionError("no request was made")
+                self._take_in(until)
+            assert isinstance(self._shaken, Request)
+            self.path, refused = self._shaken.path, refuse(self._shaken)
+            protocol.send_response(
+                protocol.accept(self._shaken) if refused is None else protocol.reject(*refused)
+            )
+            self._flush(until)
+            return protocol.state is State.OPEN
+
+
+def _joined(parts: list[Frame]) -> str | bytes:
+    data = parts[0].data if len(parts) == 1 else b"".join(part.data for part in parts)
+    is_text = parts[0].opcode is Opcode.TEXT
+    return bytes(data).decode(errors="replace") if is_text else bytes(data)
 
 
 def _left(until: float) -> float:
@@ -166,3 +268,12 @@ def _left(until: float) -> float:
     if left <= 0:
         raise TimeoutError
     return left
+
+
+def _watch_over(made: socket.socket) -> None:
+    """Have the system ask, every now and then, whether the other's is still there: one that has
+    lost its power says no goodbye."""
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
+    for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):  # not everywhere
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,44 +1,31 @@
-"""A server that sends messages back, through a thread as one must that does not block while it
-draws: what a round trip costs where nothing is drawn. `python -m asd_policy.serving.echo`."""
+"""A server that sends messages back: what a round trip costs where nothing is drawn.
+`python -m asd_policy.serving.echo`."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import queue
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 
-import websockets.asyncio.server as ws
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed
 
-_Work = tuple["Future[str | bytes]", "str | bytes"]
+from asd_policy.serving.connection import ClientConnection, ServerConnection
+
+_PATIENCE_S = 600.0
 
 
-async def main() -> None:
-    """Serve at a free port, which is printed, until the process ends."""
-    waiting: queue.SimpleQueue[_Work] = queue.SimpleQueue()
-
-    def give_back() -> None:
-        while True:
-            answer, message = waiting.get()
-            answer.set_result(message)
-
-    async def echo(connection: ws.ServerConnection) -> None:
-        async for message in connection:
-            answer: Future[str | bytes] = Future()
-            waiting.put((answer, message))
-            back = await asyncio.wrap_future(answer)
-            await connection.send(back)
-
-    threading.Thread(target=give_back, daemon=True).start()
-    async with ws.serve(echo, "127.0.0.1", 0, compression=None) as server:
-        print(next(iter(server.sockets)).getsockname()[1], flush=True)
-        await server.serve_forever()
+def main() -> None:
+    """Serve one client at a free port, which is printed."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        print(listening.getsockname()[1], flush=True)
+        connection = ServerConnection(listening.accept()[0], 16 << 20)
+        connection.let_in(lambda request: None, _PATIENCE_S)
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                connection.send(connection.receive(_PATIENCE_S), _PATIENCE_S)
 
 
 @contextlib.contextmanager
@@ -49,14 +36,14 @@ def echoing() -> Iterator[Callable[[bytes], float]]:
     assert process.stdout is not None
     try:
         port = int(process.stdout.readline())
-        with connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None) as socket:
+        connection = ClientConnection(f"ws://127.0.0.1:{port}", {}, _PATIENCE_S)
 
-            def timed(data: bytes) -> float:
-                start = time.perf_counter()
-                socket.send(data)
-                socket.recv()
-                return time.perf_counter() - start
+        def timed(data: bytes) -> float:
+            start = time.perf_counter()
+            connection.exchange(data, _PATIENCE_S)
+            return time.perf_counter() - start
 
+        with contextlib.closing(connection):
             yield timed
     finally:
         process.kill()
@@ -64,4 +51,4 @@ def echoing() -> Iterator[Callable[[bytes], float]]:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hmac
 import http
 import logging
 import signal
+import socket
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import websockets.asyncio.server as ws
 from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request, Response
+from websockets.http11 import Request
 
 from asd_policy.errors import InputError, LimitError, ServerError, counted
 from asd_policy.policy.horizon import RecedingHorizon
 from asd_policy.serving.batcher import Batcher
+from asd_policy.serving.connection import LOOK_S, Left, ServerConnection
 from asd_policy.serving.metadata import metadata_of
 from asd_policy.serving.protocol import error_text, pack
 from asd_policy.serving.requests import Seen
@@ -30,6 +31,8 @@ from asd_policy.serving.token import one_word
 logger = logging.getLogger(__name__)
 HEALTH = "/healthz"  # as openpi's
 _GOING, _POLICY, _IDLE = 1001, 1008, 1000  # codes of RFC 6455
+_HANDSHAKE_S, _GOODBYE_S = 10.0, 2.0
+_SPARE = 64  # connections beside the clients: handshakes, questions after its health
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Limits:
 
 
 class Server:
-    """Serves one policy.
+    """Serves one policy. Each client has a thread, which draws what it asks (see ``Batcher``).
 
     Args:
         policy: what draws; nothing else may use it from here on.
@@ -86,133 +89,211 @@ class Server:
         self.host, self.port, self.limits = host, port, limits
         self._token = None if token is None else one_word(token, "token")
         self._policy, self._seen = policy, Seen.by(policy)
-        self._open: dict[ws.ServerConnection, bool] = {}  # connection → at work on a message
+        self._counting = threading.Lock()  # guards the next two, and the numbers
+        self._open: dict[ServerConnection, bool] = {}  # client → at work on a message
+        self._all: set[ServerConnection] = set()  # who is not let in yet, or will not be, too
         self._batcher = Batcher(policy, wait_s, lambda: len(self._open))
         self._metadata = metadata_of(policy, self._seen, wait_s, limits) | dict(metadata or {})
         self._greeting = pack(self._metadata)
-        self._partings: set[asyncio.Future[None]] = set()
-        self._draining = False
+        self._listening: list[socket.socket] = []
+        self._draining, self._ended = False, threading.Event()
         self.connections = self.requests = self.errors = 0
 
-    async def start(self) -> None:
-        """Listen.
+    def start(self) -> None:
+        """Listen, in threads of its own.
 
         Raises:
             ServerError: the address cannot be listened at.
         """
         try:
-            self._server = await ws.serve(
-                self._handle,
-                self.host,
-                self.port,
-                process_request=self._admit,
-                compression=None,
-                max_size=self.limits.message_bytes,
-                max_queue=1,
-                server_header=None,
-            )
-        except OSError as error:
+            self._listen()
+        except (OSError, UnicodeError) as error:  # of a name that no host can have
             raise ServerError(f"cannot listen at {self.host}:{self.port}: {error}") from error
-        self.port = next(iter(self._server.sockets)).getsockname()[1]
-        self._batcher.start()
+        for each in self._listening:
+            threading.Thread(target=self._accept, args=(each,), daemon=True).start()
+        threading.Thread(target=self._look_after, daemon=True).start()
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Take no more messages, answer those that are there, close, and end."""
         self._draining = True
-        self._server.close(close_connections=False)
-        idle = [connection for connection, at_work in self._open.items() if not at_work]
-        await asyncio.gather(*(each.close(_GOING, "the server is ending") for each in idle))
+        for each in self._listening:
+            each.close()
+        for connection, at_work in list(self._open.items()):
+            if not at_work:
+                connection.leave()
         until = time.monotonic() + self.limits.drain_s
         while self._open and time.monotonic() < until:
-            await asyncio.sleep(0.01)
-        for late in list(self._open):
-            late.transport.abort()
-        await self._server.wait_closed()
-        await asyncio.to_thread(self._batcher.stop)
+            time.sleep(0.01)
+        for late in list(self._all):
+            late.abort()
+        self._ended.set()
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C, then drain; a second one ends at once."""
-        end, loop = asyncio.Event(), asyncio.get_running_loop()
+    def run(self) -> None:
+        """Serve until SIGTERM or Ctrl-C, then drain; a second one ends at once. For the program's
+        main thread."""
+        end = threading.Event()
 
-        def ask() -> None:
+        def ask(*_: object) -> None:
             if end.is_set():
                 raise KeyboardInterrupt
             end.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ask)
-        await end.wait()
-        await self.drain()
+            signal.signal(number, ask)
+        end.wait()
+        self.drain()
+
+    # ---- threads of its own ----------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        found = socket.getaddrinfo(
+            self.host or None, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, _, _, _, where in dict.fromkeys(found):
+            made = socket.create_server((where[0], self.port), family=family)
+            made.settimeout(0.2)  # closing it wakes nobody
+            self._listening.append(made)
+            self.port = made.getsockname()[1]
+
+    def _accept(self, listening: socket.socket) -> None:
+        while not self._draining:
+            try:
+                made, _ = listening.accept()
+            except TimeoutError:
+                continue
+            except OSError as error:
+                if not self._draining:  # too many open files, or a client that has gone again
+                    logger.warning("a connection could not be taken: %s", error)
+                    time.sleep(0.1)
+                continue
+            if len(self._all) >= self.limits.clients + _SPARE:
+                made.close()
+                continue
+            with contextlib.suppress(OSError):  # it has gone already
+                connection = ServerConnection(made, self.limits.message_bytes)
+                self._all.add(connection)
+                threading.Thread(target=self._handle, args=(connection,), daemon=True).start()
+
+    def _look_after(self) -> None:
+        """Answer the pings of clients whose thread is drawing."""
+        while not self._ended.wait(LOOK_S):
+            for connection in list(self._open):
+                connection.look()
 
     # ---- connections -----------------------------------------------------------------------------
 
-    def _admit(self, connection: ws.ServerConnection, request: Request) -> Response | None:
-        """Refuse, or answer what is no WebSocket; None goes on."""
+    def _handle(self, connection: ServerConnection) -> None:
+        try:
+            if connection.let_in(lambda request: self._admit(connection, request), _HANDSHAKE_S):
+                self._serve(connection)
+        except (ConnectionClosed, OSError, Left):
+            pass  # the client has gone, or takes nothing more, or says nothing
+        finally:
+            connection.close(timeout_s=_GOODBYE_S)
+            with self._counting:
+                self._open.pop(connection, None)
+                self._all.discard(connection)
+
+    def _admit(
+        self, connection: ServerConnection, request: Request
+    ) -> tuple[http.HTTPStatus, str] | None:
+        """Refuse, or answer what is no WebSocket; None gives it a place."""
         if urlsplit(request.path).path == HEALTH:
             if self._draining:
-                return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "draining\n")
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
+                return http.HTTPStatus.SERVICE_UNAVAILABLE, "draining\n"
+            return http.HTTPStatus.OK, "OK\n"
         if self._token is not None:
             shown = request.headers.get("Authorization", "")
             if not hmac.compare_digest(shown.encode(), f"Api-Key {self._token}".encode()):
-                return connection.respond(http.HTTPStatus.UNAUTHORIZED, "expected the token\n")
-        if self._draining or len(self._open) >= self.limits.clients:
-            here = counted(len(self._open), "client")
-            why = "the server is ending" if self._draining else f"no room beside {here}"
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n")
+                return http.HTTPStatus.UNAUTHORIZED, "expected the token\n"
         try:
             _seed_in(request.path)
         except InputError as error:
-            return connection.respond(http.HTTPStatus.BAD_REQUEST, f"{error}\n")
-        return None
+            return http.HTTPStatus.BAD_REQUEST, f"{error}\n"
+        with self._counting:
+            here = len(self._open)
+            if not self._draining and here < self.limits.clients:
+                self._open[connection] = False
+                self.connections += 1
+                return None
+        why = (
+            "the server is ending"
+            if self._draining
+            else f"no room beside {counted(here, 'client')}"
+        )
+        return http.HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n"
 
-    async def _handle(self, connection: ws.ServerConnection) -> None:
-        assert connection.request is not None
-        seed = _seed_in(connection.request.path)
+    def _serve(self, connection: ServerConnection) -> None:
+        seed = _seed_in(connection.path)
         session = Session(self._policy, self._batcher, self._seen, self.limits.robots, seed)
-        self._open[connection] = False
-        self.connections += 1
         try:
-            await self._send(connection, self._greeting)
-            await self._converse(connection, session)
-        except ConnectionClosed:
-            pass  # the client has gone, or takes nothing more, or says nothing
+            self._send(connection, self._greeting)
+            self._converse(connection, session)
         finally:
-            await session.close()
-            del self._open[connection]
+            session.close()
 
-    async def _converse(self, connection: ws.ServerConnection, session: Session) -> None:
+    def _converse(self, connection: ServerConnection, session: Session) -> None:
         rate, before_s = _Rate(self.limits.rate_hz), None
         while not self._draining:
-            with _after(self.limits.idle_s, self._part, connection):
-                data = await connection.recv()
+            try:
+                data = connection.receive(self.limits.idle_s)
+            except TimeoutError:
+                why = f"no message came in {self.limits.idle_s:g} s"
+                connection.close(_IDLE, why, _GOODBYE_S)
+                return
+            except Left:
+                break
             arrived = time.perf_counter()
             self._open[connection] = True
-            self.requests += 1
             try:
-                rate.count()
-                answer = await self._answer(session, data, arrived)
+                answer = pack(self._answer(session, data, arrived, rate, before_s))
+            except LimitError as error:
+                self._fail(connection, error)
+                connection.close(_POLICY, "too many messages", _GOODBYE_S)
+                return
             except Exception as error:
-                self.errors += 1
-                if isinstance(error, ServerError):
-                    logger.error("%s: %s", connection.remote_address, error)
-                await self._send(connection, error_text(error))
-                if isinstance(error, LimitError):
-                    await connection.close(_POLICY, "too many messages")
-                    return
+                self._fail(connection, error)
             else:
-                timing = answer.setdefault("server_timing", {})
-                if before_s is not None:
-                    timing["prev_total_ms"] = 1e3 * before_s
-                timing["total_ms"] = 1e3 * (time.perf_counter() - arrived)
-                await self._send(connection, pack(answer))
+                self._send(connection, answer)
+                session.ahead()
             before_s = time.perf_counter() - arrived
             self._open[connection] = False
-        await connection.close(_GOING, "the server is ending")
+        connection.close(_GOING, "the server is ending", _GOODBYE_S)
 
-    async def _answer(self, session: Session, data: bytes | str, arrived: float) -> dict[str, Any]:
-        answer = await session.answer(data, arrived)
-        return self.health() if answer is None else answer
+    def _answer(
+        self,
+        session: Session,
+        data: bytes | str,
+        arrived: float,
+        rate: _Rate,
+        before_s: float | None,
+    ) -> dict[str, Any]:
+        with self._counting:
+            self.requests += 1
+        rate.count()
+        answer = session.answer(data, arrived)
+        if answer is None:
+            answer = self.health()
+        timing = answer.setdefault("server_timing", {})
+        if before_s is not None:
+            timing["prev_total_ms"] = 1e3 * before_s
+        timing["total_ms"] = 1e3 * (time.perf_counter() - arrived)
+        return answer
+
+    def _fail(self, connection: ServerConnection, error: Exception) -> None:
+        with self._counting:
+            self.errors += 1
+        if isinstance(error, ServerError):
+            logger.error("%s: %s", connection.address, error)
+        self._send(connection, error_text(error))
+
+    def _send(self, connection: ServerConnection, data: bytes | str) -> None:
+        try:
+            connection.send(data, self.limits.send_s)
+        except TimeoutError:
+            logger.warning("%s takes no answers", connection.address)
+            connection.abort()
+            raise
 
     def health(self) -> dict[str, Any]:
         """Counts since the start, and who is here now."""
@@ -226,32 +307,6 @@ class Server:
             "batches": self._batcher.batches,
             "chunks": self._batcher.chunks,
         }
-
-    async def _send(self, connection: ws.ServerConnection, data: bytes | str) -> None:
-        with _after(self.limits.send_s, self._abort, connection):
-            await connection.send(data)
-
-    def _part(self, connection: ws.ServerConnection) -> None:
-        """From a client that says nothing."""
-        why = f"no message came in {self.limits.idle_s:g} s"
-        self._partings.add(task := asyncio.ensure_future(connection.close(_IDLE, why)))
-        task.add_done_callback(self._partings.discard)
-
-    @staticmethod
-    def _abort(connection: ws.ServerConnection) -> None:
-        logger.warning("%s takes no answers", connection.remote_address)
-        connection.transport.abort()
-
-
-@contextlib.contextmanager
-def _after(seconds: float, work: Callable[..., None], *given: Any) -> Iterator[None]:
-    """Work that is done if what is awaited takes longer. (``asyncio.wait_for`` makes a task for
-    each message, which older Pythons take a tenth of a millisecond for.)"""
-    timer = asyncio.get_running_loop().call_later(seconds, work, *given)
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 class _Rate:

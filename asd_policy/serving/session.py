@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,8 +38,9 @@ class Session:
         self._policy, self._batcher, self._seen = policy, batcher, seen
         self._most, self._seed = most_robots, seed
         self._places: dict[int, int] = {}  # the connection's number → the policy's index
+        self._just_drawn: Sequence[int] = ()
 
-    async def answer(self, data: bytes | str, arrived: float) -> dict[str, Any] | None:
+    def answer(self, data: bytes | str, arrived: float) -> dict[str, Any] | None:
         """The answer to a message that came at that time (``time.perf_counter``); None where the
         server's health is asked for.
 
@@ -56,14 +56,21 @@ class Session:
         else:
             begin = [*request.begin, *self._newcomers(request)]
         if begin:
-            await self._begin(begin)
+            self._begin(begin)
         if request.call == "reset":
             return {"robots": len(self._places)}
         indices = [self._places[robot] for robot in request.robots]
         call = "infer" if request.call == "infer_batch" else request.call
         job = Job(call, indices, request.frames, request.committed, arrived)
-        drawn = await self._batcher.draw(job)
+        drawn = self._batcher.draw(job)
+        self._just_drawn = [i for i, cost in zip(indices, drawn.costs, strict=True) if cost]
         return answer_of(request, drawn)
+
+    def ahead(self) -> None:
+        """What can be done for the next chunk when the last one is on its way."""
+        indices, self._just_drawn = self._just_drawn, ()
+        if indices:
+            self._batcher.ahead(indices)
 
     def _newcomers(self, request: Request) -> list[Begin]:
         known = {*self._places, *(begin.robot for begin in request.begin)}
@@ -73,9 +80,9 @@ class Session:
             if robot not in known
         ]
 
-    async def _begin(self, begin: Sequence[Begin]) -> None:
-        # Noise that was drawn already is drawn again to go on after it: not in the loop's thread.
-        made = await asyncio.to_thread(lambda: [self._environment(each) for each in begin])
+    def _begin(self, begin: Sequence[Begin]) -> None:
+        # Noise that was drawn already is drawn again to go on after it: nobody need wait for that.
+        made = [self._environment(each) for each in begin]
 
         def take_in() -> None:
             for each, environment in zip(begin, made, strict=True):
@@ -84,7 +91,7 @@ class Session:
                 else:
                     self._places[each.robot] = self._policy.join(environment)
 
-        await self._batcher.call(take_in)
+        self._batcher.call(take_in)
 
     def _environment(self, begin: Begin) -> Environment:
         source = self._policy.source
@@ -96,7 +103,7 @@ class Session:
             )
         return Environment(begin.seed, source.stream(begin.seed, begin.drawn), begin.drawn)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Forget the robots."""
         places, self._places = list(self._places.values()), {}
 
@@ -104,7 +111,7 @@ class Session:
             for index in places:
                 self._policy.leave(index)
 
-        await self._batcher.call(leave)
+        self._batcher.call(leave)
 
 
 def answer_of(request: Request, drawn: Drawn) -> dict[str, Any]:

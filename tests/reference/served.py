@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 import time
@@ -31,24 +30,12 @@ def tiny_policy(sampler: str = "asd", num_steps: int = 10, **options: Any) -> Di
 def served(policy: Any = None, **options: Any) -> Iterator[Server]:
     """A server at a free port, until the block ends."""
     server = Server(policy or tiny_policy(), port=0, **options)
-    started, box = threading.Event(), {}
-
-    async def main() -> None:
-        box["end"], box["loop"] = asyncio.Event(), asyncio.get_running_loop()
-        await server.start()
-        started.set()
-        await box["end"].wait()
-        await server.drain()
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert started.wait(20)
+    server.start()
     try:
         yield server
     finally:
-        box["loop"].call_soon_threadsafe(box["end"].set)
-        thread.join(60)
-        assert not thread.is_alive(), "the server did not end"
+        server.drain()
+        assert gone(server, 0), "a client is there after the end"
 
 
 def address(server: Server) -> str:

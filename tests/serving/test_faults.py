@@ -275,7 +275,7 @@ def test_who_takes_no_answers_is_dropped_and_holds_up_nobody() -> None:
         made.settimeout(0.2)
         while len(server._open) < 2:
             time.sleep(0.01)
-        theirs = [*server._open][-1].transport.get_extra_info("socket")
+        theirs = [*server._open][-1].socket
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # fuller sooner
         with pytest.raises(ConnectionError):  # it is dropped
             send_for(60, made, frame)
