@@ -142,6 +142,9 @@ class Client:
         except _GONE as error:
             self._drop()
             raise ConnectionLostError(f"the connection to {self.address} ended: {error}") from error
+        except BaseException:  # Ctrl-C: its answer, too, would be taken for the next one's
+            self._drop()
+            raise
 
     def reconnect(self) -> None:
         """Connect anew, as a client that the server does not know.

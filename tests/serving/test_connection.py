@@ -128,7 +128,7 @@ def test_a_server_that_draws_answers_pings_when_it_is_looked_at() -> None:
 def test_goodbyes_say_why() -> None:
     with pair() as (server, client):
         server.close(1001, "the server is ending")
-        with pytest.raises(ConnectionClosed, match="1001 .*the server is ending"):
+        with pytest.raises(ConnectionClosed, match=r"1001 .*the server is ending"):
             client.exchange(b"question", 10)
         with pytest.raises(ConnectionClosed, match="the server is ending"):
             client.receive(10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -235,6 +237,31 @@ def test_there_may_be_no_more_clients_than_allowed() -> None:
         pytest.raises(ServerError, match=r"503, no room beside 1 client$"),
     ):
         Client(address(server))
+
+
+def test_a_question_that_is_interrupted_leaves_no_answer_for_the_next() -> None:
+    policy = tiny_policy()
+    real, asked = policy.source.draw, []
+
+    def interrupts(*arguments: object) -> object:
+        asked.append(1)
+        if len(asked) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+        return real(*arguments)
+
+    policy.source.draw = interrupts
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with served(policy) as server, Client(address(server)) as client:
+            with pytest.raises(KeyboardInterrupt):
+                client.infer(observation(0))
+            with pytest.raises(ConnectionLostError, match="is closed"):
+                client.infer(observation(1))
+            client.reconnect()
+            assert client.infer(observation(1))["calls"] > 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_nobody_there_is_a_lost_connection() -> None:
