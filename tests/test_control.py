@@ -208,3 +208,32 @@ def test_joins_jump_less_with_commitments() -> None:
         assert len(jumps) >= 4
         mean[join] = float(np.median(jumps[2:]))
     assert mean["condition"] < 1e-4 < 0.1 < mean["replace"]
+
+
+class First(Moving):
+    """Notes how many chunks there were when it was first looked at."""
+
+    def __init__(self, drawn: list) -> None:
+        super().__init__()
+        self.drawn, self.before = drawn, []
+
+    def observe(self):  # type: ignore[no-untyped-def]
+        self.before.append(len(self.drawn))
+        return super().observe()
+
+
+@pytest.mark.parametrize(("join", "chunks"), [("replace", 2), ("condition", 4)])
+def test_the_first_chunks_are_drawn_before_the_robot_waits(join: str, chunks: int) -> None:
+    """The recorder is told nothing of them; the next run needs none."""
+    policy, drawn, told = DiffusionPolicy(tiny_checkpoint(), SamplerConfig("asd", window=4)), [], []
+    policy.on_draw = told.append
+    for name in ("draw", "draw_after"):
+        real = getattr(policy.source, name)
+        setattr(policy.source, name, lambda *given, real=real: drawn.append(1) or real(*given))
+    controller = Controller(policy, join)
+    for run_number in range(2):
+        del drawn[:], told[:]
+        robot = First(drawn)
+        controller.run(robot, 20.0, 1, seed=3)
+        assert robot.before[0] == (0 if run_number else chunks)
+        assert len(told) <= 1

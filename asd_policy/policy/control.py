@@ -22,6 +22,7 @@ import numpy as np
 from asd_policy.errors import ConnectionLostError, InputError, check_kind, whole_from
 from asd_policy.policy.horizon import Frame, Observation, RecedingHorizon
 from asd_policy.policy.observations import one_row
+from asd_policy.policy.warmup import needs_warmth, warm_up
 
 JOINS = ("replace", "condition")
 
@@ -85,6 +86,9 @@ class Plan:
 class Controller:
     """Drives one robot with a policy, here or at a server (``asd_policy.serving.RemotePolicy``).
 
+    A policy that draws here draws two throw-away chunks before the first run: its first ones pay
+    for compiling, capturing and the like, and the robot would hold still meanwhile.
+
     Args:
         policy: which nothing else uses meanwhile.
         join: "replace" takes a new chunk from where it is. "condition" draws it given the actions
@@ -107,6 +111,7 @@ class Controller:
         if join == "condition" and not policy.source.conditions:
             raise InputError("this policy's chunks cannot be conditioned on committed actions")
         self._policy, self._join, self._retry_s = policy, join, retry_s
+        self._cold = needs_warmth(policy)
 
     def run(
         self,
@@ -133,6 +138,9 @@ class Controller:
         if not (isinstance(rate_hz, Real) and rate_hz > 0 and math.isfinite(rate_hz)):
             raise InputError(f"rate_hz must be a positive number, got {rate_hz!r:.80}")
         steps = None if steps is None else whole_from(0, "steps", steps)
+        if self._cold:
+            warm_up(self._policy, committed=self._join == "condition")
+            self._cold = False
         self._policy.reset([seed])
         loop = _Loop(self._policy, robot, rate_hz, self._join == "condition", self._retry_s)
         due = time.monotonic()

@@ -10,6 +10,14 @@ import numpy as np
 from asd_policy.errors import InputError, NonFiniteError
 
 
+def shapes_seen(policy: Any) -> dict[str, tuple[int, ...]]:
+    """Key → shape of one observation of what a policy sees: numbers, pictures, texts."""
+    numbers = {key: (dim,) for key, dim in policy.observation_keys.items()}
+    pictures = {key: (*size, 3) for key, size in policy.pictures.items()}
+    texts: dict[str, tuple[int, ...]] = dict.fromkeys(policy.texts, ())
+    return numbers | pictures | texts
+
+
 def named(observation: Any) -> Mapping[str, Any]:
     """The observation. Raises ValueError unless it is a mapping."""
     if not isinstance(observation, Mapping):

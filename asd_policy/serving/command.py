@@ -12,9 +12,9 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from asd_policy.device import resolve_device
 from asd_policy.errors import InputError
+from asd_policy.policy.warmup import warm_up
 from asd_policy.progress import Stage
 from asd_policy.serving.token import one_word
-from asd_policy.serving.warmup import warm_up
 
 
 def main_serve(

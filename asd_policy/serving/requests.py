@@ -26,7 +26,7 @@ import numpy as np
 
 from asd_policy.errors import InputError, MessageError, did_you_mean
 from asd_policy.policy.checkpoint import difference_table
-from asd_policy.policy.observations import numbers, text
+from asd_policy.policy.observations import numbers, shapes_seen, text
 from asd_policy.serving.protocol import KEY
 
 CALLS = ("infer", "infer_batch", "act", "observe", "reset", "health")
@@ -48,10 +48,7 @@ class Seen:
     @classmethod
     def by(cls, policy: Any) -> Seen:
         """What this policy does."""
-        pictures = {key: (*size, 3) for key, size in policy.pictures.items()}
-        shapes = {key: (dim,) for key, dim in policy.observation_keys.items()}
-        texts: dict[str, tuple[int, ...]] = dict.fromkeys(policy.texts, ())
-        return cls(shapes | pictures | texts, policy.horizons[0], policy.texts)
+        return cls(shapes_seen(policy), policy.horizons[0], policy.texts)
 
     @property
     def numbers(self) -> Mapping[str, tuple[int, ...]]:

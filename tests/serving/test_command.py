@@ -16,8 +16,8 @@ from asd_policy.engine import ENGINES
 from asd_policy.errors import CheckpointError
 from asd_policy.integrations.loaders import open_policies
 from asd_policy.policy import save_checkpoint
+from asd_policy.policy.warmup import warm_up
 from asd_policy.serving import Client
-from asd_policy.serving.warmup import warm_up
 from reference.served import served
 from reference.tiny import tiny_checkpoint
 

@@ -18,9 +18,9 @@ pytest.importorskip("websockets")
 import asd_policy.integrations.lerobot as asd
 from asd_policy.errors import CheckpointError, InputError, NonFiniteError
 from asd_policy.integrations.loaders import open_policies
+from asd_policy.policy.warmup import warm_up
 from asd_policy.serving import Client, RemotePolicy
 from asd_policy.serving.measure import server
-from asd_policy.serving.warmup import warm_up
 from reference.lerobot_policies import ENVIRONMENT, SIDE, STATE, as_of_old, saved, trained
 from reference.served import address, served
 
