@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -68,7 +69,8 @@ class Batcher:
 
     The thread that asks draws, for all who ask in the meantime: handing each chunk to a thread that
     draws, and back, takes half a millisecond. Who asks while another draws waits, and then has its
-    answer or the next turn.
+    answer or the next turn. Where each thread that draws would keep something for itself, one does
+    so for all: a team of OpenMP's threads, of a network that takes several; cuBLAS's workspace.
 
     A chunk's law is not changed by its company: each environment has its own history, queue and
     random stream, and the window is of the number of robots that were expected beforehand. Where a
@@ -84,6 +86,7 @@ class Batcher:
     ) -> None:
         self._policy, self._wait_s, self._clients = policy, wait_s, clients
         self._using = threading.Lock()  # the policy
+        self._apart = None if _anywhere(policy) else ThreadPoolExecutor(1, "asd-policy engine")
         self._asked = threading.Condition()  # guards the two below
         self._waiting: list[Job] = []
         self._drawing = False  # somebody has the turn
@@ -96,14 +99,10 @@ class Batcher:
             ValueError, NonFiniteError: as the policy.
             ServerError: a fault, which the log has.
         """
-        with self._asked:
-            self._waiting.append(job)
-            mine, self._drawing = not self._drawing, True
-            self._asked.notify_all()
-        if not mine:
-            job.woken.wait()
-        if not job.done:
-            self._take_turn(job)
+        if self._rows(job):
+            self._in_turn(job)
+        else:  # needs no chunk, and so no turn
+            self._try([job])
         if job.error is not None:
             raise job.error
         assert job.drawn is not None
@@ -112,51 +111,68 @@ class Batcher:
     def call(self, work: Callable[[], Result]) -> Result:
         """What a function gives that uses the policy, while nobody else does."""
         with self._using:
-            return work()
+            return self._run(work)
+
+    def fewer(self) -> None:
+        """Be told that there are fewer clients now, who need not be waited for."""
+        with self._asked:
+            self._asked.notify_all()
 
     def ahead(self, indices: Sequence[int]) -> None:
         """Draw the next noise of these environments now, unless the policy is in use."""
         if not self._using.acquire(blocking=False):
             return
         try:
-            self._policy.source.ahead([self._policy.environments[i].stream for i in indices])
+            streams = [self._policy.environments[i].stream for i in indices]
+            self._run(lambda: self._policy.source.ahead(streams))
         finally:
             self._using.release()
 
     # ---- whose turn it is ------------------------------------------------------------------------
 
-    def _take_turn(self, first: Job) -> None:
-        """Draw for this job and its like, and let somebody else have the turn."""
-        jobs = [first]
+    def _in_turn(self, job: Job) -> None:
+        with self._asked:
+            self._waiting.append(job)
+            mine, self._drawing = not self._drawing, True
+            self._asked.notify_all()
+        if not mine:
+            job.woken.wait()
+        if job.done:
+            return
         try:
-            jobs = self._gather(first)
+            self._try(self._gather(job))
+        finally:
+            with self._asked:
+                self._waiting = [other for other in self._waiting if not other.done]
+                self._drawing = bool(self._waiting)
+                if self._waiting:
+                    self._waiting[0].woken.set()
+
+    def _gather(self, first: Job) -> list[Job]:
+        """The jobs that can be drawn with the first one: with and without commitments are two
+        chains."""
+        with self._asked:
+            left = first.arrived + self._wait_s - time.perf_counter()
+            if left > 0:
+                self._asked.wait_for(lambda: len(self._waiting) >= self._clients(), left)
+            chain = first.committed is None
+            return [job for job in self._waiting if (job.committed is None) == chain]
+
+    def _try(self, jobs: Sequence[Job]) -> None:
+        try:
             with self._using:
-                self._serve(jobs)
+                self._run(lambda: self._serve(jobs))
         except BaseException as error:
             for job in jobs:
                 if not job.done:
                     _tell(job, error)
             if not isinstance(error, Exception):
                 raise
-        finally:
-            with self._asked:
-                self._waiting = [job for job in self._waiting if not job.done]
-                self._drawing = bool(self._waiting)
-                if self._waiting:
-                    self._waiting[0].woken.set()
 
-    def _gather(self, first: Job) -> list[Job]:
-        """The jobs that can be done with the first one."""
-        with self._asked:
-            left = first.arrived + self._wait_s - time.perf_counter()
-            if left > 0 and self._rows(first):
-                self._asked.wait_for(lambda: len(self._waiting) >= self._clients(), left)
-            kind = self._kind(first)
-            return [job for job in self._waiting if self._kind(job) == kind]
+    def _run(self, work: Callable[[], Result]) -> Result:
+        return work() if self._apart is None else self._apart.submit(work).result()
 
-    def _kind(self, job: Job) -> tuple[bool, bool]:
-        """With and without commitments are two chains; and who needs no chunk waits for none."""
-        return bool(self._rows(job)), job.committed is not None
+    # ---- with the policy -------------------------------------------------------------------------
 
     def _serve(self, jobs: Sequence[Job]) -> None:
         began = time.perf_counter()
@@ -238,6 +254,13 @@ class Batcher:
         costs = [made[index][1] if index in made else None for index in job.indices]
         job.drawn = Drawn(actions, costs, began - job.arrived, seconds, batch)
         job.woken.set()
+
+
+def _anywhere(policy: RecedingHorizon) -> bool:
+    """Whether any thread may draw."""
+    sampler, device = getattr(policy.source, "sampler", None), getattr(policy, "device", None)
+    threads = getattr(sampler, "threads", None) or torch.get_num_threads()
+    return threads == 1 and (device is None or device.type == "cpu")
 
 
 def _tell(job: Job, error: BaseException) -> None:

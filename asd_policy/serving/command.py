@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,10 +95,24 @@ def _run(server: Any, what: str, has_token: bool) -> None:
     print(f"serving {what} at ws://{server.host}:{server.port}", flush=True)
     if not has_token and not _is_loopback(server.host):
         _say(f"warning: whoever reaches {server.host} can use it; --token-file asks for a token")
-    server.run()
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        if server.at_work:
+            _say("interrupted")
+        _end(server, 128 + signal.SIGINT)
+        raise
     health = server.health()
     batches = "1 batch" if health["batches"] == 1 else f"{health['batches']} batches"
     _say(f"ended; chunks drawn: {health['chunks']}, in {batches}")
+    _end(server, 0)
+
+
+def _end(server: Any, status: int) -> None:
+    """End at once where a thread still draws: it would meet an interpreter that is ending."""
+    if server.at_work:
+        sys.stdout.flush()
+        os._exit(status)
 
 
 def _open(

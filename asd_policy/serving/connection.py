@@ -9,6 +9,7 @@ at each end. These speak through its protocol without input and output (websocke
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -25,6 +26,7 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 LOOK_S = 5.0  # between looks at a connection that nobody reads; a ping may go 20 s unanswered
+_PONG_S = 1.0  # that the answer to a ping or a goodbye may take to be sent
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError)
 
@@ -44,9 +46,9 @@ class Connection:
         self.socket, self._protocol = made, protocol
         self._shaken: Request | Response | None = None  # the other's half of the handshake
         self._came: deque[str | bytes] = deque()
-        self._parts: list[Frame] = []  # of a message in several frames
+        self._part, self._is_text = bytearray(), False  # of a message in several frames
         self._lock = threading.Lock()  # of all above, and of reading
-        self._leaving = False
+        self._leaving, self._process = False, os.getpid()
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         _watch_over(made)
 
@@ -79,20 +81,32 @@ class Connection:
             return self._next(until)
 
     def close(self, code: int = 1000, reason: str = "", timeout_s: float = 0.1) -> None:
-        """Say goodbye, and wait so long for the other's."""
-        with self._lock, contextlib.suppress(OSError):
-            until = time.monotonic() + timeout_s
-            if self._protocol.state is State.OPEN:
-                self._protocol.send_close(code, reason)
-                self._flush(until)
-            while self._protocol.state is not State.CLOSED:
-                self._take_in(until)
-        self.socket.close()
+        """Say goodbye, and wait so long for the other's. (In a fork's child: neither, for the
+        connection goes on where it was made.)"""
+        try:
+            if os.getpid() == self._process:
+                with self._lock, contextlib.suppress(OSError):
+                    self._part_from(code, reason, time.monotonic() + timeout_s)
+        finally:
+            self.socket.close()
 
     def leave(self) -> None:
         """Have the thread that receives read what has come, and no more. (From any thread.)"""
         self._leaving = True
         self.abort(socket.SHUT_RD)
+
+    def dismiss(self, code: int, reason: str) -> None:
+        """Have the thread that sends or receives fail, and tell the other why, if that can be done
+        at once. (From any thread.)"""
+        if self._lock.acquire(blocking=False):
+            try:
+                with contextlib.suppress(OSError):
+                    if self._protocol.state is State.OPEN:
+                        self._protocol.send_close(code, reason)
+                        self._flush(time.monotonic() + _PONG_S)
+            finally:
+                self._lock.release()
+        self.abort()
 
     def abort(self, how: int = socket.SHUT_RDWR) -> None:
         """Have the thread that sends or receives fail. (From any thread.)"""
@@ -112,6 +126,13 @@ class Connection:
         return self._protocol.state is not State.CLOSED
 
     # ---- with the lock ---------------------------------------------------------------------------
+
+    def _part_from(self, code: int, reason: str, until: float) -> None:
+        if self._protocol.state is State.OPEN:
+            self._protocol.send_close(code, reason)
+            self._flush(until)
+        while self._protocol.state is not State.CLOSED:
+            self._take_in(until)
 
     def _say(self, data: str | bytes, until: float) -> None:
         if self._protocol.state is not State.OPEN:
@@ -146,8 +167,9 @@ class Connection:
         else:
             self._protocol.receive_eof()
         self._sort(self._protocol.events_received())
-        with contextlib.suppress(OSError):  # answers to pings and goodbyes
-            self._flush(time.monotonic() + LOOK_S)
+        if self._protocol.state is not State.CONNECTING:
+            with contextlib.suppress(OSError):  # answers to pings and goodbyes
+                self._flush(time.monotonic() + _PONG_S)
         return False
 
     def _sort(self, events: Iterable[Request | Response | Frame]) -> None:
@@ -155,18 +177,31 @@ class Connection:
             if not isinstance(event, Frame):
                 self._shaken = event
             elif event.opcode in _DATA:
-                self._parts.append(event)
-                if event.fin:
-                    self._came.append(_joined(self._parts))
-                    self._parts = []
+                self._collect(event)
+
+    def _collect(self, frame: Frame) -> None:
+        if frame.opcode is not Opcode.CONT:
+            self._is_text = frame.opcode is Opcode.TEXT
+        if frame.fin and not self._part:  # most are whole
+            whole = bytes(frame.data)
+        else:
+            self._part += frame.data
+            if not frame.fin:
+                return
+            whole, self._part = bytes(self._part), bytearray()
+        self._came.append(whole.decode(errors="replace") if self._is_text else whole)
 
     def _flush(self, until: float) -> None:
-        for data in self._protocol.data_to_send():
-            self.socket.settimeout(_left(until))
-            if data:
-                self.socket.sendall(data)
-            else:  # the protocol's word for an end
-                self.socket.shutdown(socket.SHUT_WR)
+        try:
+            for data in self._protocol.data_to_send():
+                self.socket.settimeout(_left(until))
+                if data:
+                    self.socket.sendall(data)
+                else:  # the protocol's word for an end
+                    self.socket.shutdown(socket.SHUT_WR)
+        except TimeoutError:
+            self.abort()  # what would come next would be read as the rest of this
+            raise
 
 
 class ClientConnection(Connection):
@@ -243,23 +278,27 @@ class ServerConnection(Connection):
         until, protocol = time.monotonic() + timeout_s, self._protocol
         assert isinstance(protocol, ServerProtocol)
         with self._lock:
-            while self._shaken is None:
-                if protocol.handshake_exc is not None or protocol.state is State.CLOSED:
+            while self._shaken is None and protocol.handshake_exc is None:
+                if protocol.state is State.CLOSED:
                     raise ConnectionError("no request was made")
                 self._take_in(until)
+            if self._shaken is None:
+                refused: tuple[HTTPStatus, str] | None
+                refused = HTTPStatus.BAD_REQUEST, f"{protocol.handshake_exc}\n"
+            else:
+                assert isinstance(self._shaken, Request)
+                self.path, refused = self._shaken.path, refuse(self._shaken)
+            if refused is not None:  # whatever may have come behind the request
+                self.socket.settimeout(_left(until))
+                self.socket.sendall(protocol.reject(*refused).serialize())
+                self.socket.shutdown(socket.SHUT_WR)
+                return False
             assert isinstance(self._shaken, Request)
-            self.path, refused = self._shaken.path, refuse(self._shaken)
-            protocol.send_response(
-                protocol.accept(self._shaken) if refused is None else protocol.reject(*refused)
-            )
+            if protocol.eof_sent or protocol.close_rcvd is not None:
+                raise ConnectionError("more than a request was sent before its answer")
+            protocol.send_response(protocol.accept(self._shaken))
             self._flush(until)
             return protocol.state is State.OPEN
-
-
-def _joined(parts: list[Frame]) -> str | bytes:
-    data = parts[0].data if len(parts) == 1 else b"".join(part.data for part in parts)
-    is_text = parts[0].opcode is Opcode.TEXT
-    return bytes(data).decode(errors="replace") if is_text else bytes(data)
 
 
 def _left(until: float) -> float:

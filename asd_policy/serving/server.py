@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import http
 import logging
@@ -10,10 +9,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request
@@ -31,7 +30,8 @@ from asd_policy.serving.token import one_word
 logger = logging.getLogger(__name__)
 HEALTH = "/healthz"  # as openpi's
 _GOING, _POLICY, _IDLE = 1001, 1008, 1000  # codes of RFC 6455
-_HANDSHAKE_S, _GOODBYE_S = 10.0, 2.0
+_ENDING = "the server is ending"
+_HANDSHAKE_S, _GOODBYE_S, _GRACE_S = 10.0, 2.0, 0.5
 _SPARE = 64  # connections beside the clients: handshakes, questions after its health
 
 
@@ -121,12 +121,23 @@ class Server:
         for connection, at_work in list(self._open.items()):
             if not at_work:
                 connection.leave()
-        until = time.monotonic() + self.limits.drain_s
-        while self._open and time.monotonic() < until:
-            time.sleep(0.01)
+        self._wait_until_gone(self._open, self.limits.drain_s)
+        if not self._open:  # who shakes hands is told, too
+            self._wait_until_gone(self._all, _GRACE_S)
         for late in list(self._all):
-            late.abort()
+            late.dismiss(_GOING, _ENDING)
         self._ended.set()
+
+    @staticmethod
+    def _wait_until_gone(those: Collection[ServerConnection], seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while those and time.monotonic() < until:
+            time.sleep(0.01)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether somebody's answer is being made."""
+        return any(list(self._open.values()))
 
     def run(self) -> None:
         """Serve until SIGTERM or Ctrl-C, then drain; a second one ends at once. For the program's
@@ -169,10 +180,14 @@ class Server:
             if len(self._all) >= self.limits.clients + _SPARE:
                 made.close()
                 continue
-            with contextlib.suppress(OSError):  # it has gone already
+            try:
                 connection = ServerConnection(made, self.limits.message_bytes)
-                self._all.add(connection)
                 threading.Thread(target=self._handle, args=(connection,), daemon=True).start()
+            except OSError:  # it has gone already
+                made.close()
+            except RuntimeError as error:  # there may be no more threads
+                logger.warning("a connection could not be taken: %s", error)
+                made.close()
 
     def _look_after(self) -> None:
         """Answer the pings of clients whose thread is drawing."""
@@ -183,27 +198,33 @@ class Server:
     # ---- connections -----------------------------------------------------------------------------
 
     def _handle(self, connection: ServerConnection) -> None:
+        self._all.add(connection)
         try:
             if connection.let_in(lambda request: self._admit(connection, request), _HANDSHAKE_S):
                 self._serve(connection)
         except (ConnectionClosed, OSError, Left):
             pass  # the client has gone, or takes nothing more, or says nothing
+        except Exception as error:
+            logger.error("a fault while serving %s", connection.address, exc_info=error)
         finally:
-            connection.close(timeout_s=_GOODBYE_S)
             with self._counting:
                 self._open.pop(connection, None)
+            self._batcher.fewer()
+            try:
+                connection.close(timeout_s=_GOODBYE_S)
+            finally:
                 self._all.discard(connection)
 
     def _admit(
         self, connection: ServerConnection, request: Request
     ) -> tuple[http.HTTPStatus, str] | None:
         """Refuse, or answer what is no WebSocket; None gives it a place."""
-        if urlsplit(request.path).path == HEALTH:
+        if request.path.partition("?")[0] == HEALTH:
             if self._draining:
                 return http.HTTPStatus.SERVICE_UNAVAILABLE, "draining\n"
             return http.HTTPStatus.OK, "OK\n"
         if self._token is not None:
-            shown = request.headers.get("Authorization", "")
+            shown = ", ".join(request.headers.get_all("Authorization"))
             if not hmac.compare_digest(shown.encode(), f"Api-Key {self._token}".encode()):
                 return http.HTTPStatus.UNAUTHORIZED, "expected the token\n"
         try:
@@ -216,11 +237,7 @@ class Server:
                 self._open[connection] = False
                 self.connections += 1
                 return None
-        why = (
-            "the server is ending"
-            if self._draining
-            else f"no room beside {counted(here, 'client')}"
-        )
+        why = _ENDING if self._draining else f"no room beside {counted(here, 'client')}"
         return http.HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n"
 
     def _serve(self, connection: ServerConnection) -> None:
@@ -258,7 +275,7 @@ class Server:
                 session.ahead()
             before_s = time.perf_counter() - arrived
             self._open[connection] = False
-        connection.close(_GOING, "the server is ending", _GOODBYE_S)
+        connection.close(_GOING, _ENDING, _GOODBYE_S)
 
     def _answer(
         self,
@@ -327,12 +344,13 @@ class _Rate:
 
 def _seed_in(path: str) -> int | None:
     """Of the address ws://host:port/?seed=3. Raises ValueError for anything else in it."""
-    asked = parse_qs(urlsplit(path).query, keep_blank_values=True)
+    asked = parse_qs(path.partition("?")[2], keep_blank_values=True)
     seed = asked.pop("seed", [None])
     if asked or len(seed) != 1:
         raise InputError(f"an address may hold ?seed=NUMBER and no more, got {path!r:.80}")
     if seed[0] is None:
         return None
-    if not seed[0].isascii() or not seed[0].isdigit() or int(seed[0]) >= 2**63:
+    digits = seed[0].isascii() and seed[0].isdigit() and len(seed[0]) < 20
+    if not digits or int(seed[0]) >= 2**63:
         raise InputError(f"a seed must be a whole number below 2^63, got {seed[0]!r:.80}")
     return int(seed[0])
