@@ -99,9 +99,9 @@ def test_a_message_in_pieces_is_one() -> None:
 def test_an_idle_client_answers_pings(looked_after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the looks, the library's server lets it go: the test would notice."""
     monkeypatch.setattr(connection, "LOOK_S", 0.05 if looked_after else 60.0)
-    with library_server(echo, ping_interval=0.3, ping_timeout=0.6) as port:
+    with library_server(echo, ping_interval=0.5, ping_timeout=2.0) as port:
         client = ClientConnection(f"ws://127.0.0.1:{port}", {}, 10)
-        time.sleep(2)
+        time.sleep(4)
         if looked_after:
             assert client.exchange(b"still here", 10) == b"still here"
         else:
@@ -192,13 +192,14 @@ def test_handshakes_that_fail() -> None:
             time.sleep(1)
             made.close()
 
-    errors: list[type[BaseException]] = [InvalidStatus, InvalidMessage, TimeoutError]
+    errors: list[tuple[type[BaseException], float]]
+    errors = [(InvalidStatus, 10), (InvalidMessage, 10), (TimeoutError, 0.3)]
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        for number, error in enumerate(errors):
+        for number, (error, patience) in enumerate(errors):
             thread = threading.Thread(target=refuse, args=(number,))
             thread.start()
             with pytest.raises(error):
-                ClientConnection(f"ws://127.0.0.1:{listening.getsockname()[1]}", {}, 0.5)
+                ClientConnection(f"ws://127.0.0.1:{listening.getsockname()[1]}", {}, patience)
             thread.join(10)
 
 
