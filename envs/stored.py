@@ -11,6 +11,7 @@ import numpy as np
 
 from asd_policy.data.zarr_store import ZarrStore
 from asd_policy.envs.episodes import episode_streams
+from asd_policy.envs.films import FilmWriter
 from asd_policy.envs.world import RobosuiteEnv
 from asd_policy.errors import AsdPolicyError, DatasetError
 
@@ -89,8 +90,6 @@ def film(
     Raises:
         DatasetError: see `StoredEpisodes.begin`.
     """
-    import imageio.v2 as imageio
-
     task = ZarrStore(store).attributes["task"]
     env = RobosuiteEnv(task, render_mode="rgb_array", render_size=size)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,13 +97,12 @@ def film(
     fps: Any = env.metadata["render_fps"]
     try:
         actions = StoredEpisodes(store, env).begin(episode)
-        with imageio.get_writer(unfinished, fps=fps, macro_block_size=2) as opened:
-            writer: Any = opened
-            writer.append_data(env.render())
+        with FilmWriter(unfinished, fps) as writer:
+            writer.add(env.render())
             for done, action in enumerate(actions, 1):
                 report(done, len(actions) + 1)
                 env.step(action)
-                writer.append_data(env.render())
+                writer.add(env.render())
         report(len(actions) + 1, len(actions) + 1)
         os.replace(unfinished, out)
     finally:

@@ -28,14 +28,17 @@ def _exit_with_parent() -> None:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is left.
+    """Hold Ctrl-C and SIGTERM back until the block is left.
 
-    A process that is started inside never gets one, from its first moment on: `follow_parent` comes
-    only after seconds of imports, and a Ctrl-C within those would print a traceback.
+    A process that is started inside never gets Ctrl-C, from its first moment on: `follow_parent`
+    comes only after seconds of imports, and a Ctrl-C within those would print a traceback. And
+    where a process is started by a fork that runs Python's hooks (any with a `preexec_fn`), an
+    exception of the signal's handler would be printed and lost: nothing would be stopped.
 
-    Two things hold it back. The mask of this thread is what new processes inherit. Another thread
-    (one that draws a progress bar, say) still takes the signal, and Python then runs the handler in
-    the main thread, in the middle of the block: so the handler only remembers it.
+    Two things hold them back. The mask of this thread is what new processes inherit (SIGTERM is
+    how they are ended, so it is not in it). Another thread (one that draws a progress bar, say)
+    still takes the signal, and Python then runs the handler in the main thread, in the middle of
+    the block: so the handlers only remember.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -43,24 +46,27 @@ def interrupts_held() -> Iterator[None]:
     resource_tracker.ensure_running()  # it lets signals through again when it is started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with _handler_that_remembers():
+        with _handlers_that_remember():
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
-def _handler_that_remembers() -> Iterator[None]:
-    """What came inside is handled when the block is left, by the handler from before."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield  # ignored, the system's own, or not ours to change
+def _handlers_that_remember() -> Iterator[None]:
+    """What came inside is handled when the block is left, by the handlers from before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # not ours to change
         return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
     came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    for number in ours:
+        signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            signal.raise_signal(signal.SIGINT)  # still masked: it comes when the mask is lifted
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for number in sorted(set(came)):
+            signal.raise_signal(number)  # SIGINT is masked still: it comes when the mask is lifted

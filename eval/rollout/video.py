@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asd_policy.envs.films import FilmWriter
+from asd_policy.envs.workers import interrupts_held
 from asd_policy.errors import AsdPolicyError
 from asd_policy.files import writing
 
@@ -22,16 +24,13 @@ class Recorder:
     to a hidden file; `finish` gives it its name. `title`: task, seed and sampler."""
 
     def __init__(self, folder: Path, stem: str, fps: float, title: str):
-        import imageio.v2 as imageio
-
         self._folder, self._stem, self._title = folder, stem, title
         self._frames = 0
         # imageio knows the format by the name's end, so the end stays .mp4
         self._partial = folder / f".{stem}.part.mp4"
-        # libx264 takes even sizes only: round up to 2, not to imageio's 16
         with writing(self._partial):
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = imageio.get_writer(self._partial, fps=fps, macro_block_size=2)
+            self._writer = FilmWriter(self._partial, fps)
 
     def add(self, frame: np.ndarray, chunk: ChunkStats | None) -> None:
         """Append one (height, width, 3) uint8 frame: the first is of step 0. `chunk` is the last
@@ -40,7 +39,7 @@ class Recorder:
 
         seen = annotated(frame, self._title, self._frames, chunk)
         with writing(self._partial):
-            self._writer.append_data(seen)
+            self._writer.add(seen)
         self._frames += 1
 
     def finish(self, success: bool) -> Path:
@@ -79,7 +78,8 @@ def middle_frame(path: Path) -> np.ndarray | None:
     import imageio.v2 as imageio
 
     try:
-        film: Any = imageio.get_reader(path)
+        with interrupts_held():  # it starts ffmpeg, by a fork that would lose them
+            film: Any = imageio.get_reader(path)
         with contextlib.closing(film):
             known = film.get_meta_data()
             return np.asarray(film.get_data(int(known["duration"] * known["fps"] / 2)))

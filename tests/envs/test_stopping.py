@@ -9,11 +9,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gymnasium.error import DependencyNotInstalled
 
 from asd_policy.envs import demos, rendering
 from asd_policy.envs.attempts import saved_numbers
+from asd_policy.envs.films import FilmWriter
 from asd_policy.envs.workers import interrupts_held
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX process groups")
@@ -178,6 +180,37 @@ def test_a_film_that_is_stopped_leaves_no_half_of_it(store, tmp_path):
     run.ends_within(20)
     assert f"{store} is whole; the same command makes what is missing." in run.said()
     assert [path.name for path in tmp_path.iterdir()] == ["filming"]
+
+
+class Stopped(BaseException):
+    """What a signal's handler raises."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ffmpeg_is_started_is_not_lost(tmp_path, number):
+    """ffmpeg is started by a fork that runs Python's hooks, and an exception that a handler raises
+    in one of those (threading has some) is printed and forgotten."""
+    forked = []
+
+    def signalled() -> None:
+        if not forked:
+            forked.append(True)
+            os.kill(os.getpid(), number)
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped
+
+    before = signal.signal(number, stop)
+    try:
+        with FilmWriter(tmp_path / "film.mp4", 20) as film:
+            os.register_at_fork(after_in_parent=signalled)
+            with pytest.raises(Stopped):
+                film.add(np.zeros((8, 8, 3), np.uint8))
+    finally:
+        signal.signal(number, before)
+        hooked, forked[:] = list(forked), [True]  # a hook cannot be taken back
+    assert hooked
+    assert (tmp_path / "film.mp4").exists()
 
 
 def test_a_held_interrupt_comes_when_the_block_is_left():
