@@ -91,13 +91,12 @@ def film(
         DatasetError: see `StoredEpisodes.begin`.
     """
     task = ZarrStore(store).attributes["task"]
-    env = RobosuiteEnv(task, render_mode="rgb_array", render_size=size)
+    env: Any = RobosuiteEnv(task, render_mode="rgb_array", render_size=size)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.stem}.part.mp4")  # imageio knows formats by the name's end
-    fps: Any = env.metadata["render_fps"]
     try:
         actions = StoredEpisodes(store, env).begin(episode)
-        with FilmWriter(unfinished, fps) as writer:
+        with FilmWriter(unfinished, env.metadata["render_fps"]) as writer:
             writer.add(env.render())
             for done, action in enumerate(actions, 1):
                 report(done, len(actions) + 1)

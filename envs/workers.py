@@ -62,11 +62,11 @@ def _handlers_that_remember() -> Iterator[None]:
     ours = {number: handler for number, handler in handlers.items() if callable(handler)}
     came: list[int] = []
     for number in ours:
-        signal.signal(number, lambda number, frame: came.append(number))
+        signal.signal(number, lambda which, frame: came.append(which))
     try:
         yield
     finally:
         for number, handler in ours.items():
             signal.signal(number, handler)
-        for number in sorted(set(came)):
-            signal.raise_signal(number)  # SIGINT is masked still: it comes when the mask is lifted
+        for which in sorted(set(came)):
+            signal.raise_signal(which)  # SIGINT is masked still: it comes when the mask is lifted
