@@ -10,7 +10,7 @@ import torch
 
 import asd_policy
 from asd_policy import Calibration, SamplerConfig, Schedule
-from asd_policy.samplers.acceptance import Acceptance
+from asd_policy.samplers.acceptance import Acceptance, choose_window
 from asd_policy.samplers.costs import Calls, Costs, best_window, candidates
 from reference.chains import bulk_noise, run
 from reference.mixture import Mixture
@@ -134,6 +134,45 @@ def test_expected_rounds_are_those_of_a_simulation(window: int) -> None:
     error = outcomes.std(0) / np.sqrt(len(outcomes))
     # Five standard errors: a false alarm in two million.
     assert np.all(np.abs(outcomes.mean(0) - expected) <= 5 * error + 1e-6)
+
+
+def summed_directly(known: Acceptance, window: int) -> np.ndarray:
+    """(2,) rounds and rows: at each step, the sum over where its round ends."""
+    accept, steps = known.by_step(), len(known.decided)
+    expected = np.zeros((steps + 1, 2))
+    for n in range(steps - 1, -1, -1):
+        width = min(window, steps - n)
+        reach = np.concatenate([[1.0], np.cumprod(accept[n : n + width])])
+        ends = np.append(reach[:-1] * (1 - accept[n : n + width]), reach[-1])
+        after = [*range(n + 1, n + width + 1), n + width]
+        expected[n] = ends @ expected[after] + (1, width)
+    return expected[0]
+
+
+@pytest.mark.parametrize("window", [1, 2, 16, 64, 1000])
+@pytest.mark.parametrize("rates", ["any", "high", "none", "all", "none or all"])
+def test_expected_rounds_of_a_long_chain_are_the_sums(rates: str, window: int) -> None:
+    """Which are summed in a way that does not take a second for a thousand steps, and loses no
+    digits where products of a thousand acceptances vanish."""
+    rng = np.random.default_rng(0)
+    chances = {
+        "any": rng.uniform(0, 1, 1000),
+        "high": rng.uniform(0.9, 1, 1000),
+        "none": np.zeros(1000),
+        "all": np.ones(1000),
+        "none or all": rng.integers(0, 2, 1000).astype(float),
+    }
+    known = Acceptance(chances[rates] * 1e12, np.full(1000, 1e12))
+    assert known.expected_rounds(window) == pytest.approx(summed_directly(known, window), rel=1e-8)
+
+
+def test_a_typical_chain_s_window_is_chosen_once() -> None:
+    """Pictures have a calibration for each call."""
+    measured = Costs((1, 64), (1.0, 2.0))
+    before = choose_window.cache_info().hits
+    windows = {choose_window(Acceptance.typical(777), measured, 3, 777) for _ in range(2)}
+    assert len(windows) == 1
+    assert choose_window.cache_info().hits == before + 1
 
 
 @pytest.mark.parametrize(

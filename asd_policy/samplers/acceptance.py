@@ -39,6 +39,7 @@ class Acceptance:
         return cls(*np.zeros((2, num_steps)))
 
     @classmethod
+    @functools.cache  # one object, of which :func:`choose_window` then knows what it chose
     def typical(cls, num_steps: int) -> Acceptance:
         """Before any chunk, where nothing will be learned: a chain has about 2 K^⅓ rejections.
 
@@ -88,18 +89,31 @@ class Acceptance:
     def expected_rounds(self, window: int) -> tuple[float, float]:
         """Expected rounds and evaluations of a chain, from the acceptance by step.
 
-        Works back from the end: from step n, the round's window ends at the first rejection.
+        Works back from the end: from step n, the round's window ends at the first rejection. The
+        sum over where that is follows from the one of step n + 1, which has all but one of its
+        terms: a thousand steps take a millisecond for each window.
         """
-        accept, num_steps = self.by_step(), len(self.decided)
-        rounds, rows = np.zeros(num_steps + 1), np.zeros(num_steps + 1)
+        num_steps = len(self.decided)
+        chances = np.append(self.by_step(), np.ones(window))  # beyond the end nothing is left
+        logs = np.concatenate([[0.0], np.cumsum(np.log(np.maximum(chances, 1e-30)))])
+        to = logs[window : window + num_steps]
+        whole = np.exp(to - logs[:num_steps]).tolist()  # all of the window is accepted
+        rest = np.exp(to - logs[1 : num_steps + 1]).tolist()  # all but its first
+        accept = chances.tolist()
+        rounds, rows = np.zeros((2, num_steps + window + 1)).tolist()
+        more_rounds = more_rows = 0.0  # after a rejection
         for n in range(num_steps - 1, -1, -1):
-            width = min(window, num_steps - n)
-            reach = np.concatenate([[1.0], np.cumprod(accept[n : n + width])])
-            stop = reach[:-1] * (1 - accept[n : n + width])
-            after = slice(n + 1, n + width + 1)
-            rounds[n] = 1 + stop @ rounds[after] + reach[-1] * rounds[n + width]
-            rows[n] = width + stop @ rows[after] + reach[-1] * rows[n + width]
-        return float(rounds[0]), float(rows[0])
+            end = n + window
+            last = rest[n] * (1 - accept[end])
+            more_rounds = (1 - accept[n]) * rounds[n + 1] + accept[n] * (
+                more_rounds - last * rounds[end + 1]
+            )
+            more_rows = (1 - accept[n]) * rows[n + 1] + accept[n] * (
+                more_rows - last * rows[end + 1]
+            )
+            rounds[n] = 1 + more_rounds + whole[n] * rounds[end]
+            rows[n] = min(window, num_steps - n) + more_rows + whole[n] * rows[end]
+        return rounds[0], rows[0]
 
     def chance_of_the_end(self, window: int) -> np.ndarray:
         """(K+1,) how probably a round from each step is the chunk's last."""
