@@ -148,9 +148,8 @@ class SplitNetwork:
         with ranks.travelling():
             mine = self._like.new_empty(each, self._like.shape[1])
             which = torch.empty((each, 2), dtype=torch.int64, device=mine.device)
-        with ranks.reached():
-            dist.scatter(mine, x, 0)
-            dist.scatter(which, index, 0)
+        ranks.scatter(mine, x)
+        ranks.scatter(which, index)
         return mine, which
 
     def _share(self, x: Tensor, index: Tensor, rows: int, each: int) -> Tensor:
@@ -185,8 +184,7 @@ class SplitNetwork:
         if dist.get_rank() == 0:
             with ranks.travelling():
                 parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
-        with ranks.reached():
-            dist.gather(part, parts, 0)
+        ranks.gather(part, parts)
         if parts is None:
             return None
         if bool(part[-1]):

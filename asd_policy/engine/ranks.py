@@ -28,6 +28,7 @@ from asd_policy.schedule import Schedule
 MAKE, CONDITION, EVALUATE, EXPLAIN, RESULT, STOP, END = range(7)  # what a header can announce
 _PATIENCE = timedelta(days=7)  # ranks wait while rank 0 simulates, prints, or is looked at
 _lock = threading.RLock()
+_travelled: list[Tensor] = []
 
 
 def check_group() -> None:
@@ -67,19 +68,50 @@ def wire() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
+def _kept(*tensors: Tensor) -> None:
+    """Keep a reference to what travels for as long as PyTorch has one.
+
+    Gloo's threads let go of an exchange some time after it has ended. A thread whose reference is a
+    tensor's last one needs the interpreter's lock, and whoever leaves the group holds that while it
+    waits for these threads (PyTorch 2.4: for ever, in one departure of some hundreds).
+    """
+    used = (tensor for tensor in _travelled if tensor._use_count() > 1)  # type: ignore[attr-defined]
+    _travelled[:] = [*used, *tensors]
+
+
+def broadcast(content: Tensor, source: int = 0) -> None:
+    """Send it to every rank, which receives it into its own."""
+    _kept(content)
+    with reached():
+        dist.broadcast(content, source)
+
+
+def scatter(mine: Tensor, parts: list[Tensor] | None) -> None:
+    """Receive this rank's part of those that rank 0 has."""
+    _kept(mine, *(parts or ()))
+    with reached():
+        dist.scatter(mine, parts, 0)
+
+
+def gather(mine: Tensor, parts: list[Tensor] | None) -> None:
+    """Send this rank's part to rank 0, which has a tensor for each."""
+    _kept(mine, *(parts or ()))
+    with reached():
+        dist.gather(mine, parts, 0)
+
+
 def say(what: int, *numbers: int) -> None:
     """On rank 0: a header of up to four numbers more."""
     content = [what, *numbers] + [0] * (4 - len(numbers))
-    with reached(), travelling():
-        dist.broadcast(torch.tensor(content, dtype=torch.int64, device=wire()), 0)
+    with travelling():
+        broadcast(torch.tensor(content, dtype=torch.int64, device=wire()))
 
 
 def hear() -> list[int]:
     """On the others: the next header, however long it takes."""
     with travelling():
         header = torch.zeros(5, dtype=torch.int64, device=wire())
-    with reached():
-        dist.broadcast(header, 0)
+    broadcast(header)
     return header.tolist()
 
 
@@ -97,27 +129,31 @@ def unpacked(content: bytes, device: torch.device) -> Any:
 
 def give(content: bytes, source: int = 0) -> None:
     """Send bytes to every rank, which :func:`take` them."""
-    with reached(), travelling():
+    with travelling():
         data = torch.from_numpy(np.frombuffer(bytearray(content), np.uint8)).to(wire())
-        dist.broadcast(torch.tensor([len(data)], device=wire()), source)
-        dist.broadcast(data, source)
+        broadcast(torch.tensor([len(data)], device=wire()), source)
+        broadcast(data, source)
 
 
 def take(source: int = 0) -> bytes:
     """What the source gives."""
-    with reached(), travelling():
+    with travelling():
         size = torch.zeros(1, dtype=torch.int64, device=wire())
-        dist.broadcast(size, source)
+        broadcast(size, source)
         data = torch.empty(int(size), dtype=torch.uint8, device=wire())
-        dist.broadcast(data, source)
+        broadcast(data, source)
     return data.cpu().numpy().tobytes()
 
 
 def everyones(content: object) -> list[Any]:
     """What each rank says, on all of them."""
-    found: list[Any] = [None] * dist.get_world_size()
-    with reached(), travelling():
-        dist.all_gather_object(found, content)
+    found = []
+    for source in range(dist.get_world_size()):
+        if source == dist.get_rank():
+            give(packed(content), source)
+            found.append(content)
+        else:
+            found.append(unpacked(take(source), torch.device("cpu")))
     return found
 
 

@@ -216,6 +216,41 @@ def test_every_rank_makes_the_call_and_has_the_result(tmp_path: Path) -> None:
     assert [text.count("asd-policy: 3 samples") for _, text in found] == [2, 1], "one said it"
 
 
+# PyTorch 2.4 waited for itself in one departure of 150 to 1,500: a thread of its own, whose tensor
+# had no other owner, wanted the interpreter's lock.
+LEAVING = """
+import sys
+import torch, torch.distributed as dist
+from asd_policy.engine import ranks
+
+torch.set_num_threads(1)
+rank, meeting = int(sys.argv[1]), dist.FileStore(sys.argv[2], 2)
+for time in range(700):
+    store = dist.PrefixStore(str(time), meeting)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    if time % 7 == 0:
+        assert ranks.everyones(rank + time) == [time, 1 + time]
+    with ranks.travelling():
+        mine, all_of_it = torch.zeros(2, 3), torch.arange(12.0).view(4, 3)
+        ranks.scatter(mine, None if rank else ranks.share(all_of_it, 2))
+        assert torch.equal(mine, all_of_it[2 * rank : 2 * rank + 2])
+        parts = None if rank else [torch.empty(2, 3) for _ in range(2)]
+        ranks.gather(mine.clone(), parts)
+        assert rank or torch.equal(torch.cat(parts), all_of_it)
+    if rank:
+        assert ranks.hear()[0] == ranks.END
+    else:
+        ranks.say(ranks.END)
+    dist.destroy_process_group()
+assert len(ranks._travelled) < 20, "what PyTorch has let go of is let go"
+"""
+
+
+def test_leaving_right_after_an_exchange_ends(tmp_path: Path) -> None:
+    found = run_ranks(tmp_path, LEAVING)
+    assert [status for status, _ in found] == [0, 0], found
+
+
 def torchrun(*words: str, ranks: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
     """`torchrun -m asd_policy …` on this machine."""
     start = sys.executable, "-m", "torch.distributed.run", "--standalone"
