@@ -5,16 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Collection
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 
 from asd_policy.envs.attempts import Board, LearnerSource, run_attempt, start_worker
 from asd_policy.envs.recipe import Recipe
-from asd_policy.envs.workers import interrupts_held
-from asd_policy.errors import AsdPolicyError, DatasetError, counted
+from asd_policy.envs.workers import interrupts_held, worker_died, worker_pool
+from asd_policy.errors import DatasetError, counted
 from asd_policy.progress import Stage
 
 _LOOK_S = 0.2  # how often the parent looks after its processes
@@ -109,13 +110,10 @@ class Crew:
         self, recipe: Recipe, folder: Path, workers: int, learner: LearnerSource | None
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        self._others = set(multiprocessing.active_children())
         self._board = Board(context.RawValue("b", 0), context.RawArray("d", workers))
-        self._pool = ProcessPoolExecutor(
-            workers,
-            mp_context=context,
-            initializer=start_worker,
-            initargs=(recipe, folder, learner, self._board),
+        self._ending = ExitStack()
+        self._pool = self._ending.enter_context(
+            worker_pool(workers, start_worker, recipe, folder, learner, self._board)
         )
         self._under_way: dict[Future[tuple[bool, float] | None], tuple[int, int]] = {}
         self._free = list(range(workers))[::-1]
@@ -148,7 +146,7 @@ class Crew:
         try:
             return self._pool.submit(run_attempt, number, place)
         except BrokenProcessPool as error:
-            raise _died() from error
+            raise worker_died() from error
 
     def ended(self) -> dict[int, bool]:
         """Number to success of the attempts that end soon, if any do."""
@@ -160,7 +158,7 @@ class Crew:
             try:
                 outcome = future.result()
             except BrokenProcessPool as error:
-                raise _died() from error
+                raise worker_died() from error
             assert outcome is not None  # nobody is stopping
             ended[number], seconds = outcome
             self._longest_s = max(self._longest_s, seconds)
@@ -197,14 +195,4 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with interrupts_held():
-            for process in set(multiprocessing.active_children()) - self._others:
-                process.kill()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _died() -> AsdPolicyError:
-    return AsdPolicyError(
-        "a worker process died (was memory short? fewer --workers need less); what was finished is "
-        "kept, and the same command goes on"
-    )
+        self._ending.close()

@@ -223,12 +223,12 @@ def agreed_task(asked: str | None, own: str | None, checkpoint: object) -> str |
     (as it says it, where that is not among `TASKS`).
 
     Raises:
-        ValueError: an unknown task was asked for.
+        ValueError: an unknown task was asked for, which is not the checkpoint's.
         CheckpointError: another was asked for than the checkpoint's.
     """
     known = own if own is None else _BY_SPELLING.get(plain(str(own)))
     trained = known.name if isinstance(known, Task) else own
-    if asked is None:
+    if asked is None or asked == trained:
         return trained
     wanted = get_task(asked).name
     if trained not in (None, wanted):

@@ -6,9 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from typing import Any
+
+from asd_policy.errors import AsdPolicyError
 
 
 def follow_parent() -> None:
@@ -24,6 +28,38 @@ def _exit_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def worker_pool(
+    workers: int, initializer: Callable[..., None], *arguments: Any
+) -> Iterator[ProcessPoolExecutor]:
+    """Spawned processes, started as they are needed, killed when the block is left."""
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer, arguments)
+    try:
+        yield pool
+    finally:
+        with interrupts_held():
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def worker_died() -> AsdPolicyError:
+    """What to raise in place of BrokenProcessPool."""
+    return AsdPolicyError(
+        "a worker process died (was memory short? fewer --workers need less); what was finished is "
+        "kept, and the same command goes on"
+    )
 
 
 @contextmanager

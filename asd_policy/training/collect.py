@@ -6,7 +6,6 @@ said.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from asd_policy.envs.tasks import agreed_task, get_task
+from asd_policy.envs.workers import available_cores
 from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.files import check_writable, writing
 from asd_policy.progress import Stage
@@ -60,13 +60,6 @@ class CheckpointLearner:
 
         torch.set_num_threads(1)
         return DiffusionPolicy.load(self.folder, window=DEFAULT_WINDOW)
-
-
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def main_collect(

@@ -125,7 +125,7 @@ def test_other_names_are_none(name: str) -> None:
 
 
 def test_a_checkpoint_of_a_task_that_is_not_known_here() -> None:
-    assert agreed_task(None, "pusht", "mine") == "pusht"
+    assert agreed_task(None, "pusht", "mine") == agreed_task("pusht", "pusht", "mine") == "pusht"
     with pytest.raises(ValueError, match=r"--task lift: the checkpoint mine was trained for pusht"):
         agreed_task("lift", "pusht", "mine")
 

@@ -110,6 +110,23 @@ class Sampling:
         return self.role.change(noise), cond
 
 
+def batch_file(folder: Path, number: int) -> Path:
+    """Where a role, whose folder this is, keeps a batch."""
+    return folder / f"{number:05d}.npz"
+
+
+def draw_batch(sampling: Sampling, number: int, path: Path) -> dict[str, Array]:
+    """Sample a batch and keep it."""
+    start = time.perf_counter()
+    chunks, stats = sampling.batch(number)
+    seconds = time.perf_counter() - start
+    counts = (t.numpy().reshape(chunks.shape[:2]) for t in (stats.calls, stats.evaluations))
+    part = dict(zip(("calls", "evaluations"), counts, strict=True))
+    part |= {"chunks": chunks, "seconds": np.asarray(seconds)}
+    save_arrays(path, **part)
+    return part
+
+
 def collect(
     make: Callable[[], Sampling], folder: Path, batches: int, tick: Callable[[int], None]
 ) -> Drawn:
@@ -121,17 +138,11 @@ def collect(
     """
     sampling, parts = None, []
     for number in range(batches):
-        path = folder / f"{number:05d}.npz"
+        path = batch_file(folder, number)
         part = load_arrays(path)
         if part is None:
             sampling = sampling or make()
-            start = time.perf_counter()
-            chunks, stats = sampling.batch(number)
-            seconds = time.perf_counter() - start
-            counts = (t.numpy().reshape(chunks.shape[:2]) for t in (stats.calls, stats.evaluations))
-            part = dict(zip(("calls", "evaluations"), counts, strict=True))
-            part |= {"chunks": chunks, "seconds": np.asarray(seconds)}
-            save_arrays(path, **part)
+            part = draw_batch(sampling, number, path)
         parts.append(part)
         tick(part["calls"].size)
     return _joined(parts)

@@ -39,6 +39,10 @@ _RESUME_HELP = (
     "Go on with the verification in --out: batches that were sampled are kept. Repeat the options; "
     "--chunks may grow, --controls may be added."
 )
+_WORKERS_HELP = (
+    "Processes that sample side by side, on a CPU; with one for each core, hours become fewer than "
+    "with threads. They draw the same chunks as one would."
+)
 LEAST_CHUNKS = 5  # at each observation
 _ENGINE_HELP = (
     "What runs the samplers; auto is cuda_graph on a GPU, and openvino on a CPU, where it is "
@@ -100,7 +104,8 @@ class VerifyOptions:
         "fp32"
     )
     threads: Annotated[int | None, _arg("INT")] = None
-    """CPU threads; None is torch's own choice."""
+    """CPU threads of a process; None is torch's own choice, or an equal share for each worker."""
+    workers: Annotated[int, _arg("INT", _WORKERS_HELP)] = 1
     out: Annotated[Path | None, _arg("DIR")] = None
     """Output folder; None is outputs/verify/<date>-<time>-<name>."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _RESUME_HELP)] = False
@@ -116,9 +121,14 @@ class VerifyOptions:
         return max(1, self.batch // self.observations)
 
     @property
+    def batch_chunks(self) -> int:
+        """Chunks of a batch."""
+        return self.each * self.observations
+
+    @property
     def batches(self) -> int:
         """Batches of each sampler."""
-        return -(-self.chunks // (self.each * self.observations))
+        return -(-self.chunks // self.batch_chunks)
 
     def sampling(self) -> EvalOptions:
         """The part that says how a sampler of a given name is set up."""
@@ -132,7 +142,7 @@ def check_verify_options(options: VerifyOptions) -> None:
     """Raise ValueError, naming the option, what it must be and what came."""
     check_samplers((options.sampler,), "--sampler")
     check_options(options.sampling())
-    for name in ("observations", "batch"):
+    for name in ("observations", "batch", "workers"):
         at_least(name, getattr(options, name), 1)
     if isinstance(options.window, bool) or not isinstance(options.window, int):
         raise InputError(f"--window must be a whole number, 1 or more; got {options.window!r}")
@@ -143,5 +153,7 @@ def check_verify_options(options: VerifyOptions) -> None:
         raise InputError(f"--detect must be above 0 and at most 8, got {options.detect}")
     if options.oracle and (options.checkpoint is not None or options.source != "auto"):
         raise InputError("--oracle needs no --checkpoint and no --source; leave them out")
+    if options.workers > 1 and options.engine == "distributed":
+        raise InputError("--workers is not for --engine distributed, whose ranks torchrun starts")
     if options.resume and options.out is None:
         raise InputError("--resume needs --out, the folder of the run to continue; got none")

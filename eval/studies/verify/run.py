@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,12 @@ import asd_policy
 from asd_policy.console import plain_console
 from asd_policy.console import say as _say
 from asd_policy.device import resolve_device
+from asd_policy.errors import InputError
 from asd_policy.eval.options import command_line
 from asd_policy.eval.runs.files import check_writable, default_folder, now, write_json
 from asd_policy.eval.runs.machine import describe_machine, git_commit
 from asd_policy.eval.runs.schemas import VERSION
-from asd_policy.eval.samplers import sampler_settings
-from asd_policy.eval.studies.verify.controls import control_roles
-from asd_policy.eval.studies.verify.draws import Drawn, Role, Sampling, collect
+from asd_policy.eval.studies.verify.draws import Drawn, Role, Sampling, batch_file, collect
 from asd_policy.eval.studies.verify.equality import compare
 from asd_policy.eval.studies.verify.figures import save_figure
 from asd_policy.eval.studies.verify.moments import find_moments
@@ -30,11 +31,13 @@ from asd_policy.eval.studies.verify.options import (
     check_verify_options,
 )
 from asd_policy.eval.studies.verify.oracle import oracle_subject
+from asd_policy.eval.studies.verify.roles import REFERENCE, SAMPLE, roles_of, sampler_config
 from asd_policy.eval.studies.verify.store import STORE, load_arrays, save_arrays
 from asd_policy.eval.studies.verify.subjects import (
     Subject,
     checkpoint_subject,
     gripper_column,
+    moments_file,
     open_checkpoint,
 )
 from asd_policy.eval.studies.verify.tables import print_verification
@@ -46,14 +49,14 @@ from asd_policy.eval.studies.verify.verdict import (
     tests_json,
     verdict_json,
 )
+from asd_policy.eval.studies.verify.workers import drawn_by_workers
 from asd_policy.progress import Stage
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import Schedule
 
 Json = dict[str, Any]
-SAMPLE, REFERENCE = "sample", "reference"
 _ROOT = Path("outputs/verify")
-_NOT_SETTINGS = ("out", "resume", "checkpoint", "device", "threads")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "device", "threads", "workers")
 
 
 def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
@@ -70,10 +73,12 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
     check_verify_options(options)
     check_writable(options.out or _ROOT)
     options = dataclasses.replace(options, device=resolve_device(options.device))
+    if options.workers > 1 and options.device != "cpu":
+        raise InputError(f"--workers is for a CPU; leave it out on {options.device}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     options, subject = _open(options)
-    roles = _roles(options, subject)
+    roles = roles_of(options, subject)
     assert options.out is not None
     try:
         drawn = _draw(options, subject, roles)
@@ -99,8 +104,7 @@ def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
     gripper_column(options.gripper, made.config.action_dim)
     _check_samplers(options, made.schedule)
     options = _claim(options, task or path.stem, made.card["sha256"])
-    assert options.out is not None
-    file = options.out / "moments.npz"
+    file = moments_file(options)
     kept = load_arrays(file)
     if kept is None:
         windows, origin = find_moments(options, made, task, _say)
@@ -113,7 +117,7 @@ def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
 def _check_samplers(options: VerifyOptions, schedule: Schedule) -> None:
     """Refuse now, not after minutes of sampling: ValueError from the sampler's own check."""
     for name in (options.sampler, options.reference):
-        _config(options, name).schedule(schedule)
+        sampler_config(options, name).schedule(schedule)
 
 
 def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptions:
@@ -140,26 +144,12 @@ def _settings(options: VerifyOptions) -> Json:
     return json.loads(json.dumps(kept | {"code": code}, default=str))
 
 
-def _config(options: VerifyOptions, name: str) -> SamplerConfig:
-    settings = sampler_settings(name, options.sampling())
-    return SamplerConfig(settings.pop("sampler"), **settings)
-
-
-def _roles(options: VerifyOptions, subject: Subject) -> dict[str, Role]:
-    """Who samples. The sample and the reference first."""
-    reference = _config(options, options.reference)
-    roles = [
-        Role(SAMPLE, _config(options, options.sampler)),
-        Role(REFERENCE, reference),
-        *(control_roles(subject, reference) if options.controls else ()),
-    ]
-    return {role.name: role for role in roles}
-
-
 def _draw(options: VerifyOptions, subject: Subject, roles: dict[str, Role]) -> dict[str, Drawn]:
     assert options.out is not None
-    each = options.each
-    total = options.batches * each * len(subject.conditions)
+    folders = {name: options.out / "draws" / name for name in roles}
+    if options.workers > 1:  # what is left to do then is to read
+        _draw_in_workers(options, folders)
+    total = options.batches * options.batch_chunks
     titles = {SAMPLE: options.sampler, REFERENCE: options.reference}
     chunks, drawn = 0, {}
     with Stage(f"{options.sampler}, chunks", total * len(roles)) as stage:
@@ -171,9 +161,25 @@ def _draw(options: VerifyOptions, subject: Subject, roles: dict[str, Role]) -> d
 
         for name, role in roles.items():
             stage.update(chunks, text=f"{titles.get(name, name)}, chunks")
-            make = partial(Sampling, subject, role, each, options.engine, options.seed)
-            drawn[name] = collect(make, options.out / "draws" / name, options.batches, tick)
+            make = partial(Sampling, subject, role, options.each, options.engine, options.seed)
+            drawn[name] = collect(make, folders[name], options.batches, tick)
     return drawn
+
+
+def _draw_in_workers(options: VerifyOptions, folders: dict[str, Path]) -> None:
+    batches = list(itertools.product(folders, range(options.batches)))
+    missing = [
+        (name, number)
+        for name, number in batches
+        if load_arrays(batch_file(folders[name], number)) is None
+    ]
+    done = len(batches) - len(missing)
+    text = f"chunks of all samplers, by {options.workers} workers"
+    size = options.batch_chunks
+    drawn = drawn_by_workers(options, missing)
+    with Stage(text, len(batches) * size, done * size) as stage, closing(drawn):
+        for count, _ in enumerate(drawn, done + 1):
+            stage.update(count * size)
 
 
 def _judge(

@@ -114,6 +114,12 @@ def checkpoint_subject(
     )
 
 
+def moments_file(options: VerifyOptions) -> Path:
+    """Where a verification keeps its observations."""
+    assert options.out is not None
+    return options.out / "moments.npz"
+
+
 def gripper_column(asked: int | None, columns: int) -> int | None:
     """The column that --gripper means. Raises ValueError where there is none."""
     if asked is None:

@@ -241,6 +241,8 @@ def test_a_finished_run_is_not_overwritten(run, refused, checkpoint, tmp_path):
         (("--resume", "--out", "none"), r"--resume: expected .* in none; found none"),
         (("--task", "juggle"), r"unknown task 'juggle'"),
         (("--device", "tpu"), r"--device must be auto or one .*got 'tpu'"),
+        (("--workers", 0), r"--workers must be a whole number, 1 or more; got 0"),
+        (("--workers", 2, "--engine", "distributed"), r"--workers is not for --engine distributed"),
         (("--gripper", 9), r"--gripper must be a column of the action, -7 to 6, or None; got 9"),
     ],
 )
@@ -283,3 +285,62 @@ def test_a_killed_run_goes_on_to_the_same_figures(run, tmp_path):
     whole, resumed = result(tmp_path / "whole"), result(out)
     for key in ("tests", "power", "verdict"):
         assert whole[key] == resumed[key]
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+def test_workers_draw_what_one_process_draws(run, tmp_path):
+    words = (*ORACLE, "--batch", 40, "--chunks", 400)
+    status, _, errors = run(*words, "--chunks", 100, "--out", tmp_path / "two", "--workers", 2)
+    assert status in (0, 2)
+    assert "chunks of all samplers, by 2 workers 0/240" in errors
+    status, _, errors = run(*words, "--out", tmp_path / "two", "--workers", 2, "--resume")
+    assert status == 0
+    assert "chunks of all samplers, by 2 workers 240/800" in errors, "what was there is kept"
+    assert run(*words, "--out", tmp_path / "one")[0] == 0
+    one, two = (sorted((tmp_path / name / "draws").rglob("*.npz")) for name in ("one", "two"))
+    assert len(one) == len(two) == 20
+    for left, right in zip(one, two, strict=True):
+        with np.load(left) as single, np.load(right) as double:
+            for key in ("chunks", "calls", "evaluations"):
+                assert np.array_equal(single[key], double[key]), left
+    whole, parts = result(tmp_path / "one"), result(tmp_path / "two")
+    assert whole["tests"] == parts["tests"]
+    assert whole["settings"] == parts["settings"], "how many processes is no setting"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="finds processes by /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_worker_that_dies_and_ctrl_c_leave_what_was_drawn(how, run, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    words = [*map(str, words_for(checkpoint, out)), "--workers", "2", "--chunks", "20000"]
+    process = subprocess.Popen(
+        [*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(out.rglob("draws/*/*.npz")):
+        time.sleep(0.02)
+    workers = [pid for pid in children(process.pid) if "spawn_main" in command_of(pid)]
+    assert len(workers) == 2
+    os.kill(workers[0] if how == signal.SIGKILL else process.pid, how)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == signal.SIGINT else 2), errors
+    assert "continue with\n  asd-policy verify" in errors
+    assert ("error: a worker process died" in errors) == (how == signal.SIGKILL)
+    assert "Traceback" not in errors
+    assert not any("spawn_main" in command_of(pid) for pid in workers), "none goes on alone"
+    assert run(*words[:-1], 100, "--resume")[0] == 0
+
+
+def children(parent):
+    words = ["ps", "-A", "-o", "pid=", "-o", "ppid="]
+    pairs = [line.split() for line in subprocess.check_output(words, text=True).splitlines()]
+    return [int(pid) for pid, above in pairs if int(above) == parent]
+
+
+def command_of(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return file.read()
+    except OSError:
+        return ""
