@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from asd_policy.integrations.diffusers_memory import Memory, free_bytes, picture
 from asd_policy.integrations.torchvision_operators import import_torchvision
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.acceptance import Acceptance
+from asd_policy.samplers.calibration import Learned
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Noise, Stats, Streams, check_streams, streams
 from asd_policy.schedule import Schedule
@@ -33,6 +35,7 @@ from asd_policy.schedule import Schedule
 import_torchvision()
 
 WINDOW = 32  # where none is asked for: a fixed one, so that a seed gives the same images
+_learned: WeakKeyDictionary[nn.Module, dict[str, Learned]] = WeakKeyDictionary()
 _LITTLE = 2**28  # bytes up to which all steps are kept, on a CPU: the arithmetic is faster then
 
 
@@ -71,6 +74,8 @@ def sample(
         sampler, options: a name with options of ``SamplerConfig``, or a ``SamplerConfig``. With
             ``window="auto"`` the network is timed on this machine, once, and the window is the one
             that takes the least time for so many images: 1, sequential DDPM, where none is faster.
+            The first call goes by how often drafts are typically accepted, later ones of the same
+            pipeline by what those before them learned.
         num_inference_steps: of the chain; None is all that the network was trained for.
         output_type: "pil", "np" or "pt", as for the pipeline.
         rows_at_once, max_memory, verbose, engine: as for :func:`draw`.
@@ -176,7 +181,7 @@ def draw(
     if made.needs_costs:  # "auto"
         with torch.inference_mode():
             made.engine.lead(lambda: made.measure(again=False))
-        made.calibration.learned.acceptance = Acceptance.typical(made.schedule.num_steps)
+        made.calibration.learned = _learned_of(denoiser, made)
     memory = _memory(made, shape)
     if verbose and made.engine.leads:
         print(f"asd-policy: {memory}")
@@ -195,6 +200,16 @@ def draw(
     x, stats = made.engine.lead(work)
     made.engine.release()
     return x.clone(), stats.copy()
+
+
+def _learned_of(denoiser: nn.Module, made: Sampler) -> Learned:
+    """What earlier calls with "auto" learned of this network in this chain; what is typical, where
+    there was none."""
+    key = repr((made.schedule.to_dict(), made.shape, made.config))
+    learned = _learned.setdefault(denoiser, {}).setdefault(key, Learned())
+    if learned.acceptance is None:
+        learned.acceptance = Acceptance.typical(made.schedule.num_steps)
+    return learned
 
 
 def _room(device: torch.device, max_memory: int | None) -> int | None:

@@ -13,6 +13,7 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("diffusers.pipelines.ddpm")
 
 from asd_policy.errors import AsdPolicyError, InputError  # noqa: E402
+from asd_policy.samplers.acceptance import choose_window  # noqa: E402
 from asd_policy.samplers.costs import Costs  # noqa: E402
 from asd_policy.samplers.result import Noise  # noqa: E402
 
@@ -148,6 +149,30 @@ def test_the_window_is_the_one_that_takes_the_least_time(monkeypatch, exponent, 
     assert drawn.stats.window >= least
     if exponent == 1:
         assert drawn.stats.calls.tolist() == [STEPS]
+
+
+def test_later_calls_go_by_what_earlier_ones_learned(monkeypatch):
+    """Of a network whose drafts all hold, the widest window; of another one, nothing is known."""
+    costs = Costs((1, 8, 64, 512), (1.0, 1.05, 1.3, 3.0))
+    monkeypatch.setattr("asd_policy.sampler.network_costs", lambda *given: costs)
+
+    def window(made, seed, **options):
+        drawn = asd.sample(made, 1, torch.Generator().manual_seed(seed), window="auto", **options)
+        return drawn.stats.window
+
+    made = pipeline(prediction_type="sample", clip_sample=False)
+    torch.nn.init.zeros_(made.unet.conv_out.weight)  # the same picture wherever it is asked
+    typical = asd.Acceptance.typical(STEPS)
+    assert window(made, 0) == choose_window(typical, costs, 1, STEPS) < STEPS
+    assert window(made, 1) == STEPS
+    assert window(made, 2, num_inference_steps=10) < 10, "another chain"
+    other = pipeline(prediction_type="sample", clip_sample=False)
+    assert window(other, 0) < STEPS
+    alike = {"generator": torch.Generator().manual_seed(3), "output_type": "pt", "window": 4}
+    told = asd.sample(other, 1, **alike).images
+    alike["generator"].manual_seed(3)
+    fresh = asd.sample(pipeline(prediction_type="sample", clip_sample=False), 1, **alike).images
+    assert torch.equal(told, fresh), "images of a fixed window are those of their seed"
 
 
 def test_too_little_memory_says_what_would_fit(monkeypatch):
