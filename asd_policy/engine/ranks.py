@@ -73,7 +73,7 @@ def _kept(*tensors: Tensor) -> None:
 
     Gloo's threads let go of an exchange some time after it has ended. A thread whose reference is a
     tensor's last one needs the interpreter's lock, and whoever leaves the group holds that while it
-    waits for these threads (PyTorch 2.4: for ever, in one departure of some hundreds).
+    waits for these threads (PyTorch 2.4: for ever, in one departure of ten to some hundreds).
     """
     used = (tensor for tensor in _travelled if tensor._use_count() > 1)  # type: ignore[attr-defined]
     _travelled[:] = [*used, *tensors]

@@ -216,8 +216,9 @@ def test_every_rank_makes_the_call_and_has_the_result(tmp_path: Path) -> None:
     assert [text.count("asd-policy: 3 samples") for _, text in found] == [2, 1], "one said it"
 
 
-# PyTorch 2.4 waited for itself in one departure of 150 to 1,500: a thread of its own, whose tensor
-# had no other owner, wanted the interpreter's lock.
+# PyTorch 2.4 waited for itself: a thread of its own, whose tensor had no other owner, wanted the
+# interpreter's lock. After exchanges like these it did so within the first twelve departures, eight
+# times of eight.
 LEAVING = """
 import sys
 import torch, torch.distributed as dist
@@ -225,7 +226,7 @@ from asd_policy.engine import ranks
 
 torch.set_num_threads(1)
 rank, meeting = int(sys.argv[1]), dist.FileStore(sys.argv[2], 2)
-for time in range(700):
+for time in range(100):
     store = dist.PrefixStore(str(time), meeting)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     if time % 7 == 0:
