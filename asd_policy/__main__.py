@@ -1,8 +1,6 @@
 """`python -m asd_policy` is `asd-policy`."""
 
-import sys
-
-from asd_policy.cli import main
+from asd_policy.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
