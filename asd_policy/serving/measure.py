@@ -138,13 +138,14 @@ def beside_bare(address: str, checkpoint: str, sampler: str, chunks: int, device
         {"sampler": sampler}
     )
     bare.reset(0)
-    here, there, added, echoed, equal = [], [], [], [], True
+    here, observed, there, added, echoed, equal = [], [], [], [], [], True
     with Client(address + "/?seed=0") as client, echoing() as echo:
         for number in range(chunks):
             observation = _observation(client, number)
             answer = client.infer(observation)
             start = time.perf_counter()
             bare.observe({key: value[None] for key, value in observation.items()})
+            observed.append(1e3 * (time.perf_counter() - start))
             actions = bare.predict()[0]
             here.append(1e3 * (time.perf_counter() - start))
             bare.source.ahead([bare.environments[0].stream])  # as its own loop and the server do
@@ -154,6 +155,7 @@ def beside_bare(address: str, checkpoint: str, sampler: str, chunks: int, device
             equal &= bool(np.allclose(actions, answer["actions"], atol=1e-4))
     return {
         "bare_ms": _percentiles(here),
+        "bare_without_draw_ms": _percentiles(observed),
         "round_trip_ms": _percentiles(there),
         "round_trip_without_draw_ms": _percentiles(added),
         "echo_ms": _percentiles(echoed),

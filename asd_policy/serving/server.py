@@ -91,7 +91,8 @@ class Server:
         self._policy, self._seen = policy, Seen.by(policy)
         self._counting = threading.Lock()  # guards the next two, and the numbers
         self._open: dict[ServerConnection, bool] = {}  # client → at work on a message
-        self._all: set[ServerConnection] = set()  # who is not let in yet, or will not be, too
+        # Who is not let in yet, or will not be, too; who came first is first.
+        self._all: dict[ServerConnection, None] = {}
         self._batcher = Batcher(policy, wait_s, lambda: len(self._open))
         self._metadata = metadata_of(policy, self._seen, wait_s, limits) | dict(metadata or {})
         self._greeting = pack(self._metadata)
@@ -178,16 +179,25 @@ class Server:
                     time.sleep(0.1)
                 continue
             if len(self._all) >= self.limits.clients + _SPARE:
-                made.close()
-                continue
+                self._show_out_the_silent()
             try:
                 connection = ServerConnection(made, self.limits.message_bytes)
+                self._all[connection] = None
                 threading.Thread(target=self._handle, args=(connection,), daemon=True).start()
             except OSError:  # it has gone already
                 made.close()
             except RuntimeError as error:  # there may be no more threads
                 logger.warning("a connection could not be taken: %s", error)
+                self._all.pop(connection, None)
                 made.close()
+
+    def _show_out_the_silent(self) -> None:
+        """Have who came first, and is not let in yet, give its place to the next one: sockets that
+        say nothing must not keep robots out."""
+        silent = next((each for each in list(self._all) if each not in self._open), None)
+        if silent is not None:
+            self._all.pop(silent, None)
+            silent.abort()
 
     def _look_after(self) -> None:
         """Answer the pings of clients whose thread is drawing."""
@@ -198,7 +208,6 @@ class Server:
     # ---- connections -----------------------------------------------------------------------------
 
     def _handle(self, connection: ServerConnection) -> None:
-        self._all.add(connection)
         try:
             if connection.let_in(lambda request: self._admit(connection, request), _HANDSHAKE_S):
                 self._serve(connection)
@@ -213,7 +222,7 @@ class Server:
             try:
                 connection.close(timeout_s=_GOODBYE_S)
             finally:
-                self._all.discard(connection)
+                self._all.pop(connection, None)
 
     def _admit(
         self, connection: ServerConnection, request: Request

@@ -71,6 +71,7 @@ def test_round_trips_beside_the_bare_policy(folder, tmp_path):
     assert [each["clients"] for each in found["clients"]] == [1, 3]
     assert [each["chunks"] for each in found["clients"]] == [10, 30]
     assert found["round_trip_ms"]["p50"] >= found["round_trip_without_draw_ms"]["p50"] > 0
+    assert found["bare_ms"]["p50"] >= found["bare_without_draw_ms"]["p50"] > 0
     assert found["round_trip_ms"]["p50"] > found["echo_ms"]["p50"] > 0
 
 

@@ -78,6 +78,20 @@ def test_without_another_thread_a_client_is_refused_and_the_next_is_not(
     assert "a connection could not be taken: can't start new thread" in caplog.text
 
 
+def test_sockets_that_say_nothing_keep_no_robot_out() -> None:
+    """More of them than there are places beside the clients'; one asks half a question."""
+    with contextlib.ExitStack() as stack, served(limits=Limits(clients=2)) as server:
+        with undisturbed(server):
+            silent = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
+                for _ in range(100)
+            ]
+            silent[-1].sendall(b"GET / HTTP/1.1\r\n")
+            with Client(address(server), timeout_s=5) as client:
+                assert client.infer(observation(0))["actions"].any()
+        assert silent[0].recv(1) == b"", "who came first is shown out first"
+
+
 def test_who_needs_no_chunk_does_not_wait_for_others() -> None:
     with served(wait_s=3.0) as server:
         clients = [Client(address(server)) for _ in range(3)]
