@@ -66,6 +66,7 @@ def prepare(parts: Parts) -> Setup:
             "control_hz": CONTROL_FREQUENCY_HZ,
             "steps": {name: p.schedule.num_steps for name, p in policies.items()},
             "windows": {name: p.window for name, p in policies.items() if p.window is not None},
+            "etas": {name: s["eta"] for name, s in parts.samplers.items() if s.get("eta")},
         },
         held_components=task.gripper_components,
     )

@@ -83,6 +83,8 @@ class Resolved(Open):
     windows: NotRequired[dict[str, Count]]
     """Window of each sampler that has one, "auto" chosen (1: sequentially); absent in runs of
     earlier versions."""
+    etas: NotRequired[dict[str, Share]]
+    """DDIM's η of each sampler where it is above 0; absent in runs of earlier versions."""
 
 
 class Config(Closed):

@@ -100,6 +100,7 @@ def _setting(results: Results) -> str:
         results["task"],
         f"seed{'s' * (seeds['count'] > 1)} {'–'.join(ends)}",
         *(f"K={k}" for k in sorted(steps)),
+        *(f"η={eta:g}" for eta in sorted(set(resolved.get("etas", {}).values()))),
         *window_phrases(results),
         resolved["device"],
         counted(resolved["threads"], "thread"),

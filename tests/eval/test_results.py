@@ -202,6 +202,12 @@ def test_the_table_fits_80_columns(config, episodes, quiet):
     assert "140" in tables
 
 
+def test_the_noise_of_ddim_is_said(config, episodes, quiet):
+    assert "η" not in printed(quiet, summarize(config, episodes))
+    config["resolved"]["etas"] = {"ddim": 0.5, "asd-ddim": 0.5}
+    assert ", K=50, η=0.5, " in printed(quiet, summarize(config, episodes))
+
+
 def test_a_window_of_one_is_said_to_be_sequential(config, episodes, quiet):
     for kept in episodes:
         for c in kept.chunks:
