@@ -20,50 +20,52 @@ SAMPLERS = (EAGER_LOOP, "ddpm", *ASD_FORMS, "paradigms")
 class BenchOptions:
     """A benchmark's settings. Lists are combined with each other. Checked by `check_options`."""
 
+    # Comments, for their lines are joined in the help text, and those of docstrings are not.
+
+    # Samplers to measure: eager-loop (as packages run today), ddpm, asd, asd-slope, asd-memory,
+    # asd-frozen, asd-paper, paradigms, ddim-N.
     samplers: tuple[str, ...] = (EAGER_LOOP, "ddpm", "asd", "asd-paper", "ddim-10")
-    """Samplers to measure: eager-loop (as packages run today), ddpm, asd, asd-slope, asd-memory,
-    asd-frozen, asd-paper, paradigms, ddim-N."""
+    # What runs the samplers: auto, eager, cuda_graph, openvino, distributed; auto is cuda_graph on
+    # a GPU, and openvino on a CPU, where it is installed and faster; distributed is for the ranks
+    # of torchrun.
     engines: tuple[str, ...] = ("auto",)
-    """What runs the samplers: auto, eager, cuda_graph, openvino, distributed; auto is cuda_graph on
-    a GPU, and openvino on a CPU, where it is installed and faster; distributed is for the ranks of
-    torchrun."""
+    # What does a round's arithmetic: auto, torch, native, triton.
     kernels: tuple[str, ...] = ("auto",)
-    """What does a round's arithmetic: auto, torch, native, triton."""
+    # Number formats of the network: fp32, tf32 (GPU), bf16.
     precisions: tuple[str, ...] = ("fp32",)
-    """Number formats of the network: fp32, tf32 (GPU), bf16."""
+    # Chains sampled at once.
     batches: tuple[int, ...] = (1,)
-    """Chains sampled at once."""
+    # Steps that ASD guesses ahead: auto, or whole numbers.
     windows: tuple[str, ...] = ("auto",)
-    """Steps that ASD guesses ahead: auto, or whole numbers."""
+    # Networks to measure: shipped (the Lift policy), chi (256-512-1024 channels, untrained),
+    # lerobot (512-1024-2048, untrained), can and others that ship, or checkpoint folders.
     networks: tuple[str, ...] = ("shipped",)
-    """Networks to measure: shipped (the Lift policy), chi (256-512-1024 channels, untrained),
-    lerobot (512-1024-2048, untrained), can and others that ship, or checkpoint folders."""
+    # Denoising steps K; none given, as trained. More are the same noise on a finer grid.
     steps: tuple[int, ...] = ()
-    """Denoising steps K; none given, as trained. More are the same noise on a finer grid."""
+    # Run networks through torch.compile (the time it takes is reported).
     compile: bool = False
-    """Run networks through torch.compile (the time it takes is reported)."""
+    # Rounds of measurement; in each, fast samplers make several chunks and slow ones one.
     chunks: int = 40
-    """Rounds of measurement; in each, fast samplers make several chunks and slow ones one."""
+    # Where the networks run: auto, cpu, cuda, cuda:1.
     device: str = "auto"
-    """Where the networks run: auto, cpu, cuda, cuda:1."""
+    # CPU threads; None is one for networks that more make hardly faster, and as many as torch takes
+    # where one of them is large.
     threads: int | None = None
-    """CPU threads; None is one for networks that more make hardly faster, and as many as torch
-    takes where one of them is large."""
+    # Demonstrations (.npz, or a zarr store) whose observations condition the chunks.
     data: Path | None = None
-    """Demonstrations (.npz, or a zarr store) whose observations condition the chunks."""
+    # Seed of the noise; the same for every sampler.
     seed: int = 0
-    """Seed of the noise; the same for every sampler."""
+    # Only count calls against K = 50 … 800 on a mixture whose denoiser is known exactly.
     calls_against_steps: bool = False
-    """Only count calls against K = 50 … 800 on a mixture whose denoiser is known exactly."""
+    # Only plot the figures of a finished benchmark in this folder.
     figures: Path | None = None
-    """Only plot the figures of a finished benchmark in this folder."""
+    # Output folder; None is outputs/bench/<date>-<time>.
     out: Path | None = None
-    """Output folder; None is outputs/bench/<date>-<time>."""
+    # Go on with the benchmark in --out: finished cells are kept, and the lists may grow.
     resume: bool = False
-    """Go on with the benchmark in --out: finished cells are kept, and the lists may grow."""
+    # Measure a few chunks and small ceilings, to see that everything works. The numbers are not to
+    # be quoted.
     quick: bool = False
-    """Measure a few chunks and small ceilings, to see that everything works. The numbers are not to
-    be quoted."""
 
 
 def check_options(options: BenchOptions) -> None:
