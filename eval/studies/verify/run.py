@@ -82,11 +82,12 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
     assert options.out is not None
     try:
         drawn = _draw(options, subject, roles)
+        with Stage("comparing the chunks (minutes, where there are tens of thousands)"):
+            result = _judge(options, subject, roles, drawn)
     except BaseException:
         again = command_line(dataclasses.replace(options, resume=True), "verify")
         _say(f"What was sampled is kept in {options.out}; continue with\n  {again}")
         raise
-    result = _judge(options, subject, roles, drawn)
     write_json(options.out / "verify.json", result)
     save_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
     print_verification(console or plain_console(), result, options.out)

@@ -310,6 +310,22 @@ def test_workers_draw_what_one_process_draws(run, tmp_path):
     assert whole["settings"] == parts["settings"], "how many processes is no setting"
 
 
+def test_ctrl_c_while_comparing_leaves_what_was_drawn(run, tmp_path, monkeypatch):
+    """With many chunks that takes minutes, too, and is said."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    words = (*ORACLE[:4], "--batch", 20, "--steps", 5, "--chunks", 20, "--out", tmp_path / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr("asd_policy.eval.studies.verify.run.compare", interrupted)
+        status, _, errors = run(*words)
+    assert status == 130
+    assert "comparing the chunks" in errors
+    assert "continue with\n  asd-policy verify --oracle" in errors
+    assert run(*words, "--resume")[0] == 2, "too few to tell"
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="finds processes by /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_worker_that_dies_and_ctrl_c_leave_what_was_drawn(how, run, checkpoint, tmp_path):
