@@ -133,7 +133,8 @@ def test_a_flight_is_a_file_that_numpy_reads(record):
     assert root["accepted"].shape == root["decided"].shape == (count, 12)
     assert root["observation"].shape[1:] == (2, 5)
     assert attributes["seed"] == SEED
-    assert attributes["machine"]["versions"]["torch"] == torch.__version__
+    # Of the package: the module adds its build (+cu130) where the index' wheel does not.
+    assert torch.__version__.startswith(attributes["machine"]["versions"]["torch"])
     flight = read_flight(path)
     for number, chunk in enumerate(chunks_of(options)["asd", SEED]):
         assert flight.accepted[number].sum() == chunk["accepted"]
