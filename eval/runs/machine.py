@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -54,6 +55,19 @@ def git_commit(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
+
+
+def drawing_code(package: Path = Path(asd_policy.__file__).parent) -> str:
+    """SHA-256 over all in the package (a folder) that decides what chunks are drawn. A commit
+    would not do: most leave that as it is, and what is changed since ("-dirty") may be anything."""
+    files = [*package.glob("*.py")]
+    for part in ("engine", "networks", "policy", "samplers"):
+        files += [*(package / part).rglob("*.py"), *(package / part).rglob("*.so")]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(package).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def processor_wait_s() -> float | None:

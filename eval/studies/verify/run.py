@@ -20,7 +20,7 @@ from asd_policy.device import resolve_device
 from asd_policy.errors import InputError
 from asd_policy.eval.options import command_line
 from asd_policy.eval.runs.files import check_writable, default_folder, now, write_json
-from asd_policy.eval.runs.machine import describe_machine, git_commit
+from asd_policy.eval.runs.machine import describe_machine, drawing_code
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.studies.verify.draws import Drawn, Role, Sampling, batch_file, collect
 from asd_policy.eval.studies.verify.equality import compare
@@ -141,7 +141,7 @@ def _claim(options: VerifyOptions, name: str, sha256: str | None) -> VerifyOptio
 def _settings(options: VerifyOptions) -> Json:
     """The options that say what is sampled and tested, and the code that samples it."""
     kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_SETTINGS}
-    code = [asd_policy.__version__, git_commit(Path(asd_policy.__file__).parent)]
+    code = [asd_policy.__version__, drawing_code()]
     return json.loads(json.dumps(kept | {"code": code}, default=str))
 
 
