@@ -214,7 +214,9 @@ def _run(command: str, words: Sequence[str]) -> int:
         return int(function(words) or 0)
     function.__doc__ = _flowing(function.__doc__ or "")
     # tyro parses, then calls; its own complaints leave by SystemExit(2), with the usage.
-    status = tyro.cli(function, args=words, prog=f"asd-policy {command}")
+    status = tyro.cli(
+        function, args=words, prog=f"asd-policy {command}", config=(tyro.conf.FlagCreatePairsOff,)
+    )
     return status if isinstance(status, int) else 0
 
 

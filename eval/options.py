@@ -138,24 +138,24 @@ class EvalOptions:
     ] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Number format of the network (tf32 on a GPU only)."""
-    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _COMPILE_HELP)] = False
+    compile: Annotated[bool, _arg(None, _COMPILE_HELP)] = False
     threads: Annotated[int | None, _arg("INT", _THREADS_HELP)] = None
-    measure: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _MEASURE_HELP)] = False
+    measure: Annotated[bool, _arg(None, _MEASURE_HELP)] = False
     delay: Annotated[DelayOption | None, _arg("measured|MS [MS ...]", _DELAY_HELP)] = None
     control_rate: Annotated[float, _arg("HZ", _RATE_HELP)] = 20.0
-    realtime: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    realtime: bool = False
     """The same as --delay measured."""
     execution: Annotated[Literal["waiting", "late", "overlapped"], _arg(None, _EXECUTION_HELP)] = (
         "late"
     )
-    record: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _RECORD_HELP)] = False
+    record: Annotated[bool, _arg(None, _RECORD_HELP)] = False
     video: int = 0
     """Film the first N episodes of each sampler as mp4 (needs OpenGL)."""
     name: Annotated[str | None, _arg("STR")] = None
     """End of the output folder's name; None is the task."""
     out: Annotated[Path | None, _arg("DIR")] = None
     """Output folder; None is outputs/eval/<date>-<time>-<name>."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _RESUME_HELP)] = False
+    resume: Annotated[bool, _arg(None, _RESUME_HELP)] = False
 
 
 def check_options(options: EvalOptions) -> None:
@@ -337,7 +337,7 @@ class ReplayOptions:
     """Only chunks of the episode with this seed."""
     chunk: Annotated[int | None, _arg("INT")] = None
     """Only the chunk of this number in its episode, counted from 0."""
-    all: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _ALL_HELP)] = False
+    all: Annotated[bool, _arg(None, _ALL_HELP)] = False
     sample: Annotated[int | None, _arg("INT")] = None
     """Only so many of these chunks, chosen at random, the same ones each time."""
     checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None

@@ -71,6 +71,7 @@ def parse(
         args=words,
         prog=f"asd-policy {command}",
         description=inspect.cleandoc(text or ""),
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     asked = read()
     kept = find(asked)

@@ -30,6 +30,7 @@ def run_script(
     module = f"asd_policy.eval.studies.{study}"
     options: dict[str, Any] = {
         "args": words, "prog": f"python -m {module}", "description": about,
+        "config": (tyro.conf.FlagCreatePairsOff,),
     }  # fmt: skip
     try:
         if callable(work):

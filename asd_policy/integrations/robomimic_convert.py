@@ -44,7 +44,7 @@ DEFAULT_SIZES = {
 def main_convert(
     source: Annotated[Path, tyro.conf.Positional],
     folder: Annotated[Path, tyro.conf.Positional],
-    trust_pickle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    trust_pickle: bool = False,
 ) -> None:
     """Turn a low-dimensional policy of robomimic or diffusion_policy into a checkpoint folder.
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import arg
 
 from asd_policy.device import resolve_device
 from asd_policy.errors import InputError
@@ -36,7 +36,7 @@ def main_serve(
     device: str = "auto",
     engine: Annotated[str, arg(metavar="{auto,eager,cuda_graph,openvino}")] = "auto",
     precision: Annotated[str, arg(metavar="{fp32,tf32,bf16}")] = "fp32",
-    compile: Annotated[bool, FlagCreatePairsOff] = False,
+    compile: bool = False,
     threads: Annotated[int | None, arg(metavar="INT")] = None,
     max_clients: int = 64,
     max_message_mb: float = 16.0,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 from rich.console import Console
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import arg
 
 from asd_policy.console import plain_console
 from asd_policy.data.replay import Replay, join, load_npz, load_replay, too_short
@@ -44,7 +44,7 @@ def main_train(
     threads: Annotated[int | None, arg(metavar="INT")] = None,
     keep: int = 0,
     start_from: Annotated[Path | None, arg(metavar="NAME|DIR")] = None,
-    resume: Annotated[bool, FlagCreatePairsOff] = True,
+    resume: bool = True,
 ) -> None:
     """Train a diffusion policy on demonstrations with low-dimensional observations.
 

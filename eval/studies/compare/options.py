@@ -47,12 +47,12 @@ class CompareOptions:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, _arg("DIR [DIR]", _RUNS_HELP)]
     samplers: Annotated[tuple[str, ...], _arg("A B [C ...]", _SAMPLERS_HELP)] = ()
     margin: Annotated[float, _arg("FLOAT", _MARGIN_HELP)] = 0.05
-    until_decided: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _UNTIL_HELP)] = False
+    until_decided: Annotated[bool, _arg(None, _UNTIL_HELP)] = False
     budget: int = 1000
     """With --until-decided: common seeds after which it ends, decided or not."""
     seed: int = 0
     """Seed of the bootstrap."""
-    allow_different_checkpoints: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None)] = False
+    allow_different_checkpoints: bool = False
     """Compare runs of different policies too."""
     json: Annotated[Path | None, _arg("FILE")] = None
     """Also write every figure to this file."""
@@ -64,9 +64,7 @@ class EvalAndCompareOptions(EvalOptions):
 
     compare: Annotated[tuple[str, ...], _arg("A B", _COMPARE_HELP)] = ()
     margin: Annotated[float, _arg("FLOAT", "With --compare: " + _MARGIN_HELP)] = 0.05
-    until_decided: Annotated[
-        bool, tyro.conf.FlagCreatePairsOff, _arg(None, "With --compare: " + _UNTIL_HELP)
-    ] = False
+    until_decided: Annotated[bool, _arg(None, "With --compare: " + _UNTIL_HELP)] = False
     budget: int = 1000
     """With --until-decided: seeds after which it ends, decided or not."""
 

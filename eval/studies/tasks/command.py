@@ -88,7 +88,7 @@ class TableOptions:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Number format of the networks (tf32 on a GPU only)."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="INT", help=_THREADS_HELP)] = None
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help=_RESUME_HELP)] = False
+    resume: Annotated[bool, tyro.conf.arg(help=_RESUME_HELP)] = False
 
 
 def main_tasks(words: Sequence[str]) -> None:

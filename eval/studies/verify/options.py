@@ -67,7 +67,7 @@ class VerifyOptions:
     """Whose shipped policy is sampled; None is the checkpoint's, else lift."""
     checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None
     """A shipped policy (lift, can …), a folder, or robomimic's file."""
-    oracle: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _ORACLE_HELP)] = False
+    oracle: Annotated[bool, _arg(None, _ORACLE_HELP)] = False
     chunks: int = 1000
     """Chunks of each sampler, over all observations (rounded up to whole batches)."""
     observations: int = 8
@@ -76,7 +76,7 @@ class VerifyOptions:
         Literal["auto", "episodes", "synthetic"] | Path,
         _arg("auto|episodes|synthetic|FILE", _SOURCE_HELP),
     ] = "auto"
-    controls: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _CONTROLS_HELP)] = False
+    controls: Annotated[bool, _arg(None, _CONTROLS_HELP)] = False
     alpha: float = 0.01
     """Chance of calling equal samplers different, over all tests together (Holm)."""
     detect: Annotated[float, _arg("FLOAT", _DETECT_HELP)] = 0.2
@@ -108,7 +108,7 @@ class VerifyOptions:
     workers: Annotated[int, _arg("INT", _WORKERS_HELP)] = 1
     out: Annotated[Path | None, _arg("DIR")] = None
     """Output folder; None is outputs/verify/<date>-<time>-<name>."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff, _arg(None, _RESUME_HELP)] = False
+    resume: Annotated[bool, _arg(None, _RESUME_HELP)] = False
 
     @property
     def reference(self) -> str:
