@@ -57,16 +57,27 @@ def git_commit(folder: Path) -> str | None:
     return answer.stdout.strip()
 
 
-def drawing_code(package: Path = Path(asd_policy.__file__).parent) -> str:
-    """SHA-256 over all in the package (a folder) that decides what chunks are drawn. A commit
-    would not do: most leave that as it is, and what is changed since ("-dirty") may be anything."""
-    files = [*package.glob("*.py")]
-    for part in ("engine", "networks", "policy", "samplers"):
-        files += [*(package / part).rglob("*.py"), *(package / part).rglob("*.so")]
+def drawing_code(package: Path | None = None, evaluation: Path | None = None) -> str:
+    """SHA-256 over all code that decides what chunks a verification draws: samplers, networks and
+    what loads them, and the evaluation with its own samplers, controls and oracle. A commit would
+    not do: most leave all that as it is, and what is changed since ("-dirty") may be anything.
+
+    Args:
+        package: its folder; None is this one's. evaluation: the folder of its `eval`, which is
+            not inside it in a checkout; None is this one's.
+    """
+    package = package or Path(asd_policy.__file__).parent
+    evaluation = evaluation or Path(__file__).parents[1]
+    named = {f"eval/{file.relative_to(evaluation)}": file for file in evaluation.rglob("*.py")}
+    named |= {file.name: file for file in package.glob("*.py")}
+    for part in ("data", "engine", "integrations", "networks", "policy", "samplers"):
+        for kind in ("*.py", "*.so"):
+            found = (package / part).rglob(kind)
+            named |= {str(file.relative_to(package)): file for file in found}
     digest = hashlib.sha256()
-    for file in sorted(files):
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        digest.update(f"{file.relative_to(package).as_posix()} {content}\n".encode())
+    for name in sorted(named):
+        content = hashlib.sha256(named[name].read_bytes()).hexdigest()
+        digest.update(f"{name} {content}\n".encode())
     return digest.hexdigest()
 
 

@@ -65,30 +65,41 @@ def test_the_commit_is_that_of_this_packages_checkout_only(tmp_path):
     assert machine.git_commit(tmp_path / "asd_policy") == expected
 
 
+DRAWING = (
+    "asd_policy/drafts.py", "asd_policy/engine/kernels/native.py",
+    "asd_policy/engine/_native.abi3.so", "asd_policy/integrations/loaders.py",
+    "eval/studies/verify/draws.py",
+)  # fmt: skip
+
+
 def test_the_drawing_code_is_all_that_decides_what_chunks_are_drawn(tmp_path):
-    package = tmp_path / "asd_policy"
-    for name in ("drafts.py", "engine/kernels/native.py", "engine/_native.abi3.so", "eval/show.py"):
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text("1")
-    before = machine.drawing_code(package)
-    (package / "eval/show.py").write_text("2")
-    (package / "README.md").write_text("2")
-    assert machine.drawing_code(package) == before
-    for name in ("drafts.py", "engine/kernels/native.py", "engine/_native.abi3.so"):
-        (package / name).write_text("2")
-        changed = machine.drawing_code(package)
-        assert changed != before
-        before = changed
-    (package / "drafts.py").rename(package / "chains.py")
-    assert machine.drawing_code(package) != before
+    others = ("asd_policy/README.md", "asd_policy/serving/server.py", "eval/results/lift.json")
+    for name in (*DRAWING, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+
+    def now():
+        return machine.drawing_code(tmp_path / "asd_policy", tmp_path / "eval")
+
+    before = now()
+    for name in others:
+        (tmp_path / name).write_text("2")
+        assert now() == before
+    for name in DRAWING:
+        (tmp_path / name).write_text("2")
+        assert now() != before
+        before = now()
+    (tmp_path / DRAWING[0]).rename(tmp_path / "asd_policy/chains.py")
+    assert now() != before
 
 
-def test_the_drawing_code_of_this_package_holds_its_samplers(monkeypatch):
-    read = []
+def test_the_drawing_code_of_this_package_holds_samplers_and_controls(monkeypatch):
+    read = set()
     content = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or content(path))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.add(path.name) or content(path))
     machine.drawing_code()
-    assert {"drafts.py", "asd.py", "unet1d.py", "eager.py", "chunks.py", "rejoin.py"} <= set(read)
+    assert {"drafts.py", "asd.py", "unet1d.py", "eager.py", "chunks.py", "rejoin.py"} <= read
+    assert {"controls.py", "draws.py", "subject.py", "robomimic_checkpoint.py"} <= read
 
 
 def test_the_processor_has_a_name():

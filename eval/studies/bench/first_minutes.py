@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.runs.schemas import VERSION, read_json
+from asd_policy.eval.script import run_script
 from asd_policy.eval.show.tables import as_text
 
 Json = dict[str, Any]
@@ -132,4 +132,4 @@ def table(kept: list[Json]) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(run_script("bench.first_minutes", main, __doc__))
