@@ -223,6 +223,9 @@ class WorkerSlot:
                     "program that evaluates in several environments must be importable, its own "
                     "work under `if __name__ == '__main__':`"
                 ) from error
+            # The pool's own thread waits for the process as well. Only one of two threads is told
+            # how it ended, so that thread has to be through before the exit code is known.
+            self._pool.shutdown()
             self.process.join()
             raise WorkerDied(
                 f"an environment's process ended by itself (exit code {self.process.exitcode})"

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -137,6 +138,31 @@ def test_a_worker_that_was_killed_between_two_questions():
         again = slot.receive()
         np.testing.assert_array_equal(again.observation["place"], first.observation["place"])
         assert again.frame.shape == (32, 32, 3)
+    finally:
+        slot.close()
+
+
+def test_the_exit_code_is_known_when_the_pool_s_thread_is_told_it_first(monkeypatch):
+    """Two threads wait for a process that died; the other one is told how, and is slow after it."""
+    real, here = os.waitpid, threading.current_thread()
+
+    def waitpid(pid: int, options: int) -> tuple[int, int]:
+        if threading.current_thread() is here:
+            time.sleep(0.3)
+            return real(pid, options)
+        told = real(pid, options)
+        time.sleep(0.6)
+        return told
+
+    slot = WorkerSlot(functools.partial(LineEnv, 40, 0.0))
+    try:
+        slot.start(3, film=False)
+        slot.receive()
+        monkeypatch.setattr(os, "waitpid", waitpid)
+        slot.process.kill()
+        slot.send(np.array([-0.5], np.float32))
+        with pytest.raises(WorkerDied, match=r"ended by itself \(exit code -9\)"):
+            slot.receive()
     finally:
         slot.close()
 

@@ -157,7 +157,7 @@ def test_an_allocator_that_has_no_more_is_one_sentence(monkeypatch: pytest.Monke
     """The CPU's real one, asked for more than there is by a network, and by the noise."""
 
     def greedy(self: Network, x: torch.Tensor, t: torch.Tensor, cond: Any = None) -> torch.Tensor:
-        return x + torch.empty(2**55 if len(x) > 1 else 1)[0]
+        return x + torch.zeros(2**55 if len(x) > 1 else 1)[0]
 
     monkeypatch.setattr(Network, "forward", greedy)
     message = r"memory of cpu has no room for the network on 2 rows of \(3, 4, 4\) at once; rows_at"
