@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from asd_policy.errors import AsdPolicyError, OutputError, OutputExistsError
 
@@ -30,6 +31,56 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(f"{path} could not be written: {reason}") from error
 
 
+@contextmanager
+def replacing(path: Path, part: str = ".part") -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` when the block is left. A kill leaves the
+    old one or the new one, an error the old one alone. Its folder is made where there is none.
+
+    Args:
+        part: what the name of the unfinished file ends in.
+
+    Raises:
+        OutputError: the disk is full, or the like.
+    """
+    unfinished = path.with_name(path.name + part)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(unfinished, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+
+def has_lock(file: IO[Any], path: Path, shared: bool = False) -> bool:
+    """Whether this process has the file's lock now, and keeps it until the file is closed; False
+    where another process has it. Always true on Windows.
+
+    Args:
+        path: what the file keeps others out of. shared: with others who look, not write; a file
+            that was opened for reading alone can have no other lock on a network's file system.
+
+    Raises:
+        OutputError: the file system has no locks.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise OutputError(
+            f"{path} is on a file system without locks ({error.strerror}), which keep two "
+            "processes from writing there at once; choose an output folder on another one"
+        ) from error
+    return True
+
+
 def check_writable(path: Path) -> None:
     """Raise OutputError unless a file or folder `path` can be made. Leaves nothing behind."""
     with writing(path):
@@ -43,7 +94,7 @@ def check_writable(path: Path) -> None:
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Make `folder`, and keep other processes out of it until the block is left. What is inside may
-    be removed in the block, and `folder` too.
+    be removed in the block, and `folder` too. Its lock file is removed at the end.
 
     Raises:
         OutputExistsError: another process is at work in it.
@@ -53,16 +104,23 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK_FILE, "a")  # noqa: SIM115 - closed below
     with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Another process may have finished, and removed the file, since it was opened.
-                os.stat(folder / LOCK_FILE)
-            except (BlockingIOError, FileNotFoundError) as error:
-                raise OutputExistsError(
-                    f"another process is at work in {folder}; wait for it, or choose another --out"
-                ) from error
-        yield
+        if not has_lock(lock, folder) or not _is_at(lock, folder / LOCK_FILE):
+            raise OutputExistsError(
+                f"another process is at work in {folder}; wait for it, or choose another --out"
+            )
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.unlink(folder / LOCK_FILE)
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Another process may have finished, and removed the file, since it was opened."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def sync_tree(folder: Path) -> None:

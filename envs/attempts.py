@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -158,7 +159,8 @@ def read_folder(folder: Path) -> Unfinished | None:
         recipe = Recipe.of(note["settings"])
         return Unfinished(recipe, note["settings"], int(note["episodes"]), saved_numbers(folder))
     except FileNotFoundError as error:
-        if any(path.name not in (_NOTE_IN_WRITING, LOCK_FILE) for path in folder.iterdir()):
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        if names - {_NOTE_IN_WRITING, LOCK_FILE}:
             raise DatasetError(
                 f"{folder} holds no {_NOTE}; expected unfinished demonstrations"
             ) from error
@@ -204,7 +206,8 @@ def close_folder(folder: Path, used: Sequence[int]) -> None:
     if not saved_numbers(folder):
         for name in (_NOTE, _NOTE_IN_WRITING, LOCK_FILE):
             (folder / name).unlink(missing_ok=True)
-        folder.rmdir()
+        with suppress(OSError):  # a desktop's own file is in it, or a network's of the open lock
+            folder.rmdir()
 
 
 def _clear_torn(folder: Path) -> None:

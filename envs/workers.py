@@ -13,6 +13,7 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 from asd_policy.errors import AsdPolicyError
+from asd_policy.interrupts import handled_after
 
 
 def follow_parent() -> None:
@@ -82,27 +83,7 @@ def interrupts_held() -> Iterator[None]:
     resource_tracker.ensure_running()  # it lets signals through again when it is started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with _handlers_that_remember():
+        with handled_after():
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _handlers_that_remember() -> Iterator[None]:
-    """What came inside is handled when the block is left, by the handlers from before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # not ours to change
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
-    came: list[int] = []
-    for number in ours:
-        signal.signal(number, lambda which, frame: came.append(which))
-    try:
-        yield
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
-        for which in sorted(set(came)):
-            signal.raise_signal(which)  # SIGINT is masked still: it comes when the mask is lifted

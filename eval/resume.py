@@ -188,13 +188,16 @@ def _of_parts(command: str, path: Path) -> _Begun | None:
     if kept is None:
         return None
     result = _read(path / "rates.json") or {"rates": []}
-    done = [entry["control_rate_hz"] for entry in result["rates"] if entry["complete"]]
+    done = {_part(entry) for entry in result["rates"] if entry["complete"]}
     wanted = kept["options"]
-    finished = set(wanted["rates"]) <= set(done) and (
-        result["seeds"]["count"] == wanted["episodes"]
-    )
+    parts = set(itertools.product(wanted["rates"], wanted.get("executions", ["late"])))
+    finished = parts <= done and result["seeds"]["count"] == wanted["episodes"]
     held = any(is_held(run.parent) for run in path.glob("*/episodes.jsonl"))
     return _Begun(datetime.datetime.fromisoformat(kept["started"]), finished, held)
+
+
+def _part(entry: Json) -> tuple[float, str]:
+    return entry["control_rate_hz"], entry.get("execution", "late")
 
 
 def _read(path: Path) -> Json | None:

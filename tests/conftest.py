@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,20 @@ from typing import Any
 import pytest
 
 Outcome = tuple[int, str, str]
+
+try:
+    from hypothesis import settings
+except ImportError:  # tests of the core and of a GPU do without
+    pass
+else:  # the same examples in every run: a change is not refused for an old fault
+    settings.register_profile("repeatable", derandomize=True)
+    settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_is_heard() -> None:
+    """Also by processes that tests start, where a shell started the tests in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,7 +6,8 @@ import pytest
 
 from asd_policy import files
 from asd_policy.errors import DatasetError, OutputError, OutputExistsError
-from asd_policy.files import LOCK_FILE, check_writable, claimed, writing
+from asd_policy.eval.runs.folder import is_held
+from asd_policy.files import LOCK_FILE, check_writable, claimed, has_lock, replacing, writing
 
 
 def test_the_reason_is_the_systems(tmp_path):
@@ -42,7 +43,71 @@ def test_one_at_a_time(tmp_path):
         claimed(folder),
     ):
         pass
+    assert not (folder / LOCK_FILE).exists()
     with claimed(folder):  # and afterwards the next
         (folder / LOCK_FILE).unlink()
         folder.rmdir()
     assert not folder.exists()
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs file locks")
+def test_who_waits_for_a_lock_does_not_take_another_file_for_it(tmp_path, monkeypatch):
+    """Between opening and locking, its owner ended, and a third one began with a new file."""
+    real = files.fcntl.flock
+
+    def meanwhile(file, how):
+        (tmp_path / LOCK_FILE).unlink()
+        (tmp_path / LOCK_FILE).touch()
+        return real(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", meanwhile)
+    with pytest.raises(OutputExistsError, match="another process"), claimed(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs file locks")
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with (
+        pytest.raises(OutputError, match=r"without locks \(Function not implemented\)"),
+        claimed(tmp_path),
+    ):
+        pass
+    (tmp_path / "episodes.jsonl").touch()
+    assert not is_held(tmp_path)
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs file locks")
+def test_who_looks_needs_no_lock_of_a_writer_s(tmp_path, monkeypatch):
+    """A network's file system gives those only to who may write; and a run that begins meanwhile
+    is not refused."""
+    real = files.fcntl.flock
+
+    def network(file, how):
+        if how & files.fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        return real(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", network)
+    with open(tmp_path / "episodes.jsonl", "ab") as lines:
+        assert not is_held(tmp_path)
+        assert has_lock(lines, tmp_path)
+        assert is_held(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "x.txt"
+    with replacing(path) as file:
+        file.write(b"one")
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.write("two")
+    with (
+        pytest.raises(OutputError, match=r"x\.txt could not be written: No space"),
+        replacing(path),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert path.read_bytes() == b"one"
+    assert [each.name for each in path.parent.iterdir()] == ["x.txt"]

@@ -15,7 +15,8 @@ import torch
 from asd_policy.data.replay import join, load_replay, save_npz
 from asd_policy.data.zarr_store import write_zarr
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import CheckpointError, DatasetError, InputError
+from asd_policy.errors import CheckpointError, DatasetError, InputError, OutputExistsError
+from asd_policy.files import LOCK_FILE, claimed
 from asd_policy.integrations.robomimic_convert import to_robomimic
 from asd_policy.policy import DiffusionPolicy
 from asd_policy.policy.checkpoint import load_checkpoint
@@ -82,6 +83,14 @@ def test_a_killed_run_keeps_the_same_models(
             load_checkpoint(tmp_path / run / name).card["sha256"] for run in ("whole", "torn")
         )
         assert one == other
+
+
+def test_two_at_once_into_one_folder_are_told_apart(tmp_path: Path) -> None:
+    store, out = write_store(tmp_path / "lift.zarr"), tmp_path / "out"
+    with claimed(out), pytest.raises(OutputExistsError, match="another process is at work in"):
+        train(store, out)
+    train(store, out)
+    assert not (out / LOCK_FILE).exists()
 
 
 def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from asd_policy import CheckpointError, NonFiniteError, Schedule
+from asd_policy.errors import OutputError
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
 from asd_policy.training.ema import EMA
 from asd_policy.training.trainer import TrainConfig, Trainer
@@ -93,6 +95,39 @@ def test_a_killed_run_goes_on_bitwise(tmp_path: Path) -> None:
     assert_same(trainer, whole)
 
 
+def test_ctrl_c_within_the_optimizer_waits_for_the_whole_step(tmp_path: Path) -> None:
+    """Python hears of it when the optimizer's own code is through: the weights have moved then, and
+    their average has not. What is saved may not be such a half."""
+    whole, cut, path = make(), make(), tmp_path / "state.pt"
+    whole.run(tmp_path / "whole.pt", lambda report: None)
+    real = cut.optimizer.step
+
+    def step() -> None:
+        real()
+        if cut.step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    cut.optimizer.step = step  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(path, lambda report: None)
+    assert cut.step == 5
+    again = make()
+    again.load_state(path)
+    again.run(path, lambda report: None)
+    assert_same(again, whole)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_state(tmp_path: Path) -> None:
+    trainer, path = make(), tmp_path / "state.pt"
+    trainer.save_state(path)
+    before = path.read_bytes()
+    (tmp_path / "state.pt.part").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"state.pt could not be written: No space left"):
+        trainer.save_state(path)
+    assert path.read_bytes() == before
+
+
 def test_the_state_is_saved_while_running(tmp_path: Path) -> None:
     """So that a kill that runs no cleanup loses little; and never half a file."""
     trainer, path = make(save_seconds=0.0), tmp_path / "state.pt"
@@ -104,7 +139,7 @@ def test_the_state_is_saved_while_running(tmp_path: Path) -> None:
 
     trainer.run(path, report)
     assert steps == list(range(1, 12))
-    assert not path.with_suffix(".part").exists()
+    assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from asd_policy.drafts import Form
 from asd_policy.engine.eager import Engine
 from asd_policy.errors import NonFiniteError
+from asd_policy.files import replacing
 from asd_policy.networks import openvino_layers
 from asd_policy.samplers.acceptance import DEFAULT_WINDOW, Acceptance
 from asd_policy.samplers.costs import WIDEST, Costs
@@ -192,11 +193,10 @@ def _read(name: str) -> Costs | None:
 
 def _write(name: str, key: dict[str, Any] | None, costs: Costs) -> None:
     try:
-        path = _path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({"key": key, "costs": costs.to_dict()}, indent=1) + "\n")
-        part.replace(path)
+        with replacing(_path(name), f".{os.getpid()}.part") as file:
+            file.write(
+                json.dumps({"key": key, "costs": costs.to_dict()}, indent=1).encode() + b"\n"
+            )
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         warnings.warn(
             f"what the network costs on this machine could not be kept ({error}), so that every "

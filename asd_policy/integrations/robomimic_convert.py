@@ -13,6 +13,7 @@ import tyro
 from asd_policy.data.robomimic_hdf5 import SIMULATED_LAYOUT
 from asd_policy.envs.tasks import TASKS
 from asd_policy.errors import CheckpointError, InputError, OutputExistsError
+from asd_policy.files import replacing
 from asd_policy.integrations import diffusion_policy_checkpoint
 from asd_policy.integrations.robomimic_checkpoint import (
     DIGEST,
@@ -109,10 +110,8 @@ def main_export(
         raise OutputExistsError(f"{out} exists already; expected a path for a new file")
     made = load_checkpoint(folder)
     content = to_robomimic(made)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    torch.save(content, part)
-    part.replace(out)
+    with replacing(out) as file:
+        torch.save(content, file)
     print(f"{out}: {ALGO_NAME} of {made.schedule.num_steps} steps")
     if any(getattr(made.config, name) != value for name, value in DEFAULT_SIZES.items()):
         print(

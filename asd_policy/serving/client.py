@@ -13,9 +13,9 @@ import weakref
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.uri import parse_uri
 
 from asd_policy.errors import ConnectionLostError, InputError, ServerError
 from asd_policy.serving.connection import ClientConnection
@@ -52,8 +52,10 @@ class Client:
         token: str | None = None,
         timeout_s: float = 30.0,
     ) -> None:
-        if urlsplit(address).scheme not in ("ws", "wss"):
-            raise InputError(f"expected an address like ws://host:8000, got {address!r}")
+        try:
+            parse_uri(address)
+        except (InvalidURI, ValueError) as error:
+            raise InputError(f"expected an address like ws://host:8000, got {address!r}") from error
         self.address, self.timeout_s = address, timeout_s
         self._token = _token(token)
         self._lock = threading.RLock()
@@ -61,6 +63,7 @@ class Client:
         self._parting: weakref.finalize[..., Any] | None = None
         self.metadata: dict[str, Any] = {}
         self.connections = 0
+        self._robots, self._free = 0, list[int]()
         self.reconnect()
 
     def __enter__(self) -> Client:
@@ -68,6 +71,16 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def robot(self, has_it: object) -> int:
+        """A number for a robot of this client's; another's when nobody has ``has_it`` any more."""
+        with self._lock:
+            if self._free:
+                robot = self._free.pop()
+            else:
+                robot, self._robots = self._robots, self._robots + 1
+        weakref.finalize(has_it, self._free.append, robot)
+        return robot
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """A chunk for one robot's observation, or for its last n, (n, \\*shape) of each key.
@@ -165,7 +178,7 @@ class Client:
                     f"{self.address} refused the connection: {code}, {said}"
                     + (self._how_to_show_it() if code == HTTPStatus.UNAUTHORIZED else "")
                 ) from error
-            except (*_GONE, InvalidHandshake, TimeoutError) as error:
+            except (*_GONE, InvalidHandshake, TimeoutError, UnicodeError) as error:
                 self._drop()
                 raise ConnectionLostError(f"{self.address} cannot be reached: {error}") from error
             self.connections += 1

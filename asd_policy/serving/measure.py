@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 
 from asd_policy.errors import AsdPolicyError, ServerError
+from asd_policy.files import check_writable, replacing
 from asd_policy.serving.client import Client
 from asd_policy.serving.echo import echoing
 from asd_policy.serving.remote import RemotePolicy
@@ -53,6 +54,7 @@ def main_roundtrip(
         device: Where the policies run.
         out: The file to write; None prints.
     """
+    _check(out)
     words = ["--checkpoint", checkpoint, "--sampler", sampler, "--wait-ms", str(wait_ms)]
     found: Json = {"checkpoint": checkpoint, "sampler": sampler, "wait_ms": wait_ms}
     with server([*words, "--device", device]) as (_, address):
@@ -83,6 +85,7 @@ def main_soak(
         wait_ms: As for `asd-policy serve`.
         out: The file to write; None prints.
     """
+    _check(out)
     # What all of them need is compiled before it serves, and is no growth.
     words = ["--checkpoint", checkpoint, "--sampler", sampler, "--wait-ms", str(wait_ms)]
     with server([*words, "--robots", str(clients)]) as (process, address):
@@ -119,7 +122,9 @@ def server(words: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def memory_mb(pid: int) -> float:
     """MiB of a process that are in memory."""
     words = ["ps", "-o", "rss=", "-p", str(pid)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    done = subprocess.run(words, capture_output=True, text=True)
+    if not done.stdout.strip():
+        raise ServerError(f"the server's process {pid} has ended")
     return int(done.stdout) / 1024
 
 
@@ -308,12 +313,19 @@ def soak(pid: int, address: str, clients: int, rate_hz: float, seconds: float) -
     }
 
 
+def _check(out: Path | None) -> None:
+    """Refuse at once what would be lost after an hour."""
+    if out is not None:
+        check_writable(out)
+
+
 def _keep(found: Json, out: Path | None) -> None:
     text = json.dumps(found, indent=1) + "\n"
     if out is None:
         print(text, end="")
     else:
-        out.write_text(text, encoding="utf-8")
+        with replacing(out) as file:
+            file.write(text.encode())
 
 
 if __name__ == "__main__":

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import secrets
-import weakref
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import torch
+from websockets.exceptions import InvalidStatus
 
-from asd_policy.errors import ServerError, check_kind
+from asd_policy.errors import ConnectionLostError, ServerError, check_kind
 from asd_policy.policy.checkpoint import check_rows
 from asd_policy.policy.draws import ChunkStats
 from asd_policy.policy.horizon import Chunks, ChunkSource, Frame, Observation, RecedingHorizon
 from asd_policy.samplers.result import Stats
 from asd_policy.serving.client import Client
 from asd_policy.serving.protocol import VERSION
-from asd_policy.serving.requests import Seen
+from asd_policy.serving.requests import MOST_DRAWN, Seen
 
 
 class RemoteStream:
@@ -27,9 +28,9 @@ class RemoteStream:
     ``connection``: in which it was begun; ``drawn``: chunks that it has given.
     """
 
-    def __init__(self, robot: int, seed: int) -> None:
-        self.robot, self.seed = robot, seed
-        self.connection = self.drawn = 0
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.robot = self.connection = self.drawn = 0
 
 
 class RemoteSource(ChunkSource):
@@ -59,17 +60,11 @@ class RemoteSource(ChunkSource):
         self.texts = tuple(told.get("texts", ()))
         self.seen = Seen(shapes, self.horizons[0], self.texts)
         self.last_timing: dict[str, float] = {}
-        self._free: list[int] = []
-        self._streams = 0
 
     def stream(self, seed: int | None) -> RemoteStream:
         """At the server. Its number there is another's when nobody here has it any more."""
-        if self._free:
-            robot = self._free.pop()
-        else:
-            robot, self._streams = self._streams, self._streams + 1
-        made = RemoteStream(robot, secrets.randbits(63) if seed is None else int(seed))
-        weakref.finalize(made, self._free.append, robot)
+        made = RemoteStream(secrets.randbits(63) if seed is None else int(seed))
+        made.robot = self.client.robot(made)
         return made
 
     def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
@@ -85,11 +80,16 @@ class RemoteSource(ChunkSource):
         """Connect anew, and go on with every stream where it was.
 
         Raises:
-            ConnectionLostError: nobody is there.
-            ServerError: another policy is.
+            ConnectionLostError: nobody is there, or nobody who has room now.
+            ServerError: another policy is, or the client is not let in.
         """
         before = self.client.metadata
-        self.client.reconnect()
+        try:
+            self.client.reconnect()
+        except ServerError as error:
+            if _for_now(error.__cause__):
+                raise ConnectionLostError(str(error)) from error
+            raise
         told = self.client.metadata
         for key in ("checkpoint_sha256", "sampler", "observations", "chunk"):
             if told.get(key) != before.get(key):
@@ -136,10 +136,19 @@ class RemoteSource(ChunkSource):
 
     def _begin(self, stream: RemoteStream) -> list[int]:
         """Where a stream cannot be gone on with, it is left for a new one: the same noise a second
-        time would be no sample."""
-        if stream.drawn and not self.client.metadata["resumes"]:
+        time would be no sample. Nor can one that has given too many chunks."""
+        resumes = self.client.metadata["resumes"] and stream.drawn <= MOST_DRAWN
+        if stream.drawn and not resumes:
             stream.seed, stream.drawn = secrets.randbits(63), 0
         return [stream.robot, stream.seed, stream.drawn]
+
+
+def _for_now(refusal: BaseException | None) -> bool:
+    """Whether a refused connection may be let in later: the server is full, or a proxy has none."""
+    return (
+        isinstance(refusal, InvalidStatus)
+        and refusal.response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+    )
 
 
 def _timing(answer: Mapping[str, Any]) -> dict[str, float]:

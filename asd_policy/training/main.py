@@ -16,7 +16,7 @@ from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import TASKS, Task, get_task
 from asd_policy.errors import InputError, OutputExistsError, counted
-from asd_policy.files import check_writable, writing
+from asd_policy.files import check_writable, claimed
 from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.progress import Stage
@@ -101,30 +101,38 @@ def main_train(
     schedule = Schedule.ddpm(diffusion_steps)
     start = None if start_from is None else load_checkpoint(start_from)
     trainer = Trainer(replay, policy, schedule, config, device, start)
+    marks = {steps * tenth // 10 for tenth in range(11 - keep, 11)}
+    with claimed(out):
+        _train(task, trainer, replay, out, resume, marks)
+
+
+def _train(
+    task: str, trainer: Trainer, replay: Replay, out: Path, resume: bool, marks: Collection[int]
+) -> None:
+    """Train to the end, and write the checkpoint to `out`, those of the steps in `marks` below."""
     state_file = _prepare(out, trainer, resume)
     console = plain_console()
-    console.print(_intention(task, trainer, replay, device))
+    console.print(_intention(task, trainer, replay))
 
     def save(folder: Path, progress: Callable[[int], None] = lambda done: None) -> None:
         console.print(f"Calibrating the drafts (slopes and acceptance) for {folder} …")
         calibration = trainer.calibration(progress)
         save_checkpoint(folder, trainer.checkpoint(_card(task, trainer, replay, calibration)))
 
-    marks = {steps * tenth // 10 for tenth in range(11 - keep, 11)}
     _run(trainer, state_file, console, marks, lambda: save(out / f"step-{trainer.step:06d}"))
     with Stage("chunks of the calibration") as stage:
         save(out, stage.update)
     console.print(f"Final loss {trainer.loss:.4f}. Checkpoint: {out}")
 
 
-def _intention(task: str, trainer: Trainer, replay: Replay, device: str) -> str:
+def _intention(task: str, trainer: Trainer, replay: Replay) -> str:
     """What is about to be trained, on what."""
     parameters = sum(p.numel() for p in trainer.network.parameters())
     episodes = counted(len(replay.episode_ends), "episode")
     text = (
         f"Training {task}: {parameters / 1e6:.1f} M parameters on {episodes} "
         f"({counted(trainer.num_windows, 'window')}), "
-        f"{counted(trainer.config.steps, 'step')} of {trainer.config.batch_size}, {device}"
+        f"{counted(trainer.config.steps, 'step')} of {trainer.config.batch_size}, {trainer.device}"
     )
     if trainer.step:
         text += f", resumed at step {trainer.step}"
@@ -169,8 +177,6 @@ def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
     state_file = out / STATE_FILE
     if (out / CARD_FILE).exists() and not state_file.exists():
         raise OutputExistsError(f"{out} already holds a checkpoint; choose another --out")
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     if resume and state_file.exists():
         trainer.load_state(state_file)
     return state_file

@@ -20,6 +20,8 @@ from torch import Tensor
 from asd_policy.ambient import untouched
 from asd_policy.data.replay import Replay, training_windows
 from asd_policy.errors import CheckpointError, InputError, NonFiniteError
+from asd_policy.files import replacing
+from asd_policy.interrupts import handled_after
 from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
@@ -214,10 +216,11 @@ class Trainer:
         if not math.isfinite(value):
             raise NonFiniteError(f"the training loss became {value} at step {self.step}")
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        self.step += 1
-        self.ema.update(self.network, self.step)
-        self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
+        with handled_after():  # what is saved on Ctrl-C is never half a step
+            self.optimizer.step()
+            self.step += 1
+            self.ema.update(self.network, self.step)
+            self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
         return value
 
     def run(self, state_file: Path, report: Callable[[Report], None]) -> None:
@@ -246,9 +249,8 @@ class Trainer:
             "seconds": self.seconds,
             "identity": self._identity(),
         }
-        part = path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(path)
+        with replacing(path) as file:
+            torch.save(state, file)
 
     def _identity(self) -> dict[str, Any]:
         recipe = {k: v for k, v in asdict(self.config).items() if k != "save_seconds"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy.errors import OutputExistsError
-from asd_policy.files import writing
+from asd_policy.files import replacing, writing
 
 
 def default_folder(name: str, root: Path = Path("outputs/eval")) -> Path:
@@ -74,12 +74,6 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: the disk is full, or the like; the old one is left.
     """
-    partial = path.with_name(path.name + ".part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+    # A part of each process's own: parts of a study may end at the same moment.
+    with replacing(path, f".{os.getpid()}.part") as file:
+        file.write(text.encode())

@@ -26,12 +26,7 @@ from asd_policy.eval.runs.evaluation import Results
 from asd_policy.eval.runs.files import write_json
 from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.eval.runs.store import Store
-from asd_policy.files import writing
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes resuming one folder at once are not told apart
-    fcntl = None  # type: ignore[assignment]
+from asd_policy.files import has_lock, writing
 
 Json = dict[str, Any]
 STORE = Store(
@@ -199,24 +194,17 @@ def _keep_env(path: Path, env: Json) -> None:
 
 
 def _lock(lines: IO[bytes], path: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise OutputExistsError(f"{path} is being written to by another process") from error
+    if not has_lock(lines, path):
+        raise OutputExistsError(f"{path} is being written to by another process")
 
 
 def is_held(path: Path) -> bool:
     """Whether another process is writing to the run in `path`."""
     try:
         with open(path / "episodes.jsonl", "rb") as lines:
-            _lock(lines, path)
-    except OutputExistsError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
+            return not has_lock(lines, path, shared=True)
+    except OSError:  # there is none, or no process can hold it
+        return False
 
 
 def _repair(lines: IO[bytes], path: Path) -> list[Episode]:

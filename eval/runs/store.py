@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,12 @@ class Store:
     def _nothing_kept(self, folder: Path) -> bool:
         """Empty, or left by a run that was killed before its file was written."""
         sizes = {entry.name: entry.stat().st_size for entry in folder.iterdir()}
-        return sizes.keys() <= {"episodes.jsonl", f"{self.file}.part"} and not sizes.get(
-            "episodes.jsonl", 0
-        )
+        others = [
+            name
+            for name in sizes
+            if name != "episodes.jsonl" and not fnmatch(name, f"{self.file}.*part")
+        ]
+        return not others and not sizes.get("episodes.jsonl", 0)
 
     def _check_same(self, folder: Path, there: Json, now: Json) -> None:
         found = differing(there, now, self.free, self.may_grow)

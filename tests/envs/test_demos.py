@@ -10,7 +10,7 @@ import zarr
 
 from asd_policy.checkpoints import shipped
 from asd_policy.envs import demos
-from asd_policy.envs.attempts import attempt_path, open_folder
+from asd_policy.envs.attempts import attempt_path, open_folder, read_folder
 from asd_policy.envs.crew import missing_attempts, run_attempts
 from asd_policy.envs.recipe import Recipe
 from asd_policy.envs.store import _attributes
@@ -89,6 +89,18 @@ def test_saved_attempts_are_used_as_they_are_and_failures_are_dropped(tmp_path):
     assert list(root["meta/attempt"][:]) == [0, 2, 4]
     assert list(root["data/object"][:, 0]) == [0, 2, 2, 2, 4, 4, 4, 4, 4]
     assert (root.attrs["dropped"], root.attrs["success_rate"]) == (2, 0.6)
+
+
+def test_a_file_of_another_program_in_the_folder_of_attempts_is_left(tmp_path):
+    """A desktop's, or the lock that a network's file system keeps while it is open."""
+    out, folder = tmp_path / "lift.zarr", tmp_path / "lift.zarr.partial"
+    open_folder(Recipe("lift", 0.1), 1, folder)
+    write_attempt(folder, 0, True)
+    (folder / ".DS_Store").touch()
+    for _ in range(2):
+        assert demos.collect("lift", 1, 0.1, out, workers=1, progress=False).episodes == 1
+        assert read_folder(folder) is None
+    assert [path.name for path in folder.iterdir()] == [".DS_Store"]
 
 
 def test_a_store_of_interrupted_episodes_says_so():

@@ -181,7 +181,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_cells(words, tmp_path,
     more = ["--samplers", "ddpm", "asd", "--batches", 1, 2, 4, 8]
     command = [sys.executable, "-m", "asd_policy", *words, *more]
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
-    file, deadline = tmp_path / "out" / "bench.json", time.monotonic() + 120
+    file, deadline = tmp_path / "out" / "bench.json", time.monotonic() + 500
     while time.monotonic() < deadline and process.poll() is None:
         if file.exists() and len(json.loads(file.read_text())["cells"]) >= 2:
             break
@@ -324,7 +324,7 @@ def test_one_command_trains_and_measures_and_goes_on(demonstrations, tmp_path, m
     plan = json.loads((out / "training" / "plan.json").read_text())
     check("plan", plan, [("steps", 0.5), ("learning_rate", "3e-4"), ("batch_size", KeyError)])
     trained = (out / "training" / "checkpoint" / "model.safetensors").read_bytes()
-    assert gpu.main([*words, "--minutes", "5"]) == 0
+    assert gpu.main([*words, "--minutes", "60"]) == 0
     content = content_of(out)
     assert content["complete"]
     assert content["machine"][0]["commit_given"] == "abc"
@@ -332,7 +332,7 @@ def test_one_command_trains_and_measures_and_goes_on(demonstrations, tmp_path, m
     assert content["calls_against_steps"]
     assert (out / "training" / "checkpoint" / "model.safetensors").read_bytes() == trained
     before = content["cells"]
-    assert gpu.main([*words, "--minutes", "5"]) == 0
+    assert gpu.main([*words, "--minutes", "60"]) == 0
     assert content_of(out)["cells"] == before
 
 
@@ -364,7 +364,7 @@ def test_the_script_runs_from_a_checkout_with_the_core_alone(tmp_path):
         "run_name='__main__')\n"
     )
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
     assert "--train-minutes" in done.stdout

@@ -222,7 +222,7 @@ from eval_standin import prepare
 from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.eval.options import EvalOptions
 options = EvalOptions(episodes={episodes}, out=Path({out!r}), resume={resume})
-evaluate(options, prepare=functools.partial(prepare, step_s=0.002))
+evaluate(options, prepare=functools.partial(prepare, step_s=0.01))
 """
 
 

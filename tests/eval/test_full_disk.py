@@ -116,13 +116,14 @@ def test_a_line_that_does_not_reach_the_disk_is_taken_back(tmp_path, quiet, monk
     fsync, calls = os.fsync, []
 
     def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) == refused:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if os.path.samestat(os.fstat(descriptor), os.stat(options.out / "episodes.jsonl")):
+            calls.append(descriptor)
+            if len(calls) == refused:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", full)
     options = EvalOptions(episodes=3, out=tmp_path / "run")
+    monkeypatch.setattr(os, "fsync", full)
     run = functools.partial(evaluate, prepare=prepare, console=quiet)
     with pytest.raises(OutputError, match=r"episodes\.jsonl could not be written: No space left"):
         run(options)

@@ -36,16 +36,18 @@ def test_waiting_for_a_processor_is_noticed():
         start = machine.processor_wait_s()
         work_for(0.6)
         waited = machine.processor_wait_s() - start
-        start = machine.processor_wait_s()
-        time.sleep(0.3)
-        slept = machine.processor_wait_s() - start
+        slept = []
+        for _ in range(5):  # other threads of the tests may work meanwhile
+            start = machine.processor_wait_s()
+            time.sleep(0.3)
+            slept.append(machine.processor_wait_s() - start)
     finally:
         os.sched_setaffinity(0, before)
         for rival in rivals:
             rival.kill()
             rival.communicate()
     assert waited > 0.15, "waiting is counted"
-    assert slept < 0.15, "and sleep is not waiting"
+    assert min(slept) < 0.15, "and sleep is not waiting"
 
 
 def test_a_system_without_the_count_says_none(monkeypatch):

@@ -229,7 +229,7 @@ def test_the_commands_run_and_go_on_after_a_kill(tmp_path):
     killed = run("demos", "--episodes", "3", cwd=tmp_path)
     while not list(out.glob("episodes-*/*.npz")):
         assert killed.poll() is None
-        time.sleep(0.1)
+        time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("episodes-*/*.npz")}

@@ -12,6 +12,7 @@ from eval_standin import prepare
 from rich.console import Console
 
 import asd_policy
+from asd_policy import files
 from asd_policy.errors import OutputError, OutputExistsError
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.files import check_writable, reserved, write_json, writing
@@ -72,11 +73,11 @@ def read_only(kept, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, flags, *rest, **more)
 
-    def write_text(path, *args, **kwargs):
+    def refuse_to_write(path, mode):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "open", refuse)
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(files, "open", refuse_to_write, raising=False)
     return kept
 
 

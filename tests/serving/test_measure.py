@@ -50,8 +50,8 @@ def test_a_client_that_fails_is_told_and_the_rest_goes_on(folder, monkeypatch):
         found = measure.soak(process.pid, address, 2, 20.0, 4.0)
     (failure,) = found["failures"]
     assert failure.endswith("s: lost")
-    assert found["steps"] > 80  # of 2 clients in 4 s, of which one waited for a second
-    assert len(found["memory_mb"]) >= 40
+    assert found["steps"] > 20  # of about 140; few without the client that goes on
+    assert len(found["memory_mb"]) >= 10
 
 
 def test_a_soak_of_seconds(folder, tmp_path):

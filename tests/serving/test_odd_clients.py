@@ -72,7 +72,7 @@ def test_without_another_thread_a_client_is_refused_and_the_next_is_not(
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", cannot)
             with pytest.raises(ConnectionLostError):
-                Client(address(server), timeout_s=5)
+                Client(address(server), timeout_s=30)
         with Client(address(server)) as client:
             assert client.health()["clients"] == 1
     assert "a connection could not be taken: can't start new thread" in caplog.text
@@ -87,24 +87,24 @@ def test_sockets_that_say_nothing_keep_no_robot_out() -> None:
                 for _ in range(100)
             ]
             silent[-1].sendall(b"GET / HTTP/1.1\r\n")
-            with Client(address(server), timeout_s=5) as client:
+            with Client(address(server), timeout_s=30) as client:
                 assert client.infer(observation(0))["actions"].any()
         assert silent[0].recv(1) == b"", "who came first is shown out first"
 
 
 def test_who_needs_no_chunk_does_not_wait_for_others() -> None:
-    with served(wait_s=3.0) as server:
+    with served(wait_s=60.0) as server:
         clients = [Client(address(server)) for _ in range(3)]
         asking = threading.Thread(target=clients[0].infer, args=(observation(0),))
         start = time.monotonic()
         asking.start()
         time.sleep(0.2)
         clients[1].observe(observation(0))
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 20
         clients[1].close()
         clients[2].close()  # nobody is left to wait for
         asking.join()
-        assert time.monotonic() - start < 2.8
+        assert time.monotonic() - start < 50
         clients[0].close()
 
 
@@ -127,7 +127,7 @@ def test_a_message_of_empty_pieces_takes_no_memory() -> None:
         time.sleep(0.5)
         assert not theirs._part
         connection.socket.sendall(b"\x80\x80\x00\x00\x00\x00")
-        assert "MessageError" in str(connection.recv(10))
+        assert "MessageError" in str(connection.recv(120))
 
 
 def test_networks_of_several_threads_are_drawn_by_one_for_all() -> None:

@@ -80,7 +80,7 @@ def test_a_signal_drains(folder: Path, signal_name: str) -> None:
         client = Client(f"ws://127.0.0.1:{port}")
         client.infer(observation(0))
         made.send_signal(getattr(signal, signal_name))
-        _out, errors = made.communicate(timeout=30)
+        _out, errors = made.communicate(timeout=120)
         assert made.returncode == 0
         assert "ended; chunks drawn: 1, in 1 batch" in errors
         assert "Traceback" not in errors

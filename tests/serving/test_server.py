@@ -116,11 +116,11 @@ def test_a_reset_without_seeds_draws_new_noise() -> None:
 
 
 def test_who_waits_is_drawn_together_and_nobody_waits_when_all_have_asked() -> None:
-    with served(wait_s=5.0) as server:
+    with served(wait_s=60.0) as server:
         with Client(address(server)) as client:
             start = time.perf_counter()
             assert client.infer(observation(0))["server_timing"]["batch"] == 1
-            assert time.perf_counter() - start < 4, "it was alone, and waited"
+            assert time.perf_counter() - start < 30, "it was alone, and waited"
         clients = [Client(address(server)) for _ in range(3)]
         answers: list[dict] = []
         threads = [
@@ -132,7 +132,7 @@ def test_who_waits_is_drawn_together_and_nobody_waits_when_all_have_asked() -> N
         for thread in threads:
             thread.join()
         assert [answer["server_timing"]["batch"] for answer in answers] == [3, 3, 3]
-        assert max(answer["server_timing"]["queue_ms"] for answer in answers) < 5000
+        assert max(answer["server_timing"]["queue_ms"] for answer in answers) < 50_000
         for client in clients:
             client.close()
 
@@ -157,6 +157,7 @@ def test_robots_leave_with_their_connection() -> None:
             with Client(address(server)) as client:
                 client.infer_batch(observation(0, (4,)))
                 assert client.health()["robots"] == 4
+            assert gone(server, 0)
         with Client(address(server)) as client:
             deadline = time.monotonic() + 10
             while client.health()["robots"] and time.monotonic() < deadline:
@@ -215,7 +216,7 @@ def test_a_client_that_nobody_has_any_more_gives_its_place_back() -> None:
             assert client.health()["clients"] == 1
             del client
             assert gone(server, 0)
-            looking.join(10)
+            looking.join(60)
             assert not looking.is_alive()
 
 
@@ -226,8 +227,18 @@ def test_addresses_are_read_strictly() -> None:
         }.items():  # fmt: skip
             with pytest.raises(ServerError, match=f"400, .*{message}"):
                 Client(address(server) + query)
-    with pytest.raises(InputError, match="expected an address like ws"):
-        Client("http://127.0.0.1")
+    for wrong in (
+        "http://127.0.0.1",
+        "ws://",
+        "ws://:8000",
+        "ws://a:99999",
+        "ws://a:b",
+        "ws://[::1",
+    ):
+        with pytest.raises(InputError, match="expected an address like ws"):
+            Client(wrong)
+    with pytest.raises(ConnectionLostError, match="cannot be reached"):
+        Client(f"ws://{'a' * 64}.b")
 
 
 def test_there_may_be_no_more_clients_than_allowed() -> None:

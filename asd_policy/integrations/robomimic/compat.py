@@ -12,6 +12,7 @@ import json
 import sys
 import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.errors import IntegrationError
+from asd_policy.files import replacing
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic_environment import ROBOSUITE, migrated
 from asd_policy.integrations.robomimic_format import (
@@ -184,7 +186,8 @@ def _complete_file(path: str, action_statistics: Any) -> None:
             key: {name: np.asarray(value).tolist() for name, value in parts.items()}
             for key, parts in action_statistics.items()
         }
-    torch.save(content, path)
+    with replacing(Path(path)) as file:
+        torch.save(content, file)
 
 
 # ---- environments -------------------------------------------------------------------------------

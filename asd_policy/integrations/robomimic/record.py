@@ -15,6 +15,7 @@ from robomimic.envs.wrappers import EnvWrapper
 
 from asd_policy.data.scenes import scene_digest
 from asd_policy.errors import counted
+from asd_policy.files import replacing
 from asd_policy.integrations.robomimic_format import RECORDING_VERSION
 
 
@@ -91,10 +92,8 @@ class Recording:
             "schema_version": RECORDING_VERSION, **self.about,
             "episodes": [asdict(episode) for episode in self.episodes],
         }  # fmt: skip
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        part = self.out.with_name(self.out.name + ".part")
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.out)
+        with replacing(self.out) as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
 
     def __str__(self) -> str:
         steps = sum(episode.steps for episode in self.episodes)

@@ -118,7 +118,8 @@ def prepare_on_ray(
 class Member:
     """A policy's actor, now in its first or a later life, and the episodes it was given.
 
-    `asked`: what it is to answer next: that it is prepared, then what has happened.
+    `asked`: what it is to answer next: that it is prepared, then what has happened; None where it
+    has been answered.
     """
 
     def __init__(self, share: connect.Share, prepare: tuple[Any, ...]):
@@ -135,7 +136,7 @@ class Member:
         )
         self._actor = actor.remote()
         self.placed = self._actor.up.remote()
-        self.asked = self._actor.prepare.remote(*self._prepare)
+        self.asked: Any = self._actor.prepare.remote(*self._prepare)
         self.prepared: Prepared | None = None
         self.held: set[Job] = set()
         self._begun = False
@@ -220,9 +221,10 @@ class Crew:
 
     def _answers(self) -> Iterator[tuple[Member, list[Told]]]:
         """Members that have answered, if any has now."""
-        asked = {member.asked: member for member in self.members}
+        asked = {member.asked: member for member in self.members if member.asked is not None}
         for answered in ray.wait(list(asked), timeout=_LOOK_S)[0]:
             member = asked[answered]
+            member.asked = None  # else it would be what is ready first, again and again
             try:
                 answer = ray.get(answered)
             except RayTaskError as error:

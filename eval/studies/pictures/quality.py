@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,7 +39,7 @@ from asd_policy.eval.studies.pictures.models import (
     pictures_of,
 )
 from asd_policy.eval.studies.pictures.tables import print_quality
-from asd_policy.files import claimed, writing
+from asd_policy.files import claimed, replacing
 from asd_policy.progress import Stage
 from asd_policy.threads import limited_to
 
@@ -131,12 +130,8 @@ def _check_same(folder: Path, settings: Json) -> None:
 
 
 def _keep(path: Path, arrays: Json) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with writing(path):
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(part, path)
+    with replacing(path) as file:
+        np.savez(file, **arrays)
 
 
 def _file(folder: Path, sampler: str, batch: int) -> Path:

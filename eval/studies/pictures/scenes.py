@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asd_policy.errors import AsdPolicyError
-from asd_policy.files import writing
+from asd_policy.files import replacing
 from asd_policy.progress import Stage
 
 TASKS = ("lift", "can", "square", "tool_hang")
@@ -55,11 +54,9 @@ def _render(folder: Path, task: str, seeds: list[int], stage: Stage, wanted: lis
     try:
         for seed in seeds:
             path = _file(folder, task, seed)
-            part = path.with_suffix(".part")
-            with writing(path):
-                with open(part, "wb") as file:
-                    np.savez_compressed(file, pictures=_episode(env, camera, seed))
-                os.replace(part, path)
+            pictures = _episode(env, camera, seed)
+            with replacing(path) as file:
+                np.savez_compressed(file, pictures=pictures)
             stage.update(sum(_file(folder, *each).exists() for each in wanted))
     finally:
         camera.close()

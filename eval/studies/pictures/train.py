@@ -32,7 +32,7 @@ from asd_policy.eval.studies.pictures.models import (
     parameters,
     pictures_of,
 )
-from asd_policy.files import claimed, writing
+from asd_policy.files import claimed, replacing, writing
 from asd_policy.progress import Stage
 from asd_policy.threads import limited_to
 from asd_policy.training.ema import EMA
@@ -144,10 +144,8 @@ def _loss(
 
 
 def _keep(folder: Path, state: dict[str, Any]) -> None:
-    part = folder / f"{STATE}.part"
-    with writing(folder / STATE):
-        torch.save(state, part)
-        os.replace(part, folder / STATE)
+    with replacing(folder / STATE) as file:
+        torch.save(state, file)
 
 
 def train_classifier(pictures: Pictures, seed: int) -> tuple[Classifier, float]:

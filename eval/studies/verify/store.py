@@ -9,14 +9,13 @@ verify.png, .svg  a picture of it
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from asd_policy.eval.runs.store import Store
-from asd_policy.files import writing
+from asd_policy.files import replacing
 
 STORE = Store(
     what="a verification",
@@ -31,14 +30,8 @@ STORE = Store(
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write an .npz in one step: a kill leaves the whole file or none."""
-    part = path.with_name(path.name + ".part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+    with replacing(path) as file:
+        np.savez(file, **arrays)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pickle
+import random
 import signal
 import socket
 import subprocess
@@ -198,10 +200,12 @@ def test_a_policy_alone_keeps_its_history(tmp_path: Path) -> None:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number: int = free.getsockname()[1]
-    return number
+    """One that is free, and is not given to others in the meantime: below those given by chance."""
+    for number in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", number))
+            return number
+    raise AssertionError("no free port")
 
 
 @pytest.fixture
