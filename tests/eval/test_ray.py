@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import multiprocessing
 import os
 import signal
 import time
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from eval_workers import Dies, Fails, NotMade, Traced  # noqa: E402
 
 from asd_policy.errors import AsdPolicyError, CheckpointError, NonFiniteError  # noqa: E402
 from asd_policy.eval.options import EvalOptions  # noqa: E402
+from asd_policy.eval.rollout.cluster import driver  # noqa: E402
 from asd_policy.eval.rollout.cluster.driver import prepare_on_ray  # noqa: E402
 from asd_policy.eval.studies.evaluate import evaluate  # noqa: E402
 
@@ -46,6 +49,24 @@ def run(options, quiet, env_class=LineEnv, patience_s=400.0, **wanted):
     make = functools.partial(prepare, env_class=env_class, workers=True, **wanted)
     there = functools.partial(prepare_on_ray, prepare=make, patience_s=patience_s)
     return evaluate(options, prepare=there, console=quiet)
+
+
+def test_policies_that_are_ready_together_are_not_waited_for(cluster, monkeypatch):
+    """Ray tells one ready answer at a time: it may not be the same one again and again."""
+    ready = itertools.count()
+
+    def open_at_once(member):
+        prepared = driver.Prepared("sha", 20.0, {}, {}, f"host {next(ready)}")
+        member.asked, member.prepared, member.held = ray.put(prepared), None, set()
+        member._begun, member._since = False, time.monotonic()
+        member.placed = member.asked
+
+    monkeypatch.setattr(driver.Member, "open", open_at_once)
+    crew = driver.Crew(types.SimpleNamespace(policies=3), (), 60.0, False)
+    start = time.monotonic()
+    crew.start()
+    assert all(member.prepared for member in crew.members)
+    assert time.monotonic() - start < 30, "it had patience with who had answered"
 
 
 def here(options, quiet, tmp_path):
