@@ -161,7 +161,11 @@ def test_resume_alone_takes_the_newest_unfinished_run(shell, words):
 def test_rates_are_finished_when_every_execution_is(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    options = {"rates": [10.0, 20.0], "executions": ["late", "overlapped"], "episodes": 5}
+    options = {
+        "episodes": 5, "num_envs": 1, "device": "auto", "precision": "fp32", "threads": None,
+        "task": "lift", "checkpoint": None, "samplers": ["asd"], "seed": 0, "window": "auto",
+        "delay": "measured", "rates": [10.0, 20.0], "executions": ["late", "overlapped"],
+    }  # fmt: skip
     began = {"command": "rates", "started": "2026-01-01T00:00:00+00:00", "options": options}
     (run / "options.json").write_text(json.dumps({"schema_version": VERSION["options"], **began}))
     parts = [(10.0, {}), (10.0, {"execution": "overlapped"}), (20.0, {})]  # late is not named
