@@ -25,7 +25,8 @@ pytestmark = pytest.mark.skipif(
 
 # A module may import those of a lower rank, and its own package.
 RANK = {
-    "ambient": 0, "errors": 0, "threads": 0, "device": 1, "networks": 1, "schedule": 1,
+    "ambient": 0, "errors": 0, "interrupts": 0, "threads": 0, "files": 1, "device": 1,
+    "networks": 1, "schedule": 1,
     "denoiser": 2, "coupling": 3, "chains": 4, "drafts": 5, "rejoin": 6, "samplers": 7,
     "engine": 8, "sampler": 9, "sampling": 10, "policy": 11, "integrations": 12, "serving": 13,
 }  # fmt: skip
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "console": set(),
     "progress": {"console"},
     "files": {"errors"},
-    "envs": {"errors", "data", "console", "files", "progress"},
+    "envs": {"errors", "data", "console", "files", "interrupts", "progress"},
     "data": {"errors"},
     "training": {
         "ambient",
@@ -44,6 +45,7 @@ MAY_IMPORT = {
         "console",
         "device",
         "files",
+        "interrupts",
         "progress",
         "schedule",
         "networks",

@@ -90,6 +90,26 @@ class Run:
             time.sleep(0.05)
 
 
+def interrupted(out: Path, log: Path, words: str, times: int) -> int:
+    """Ctrl-C so many times while attempts run, and these words are said; how many attempts were
+    finished before. Between two attempts there is nothing to wait for: then it is tried again."""
+    folder = out.with_name(out.name + ".partial")
+    for _ in range(3):
+        run = Run(out, log, *MANY)
+        run.wait_for_attempts(len(saved_numbers(folder)) + 1)
+        run.wait_for_words("demonstrations")
+        time.sleep(0.3)  # the next ones have begun
+        before = len(saved_numbers(folder))
+        run.press_ctrl_c()
+        waited = run.says(words)
+        if waited and times == 2:
+            run.press_ctrl_c()
+        run.ends_within(60)
+        if waited:
+            return before
+    raise AssertionError(run.said())
+
+
 def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path):
     """Ctrl-C while processes start; Ctrl-C once; twice; kill -9; then the rest, of which only three
     episodes are asked for in the end. With two workers, where `store` was made by one."""
@@ -102,23 +122,11 @@ def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path)
     assert "No new attempt was finished; the same command begins again." in run.said()
     assert not folder.exists()
 
-    for _ in range(3):  # between two attempts there is nothing to wait for
-        before = len(saved_numbers(folder)) if folder.exists() else 0
-        run = Run(out, tmp_path / "once", *MANY)
-        run.wait_for_attempts(before + 1)
-        run.wait_for_words("demonstrations")
-        time.sleep(0.3)  # the next ones have begun
-        before = len(saved_numbers(folder))
-        run.press_ctrl_c()
-        waited = run.says("to end (about ")
-        run.ends_within(60)
-        if waited:
-            break
-    assert waited
+    before = interrupted(out, tmp_path / "once", "to end (about ", 1)
     assert len(saved_numbers(folder)) > before  # what was running was waited for
     assert not list(folder.glob("*.tmp"))
     finished = f"Kept in {folder}: {len(saved_numbers(folder))} finished attempts; the same command"
-    assert finished in run.said()
+    assert finished in (tmp_path / "once").read_text()
     kept = files_of(folder)
 
     run = Run(out, tmp_path / "terminated", *MANY)
@@ -127,18 +135,8 @@ def test_stopped_and_killed_collections_go_on_to_the_same_store(store, tmp_path)
     run.ends_within(60, 143, "terminated")
     assert "finished attempts; the same command goes on." in run.said()
 
-    for _ in range(3):
-        run = Run(out, tmp_path / "twice", *MANY)
-        run.wait_for_attempts(len(saved_numbers(folder)) + 1)
-        assert "kept of an earlier run: " in run.said()
-        run.press_ctrl_c()
-        waited = run.says("Stopping: waiting for")
-        if waited:
-            run.press_ctrl_c()
-        run.ends_within(60)
-        if waited:
-            break
-    assert waited
+    interrupted(out, tmp_path / "twice", "Stopping: waiting for", 2)
+    assert "kept of an earlier run: " in (tmp_path / "twice").read_text()
 
     run = Run(out, tmp_path / "killed", *MANY)
     run.wait_for_attempts(len(saved_numbers(folder)) + 1)
