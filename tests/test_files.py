@@ -6,8 +6,7 @@ import pytest
 
 from asd_policy import files
 from asd_policy.errors import DatasetError, OutputError, OutputExistsError
-from asd_policy.eval.runs.folder import is_held
-from asd_policy.files import LOCK_FILE, check_writable, claimed, has_lock, replacing, writing
+from asd_policy.files import LOCK_FILE, check_writable, claimed, replacing, writing
 
 
 def test_the_reason_is_the_systems(tmp_path):
@@ -76,26 +75,6 @@ def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch):
         claimed(tmp_path),
     ):
         pass
-    (tmp_path / "episodes.jsonl").touch()
-    assert not is_held(tmp_path)
-
-
-@pytest.mark.skipif(files.fcntl is None, reason="needs file locks")
-def test_who_looks_needs_no_lock_of_a_writer_s(tmp_path, monkeypatch):
-    """A network's file system gives those only to who may write; and a run that begins meanwhile
-    is not refused."""
-    real = files.fcntl.flock
-
-    def network(file, how):
-        if how & files.fcntl.LOCK_EX and not file.writable():
-            raise OSError(errno.EBADF, "Bad file descriptor")
-        return real(file, how)
-
-    monkeypatch.setattr(files.fcntl, "flock", network)
-    with open(tmp_path / "episodes.jsonl", "ab") as lines:
-        assert not is_held(tmp_path)
-        assert has_lock(lines, tmp_path)
-        assert is_held(tmp_path)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -1,6 +1,7 @@
 """The output folder: refusals, resuming, torn lines, kills, interruptions."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 from eval_standin import prepare
 
+from asd_policy import files
 from asd_policy.errors import OutputExistsError
 from asd_policy.eval.options import EvalOptions, command_line
 from asd_policy.eval.runs.files import default_folder, write_json
-from asd_policy.eval.runs.folder import read_run
+from asd_policy.eval.runs.folder import is_held, read_run
 from asd_policy.eval.stats.summary import summarize
 from asd_policy.eval.studies.evaluate import evaluate
+from asd_policy.files import has_lock
 
 
 @pytest.fixture
@@ -285,3 +288,31 @@ def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(tmp_path, script, 
     assert re.search(r"continue with\s+asd-policy eval --episodes 200 --out .*--resume", errors)
     assert run(again(options))["complete"]
     assert sorted(keys(options.out)) == sorted(every(options))
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs file locks")
+def test_who_looks_needs_no_lock_of_a_writer_s(tmp_path, monkeypatch):
+    """A network's file system gives those only to who may write; and a run that begins meanwhile
+    is not refused."""
+    real = files.fcntl.flock
+
+    def network(file, how):
+        if how & files.fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        return real(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", network)
+    with open(tmp_path / "episodes.jsonl", "ab") as lines:
+        assert not is_held(tmp_path)
+        assert has_lock(lines, tmp_path)
+        assert is_held(tmp_path)
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs file locks")
+def test_who_looks_is_not_stopped_by_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    (tmp_path / "episodes.jsonl").touch()
+    assert not is_held(tmp_path)
