@@ -30,6 +30,7 @@ class Grasp:
         slack: metres beside the grasp at which the hand may be all the way down.
         slack_yaw: radians from `yaw`, likewise.
         clearance: metres beside the grasp, beyond the slack, at which it must stay above.
+        askew: radians from `yaw` at which fingers at rest on it let go, to grasp it anew.
     """
 
     position: np.ndarray
@@ -39,13 +40,18 @@ class Grasp:
     slack: float = 0.006
     slack_yaw: float = 0.1
     clearance: float = 0.03
+    askew: float = np.inf
 
     def misalignment(self, gripper: Gripper) -> float:
         """How far off the hand is, from 0 (go down) to 1 (stay above)."""
         off_xy = float(np.linalg.norm((self.position - gripper.position)[:2]))
-        off_yaw = abs(wrap(self.yaw - yaw_of(gripper.rotation), 2 * np.pi))
-        misaligned = max((off_xy - self.slack) / self.clearance, (off_yaw - self.slack_yaw) / 0.4)
+        turned = self._turned(gripper)
+        misaligned = max((off_xy - self.slack) / self.clearance, (turned - self.slack_yaw) / 0.4)
         return float(np.clip(misaligned, 0, 1))
+
+    def _turned(self, gripper: Gripper) -> float:
+        """Radians between the hand's heading and that of the grasp."""
+        return abs(wrap(self.yaw - yaw_of(gripper.rotation), 2 * np.pi))
 
     def around(self, gripper: Gripper) -> bool:
         """Whether the object is between the fingers."""
@@ -55,7 +61,7 @@ class Grasp:
     def begun(self, gripper: Gripper) -> bool:
         """Whether the fingers are closing on the object, or have closed."""
         closing = gripper.opening < 0.07 and gripper.closing_speed > -_RESTING
-        return closing and self.around(gripper)
+        return closing and self.around(gripper) and self._turned(gripper) < self.askew
 
     def held(self, gripper: Gripper, airborne: bool) -> bool:
         """Whether the fingers have closed on the object, and on nothing thinner.

@@ -26,9 +26,11 @@ _UP = 0.005  # metres above the middle of a grasp; lower, the fingers meet what 
 _LYING = 0.05  # metres above a table below which what lies in a bin has its middle
 _MIDDLE = 0.015  # metres from the middle of the hammer's handle to its own, towards the head
 _LENGTH = 0.23  # metres, of the hammer
+_ASKEW = 0.3  # radians; turned in the fingers by more, it is grasped anew
 _LID_PLACE = np.array([-0.2, -0.45])  # beside the start bin, on arm 0's table
 _LID_LIES = 0.035  # metres above the table below which the lid's handle is let go
 _LID_CLEAR = 0.06  # metres from the lid's handle at which the hand has left it
+_TOGETHER, _MOVED = 0.06, 0.03  # metres past the middle: where both arms bring it, and one lets go
 _APART = 0.09  # metres between arm 0's hand and its grasp from which on arm 1 may go
 _WALL = 0.17  # metres above the tables at which the bins' walls are cleared
 _RISE = 0.06  # metres, the most to ask for at once
@@ -125,6 +127,7 @@ class Scene:
         ends: each arm's grasp of it.
         offered: whether arm 0 holds it.
         taken: whether arm 1 holds it.
+        given: whether arm 0 may let go: both have brought it on, or arm 0 has begun to.
     """
 
     hands: tuple[Gripper, Gripper]
@@ -134,6 +137,7 @@ class Scene:
     ends: tuple[Grasp, Grasp]
     offered: bool
     taken: bool
+    given: bool
 
 
 def leaning(yaw: float, lean: float) -> np.ndarray:
@@ -182,16 +186,20 @@ class TransportExpert:
         hammer = self._pose("payload")
         ends = self._end(hammer, 0), self._end(hammer, 1)
         airborne = bool(hammer[0][2] > self._table_z + _LYING)
-        # Arm 0 lets go when arm 1's fingers have come to rest, and then goes on letting go.
+        # Once arm 0 has begun to let go it goes on.
         alone = airborne and hands[0].opening > _HAMMER + 0.012
+        middle = hammer[0] + _MIDDLE * hammer[1][:, 2]
+        taken = ends[1].held(hands[1], airborne) and hands[1].opening > _HAMMER - 0.01
         return Scene(
             hands=hands,
             hammer=hammer,
-            middle=hammer[0] + _MIDDLE * hammer[1][:, 2],
+            middle=middle,
             below=_BELOW_HAMMER + 0.5 * _LENGTH * abs(float(hammer[1][2, 2])),
             ends=ends,
             offered=ends[0].held(hands[0], airborne),
-            taken=ends[1].held(hands[1], alone),
+            taken=taken,
+            # Not before it shows that the fingers hold it: a policy acts for several steps unseen.
+            given=taken and (alone or bool(middle[1] > _MOVED)),
         )
 
     def _end(self, hammer: Pose, arm: int) -> Grasp:
@@ -202,7 +210,7 @@ class TransportExpert:
         yaw = nearest_turn(float(np.arctan2(out[0], -out[1])), np.pi, self._yaw[arm])
         low = position[2] < self._table_z + _LYING
         end = position + self.style.ends[arm] * out + [0, 0, _UP * low]
-        return Grasp(end, yaw, _HAMMER, reach=0.025, slack=0.012, clearance=0.02)
+        return Grasp(end, yaw, _HAMMER, reach=0.025, slack=0.012, clearance=0.02, askew=_ASKEW)
 
     def _lid_grasp(self) -> Grasp:
         position = self._simulation.transport.lid_handle_pos
@@ -216,7 +224,7 @@ class TransportExpert:
     def _first_arm(self, scene: Scene) -> Aim:
         """Lid, hammer, meeting, and out of the way."""
         hand, hammer = scene.hands[0], scene.hammer[0]
-        if scene.taken or hammer[1] > 0.2:
+        if scene.given or hammer[1] > 0.2:
             return self._withdraw(scene)
         if scene.offered:
             return self._offer(scene)
@@ -238,8 +246,8 @@ class TransportExpert:
         return Aim(goal, self._yaw[0], _LEAN_LID, CLOSE)
 
     def _offer(self, scene: Scene) -> Aim:
-        """Hold the hammer out to arm 1."""
-        place = np.array(self.style.meeting)
+        """Hold the hammer out to arm 1, and bring it on together."""
+        place = self._place(scene)
         goal = self._way(0, scene.hands[0], scene.middle, place, scene.below)
         far = float(np.clip(5 * np.linalg.norm(scene.middle - place) - 1, 0, 1))
         lean = _LEAN_MEETING + far * (_LEAN_HAMMER - _LEAN_MEETING)
@@ -258,6 +266,11 @@ class TransportExpert:
     def _apart(self, scene: Scene) -> bool:
         """Whether arm 0 has left the hammer."""
         return bool(np.linalg.norm(scene.ends[0].position - scene.hands[0].position) > _APART)
+
+    def _place(self, scene: Scene) -> np.ndarray:
+        """Where both arms hold the hammer, (3,) metres."""
+        x, y, z = self.style.meeting
+        return np.array([x, _TOGETHER if scene.taken else y, z])
 
     # --- arm 1 ----------------------------------------------------------------------------------
 
@@ -300,10 +313,10 @@ class TransportExpert:
         return Aim(goal, end.yaw, _LEAN_MEETING, fingers)
 
     def _deliver(self, scene: Scene) -> Aim:
-        """Lay the hammer into the target bin, once arm 0 has left it."""
+        """Bring the hammer on, and lay it into the target bin once arm 0 has left it."""
         hand = scene.hands[1]
         if not self._apart(scene):
-            still = hand.position + self.style.meeting - scene.middle
+            still = hand.position + self._place(scene) - scene.middle
             return Aim(still, yaw_of(hand.rotation), _LEAN_MEETING, CLOSE)
         height = _DROP_HAMMER + scene.below
         begun = 0.03 * (hand.opening > _HAMMER + 0.003)  # to let go: then it goes on
