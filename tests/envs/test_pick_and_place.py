@@ -58,6 +58,20 @@ def test_an_object_is_held_by_fingers_that_rest_on_it(state, resting, airborne):
     assert GRASP.held(hand(**state), airborne=True) is airborne
 
 
+def test_an_object_turned_in_the_fingers_is_let_go_and_grasped_anew():
+    grasp = dataclasses.replace(GRASP, askew=0.3)
+    resting = {"opening": 0.05}
+    assert grasp.held(hand(yaw=0.25, **resting), airborne=False)
+    turned = hand(yaw=0.35, **resting)
+    assert not grasp.held(turned, airborne=False)
+    goal, turn, fingers = grasp.approach(turned, hover=0.08)
+    assert fingers == OPEN
+    assert goal[2] > 0.93
+    np.testing.assert_array_equal(turn, pointing_down(0.0))
+    assert GRASP.held(turned, airborne=False)  # where no limit is set
+    assert grasp.held(turned, airborne=True)  # there it would fall
+
+
 def test_the_nearest_turn():
     assert nearest_turn(3.0, np.pi, 0.0) == pytest.approx(3.0 - np.pi)
     assert nearest_turn(0.1, np.pi / 2, 1.5) == pytest.approx(0.1 + np.pi / 2)

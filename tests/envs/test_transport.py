@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from asd_policy.envs.episodes import load_expert, run_episode
+from asd_policy.envs.experts.grasp import OPEN
 from asd_policy.envs.experts.servo import Gripper, yaw_of
-from asd_policy.envs.experts.transport import Style, TransportExpert, leaning
+from asd_policy.envs.experts.transport import (
+    _MOVED,
+    _TOGETHER,
+    Style,
+    TransportExpert,
+    leaning,
+)
 
 
 @pytest.fixture
@@ -72,7 +79,7 @@ def test_styles_differ():
 def test_the_hammer_goes_from_hand_to_hand(env):
     """And at any moment a new expert of the same style does the same, as in the other tasks."""
     expert = expert_of(env, 2)
-    heights, both = [], 0
+    heights, both, left = [], 0, None
     for step in range(450):
         action = expert.act()
         assert np.abs(action).max() <= 1
@@ -82,12 +89,16 @@ def test_the_hammer_goes_from_hand_to_hand(env):
             assert np.array_equal(fresh.act(), action)
         scene = expert._look()
         both += scene.offered and scene.taken
+        if left is None and scene.taken and action[6] == OPEN:
+            left = scene.middle[1]
         if abs(scene.hammer[0][1]) < 0.25:  # between the tables
             heights.append(scene.hammer[0][2])
         if env.step(action)[2]:
             break
     assert env._info()["is_success"]
-    assert both > 2
+    assert both > 8  # a policy that acts for so long unseen sees by then whether arm 1 holds it
+    assert left is not None
+    assert _MOVED < left < _TOGETHER
     assert min(heights) > 0.9
 
 
