@@ -97,11 +97,11 @@ def main_serve(
 
 def _run(server: Any, what: str, has_token: bool) -> None:
     server.start()
-    print(f"serving {what} at ws://{server.host}:{server.port}", flush=True)
     if not has_token and not _is_loopback(server.host):
         _say(f"warning: whoever reaches {server.host} can use it; --token-file asks for a token")
+    place = f"ws://{server.host}:{server.port}"
     try:
-        server.run()
+        server.run(lambda: print(f"serving {what} at {place}", flush=True))
     except KeyboardInterrupt:
         if server.at_work:
             _say("interrupted")

@@ -46,7 +46,8 @@ class RemoteSource(ChunkSource):
 
     def __init__(self, client: Client) -> None:
         check_kind("client", client, Client, "a serving.Client(address)")
-        self.client, told = client, client.metadata
+        self.client, self._told = client, client.metadata
+        told = self._told
         if told.get("protocol") != VERSION:
             raise ServerError(
                 f"expected a server of asd-policy, protocol {VERSION}; {client.address} says "
@@ -83,7 +84,6 @@ class RemoteSource(ChunkSource):
             ConnectionLostError: nobody is there, or nobody who has room now.
             ServerError: another policy is, or the client is not let in.
         """
-        before = self.client.metadata
         try:
             self.client.reconnect()
         except ServerError as error:
@@ -92,10 +92,10 @@ class RemoteSource(ChunkSource):
             raise
         told = self.client.metadata
         for key in ("checkpoint_sha256", "sampler", "observations", "chunk"):
-            if told.get(key) != before.get(key):
+            if told.get(key) != self._told.get(key):
                 raise ServerError(
                     f"{self.client.address} serves another policy now: {key} was "
-                    f"{before.get(key)!r}, and is {told.get(key)!r}"
+                    f"{self._told.get(key)!r}, and is {told.get(key)!r}"
                 )
 
     def draw(self, histories: Sequence[Sequence[Frame]], streams: Sequence[RemoteStream]) -> Chunks:

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
@@ -140,9 +140,13 @@ class Server:
         """Whether somebody's answer is being made."""
         return any(list(self._open.values()))
 
-    def run(self) -> None:
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or Ctrl-C, then drain; a second one ends at once. For the program's
-        main thread."""
+        main thread.
+
+        Args:
+            ready: called once a signal is heard: who reads what it says may send one at once.
+        """
         end = threading.Event()
 
         def ask(*_: object) -> None:
@@ -152,6 +156,7 @@ class Server:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ask)
+        ready()
         end.wait()
         self.drain()
 

@@ -88,6 +88,13 @@ def test_a_signal_drains(folder: Path, signal_name: str) -> None:
             client.infer(observation(0))
 
 
+def test_a_server_that_says_where_it_is_hears_a_signal(folder: Path) -> None:
+    with process(folder) as (made, _port):
+        made.send_signal(signal.SIGTERM)
+        made.communicate(timeout=120)
+        assert made.returncode == 0
+
+
 class Watched:
     """A robot that keeps the actions of each step: None where it held still."""
 
