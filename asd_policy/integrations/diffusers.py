@@ -170,14 +170,10 @@ def draw(
     if scheduler.config.get("thresholding"):
         network = Thresholded(network, scheduler)
     made = Sampler(
-        network,
-        chain,
-        shape[1:],
-        config,
-        engine=engine,
-        device=device,
+        network, chain, shape[1:], config, engine=engine, device=device,
         kernels=_kernels(config, shape, chain.num_steps, device, max_memory),
-    )
+        cond=None if cond is None else cond[:1],
+    )  # fmt: skip
     if made.needs_costs:  # "auto"
         with torch.inference_mode():
             made.engine.lead(lambda: made.measure(again=False))

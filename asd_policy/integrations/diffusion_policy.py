@@ -128,7 +128,7 @@ class ConditionalSample(Hook):
         conds = {"local_cond": local_cond, "global_cond": global_cond, "cond": cond}
         asked = self.asked(condition_data, condition_mask, **conds, **step)
         x = self.draw(asked, generator)
-        made = condition_data.detach().clone()
+        made = condition_data.detach().clone(memory_format=torch.contiguous_format)
         made.flatten(1)[:, asked.free] = x.flatten(1).to(made.dtype)
         return made
 

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.ambient import own_precision
+from asd_policy.denoiser import check_mode
+from asd_policy.engine import ENGINES
 from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.integrations.diffusers_chain import chain_of, is_ddim
 from asd_policy.networks import OthersUnet1D
+from asd_policy.networks.inference import PRECISIONS
 from asd_policy.networks.prepare import copied_bytes
 from asd_policy.policy.chunks import chunk_sampler
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Noise, Stats, Streams, streams
-from asd_policy.schedule import Schedule
+from asd_policy.schedule import Schedule, check_choice
 
 _CHUNKS = 4  # that drafts learn from
 _KEPT = 4  # samplers, of batches that are conditioned or shaped differently
@@ -103,6 +106,26 @@ class Hook:
         self._samplers: OrderedDict[Any, Sampler] = OrderedDict()
         self._chains: dict[tuple[int, float], tuple[SamplerConfig, Schedule]] = {}
         self._scheduler: Any = None
+
+    def check_place(self) -> None:
+        """Refuse now what the robot's first chunk would be refused with.
+
+        Raises:
+            ValueError: an engine or precision that is unknown, or not to be had here.
+        """
+        place, device = self.place, next(self.model().parameters()).device
+        check_choice("engine", place.engine, ENGINES)
+        check_choice("precision", place.precision, PRECISIONS)
+        cuda = {"engine 'cuda_graph'": place.engine == "cuda_graph"}
+        cuda["precision 'tf32'"] = place.precision == "tf32"
+        if device.type != "cuda" and any(cuda.values()):
+            asked = " and ".join(what for what, wanted in cuda.items() if wanted)
+            raise InputError(f"{asked} needs a CUDA device, the policy is on {device}")
+        if (place.precision != "fp32" or place.compile) and self.as_unet() is None:
+            raise InputError(
+                "precision and compile are for a copy of a U-Net: expected copy=True and a network "
+                f"of Chi et al.'s kind, got copy={place.copy} and {type(self.model()).__name__}"
+            )
 
     def model(self) -> nn.Module:
         """The network that the policy has now."""
@@ -199,6 +222,7 @@ class Hook:
         except ValueError:  # of another construction
             return None
 
+    @torch.compiler.disable
     def draw(
         self,
         asked: Asked,
@@ -231,6 +255,7 @@ class Hook:
 
     def sampler(self, kind: Kind, eta: float = 0.0) -> Sampler:
         """The one for such chunks, made when the first of them is asked for."""
+        check_mode(self.model())
         config, schedule = self.chain(eta)
         key = (
             kind.shape, kind.width, kind.device, kind.key, config, schedule.num_steps,
@@ -319,7 +344,12 @@ class Hook:
 
 
 def put(hook: Hook, verbose: bool, warmup: bool, check: bool) -> None:
-    """Put it in the place of its owner's ``conditional_sample``, and say what is run."""
+    """Put it in the place of its owner's ``conditional_sample``, and say what is run.
+
+    Raises:
+        ValueError: as for ``Hook.check_place``.
+    """
+    hook.check_place()
     if warmup or check:
         hook.warm()
     if verbose:

@@ -7,6 +7,7 @@ import json
 from collections import OrderedDict
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -105,6 +106,24 @@ def test_training_moves_weights_and_averages() -> None:
     assert algo.lr_schedulers["policy"].last_epoch == 4
     algo.on_epoch_end(1)
     assert algo.lr_schedulers["policy"].last_epoch == 4
+
+
+def test_the_rate_comes_down_once_where_an_epoch_is_the_whole_dataset(tmp_path) -> None:
+    """epoch_every_n_steps: null. A policy that is only loaded needs no dataset."""
+    config = make_config(**SMALL)
+    with config.values_unlocked():
+        config.experiment.epoch_every_n_steps = None
+        config.train.num_epochs, config.train.batch_size = 4, 10
+        config.train.data = str(tmp_path / "low_dim.hdf5")
+    algo = make_algo(config)
+    assert [algo._cosine(step) for step in (0, 1, 2)] == [0, 0.5, 1]
+    with h5py.File(config.train.data, "w") as file:
+        for name, length in (("demo_0", 60), ("demo_1", 47)):
+            file[f"data/{name}/actions"] = np.zeros((length, 7))
+    factors = [algo._cosine(step) for step in range(2, 4 * 10 + 1)]
+    assert factors == sorted(factors, reverse=True)
+    assert factors[-1] == pytest.approx(0, abs=1e-12)
+    assert factors[19] == pytest.approx(0.5)
 
 
 def test_actions_out_of_range_and_short_sequences_are_refused() -> None:

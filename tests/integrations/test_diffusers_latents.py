@@ -88,6 +88,14 @@ def test_class_conditional_latents(channels: int) -> None:
     agree(pipeline, guided, cond, torch.from_numpy(theirs).permute(0, 3, 1, 2), twice=True)
 
 
+def test_a_window_is_chosen_for_a_conditional_network() -> None:
+    """Which is timed with one sample's condition."""
+    guided, cond = asd.Guided(dit(), SCALE, "class_labels"), torch.tensor([[1000, 5], [1000, 7]])
+    latents, stats = asd.draw(guided, scheduler(), SHAPE, cond, window="auto")
+    assert latents.shape == SHAPE
+    assert int(stats.calls.max()) <= STEPS
+
+
 def test_text_conditional_latents() -> None:
     pytest.importorskip("transformers")  # which its pipeline imports; nothing is tokenized here
     torch.manual_seed(0)

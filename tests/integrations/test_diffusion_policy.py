@@ -295,6 +295,55 @@ def test_what_a_file_leaves_out_is_diffusers_own(scheduler):
     assert bare.config.beta_schedule == "linear"
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"engine": "nosuch"}, "engine must be one of"),
+        ({"precision": "fp8"}, "precision must be one of"),
+        ({"engine": "cuda_graph", "precision": "tf32"}, "'cuda_graph' and .*'tf32' needs a CUDA"),
+        ({"precision": "bf16", "copy": False}, "expected copy=True .* got copy=False"),
+        ({"compile": True, "kind": TransformerPolicy, "how": "cond"}, "copy of a U-Net"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_the_robot_waits(options, match):
+    policy = make(options.pop("kind", UnetPolicy), options.pop("how", "global"))
+    with pytest.raises(InputError, match=match):
+        asd.accelerate(policy, **options)
+    assert "conditional_sample" not in vars(policy)
+
+
+def test_training_mode_is_refused_after_the_first_chunk_too():
+    policy = make(TransformerPolicy, "cond")
+    policy.model.dropout = nn.Dropout(0.3)
+    asd.accelerate(policy.eval(), verbose=False)
+    known, conds = policy.inputs(observed())
+    policy.conditional_sample(*known, **conds)
+    policy.train()
+    with pytest.raises(InputError, match="draws at random in training mode"):
+        policy.conditional_sample(*known, **conds)
+
+
+def test_conditions_of_any_layout_in_memory():
+    policy = asd.accelerate(make(), verbose=False)
+    (data, mask), conds = policy.inputs(observed())
+    turned = data.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not turned.is_contiguous()
+    chunks = [
+        policy.conditional_sample(each, mask, generator=torch.Generator().manual_seed(0), **conds)
+        for each in (data, turned)
+    ]
+    assert torch.equal(*chunks)
+    assert float(chunks[0].abs().max()) > 0
+
+
+def test_a_compiler_leaves_sampling_alone():
+    """LeRobot's rollout compiles the method around it; rounds are no graph, and were retraced."""
+    policy = asd.accelerate(make(), verbose=False)
+    (data, mask), conds = policy.inputs(observed(1))
+    found = torch._dynamo.explain(policy.conditional_sample)(data, mask, **conds)
+    assert found.op_count < 100
+
+
 def test_other_things_are_refused_in_a_sentence():
     with pytest.raises(InputError, match="got a Linear without model, noise_scheduler"):
         asd.accelerate(nn.Linear(2, 2))

@@ -62,8 +62,12 @@ def opened(folder: str | Path, device: str | None = None) -> tuple[Any, Any, Any
     return policy, before, after
 
 
-def downloaded(folder: str | Path) -> Path:
-    """The folder itself, or where the files of a repository of this name are now."""
+def downloaded(folder: str | Path, revision: str | None = None) -> Path:
+    """The folder itself, or where the files of a repository of this name are now.
+
+    Args:
+        revision: of the repository, a branch, tag or commit; None is its main one.
+    """
     path = Path(folder)
     if path.is_dir():
         return path
@@ -71,11 +75,13 @@ def downloaded(folder: str | Path) -> Path:
 
     try:
         patterns = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(str(folder), allow_patterns=patterns))
+        made = snapshot_download(str(folder), revision=revision, allow_patterns=patterns)
+        return Path(made)
     except Exception as error:  # of many kinds: no network, no such repository, no such name
         raise CheckpointError(
-            f"{folder} is neither a folder nor a repository on the Hub that can be reached "
-            f"({type(error).__name__})"
+            f"{folder} is neither a folder nor a repository on the Hub that can be reached"
+            + (f" at revision {revision}" if revision else "")
+            + f" ({type(error).__name__})"
         ) from error
 
 
@@ -140,6 +146,11 @@ def _known_values(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     from lerobot.configs.policies import PreTrainedConfig
 
     kind, release = values["type"], ".".join(str(part) for part in check_version())
+    if values.get("use_peft"):
+        raise CheckpointError(
+            f"{folder} holds a PEFT adapter: expected a policy with weights of its own; merge the "
+            "adapter into its policy first (merge_and_unload of peft)"
+        )
     try:
         known = {field.name for field in fields(PreTrainedConfig.get_choice_class(kind))}
     except (KeyError, ValueError) as error:

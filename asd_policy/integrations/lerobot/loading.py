@@ -18,7 +18,7 @@ from asd_policy.networks.inference import PRECISIONS
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import check_choice
 
-_PATH = "policy.path"
+_PATH, _REVISION = "policy.path", "policy.pretrained_revision"
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ def readable(words: Sequence[str]) -> Iterator[list[str]]:
         yield list(words)
         return
     with tempfile.TemporaryDirectory() as spare:
-        found = renewed(downloaded(path), spare)
+        found = renewed(downloaded(path, parser.parse_arg(_REVISION, words)), spare)
         if found == Path(path):
             yield list(words)
             return
@@ -79,7 +79,9 @@ def loader(load: Callable[..., Any], options: Mapping[str, Any]) -> Callable[...
         config = args[0] if args else kwargs["cfg"]
         if not config.pretrained_path:  # made anew
             return prepared(load(*args, **kwargs), options)
-        policy = built(config, config.pretrained_path, lambda: load(*args, **kwargs))
+        revision = getattr(config, "pretrained_revision", None)  # from LeRobot 0.6 on
+        folder = downloaded(config.pretrained_path, revision)
+        policy = built(config, folder, lambda: load(*args, **kwargs))
         return prepared(policy, options)
 
     return load_accelerated

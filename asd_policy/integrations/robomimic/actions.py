@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,20 +40,39 @@ def fitted_statistics(config: Any) -> dict[str, dict[str, np.ndarray]] | None:
             "train.action_config.actions.normalization: expected null or 'min_max', since the "
             f"chain is clipped to [−1, 1]; got {kind!r}"
         )
-    low, high = _bounds(Path(config.train.data).expanduser(), config.train.hdf5_filter_key)
+    low, high = _bounds(config)
     ranges = high - low
     scale = np.where(ranges < CONSTANT, 1.0, ranges / (2 * BOUND))
     return {"actions": {"offset": (low + high)[None] / 2, "scale": scale[None]}}
 
 
-def _bounds(path: Path, filter_key: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest actions (action_dim,) of a dataset's episodes."""
+def count_sequences(config: Any) -> int:
+    """How many sequences a configuration trains on: one from each step of its demonstrations, or,
+    where they are not padded, from each that has all of its frames within the episode."""
+    train = config.train
+    lost = 0 if train.pad_frame_stack else train.frame_stack - 1
+    lost += 0 if train.pad_seq_length else train.seq_length - 1
+    with _episodes(config) as (file, names):
+        lengths = [len(file[f"data/{name}/actions"]) for name in names]
+    return sum(max(0, length - lost) for length in lengths)
+
+
+@contextmanager
+def _episodes(config: Any) -> Iterator[tuple[Any, list[str]]]:
+    """The file that a configuration trains on, and the names of the episodes."""
     import h5py
 
-    with h5py.File(path, "r") as file:
-        names = list(file["data"])
-        if filter_key is not None:
-            names = [name.decode() for name in file[f"mask/{filter_key}"][:]]
+    key = config.train.hdf5_filter_key
+    with h5py.File(Path(config.train.data).expanduser(), "r") as file:
+        yield (
+            file,
+            list(file["data"]) if key is None else [name.decode() for name in file[f"mask/{key}"]],
+        )
+
+
+def _bounds(config: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest actions (action_dim,) of the episodes that it trains on."""
+    with _episodes(config) as (file, names):
         actions = [file[f"data/{name}/actions"][:] for name in names]
     return (
         np.min([rows.min(0) for rows in actions], axis=0).astype(np.float64),

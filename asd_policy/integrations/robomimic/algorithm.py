@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from functools import cached_property
 from typing import Any
 
 import robomimic.utils.obs_utils as obs_utils
@@ -20,7 +21,7 @@ from robomimic.models.obs_nets import ObservationGroupEncoder
 from torch import Tensor, nn
 
 from asd_policy.errors import CheckpointError, DatasetError, InputError
-from asd_policy.integrations.robomimic.actions import fitted_statistics
+from asd_policy.integrations.robomimic.actions import count_sequences, fitted_statistics
 from asd_policy.integrations.robomimic.source import chunk_sampler, encode, rollout_networks
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
@@ -116,12 +117,20 @@ class DiffusionPolicyUNet(PolicyAlgo):
         rate = self.optim_params["policy"]["learning_rate"]
         warm = int(rate["warmup_steps"])
         if step < warm:
-            return step / max(1, warm)
-        total = self.global_config.train.num_epochs * (
-            self.global_config.experiment.epoch_every_n_steps or 1
-        )
+            return step / warm
+        if step == warm:  # the first one: a policy that is only loaded has no data to count
+            return 1.0
+        total = self.global_config.train.num_epochs * self._epoch_batches
         progress = (step - warm) / max(1, total - warm)
         return max(0.0, 0.5 * (1 + math.cos(2 * math.pi * float(rate["num_cycles"]) * progress)))
+
+    @cached_property
+    def _epoch_batches(self) -> int:
+        """Batches of an epoch: as many as are set, or else those of the whole dataset. (There 0.5
+        counts sequences, and so hardly comes down from the highest rate.)"""
+        train = self.global_config.train
+        steps = self.global_config.experiment.epoch_every_n_steps
+        return int(steps or max(1, count_sequences(self.global_config) // train.batch_size))
 
     def process_batch_for_training(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The To first observations and Tp first actions of a batch's sequences.

@@ -205,6 +205,51 @@ def test_a_download_that_fails(
         load(checkpoint)
 
 
+def hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[dict[str, Any]]:
+    """A Hub that has this folder under every name; what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    def snapshot_download(name: str, **how: Any) -> str:
+        asked.append({"name": name, **how})
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return asked
+
+
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_a_revision_is_the_one_that_is_loaded(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
+) -> None:
+    asked = hub(monkeypatch, checkpoint)
+    words = ["--policy.path=me/pusht"]
+    words += [f"--policy.pretrained_revision={revision}"] if revision else []
+    with loading.readable(words) as read:
+        assert f"--policy.path={checkpoint}" in read
+    assert [each["revision"] for each in asked] == [revision]
+
+
+def test_a_name_on_the_hub_that_no_path_gives(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--policy.pretrained_path, or a configuration's file, names it."""
+    asked = hub(monkeypatch, checkpoint)
+    policy = asd.load(checkpoint)[0]
+    config = SimpleNamespace(**vars(policy.config))
+    config.pretrained_path, config.pretrained_revision = Path("me/pusht"), "v1"
+    loaded = loading.loader(lambda cfg: policy, {"sampler": "ddpm"})(cfg=config)
+    assert loaded is policy
+    assert (asked[0]["name"], asked[0]["revision"]) == ("me/pusht", "v1")
+
+
+def test_an_adapter_without_weights_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "adapter"))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"use_peft": True}))
+    with pytest.raises(CheckpointError, match="holds a PEFT adapter: expected a policy with"):
+        asd.load(folder)
+
+
 def test_a_command_that_this_release_lacks(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
