@@ -59,6 +59,10 @@ def check_mode(network: object) -> None:
             raise InputError(f"the network's {of} {why} in training mode; call network.eval()")
 
 
+def _kind(cond: Tensor | None) -> tuple[object, ...] | None:
+    return None if cond is None else (cond.shape, cond.dtype, cond.device)
+
+
 def owner(network: object) -> object:
     """The object behind methods and what ``functools.partial`` binds."""
     while isinstance(network, functools.partial):
@@ -98,6 +102,7 @@ class Denoiser:
     ) -> None:
         self.network, self.shape = network, shape
         self._cond: Tensor | None = None
+        self._kind = _kind(cond)
         self.condition(cond, len(like))
         self.clip_range = schedule.config.clip_range if schedule.config.clip_sample else None
         # x̂0 = u·x + v·prediction
@@ -147,6 +152,11 @@ class Denoiser:
             self._cond = None if cond is None else cond.clone()
         else:
             self._cond.copy_(cond)
+
+    def takes(self, cond: Tensor | None) -> bool:
+        """Whether these conditions fit where the first ones lie, by shape and type. (A captured
+        graph reads them there.) What a prepared network makes of them always does."""
+        return isinstance(self.network, PreparedNetwork) or _kind(cond) == self._kind
 
     def predict(self, x: Tensor, steps: Tensor, chains: Tensor) -> Tensor:
         """What the network says, (N, D) and unchecked; a plain network is called in the autocast

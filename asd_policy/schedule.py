@@ -87,7 +87,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Numbers of other libraries become Python's, which JSON knows."""
-        for name in ("num_steps", "inference_steps"):
+        for name in ("num_steps", "inference_steps", "steps_offset"):
             object.__setattr__(self, name, whole(getattr(self, name)))
         for name in ("clip_range", "beta_start", "beta_end", "eta"):
             value = getattr(self, name)

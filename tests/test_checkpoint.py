@@ -370,3 +370,8 @@ def test_another_network_than_the_config_s_is_refused_before_anything_is_written
     ):
         save_checkpoint(folder, other)
     assert state(folder)[0] == before
+
+
+def test_a_folder_may_be_named_like_a_pickled_file(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "mine.ckpt", tiny_checkpoint())
+    load_checkpoint(tmp_path / "mine.ckpt")

@@ -36,3 +36,19 @@ def test_a_network_returns_a_tensor(answer, sampler) -> None:
         asd_policy.sample(
             lambda x, t, c: answer(x), Schedule.ddpm(5), shape=(3, 4), sampler=sampler
         )
+
+
+@pytest.mark.parametrize("sampler", ["asd", "ddpm"])
+@pytest.mark.parametrize("first", [torch.int64, torch.bfloat16])
+def test_conditions_of_another_type_are_not_cut_down(sampler, first) -> None:
+    """By a kept engine, whose first chunk's may have been whole numbers."""
+    schedule = Schedule.ddpm(6, prediction_type="sample", clip_sample=False)
+    kept = {"shape": (2, 3), "sampler": sampler, "seed": 0}
+
+    def network(x, timesteps, cond):
+        return 0 * x + cond
+
+    begun = asd_policy.sample(network, schedule, cond=torch.ones(2, 3, dtype=first), **kept)
+    cond = torch.tensor([[0.501, 0.702, -0.903]] * 2)
+    again = asd_policy.sample(network, schedule, cond=cond, engine=begun.engine, **kept)
+    torch.testing.assert_close(again.sample, cond, atol=1e-4, rtol=0)

@@ -273,3 +273,17 @@ def test_a_store_that_is_not_whole_is_refused_in_a_line(tmp_path: Path, run) -> 
         assert (status, said) == (2, "")
         assert re.fullmatch(rf"error: {path}: 1 of 1 chunks of data/object is missing.*\n", errors)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("env_args", ['{"env_name": "Lift"}', "not JSON", {"env_name": "Lift"}, 3])
+def test_what_a_store_says_of_its_environment_may_be_text(tmp_path: Path, env_args: object) -> None:
+    store = write_store(tmp_path / "lift.zarr")
+    zarr.open_group(str(store), mode="a").attrs["env_args"] = env_args
+    train(store, tmp_path / "out", steps=2, keep=0)
+
+
+def test_another_task_s_store_is_refused_where_it_says_so_in_text(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "lift.zarr")
+    zarr.open_group(str(store), mode="a").attrs["env_args"] = '{"env_name": "PickPlaceCan"}'
+    with pytest.raises(InputError, match=r"--task lift: .* holds demonstrations of can"):
+        train(store, tmp_path / "out", steps=2)

@@ -197,7 +197,7 @@ class Engine:
 
     def _denoiser(self, batch: int, cond: Tensor | None) -> Denoiser:
         """One that holds the conditions of these chains."""
-        if batch in self._denoisers:
+        if batch in self._denoisers and self._denoisers[batch].takes(cond):
             self._denoisers[batch].condition(cond, batch)
         else:
             like = self.like.new_empty(batch, self.like.shape[1])

@@ -199,7 +199,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
             format this version does not know.
     """
     folder = Path(folder)
-    if folder.is_file() or folder.suffix in _PICKLE_SUFFIXES:
+    if folder.is_file() or (folder.suffix in _PICKLE_SUFFIXES and not folder.is_dir()):
         raise CheckpointError(
             f"{folder} is not a checkpoint folder: expected a folder with {MODEL_FILE} and "
             f"{CARD_FILE}; pickled files are never opened, because unpickling runs their code "

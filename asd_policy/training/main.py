@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from rich.console import Console
@@ -141,9 +143,18 @@ def _intention(task: str, trainer: Trainer, replay: Replay) -> str:
     return text
 
 
+def _env_name(env_args: Any) -> str:
+    """Of a store's attribute, which in those made of robomimic's files may be JSON as text; none
+    where it says something else."""
+    if isinstance(env_args, str):
+        with suppress(ValueError):
+            env_args = json.loads(env_args)
+    return str(env_args.get("env_name", "")) if isinstance(env_args, dict) else ""
+
+
 def _load(data: Path, spec: Task, filter_key: str | None) -> Replay:
     replay = _read(data, list(spec.observation_keys), filter_key)
-    made = replay.attributes.get("env_args", {}).get("env_name")
+    made = _env_name(replay.attributes.get("env_args"))
     others = {
         task.robosuite_name: task.name for task in TASKS.values()
     }  # whose shapes may be these

@@ -220,6 +220,29 @@ def test_a_round_is_captured_once_and_one_is_ahead(
     assert recorder.recorded.count(what) == 2
 
 
+@pytest.mark.parametrize("sampler", ["asd", "ddpm"])
+def test_conditions_of_another_length_are_captured_anew(sampler: str) -> None:
+    """A graph reads them where they lay when it was captured."""
+
+    def network(x: Tensor, timesteps: Tensor, cond: Tensor) -> Tensor:
+        return 0.1 * x + cond.mean(dim=(1, 2))[:, None]
+
+    engine = graph_engine(network)
+    eager = make_engine("eager", network, SCHEDULE, (DIM,), dtype=torch.float64, kernels="torch")
+    recorder, config = engine._recorder, SamplerConfig(sampler)
+    assert isinstance(recorder, HostRecorder)
+    captured = []
+    for length in (4, 5, 5):
+        cond = torch.full((2, length, 3), float(length), dtype=torch.float64)
+        noise = bulk_noise(2, STEPS, DIM, 0)
+        found, _ = draw(config, engine, noise, cond, slopes(True))
+        expected, _ = draw(config, eager, noise, cond, slopes(True))
+        found, expected = found.clone(), expected.clone()
+        torch.testing.assert_close(found, expected)
+        captured.append(len(recorder.recorded))
+    assert captured[0] < captured[1] == captured[2]
+
+
 def test_where_rounds_can_be_left_out_the_host_never_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
