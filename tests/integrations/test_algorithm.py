@@ -7,7 +7,6 @@ import json
 from collections import OrderedDict
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ import asd_policy.integrations.robomimic as asd
 if asd.VERSION >= (0, 4):
     pytest.skip("robomimic has the algorithm itself", allow_module_level=True)
 
+import h5py
 import robomimic.utils.file_utils as file_utils
 import robomimic.utils.obs_utils as obs_utils
 import robomimic.utils.train_utils as train_utils
