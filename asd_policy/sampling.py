@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asd_policy.denoiser import Network
 from asd_policy.engine import Engine
-from asd_policy.errors import InputError, NonFiniteError, check_kind, whole
+from asd_policy.errors import InputError, NonFiniteError, check_kind, whole, whole_from
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
@@ -215,6 +215,7 @@ def calibrate(
         A calibration for the sampler, the number of steps and the network it was made with.
     """
     shape = _checked(shape, cond)
+    chunks, window = whole_from(1, "chunks", chunks), whole_from(1, "window", window)
     config = SamplerConfig.named(options.pop("sampler", "asd"), asked_of=calibrate, **options)
     device = _device(device, cond, generator)
     made = _sampler(denoiser, schedule, shape, cond, config, engine, None, device, dtype)

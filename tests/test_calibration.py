@@ -10,6 +10,7 @@ import torch
 
 import asd_policy
 from asd_policy import Calibration, SamplerConfig, Schedule
+from asd_policy.errors import InputError
 from asd_policy.samplers.acceptance import Acceptance, choose_window
 from asd_policy.samplers.costs import Calls, Costs, best_window, candidates
 from reference.chains import bulk_noise, run
@@ -352,6 +353,12 @@ def test_calibrate_takes_every_option_of_sample() -> None:
     assert len(calibration.slopes(10)) == 10
     assert calibration.costs is not None
     assert calibration.costs.rows[0] == 1
+
+
+@pytest.mark.parametrize("wrong", [{"window": "auto"}, {"window": 0}, {"chunks": 1.5}])
+def test_calibrate_says_what_is_no_number(wrong: dict) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} must be"):
+        asd_policy.calibrate(Mixture(4).network(SCHEDULE), SCHEDULE, shape=(2, 4), **wrong)
 
 
 def test_the_chance_of_the_end_is_that_of_accepting_every_step_that_is_left() -> None:

@@ -11,6 +11,7 @@ import torch
 from asd_policy import CheckpointError, DiffusionPolicy, NonFiniteError
 from asd_policy.errors import InputError
 from asd_policy.policy import Checkpoint, PolicyConfig, SamplerConfig, save_checkpoint
+from asd_policy.policy.chunks import CHUNKS
 from asd_policy.samplers.costs import Costs
 from reference.recording_policy import TA, TO, TP, observation, recording
 from reference.tiny import ACTION_DIM, KEYS, tiny_checkpoint, tiny_config
@@ -204,12 +205,29 @@ def test_the_checkpoint_s_calibration_is_used_and_not_changed() -> None:
 
 
 @pytest.mark.parametrize("options", [{"draft": "slope"}, {"calls_per_round": 2}, {"steps": 5}])
-def test_another_sampler_starts_without_calibration(options: dict) -> None:
-    """Slopes and acceptance are those of one sampler and one number of steps."""
+def test_another_sampler_learns_beforehand_and_not_in_the_loop(options: dict) -> None:
+    """Slopes and acceptance are those of one sampler and one number of steps; an episode depends on
+    its seed alone all the same."""
     made = DiffusionPolicy(calibrated(), SamplerConfig(window=4, **options))
-    assert made.calibration.to_dict() == {}
-    made.act(observation(0.0))
-    assert made.calibration.chunks == 1
+    known = made.calibration.to_dict()
+    assert known["chunks"] == CHUNKS
+    first = roll(made, [3, 1])
+    assert made.calibration.to_dict() == known
+    roll(made, [8, 9])
+    np.testing.assert_array_equal(roll(made, [3, 1]), first)
+    again = DiffusionPolicy(calibrated(), SamplerConfig(window=4, **options))
+    np.testing.assert_array_equal(roll(again, [3, 1]), first)
+
+
+@pytest.mark.parametrize("options", [{}, {"draft": "slope"}, {"eta": 0.5}])
+def test_all_steps_of_the_chain_are_asked_for_or_left_out(options: dict) -> None:
+    """Then what is stored for the chain is used, or learned, in the same way."""
+    plain, spelt = (
+        DiffusionPolicy(calibrated(), SamplerConfig(steps=steps, **options)) for steps in (None, 10)
+    )
+    assert spelt.calibration.to_dict() == plain.calibration.to_dict()
+    assert (plain.calibration.to_dict() == calibrated().card["calibration"]) is (not options)
+    np.testing.assert_array_equal(roll(spelt, [3, 1]), roll(plain, [3, 1]))
 
 
 def test_the_automatic_window_is_that_of_all_robots_together() -> None:

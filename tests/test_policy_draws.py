@@ -40,7 +40,20 @@ def test_a_draw_is_told_with_all_that_it_depends_on():
     np.testing.assert_array_equal(second.chunks[:, TO - 1], acted[TA])
     assert [cost.calls for cost in second.stats] == [c.calls for c in policy.last_chunks]
     assert first.slopes.shape == second.slopes.shape == (10,)
-    assert not np.array_equal(first.slopes, second.slopes), "nothing was known at first"
+
+
+def test_a_draw_after_committed_actions_is_told_without_histories():
+    policy = DiffusionPolicy(tiny_checkpoint(), SamplerConfig("asd", window=4))
+    told = []
+    policy.on_draw = told.append
+    policy.reset([3])
+    policy.observe(observation(0.0, batch=1))
+    chunk = policy.predict([0])[0]
+    policy.predict([0], [chunk[:1]])
+    free, given = told
+    assert free.histories is not None
+    assert given.histories is None
+    assert [draw.numbers for draw in told] == [[0], [1]]
 
 
 def test_a_draw_can_be_repeated_from_what_was_told():

@@ -22,13 +22,12 @@ from asd_policy.integrations.diffusers_chain import chain_of, is_ddim
 from asd_policy.networks import OthersUnet1D
 from asd_policy.networks.inference import PRECISIONS
 from asd_policy.networks.prepare import copied_bytes
-from asd_policy.policy.chunks import chunk_sampler
+from asd_policy.policy.chunks import CHUNKS, chunk_sampler
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Noise, Stats, Streams, streams
 from asd_policy.schedule import Schedule, check_choice
 
-_CHUNKS = 4  # that drafts learn from
 _KEPT = 4  # samplers, of batches that are conditioned or shaped differently
 _ROUNDING = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 0.2}  # of a whole chain, by precision
 
@@ -267,7 +266,7 @@ class Hook:
                 kind.network(), schedule, shape, config, kind.device,
                 place.engine, place.precision, place.compile,
             )  # fmt: skip
-            self._samplers[key] = taught(made, kind.width)
+            self._samplers[key] = made
             if len(self._samplers) > _KEPT:
                 self._samplers.popitem(last=False)[1].close()
         self._samplers.move_to_end(key)
@@ -280,7 +279,7 @@ class Hook:
         given, named = self.example()
         asked = self.asked(*given, **named)
         generator, calls = torch.Generator(asked.kind.device).manual_seed(0), []
-        for _ in range(_CHUNKS):
+        for _ in range(CHUNKS):
             self.draw(asked, generator)
             assert self.stats is not None
             calls.append(float(self.stats.calls[0]))
@@ -357,21 +356,6 @@ def put(hook: Hook, verbose: bool, warmup: bool, check: bool) -> None:
     if check:
         print(f"asd-policy: {hook.check()}")
     vars(hook.owner)["conditional_sample"] = hook
-
-
-def taught(sampler: Sampler, width: int) -> Sampler:
-    """Drafts learn from a few throw-away chunks, and no more: a seed then gives the same chunks.
-
-    Their conditions are zeros, not those of the first observation, on which all later chunks would
-    depend; what is learned, a number a step, is as good.
-    """
-    if "draft" in sampler.config.method.options:
-        device = sampler.engine.like.device
-        generators = [torch.Generator(device).manual_seed(n) for n in range(_CHUNKS)]
-        row = torch.zeros(1, width, device=device) if width else None
-        sampler.calibrate([(sampler.noise([each]), row) for each in generators], _CHUNKS)
-        sampler.freeze()
-    return sampler
 
 
 def made_up(shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from asd_policy.ambient import own_precision
+from asd_policy.errors import NonFiniteError
 from asd_policy.networks.prepare import prepare
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import Schedule
 from asd_policy.threads import choose_threads
+
+CHUNKS = 4  # that drafts learn from
 
 
 def chunk_sampler(
@@ -27,7 +32,9 @@ def chunk_sampler(
     stored: Mapping[str, Any] | None = None,
     threads: int | None = None,
 ) -> Sampler:
-    """A sampler of chunks. The network is timed if the window needs that and nothing is kept.
+    """A sampler of chunks that learns nothing from those it draws: a seed gives the same ones.
+
+    The network is timed if the window needs that and nothing is kept.
 
     Args:
         network: predicts what ``schedule`` says, of chunks; on ``device``.
@@ -41,6 +48,7 @@ def chunk_sampler(
     """
     chain, width = config.schedule(schedule), int(getattr(network, "global_cond_dim", 0))
     parameters = sum(p.numel() for p in network.parameters())
+    cond = next(network.parameters()).new_zeros(1, width) if width else None
     sampler = Sampler(
         prepare(network, chain.timesteps, precision, compile),
         schedule,
@@ -49,10 +57,26 @@ def chunk_sampler(
         engine=engine,
         device=device,
         stored=stored,
-        cond=next(network.parameters()).new_zeros(1, width) if width else None,
+        cond=cond,
         threads=choose_threads(parameters) if threads is None else threads,
         compiled=compile,
     )
-    if sampler.needs_costs:  # other ranks, if there are, serve meanwhile
-        sampler.engine.lead(lambda: sampler.measure(again=False))
+    sampler.engine.lead(lambda: _make_ready(sampler, cond))  # other ranks, if any, serve meanwhile
     return sampler
+
+
+def _make_ready(sampler: Sampler, cond: Tensor | None) -> None:
+    """Time the network if the window needs that. Without a stored calibration drafts learn from a
+    few throw-away chunks, and no more.
+
+    Their conditions are zeros, not those of the first observation, on which all later chunks would
+    depend; what is learned, a number a step, is as good.
+    """
+    sampler.measure(again=False)
+    if "draft" in sampler.config.method.options and not sampler.calibration.frozen:
+        device = sampler.engine.like.device
+        generators = [torch.Generator(device).manual_seed(n) for n in range(CHUNKS)]
+        # (A network that is not finite is named when a robot asks for a chunk, not here.)
+        with torch.inference_mode(), own_precision(networks_too=True), suppress(NonFiniteError):
+            sampler.calibrate([(sampler.noise([each]), cond) for each in generators], CHUNKS)
+    sampler.freeze()

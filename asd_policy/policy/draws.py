@@ -47,7 +47,8 @@ class Draw:
     Attributes:
         seeds: of each row's random stream (None: it was not given one). numbers: chunks that the
             stream had given before.
-        histories: (B, To, Do) float32 observations, the newest last, keys in the policy's order.
+        histories: (B, To, Do) float32 observations, the newest last, keys in the policy's order;
+            None of sources that see other things as well, and of chunks given committed actions.
         slopes: (K,) float64 that ASD drafted with; None of other samplers.
         chunks: (B, Tp, action_dim) float32, whole: also what is not executed.
         stats: of each row.
@@ -55,7 +56,7 @@ class Draw:
 
     seeds: list[int | None]
     numbers: list[int]
-    histories: np.ndarray
+    histories: np.ndarray | None
     slopes: np.ndarray | None
     chunks: np.ndarray
     stats: list[ChunkStats]

@@ -30,7 +30,7 @@ class Chunks:
     Attributes:
         actions: (B, Tp, action_dim). stats: what they cost; None where nothing is counted.
         histories: (B, To, Do) that they were drawn from, and slopes: (K,) that ASD drafted with,
-            for a flight recorder; None where there are none that it could keep.
+            for :class:`Draw`; None where the source tells none.
     """
 
     actions: np.ndarray
@@ -359,7 +359,6 @@ class RecedingHorizon:
         return made.actions[:, self.horizons[0] - 1 :]
 
     def _told(self, environments: Sequence[Environment], made: Chunks) -> Draw:
-        assert made.histories is not None, "a recorder is attached to sources that tell histories"
         costs = [cost for cost in self._cost.by_row() if cost is not None]
         return Draw(
             [environment.seed for environment in environments],

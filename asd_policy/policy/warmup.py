@@ -20,22 +20,21 @@ def warm_up(policy: Any, robots: int = 1, committed: bool = False) -> None:
     """Draw throw-away chunks: twice of each batch up to ``robots`` on a GPU, where each has graphs
     of its own; elsewhere of one robot, and of all.
 
-    Calibration that is being learned is left as it was found; the policy must be reset afterwards.
+    The policy must be reset afterwards.
 
     Args:
         policy: that :func:`needs_warmth`.
         committed: draw chunks that are given an action, which is a chain of its own, too.
     """
     many = range(1, robots + 1) if policy.device.type == "cuda" else sorted({1, robots})
-    calibration, told = policy.source.sampler.calibration, policy.on_draw
-    frozen, calibration.frozen, policy.on_draw = calibration.frozen, True, None
+    told, policy.on_draw = policy.on_draw, None
     try:
         policy.reset([0] * robots)
         for batch in many:
             for _ in range(2):
                 _draw(policy, range(batch), committed)
     finally:
-        calibration.frozen, policy.on_draw = frozen, told
+        policy.on_draw = told
 
 
 def _draw(policy: Any, rows: range, committed: bool) -> None:

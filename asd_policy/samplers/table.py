@@ -60,7 +60,9 @@ Chain = Callable[["SamplerConfig", Schedule], Schedule]
 
 def respaced(config: SamplerConfig, trained: Schedule) -> Schedule:
     """The trained chain, of so many steps as are asked for."""
-    return trained if config.steps is None else trained.respaced(config.steps)
+    if config.steps is None or config.steps == trained.num_steps:
+        return trained
+    return trained.respaced(config.steps)
 
 
 @dataclass(frozen=True)

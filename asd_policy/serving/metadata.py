@@ -9,7 +9,6 @@ import torch
 
 import asd_policy
 from asd_policy.policy.sampled import SampledSource
-from asd_policy.sampler import Sampler
 from asd_policy.serving.protocol import VERSION
 from asd_policy.serving.requests import CALLS, Seen
 
@@ -47,12 +46,6 @@ def metadata_of(policy: Any, seen: Seen, wait_s: float, limits: Limits) -> dict[
         # Whether `begin` can go on with a seed after chunks that were drawn from it.
         "resumes": isinstance(policy.source, SampledSource),
         "conditions": policy.source.conditions,  # whether it takes `committed`
-        # Drafts that learn: a chunk depends on those before it as well as on its seed.
-        "calibration": "learning" if _learns(policy.source.sampler) else "frozen",
         "wait_ms": 1e3 * wait_s,
         "limits": {"message_bytes": limits.message_bytes, "robots": limits.robots},
     }
-
-
-def _learns(sampler: Sampler) -> bool:
-    return "draft" in sampler.config.method.options and not sampler.calibration.frozen

@@ -109,7 +109,16 @@ class FlightRecorder:
             policy.on_draw = functools.partial(self.drawn, sampler)
 
     def drawn(self, sampler: str, draw: Draw) -> None:
-        """Take in a batch of chunks. Quick: this happens in the control loop."""
+        """Take in a batch of chunks. Quick: this happens in the control loop.
+
+        Raises:
+            AsdPolicyError: chunks that a flight cannot keep.
+        """
+        if draw.histories is None:
+            raise AsdPolicyError(
+                "a flight keeps chunks of low-dimensional observations that are given no committed "
+                "actions; this policy's are others"
+            )
         for row, (seed, number) in enumerate(zip(draw.seeds, draw.numbers, strict=True)):
             assert seed is not None, "an evaluation gives every episode a seed"
             if number == 0:  # the episode begins, perhaps again
@@ -154,7 +163,7 @@ def _arrays(chunks: Sequence[tuple[Draw, int]]) -> dict[str, np.ndarray]:
         "accepted": np.stack([np.asarray(d.stats[row].accepted, bool) for d, row in chunks]),
         "decided": np.stack([np.asarray(d.stats[row].decided, bool) for d, row in chunks]),
         "chunk": np.array(table, np.int64),
-        "observation": np.concatenate([draw.histories for draw, _ in chunks]),
+        "observation": np.concatenate([d.histories for d, _ in chunks if d.histories is not None]),
         "stream": np.array(
             [pair for d, _ in chunks for pair in zip(d.seeds, d.numbers, strict=True)], np.int64
         ),

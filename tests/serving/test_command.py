@@ -92,14 +92,3 @@ def test_a_folder_of_lerobot_needs_lerobot(refused, tmp_path):
     (tmp_path / "config.json").write_text('{"type": "diffusion", "horizon": 16}')
     message = "is a policy of LeRobot's, .* not installed: pip install 'asd-policy"
     refused(message, "serve", "--checkpoint", tmp_path, "--device", "cpu")
-
-
-def test_warming_up_leaves_streams_and_calibration_alone():
-    from reference.served import tiny_policy
-
-    policy = tiny_policy()
-    policy.calibration.frozen = False
-    before = policy.calibration.to_dict()
-    warm_up(policy, 3)
-    assert policy.calibration.to_dict() == before
-    assert not policy.calibration.frozen

@@ -140,6 +140,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
+def _adapter(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} holds a PEFT adapter: expected a policy with weights of its own; merge the "
+        "adapter into its policy first (merge_and_unload of peft)"
+    )
+
+
 def _known_values(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Without settings that this LeRobot does not know and that are off anyway."""
     import lerobot.policies  # noqa: F401  # registers their types
@@ -147,10 +154,7 @@ def _known_values(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     kind, release = values["type"], ".".join(str(part) for part in check_version())
     if values.get("use_peft"):
-        raise CheckpointError(
-            f"{folder} holds a PEFT adapter: expected a policy with weights of its own; merge the "
-            "adapter into its policy first (merge_and_unload of peft)"
-        )
+        raise _adapter(folder)
     try:
         known = {field.name for field in fields(PreTrainedConfig.get_choice_class(kind))}
     except (KeyError, ValueError) as error:
@@ -175,6 +179,8 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(folder / WEIGHTS, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
+        if (folder / "adapter_config.json").exists():
+            raise _adapter(folder) from error
         raise CheckpointError(f"{folder / WEIGHTS} is missing or damaged: {error}") from error
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from asd_policy.ambient import own_precision
 from asd_policy.errors import InputError, NonFiniteError
-from asd_policy.integrations.hooked import taught
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
 from asd_policy.integrations.robomimic.chain import as_unet
 from asd_policy.integrations.robomimic.observations import ObservationScale
@@ -193,8 +192,7 @@ def chunk_sampler(
     shape = int(algo.algo_config["horizon"]["prediction_horizon"]), int(algo.ac_dim)
     schedule = trained_schedule(algo.algo_config)
     place = algo.device, engine, precision, compile
-    made = made_ready.chunk_sampler(network, schedule, shape, sampler, *place)
-    return taught(made, int(getattr(network, "global_cond_dim", 0)))
+    return made_ready.chunk_sampler(network, schedule, shape, sampler, *place)
 
 
 def encode(encoder: Any, frames: Mapping[str, Tensor]) -> Tensor:

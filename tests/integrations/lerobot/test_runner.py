@@ -19,6 +19,7 @@ pytest.importorskip("lerobot", reason="needs LeRobot, in an environment of its o
 from asd_policy.integrations import lerobot as asd
 from asd_policy.integrations.lerobot import loading
 from asd_policy.integrations.lerobot.__main__ import main
+from asd_policy.integrations.lerobot.folders import built
 from integrations.lerobot.small_checkpoints import ENV, INPUTS, OUTPUTS, STATE, save
 
 
@@ -248,6 +249,11 @@ def test_an_adapter_without_weights_is_named(checkpoint: Path, tmp_path: Path) -
     (folder / "config.json").write_text(json.dumps(values | {"use_peft": True}))
     with pytest.raises(CheckpointError, match="holds a PEFT adapter: expected a policy with"):
         asd.load(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "model.safetensors").unlink()
+    policy = asd.load(checkpoint)[0]
+    with pytest.raises(CheckpointError, match="holds a PEFT adapter: expected a policy with"):
+        built(policy.config, folder, lambda: policy)
 
 
 def test_a_command_that_this_release_lacks(
