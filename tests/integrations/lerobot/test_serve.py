@@ -101,7 +101,7 @@ def test_sequential_ddpm_through_a_server_is_lerobots_own_policy(
     assert np.abs(got[0] - got[1]).max() > 1e-3, "a chunk that stands still would be equal, too"
     assert told["pictures"] == (list(TWO) if cameras else [])
     assert told["observations"][STATE] == [2]
-    assert (told["chunk"], told["action_horizon"], told["calibration"]) == (15, 8, "frozen")
+    assert (told["chunk"], told["action_horizon"]) == (15, 8)
 
 
 def test_clients_have_seeds_and_histories_of_their_own(with_pictures) -> None:
