@@ -98,7 +98,7 @@ def find_evaluation(options: Options) -> Options | None:
     settings = dict(config["settings"])
     if options.realtime and options.delay is None:
         settings["delay"] = None  # says --delay itself
-    return restored(type(options), settings | _checkpoint(config), out)
+    return restored(type(options), settings | _place(config), out)
 
 
 def evaluation_in(folder: Path) -> EvalOptions:
@@ -110,7 +110,7 @@ def evaluation_in(folder: Path) -> EvalOptions:
     config = STORE.read(folder)
     if config is None:
         raise InputError(f"expected an evaluation of `asd-policy eval` in {folder}; found none")
-    return restored(EvalOptions, config["settings"] | _checkpoint(config), folder)
+    return restored(EvalOptions, config["settings"] | _place(config), folder)
 
 
 def find_options(kind: type[Options], options: Options, root: Path, command: str) -> Options | None:
@@ -131,11 +131,14 @@ def restored(kind: type[AnyOptions], kept: Json, out: Path) -> AnyOptions:
     return kind(**values)
 
 
-def _checkpoint(config: Json) -> Json:
-    """As it was given: config.json has its hash among the settings, and its place in the command
-    only, for it may have moved."""
+def _place(config: Json) -> Json:
+    """Checkpoint and servers as they were given: config.json has a hash among the settings, and
+    where it was in the command only, for it may have moved."""
     words = shlex.split(config["command"])
-    return {"checkpoint": dict(itertools.pairwise(words)).get("--checkpoint")}
+    after = words[words.index("--remote") + 1 :] if "--remote" in words else []
+    remote = itertools.takewhile(lambda word: not word.startswith("--"), after)
+    checkpoint = dict(itertools.pairwise(words)).get("--checkpoint")
+    return {"checkpoint": checkpoint, "remote": tuple(remote)}
 
 
 # --- which run ----------------------------------------------------------------------------------

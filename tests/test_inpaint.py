@@ -52,6 +52,17 @@ def test_with_nothing_committed_it_is_the_chain_without(sampler: str) -> None:
     np.testing.assert_allclose(free, same, atol=1e-4)
 
 
+def test_a_closed_policy_keeps_nothing_of_the_inpainted_chain_either() -> None:
+    made = policy("asd", window=4)
+    given = made.source.draw_after(histories(1), [made.stream(1)], [COMMITTED]).actions
+    engine = made.source._sampler_after().engine
+    assert engine._denoisers
+    made.close()
+    assert not engine._denoisers
+    again = made.source.draw_after(histories(1), [made.stream(1)], [COMMITTED]).actions
+    np.testing.assert_array_equal(again, given)
+
+
 def test_ddpm_is_the_inpainted_chain_written_out() -> None:
     made = policy("ddpm")
     got = made.source.draw_after(histories(1), [made.stream(7)], [COMMITTED]).actions[0]

@@ -219,6 +219,20 @@ def test_another_sampler_learns_beforehand_and_not_in_the_loop(options: dict) ->
     np.testing.assert_array_equal(roll(again, [3, 1]), first)
 
 
+def test_what_is_learned_beforehand_does_not_depend_on_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor is it lost where "auto" is sequential."""
+    known = []
+    for costs in (Costs((1, 64), (1.0, 1.0)), Costs((1, 64), (1.0, 64.0))):
+        monkeypatch.setattr("asd_policy.sampler.network_costs", lambda *_, costs=costs: costs)
+        made = DiffusionPolicy(tiny_checkpoint(), SamplerConfig())
+        known.append((made.calibration.chunks, made.calibration.to_dict()))
+    assert known[0] == known[1]
+    assert known[0][0] == CHUNKS
+    assert made.window == 1
+
+
 @pytest.mark.parametrize("options", [{}, {"draft": "slope"}, {"eta": 0.5}])
 def test_all_steps_of_the_chain_are_asked_for_or_left_out(options: dict) -> None:
     """Then what is stored for the chain is used, or learned, in the same way."""

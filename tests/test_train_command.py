@@ -282,6 +282,12 @@ def test_what_a_store_says_of_its_environment_may_be_text(tmp_path: Path, env_ar
     train(store, tmp_path / "out", steps=2, keep=0)
 
 
+def test_a_model_of_no_step_is_not_kept(tmp_path: Path) -> None:
+    train(write_store(tmp_path / "lift.zarr"), tmp_path / "out", steps=4, keep=10)
+    names = sorted(path.name for path in (tmp_path / "out").glob("step-*"))
+    assert names == [f"step-{step:06d}" for step in (1, 2, 3, 4)]
+
+
 def test_another_task_s_store_is_refused_where_it_says_so_in_text(tmp_path: Path) -> None:
     store = write_store(tmp_path / "lift.zarr")
     zarr.open_group(str(store), mode="a").attrs["env_args"] = '{"env_name": "PickPlaceCan"}'

@@ -13,6 +13,7 @@ from asd_policy.ambient import own_precision
 from asd_policy.errors import NonFiniteError
 from asd_policy.networks.prepare import prepare
 from asd_policy.sampler import Sampler
+from asd_policy.samplers.acceptance import DEFAULT_WINDOW
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import Schedule
 from asd_policy.threads import choose_threads
@@ -78,5 +79,8 @@ def _make_ready(sampler: Sampler, cond: Tensor | None) -> None:
         generators = [torch.Generator(device).manual_seed(n) for n in range(CHUNKS)]
         # (A network that is not finite is named when a robot asks for a chunk, not here.)
         with torch.inference_mode(), own_precision(networks_too=True), suppress(NonFiniteError):
-            sampler.calibrate([(sampler.noise([each]), cond) for each in generators], CHUNKS)
+            # With a fixed window, for "auto" may have found sequential, which teaches nothing.
+            window = DEFAULT_WINDOW if sampler.config.window == "auto" else None
+            inputs = [(sampler.noise([each]), cond) for each in generators]
+            sampler.calibrate(inputs, CHUNKS, window and min(window, sampler.schedule.num_steps))
     sampler.freeze()

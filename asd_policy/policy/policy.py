@@ -155,7 +155,7 @@ class DiffusionPolicy(RecedingHorizon):
 
     def close(self) -> None:
         """Release what the engine keeps on its device. The policy can still be used."""
-        self._sampler.close()
+        self.source.close()
 
     def sample(
         self,

@@ -33,5 +33,9 @@ class SampledSource(ChunkSource):
             self.sampler.noise([generator])
         return generator
 
+    def close(self) -> None:
+        """Release what engines keep on their device. The source can still be used."""
+        self.sampler.close()
+
     def ahead(self, streams: Sequence[torch.Generator]) -> None:
         self.sampler.ahead(streams)

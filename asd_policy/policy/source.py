@@ -108,6 +108,11 @@ class CheckpointSource(SampledSource):
             raise NonFiniteError("the sampler returned a NaN or infinite action")
         return Chunks(actions, stats)
 
+    def close(self) -> None:
+        super().close()
+        if self._after is not None:
+            self._after.close()
+
     def _known(self, committed: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """(B, Tp, action_dim) normalized values, and 1 where they are known."""
         (to, _, tp), dim = self.horizons, self.config.action_dim

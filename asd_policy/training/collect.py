@@ -51,15 +51,15 @@ class CheckpointLearner:
         return cls(folder, str(policy.card["sha256"]))
 
     def load(self) -> DiffusionPolicy:
-        """The policy, on one thread: the processes share the cores, and what is drawn must not
-        depend on how many there are."""
+        """The policy, on one thread: the processes share the cores, and what is drawn must depend
+        neither on how many there are, nor on which engine was timed to be the fastest."""
         import torch
 
         from asd_policy.policy import DiffusionPolicy
         from asd_policy.samplers.acceptance import DEFAULT_WINDOW
 
         torch.set_num_threads(1)
-        return DiffusionPolicy.load(self.folder, window=DEFAULT_WINDOW)
+        return DiffusionPolicy.load(self.folder, window=DEFAULT_WINDOW, engine="eager")
 
 
 def main_collect(

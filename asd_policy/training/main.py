@@ -103,7 +103,7 @@ def main_train(
     schedule = Schedule.ddpm(diffusion_steps)
     start = None if start_from is None else load_checkpoint(start_from)
     trainer = Trainer(replay, policy, schedule, config, device, start)
-    marks = {steps * tenth // 10 for tenth in range(11 - keep, 11)}
+    marks = {steps * tenth // 10 for tenth in range(11 - keep, 11)} - {0}
     with claimed(out):
         _train(task, trainer, replay, out, resume, marks)
 

@@ -14,7 +14,13 @@ from rich.table import Table
 
 from asd_policy.console import plain_console, say
 from asd_policy.errors import InputError
-from asd_policy.eval.options import EvalOptions, RatesOptions, command_line
+from asd_policy.eval.options import (
+    EvalOptions,
+    RatesOptions,
+    check_options,
+    command_line,
+    with_realtime,
+)
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options, store_of
 from asd_policy.eval.rollout.loop import Setup
@@ -59,6 +65,8 @@ def run_rates(
     options = with_its_task(options)
     root = options.out or default_folder(options.name or str(options.task), Path("outputs/rates"))
     options = dataclasses.replace(options, out=root)
+    for rate, execution in itertools.product(options.rates, options.executions):
+        check_options(with_realtime(_at(options, rate, execution)))
     with reserved(root):
         say(f"Output folder: {root}")
         keep_options(
@@ -79,11 +87,9 @@ def _evaluate(
     prepare: Callable[[Parts], Setup] | None,
     console: Console | None,
 ) -> Rates:
-    shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvalOptions)}
     done: dict[tuple[float, str], Results] = {}
     for rate, execution in itertools.product(sorted(options.rates), options.executions):
-        own = {"out": root / _folder(rate, execution), "control_rate": rate, "execution": execution}
-        here = EvalOptions(**{**shared, **own})
+        here = _at(options, rate, execution)
         done[rate, execution] = evaluate(here, prepare=prepare, console=console, part=True)
         assert options.delay is not None
         delay = options.delay
@@ -91,6 +97,14 @@ def _evaluate(
         write_json(root / "rates.json", result)
         save_figure(dict(result), root / "rates.svg")
     return result
+
+
+def _at(options: RatesOptions, rate: float, execution: str) -> EvalOptions:
+    """The evaluation at one rate."""
+    assert options.out is not None
+    shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(EvalOptions)}
+    own = {"control_rate": rate, "execution": execution}
+    return EvalOptions(**shared | own | {"out": options.out / _folder(rate, execution)})
 
 
 def _folder(rate: float, execution: str) -> str:

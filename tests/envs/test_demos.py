@@ -159,6 +159,13 @@ def test_attempts_begin_only_where_those_before_cannot_be_enough(done, at_most, 
     assert missing_attempts(3, done, at_most) == missing
 
 
+def test_what_a_longer_run_failed_in_behind_those_needed_does_not_count():
+    done = {number: number % 8 < 5 for number in range(160)}  # 60 failures, 6 in the first 16
+    assert missing_attempts(10, done, 1) == []
+    with pytest.raises(DatasetError, match="within 50 attempts, got 100 in 160"):
+        missing_attempts(10, {number: number >= 60 for number in done}, 1)
+
+
 def test_a_number_of_episodes_without_end_is_no_list_without_end():
     assert missing_attempts(10**15, {}, 2) == [0, 1]
 

@@ -137,8 +137,10 @@ def test_rates_are_continued_and_added(options, run):
         ({"delay": (1.0, 2.0)}, "--delay takes one for all samplers, or one for each of 3; got 2"),
         ({"delay": (1.0, -2.0, 3.0)}, "0 or more milliseconds; got -2.0"),
         ({"resume": True, "out": None}, "--resume needs --out"),
+        ({"record": True, "executions": ("late", "overlapped")}, "--record keeps no committed"),
     ],
 )
 def test_bad_options_are_refused(options, run, change, message):
     with pytest.raises(ValueError, match=message):
         run(dataclasses.replace(options, **change))
+    assert not options.out.exists(), "refused before anything is run"

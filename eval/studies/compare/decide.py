@@ -67,11 +67,13 @@ def _until_decided(
     console: Console | None,
 ) -> int:
     done, silent = 0, plain_console()
+    start = max(evaluation.seed for evaluation in evaluations)  # of the seeds that are common
     silent.quiet = True  # of the tables between two looks
     try:
         while True:
             for evaluation in evaluations:
-                more = max(evaluation.episodes, done)
+                wanted = start - evaluation.seed + done if done else 0
+                more = max(evaluation.episodes, wanted)
                 grown = dataclasses.replace(evaluation, episodes=more, resume=True)
                 run(grown, part=True, console=silent)
             ((a, b),) = pairs_of(options)
@@ -100,4 +102,9 @@ def _again(options: CompareOptions) -> str:
     if options.samplers:
         words += ["--samplers", *options.samplers]
     words += ["--margin", str(options.margin), "--budget", str(options.budget)]
+    if options.seed != CompareOptions.seed:
+        words += ["--seed", str(options.seed)]
+    if options.json is not None:
+        words += ["--json", str(options.json)]
+    words += ["--allow-different-checkpoints"] * options.allow_different_checkpoints
     return shlex.join(words)

@@ -2,12 +2,15 @@
 
 import functools
 import json
+import shlex
 
 import pytest
+import tyro
 from eval_schemas import check
 from eval_standin import prepare
 
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.resume import evaluation_in, find_evaluation, parse
 from asd_policy.eval.studies.compare.decide import continue_until_decided, evaluate_and_compare
 from asd_policy.eval.studies.compare.options import CompareOptions, EvalAndCompareOptions
 from asd_policy.eval.studies.compare.run import run_compare
@@ -69,6 +72,41 @@ def test_two_runs_grow_together(tmp_path, quiet):
     options = CompareOptions(folders, until_decided=True, margin=0.2)
     assert continue_until_decided(options, run=standin, console=quiet) == 0
     assert seeds(folders[0]) == seeds(folders[1]) > 9
+
+
+def test_runs_of_other_first_seeds_grow_by_what_they_have_in_common(tmp_path, quiet):
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder, first in zip(folders, (0, 15), strict=True):
+        options = EvalOptions(samplers=("asd",), seed=first, episodes=20, out=folder)
+        standin(options, console=quiet)
+    asked = CompareOptions(folders, until_decided=True, budget=30, json=tmp_path / "c.json")
+    assert continue_until_decided(asked, run=standin, console=quiet) == 2, "too few"
+    assert [seeds(folder) for folder in folders] == [45, 30]
+    assert json.loads(asked.json.read_text())["comparisons"][0]["seeds"]["common"] == 30
+
+
+def test_how_to_go_on_has_all_that_was_asked(tmp_path, quiet, capsys):
+    standin(EvalOptions(samplers=("asd", "ddpm"), episodes=3, out=tmp_path / "a"), console=quiet)
+    asked = CompareOptions(
+        (tmp_path / "a",), until_decided=True, seed=3, json=tmp_path / "c.json",
+        allow_different_checkpoints=True,
+    )  # fmt: skip
+
+    def interrupted(evaluation, **how):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        continue_until_decided(asked, run=interrupted, console=quiet)
+    words = shlex.split(capsys.readouterr().err.splitlines()[-1])
+    assert tyro.cli(CompareOptions, args=words[2:]) == asked
+
+
+def test_a_run_through_servers_goes_on_through_them(tmp_path, quiet):
+    out = tmp_path / "run"
+    standin(EvalOptions(samplers=("asd", "ddpm"), remote=("h:1", "h:2"), out=out), console=quiet)
+    assert evaluation_in(out).remote == ("h:1", "h:2")
+    words = ["--resume", "--out", str(out)]
+    assert parse("eval", words, EvalAndCompareOptions, "", find_evaluation).remote == ("h:1", "h:2")
 
 
 def test_an_evaluation_of_two_is_compared_at_its_end(tmp_path, quiet):
