@@ -64,10 +64,9 @@ class Sampler:
         threads: int | None = None,
         compiled: bool = False,
     ) -> None:
-        self.shape = tuple(shape)
+        self.config, self.shape = config, tuple(shape)
         self.threads = None if threads is None else whole_from(1, "threads", threads)
         self.schedule = config.schedule(schedule)
-        self.config = _plainly(config, schedule)
         self._cond, self._compiled = cond, compiled
         check_kind("dtype", dtype, torch.dtype, "a torch.dtype")
         if isinstance(engine, Engine):
@@ -84,7 +83,7 @@ class Sampler:
             "calibration", calibration, Calibration, "a Calibration, as calibrate() makes it"
         )
         self.engine, self.calibration = engine, calibration
-        if stored and self.config.has_stored_calibration:
+        if stored and config.has_stored_calibration(schedule):
             self.calibration = Calibration.from_dict(stored)
             self.freeze()
         self._together: int | None = None
@@ -233,10 +232,3 @@ class Sampler:
 
     def _limited(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.threads is None else limited_to(self.threads)
-
-
-def _plainly(config: SamplerConfig, schedule: Schedule) -> SamplerConfig:
-    """The same, without a number of steps that asks for nothing but the whole chain."""
-    plain = replace(config, steps=None)
-    same = plain.schedule(schedule).to_dict() == config.schedule(schedule).to_dict()
-    return plain if same else config

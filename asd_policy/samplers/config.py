@@ -142,11 +142,13 @@ class SamplerConfig:
         """The sampler in the table."""
         return METHODS[self.name]
 
-    @property
-    def has_stored_calibration(self) -> bool:
+    def has_stored_calibration(self, trained: Schedule) -> bool:
         """Whether what is stored with checkpoints was learned with this sampler: the default one,
-        with any window, and with or without rejoining."""
-        return replace(self, rejoin=False) == SamplerConfig(window=self.window)
+        of all steps of the chain, with any window, and with or without rejoining."""
+        whole = self.steps in (None, trained.num_steps)
+        return whole and replace(self, rejoin=False, steps=None) == SamplerConfig(
+            window=self.window
+        )
 
     def schedule(self, schedule: Schedule) -> Schedule:
         """The chain that this sampler runs on the network that ``schedule`` was trained for.
