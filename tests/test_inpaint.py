@@ -9,6 +9,7 @@ from scipy.stats import ks_2samp
 
 from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
+from reference.rounding import assert_same_draws
 from reference.tiny import ACTION_DIM, tiny_checkpoint
 
 TO, TA, TP = 2, 3, 8
@@ -49,7 +50,7 @@ def test_with_nothing_committed_it_is_the_chain_without(sampler: str) -> None:
     free = one.source.draw(histories(2), [one.stream(1), one.stream(2)]).actions
     none = [COMMITTED[:0]] * 2
     same = other.source.draw_after(histories(2), [other.stream(1), other.stream(2)], none).actions
-    np.testing.assert_allclose(free, same, atol=1e-4)
+    assert_same_draws(free, same)
 
 
 def test_a_closed_policy_keeps_nothing_of_the_inpainted_chain_either() -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("websockets")
 from asd_policy.errors import ConnectionLostError, InputError, ServerError
 from asd_policy.serving import Client, Limits, RemotePolicy, Server
 from asd_policy.serving.client import is_well
+from reference.rounding import assert_same_draws
 from reference.served import address, gone, observation, served, stacked, tiny_policy
 
 SAMPLERS = {"asd": {}, "ddpm": {}, "ddim": {"steps": 5}}
@@ -52,7 +53,7 @@ def test_a_client_s_actions_are_the_local_policy_s_seed_by_seed(sampler: str) ->
         for thread in threads:
             thread.join()
         health = server.health()
-    np.testing.assert_allclose(got, expected, atol=1e-4)
+    assert_same_draws(got, expected)
     assert health["chunks"] == len(seeds) * steps / 3
     assert health["batches"] < health["chunks"], "nothing was drawn together"
 
@@ -72,7 +73,7 @@ def test_batches_of_one_client_are_its_robots() -> None:
         rows = [stacked(observation(4000 + t), observation(7000 + t)) for t in range(7)]
         got = np.stack([policy.act_batch(each) for each in rows])
         costs = policy.last_chunks
-    np.testing.assert_allclose(got, local_actions("asd", [4, 7], 7), atol=1e-4)
+    assert_same_draws(got, local_actions("asd", [4, 7], 7))
     assert [cost.batch for cost in costs] == [2, 2]
     assert all(cost.accepted.shape == cost.decided.shape == (10,) for cost in costs)
 
@@ -328,9 +329,9 @@ def test_committed_actions_go_to_the_server_and_back() -> None:
             thread.join()
         for client in clients:
             client.close()
-    np.testing.assert_allclose(got[True], expected[0], atol=1e-4)
+    assert_same_draws(got[True], expected[0])
     np.testing.assert_allclose(got[True][:2], given, atol=1e-5)
-    np.testing.assert_allclose(got[False], expected[1], atol=1e-4)
+    assert_same_draws(got[False], expected[1])
 
 
 def test_another_policy_in_the_place_of_the_first_is_noticed() -> None:

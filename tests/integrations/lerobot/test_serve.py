@@ -22,6 +22,7 @@ from asd_policy.policy.warmup import warm_up
 from asd_policy.serving import Client, RemotePolicy
 from asd_policy.serving.measure import server
 from reference.lerobot_policies import ENVIRONMENT, SIDE, STATE, as_of_old, saved, trained
+from reference.rounding import assert_same_draws
 from reference.served import address, served
 
 PLACE = {"device": "cpu", "engine": "eager", "precision": "fp32", "compile": False, "threads": 1}
@@ -127,7 +128,7 @@ def test_clients_have_seeds_and_histories_of_their_own(with_pictures) -> None:
             thread.join()
         health = there.health()
     for seed in range(4):
-        np.testing.assert_allclose(got[seed], alone[seed], atol=1e-4)
+        assert_same_draws(got[seed], alone[seed])
     assert health["batches"] < health["chunks"] == 8, "nothing was drawn together"
 
 
