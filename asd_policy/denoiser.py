@@ -167,8 +167,8 @@ class Denoiser:
             prediction = self.network.evaluate(points, self._real_steps[steps], chains, cond)
         else:
             cond = None if cond is None else cond[chains]
-            with as_asked():
-                prediction = self.network(points, self.timesteps[steps], cond)
+            with as_asked():  # a network may scale its input in place: it is not the chain's own
+                prediction = self.network(points.clone(), self.timesteps[steps], cond)
         if not isinstance(prediction, Tensor):
             raise InputError(
                 f"the network must return a tensor of the shape it is given; got a "

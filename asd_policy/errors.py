@@ -135,6 +135,16 @@ def seed_number(seed: Any) -> int:
     return number
 
 
+def listed_seeds(seeds: Any) -> list[int | None]:
+    """One for each environment, of a list of them or of a single one."""
+    seeds = whole(seeds)
+    try:
+        listed = [seeds] if isinstance(seeds, (str, bytes)) else list(seeds)
+    except TypeError:
+        listed = [seeds]
+    return [None if seed is None else seed_number(seed) for seed in listed]
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """The end of a message on an unknown name, "; did you mean 'asd'?"; empty if none is near."""
     near: dict[str, str] = {}

@@ -32,7 +32,8 @@ class Sampler:
         denoiser, schedule: as for :func:`asd_policy.sample`. shape: of one sample.
         config: which sampler.
         engine: a name, or an engine of the same network, chain and shape.
-        device, dtype, kernels: of an engine that is made.
+        device, dtype, kernels: of an engine that is made (default: the CPU, float32, "auto"); one
+            that is given has its own.
         calibration: from earlier calls; it is updated.
         stored: in its place, what a checkpoint has; used, and frozen, if it is of this sampler.
         cond: (1, …) of one chain, to time the network with; its values do not matter.
@@ -55,8 +56,8 @@ class Sampler:
         config: SamplerConfig,
         *,
         engine: str | Engine = "eager",
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         kernels: str = "auto",
         calibration: Calibration | None = None,
         stored: Mapping[str, Any] | None = None,
@@ -68,13 +69,15 @@ class Sampler:
         self.threads = None if threads is None else whole_from(1, "threads", threads)
         self.schedule = config.schedule(schedule)
         self._cond, self._compiled = cond, compiled
-        check_kind("dtype", dtype, torch.dtype, "a torch.dtype")
+        if dtype is not None:
+            check_kind("dtype", dtype, torch.dtype, "a torch.dtype")
         if isinstance(engine, Engine):
-            self._check_fit(engine, denoiser)
+            self._check_fit(engine, denoiser, device, dtype)
         else:
+            place = usable_device("cpu" if device is None else device)
             with self._limited():
                 engine = make_engine(
-                    engine, denoiser, self.schedule, self.shape, usable_device(device), dtype,
+                    engine, denoiser, self.schedule, self.shape, place, dtype or torch.float32,
                     kernels, cond,
                 )  # fmt: skip
         if calibration is None:
@@ -89,8 +92,22 @@ class Sampler:
         self._together: int | None = None
         self._ahead = Ahead(self.schedule.num_steps, self.engine.like)
 
-    def _check_fit(self, engine: Engine, denoiser: Network | PreparedNetwork) -> None:
+    def _check_fit(
+        self,
+        engine: Engine,
+        denoiser: Network | PreparedNetwork,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
         check_mode(engine.source)
+        place = engine.like.device
+        if device is not None:  # with its index, as tensors have it
+            place = torch.empty(0, device=usable_device(device)).device
+        if (place, dtype or engine.like.dtype) != (engine.like.device, engine.like.dtype):
+            raise InputError(
+                f"this engine's chains are {engine.like.dtype} on {engine.like.device}; got "
+                f"dtype={dtype} and device={device}"
+            )
         steps, wanted = engine.schedule.num_steps, self.schedule.num_steps
         if (engine.source, engine.schedule.to_dict(), engine.shape) != (
             denoiser, self.schedule.to_dict(), self.shape,
@@ -120,6 +137,7 @@ class Sampler:
             plan: to draw with, in place of :meth:`plan`'s. (To draw a chunk again as it once was.)
 
         Raises:
+            ValueError: noise of another chain or shape, or another number of conditions.
             NonFiniteError: the network returned a NaN or an infinity.
         """
         plan = plan or self.plan(len(noise.initial))
@@ -129,6 +147,14 @@ class Sampler:
     def _draw(
         self, config: SamplerConfig, plan: Plan, noise: Noise, cond: Tensor | None
     ) -> tuple[Tensor, Stats]:
+        batch, steps, like = len(noise.initial), self.schedule.num_steps, self.engine.like
+        if batch < 1 or (cond is not None and len(cond) != batch):
+            raise InputError(
+                "expected noise of one chain or more, and conditions of as many; got "
+                f"{batch} and {'none' if cond is None else len(cond)}"
+            )
+        if not noise.fits(steps, like):
+            noise = noise.fitted(batch, steps, like)
         x, stats = config.method.draw(self.engine, config, plan, noise, cond)
         self.calibration.learned.update(stats)
         return x.view(-1, *self.shape), stats
@@ -150,6 +176,7 @@ class Sampler:
         """Choose the window for so many chains at once, from here on: not for those of the moment,
         so that a chunk does not depend on which others are drawn beside it."""
         self._together = max(1, batch)
+        self.engine.expect(self._together)
 
     @property
     def window(self) -> int | None:

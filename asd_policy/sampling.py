@@ -61,7 +61,7 @@ def sample(
     noise: Noise | None = None,
     calibration: Calibration | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> Result:
     """Draw B independent samples from a trained diffusion model.
 
@@ -89,8 +89,9 @@ def sample(
             this sampler takes; see ``Noise``, whose ``draw`` makes what a seed gives here.
         calibration: slopes, acceptance and costs from earlier calls (``result.calibration`` or
             :func:`calibrate`); it is updated. Without one, "auto" means a window of 16.
-        device: of the chains (default: that of ``cond``, else of the generator, else the CPU).
-        dtype: of the chains.
+        device: of the chains (default: an earlier engine's; else that of ``cond``, else of the
+            generator, else the CPU).
+        dtype: of the chains (default: an earlier engine's, else float32).
 
     Raises:
         ValueError: an unknown option, options that exclude each other, noise for other samples,
@@ -106,7 +107,7 @@ def sample(
         sampler, draft, calls_per_round, window, steps, eta, tolerance, use_clipped_model_output,
         rejoin,
     )  # fmt: skip
-    device = _device(device, cond, generator)
+    device = _device(device, engine, cond, generator)
     made = _sampler(denoiser, schedule, shape, cond, config, engine, calibration, device, dtype)
     if noise is not None:
         check_kind("noise", noise, Noise, "a Noise, as Noise.draw makes it")
@@ -137,8 +138,8 @@ def _sampler(
     config: SamplerConfig,
     engine: str | Engine = "eager",
     calibration: Calibration | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Sampler:
     if cond is not None and cond.is_floating_point() and not bool(cond.isfinite().all()):
         raise NonFiniteError("cond holds a NaN or infinite value")
@@ -176,10 +177,14 @@ def _checked(shape: Any, cond: object) -> tuple[int, ...]:
     return sizes
 
 
-def _device(device: Any, cond: Tensor | None, generator: Streams) -> torch.device | str:
-    """The chains': as asked, else the conditions', else the generator's."""
+def _device(
+    device: Any, engine: str | Engine, cond: Tensor | None, generator: Streams
+) -> torch.device | str:
+    """The chains': as asked, else the engine's, the conditions' or the generator's."""
     if device is not None:
         return device
+    if isinstance(engine, Engine):
+        return engine.like.device
     return cond.device if cond is not None else getattr(generator, "device", "cpu")
 
 
@@ -197,7 +202,7 @@ def calibrate(
     seed: int | None = None,
     engine: str | Engine = "eager",
     device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Calibration:
     """Learn slopes and acceptance from throw-away chunks, and time the network.
@@ -217,7 +222,7 @@ def calibrate(
     shape = _checked(shape, cond)
     chunks, window = whole_from(1, "chunks", chunks), whole_from(1, "window", window)
     config = SamplerConfig.named(options.pop("sampler", "asd"), asked_of=calibrate, **options)
-    device = _device(device, cond, generator)
+    device = _device(device, engine, cond, generator)
     made = _sampler(denoiser, schedule, shape, cond, config, engine, None, device, dtype)
     generator = seeded(seed, generator, device)
     inputs = ((made.noise(streams(generator, shape[0])), cond) for _ in itertools.count())

@@ -150,3 +150,76 @@ def test_seeds_are_whole_numbers_of_any_kind() -> None:
         assert len(loop.environments) == len(seeds)
     loop.reset([None, 2**64 - 1])
     assert loop.environments[1].seed == 2**64 - 1
+
+
+class Fails(Told):
+    """Fails at its ``at``-th draw, when noise has been taken."""
+
+    at = 1
+
+    def draw(self, histories, streams):  # type: ignore[no-untyped-def]
+        made = super().draw(histories, streams)
+        self.at -= 1
+        if not self.at:
+            raise OSError("gone")
+        return made
+
+
+def test_an_observation_acted_on_again_after_an_error_is_seen_once() -> None:
+    """And its chunk is of the noise, and the number, that it would have had."""
+    told, failing = RecedingHorizon(Told()), RecedingHorizon(Fails())
+    failing.source.at = 2
+    got = []
+    for loop in (told, failing):
+        loop.reset([4])
+        rows = []
+        for value in range(5):
+            try:
+                rows.append(act(loop, value))
+            except OSError:
+                rows.append(act(loop, value))
+        got.append(np.stack(rows))
+    np.testing.assert_array_equal(*got)
+    assert [loop.environments[0].drawn for loop in (told, failing)] == [3, 3]
+
+
+def test_a_place_is_one_robot_s() -> None:
+    loop = RecedingHorizon(Told())
+    loop.reset([1, 2, 3])
+    loop.leave(0)
+    loop.leave(0)
+    places = [loop.join(loop._environment(seed)) for seed in (5, 6)]
+    assert places == [0, 3]
+    loop.leave(1)
+    loop.reset_env(1, 7)
+    assert loop.present == 4
+    assert loop.join(loop._environment(8)) == 4
+
+
+@pytest.mark.parametrize("seeds", [[], [0, 1]])
+def test_a_chunk_of_nothing_observed_is_refused(seeds: list[int]) -> None:
+    loop = RecedingHorizon(Told())
+    loop.reset(seeds)
+    with pytest.raises(InputError, match=r"expected an observation of every environment"):
+        loop.predict()
+    loop.reset([0])
+    loop.observe({"x": np.ones(1)})
+    with pytest.raises(InputError, match=r"committed actions of 1 environments, got 2"):
+        loop.predict([0], [np.zeros((1, 3))] * 2)
+
+
+def test_a_recorder_that_fails_leaves_the_noise_too() -> None:
+    one, other = RecedingHorizon(Told()), RecedingHorizon(Told())
+
+    def full(draw: object) -> None:
+        other.on_draw = None
+        raise OSError("disk full")
+
+    for loop in (one, other):
+        loop.reset([4])
+    other.on_draw = full
+    other._told = lambda *_: None  # type: ignore[method-assign,assignment]
+    with pytest.raises(OSError, match="disk full"):
+        act(other, 1.0)
+    np.testing.assert_array_equal(act(other, 1.0), act(one, 1.0))
+    assert other.environments[0].drawn == 1

@@ -121,3 +121,23 @@ def test_wrong_commitments_are_named(committed: np.ndarray, error: type, message
     made = policy("ddpm")
     with pytest.raises(error, match=message):
         made.source.draw_after(histories(1), [made.stream(1)], [committed])
+
+
+@pytest.mark.parametrize("engine", ["eager", "openvino"])
+def test_what_is_said_to_condition_does(engine: str) -> None:
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    made = DiffusionPolicy(tiny_checkpoint(20), SamplerConfig(window=4), engine=engine)
+    made.calibration.frozen = True
+    assert made.source.conditions
+    streams = [made.stream(1)]
+    chunk = made.source.draw_after(histories(1), streams, [COMMITTED]).actions[0, TO - 1 :]
+    np.testing.assert_allclose(chunk[:2], COMMITTED, atol=1e-5)
+
+
+def test_actions_beyond_those_trained_on_come_out_as_they_are() -> None:
+    """The chain has them clipped."""
+    beyond = np.array([[1.5, -0.3], [0.2, 2.0]], np.float32)
+    made = policy("asd", window=4)
+    chunk = made.source.draw_after(histories(1), [made.stream(1)], [beyond]).actions[0]
+    np.testing.assert_array_equal(chunk[TO - 1 : TO + 1], beyond)

@@ -177,3 +177,93 @@ def test_counts_of_a_chunk_are_host_arrays() -> None:
     stats = made().draw(next(inputs(made()))[0])[1]
     assert isinstance(stats.sums, np.ndarray)
     assert stats.sums.shape == (2, 20)
+
+
+def fixed(**options: object) -> Sampler:
+    calibration = asd_policy.calibrate(flat, SCHEDULE, shape=SHAPE, window=4, seed=1)
+    calibration.frozen = True
+    given = {"calibration": calibration, **options}
+    return Sampler(flat, SCHEDULE, SHAPE[1:], SamplerConfig(window=4), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+def test_noise_becomes_the_engine_s(kernels: str, dtype: torch.dtype, given: torch.dtype) -> None:
+    """Of another type, C would read the tables of one as numbers of the other."""
+    made = fixed(dtype=dtype, kernels=kernels)
+    noise = Noise.draw(SHAPE, 20, seed=3, dtype=given)
+    x, _ = made.draw(noise)
+    expected, _ = made.draw(noise.fitted(3, 20, made.engine.like))
+    assert x.dtype == dtype
+    assert torch.equal(x, expected)
+    shaped = Noise(noise.initial.view(SHAPE), noise.steps.view(3, 20, 2, 3), noise.log_uniform)
+    assert torch.equal(made.draw(shaped)[0], expected)
+
+
+@pytest.mark.parametrize("config", [SamplerConfig(window=4), SamplerConfig("ddpm")])
+@pytest.mark.parametrize(
+    ("shape", "steps", "cond", "message"),
+    [
+        (SHAPE, 1, None, r"noise\.steps must be \(3, 20, 6\)"),
+        (SHAPE, 50, None, r"noise\.steps must be \(3, 20, 6\)"),
+        ((3, 12), 20, None, r"noise\.initial must be \(3, 6\)"),
+        (SHAPE, 20, 5, "conditions of as many; got 3 and 5"),
+        (SHAPE, 20, 1, "conditions of as many; got 3 and 1"),
+        ((0, 6), 20, None, "of one chain or more"),
+    ],
+)
+def test_a_loop_s_own_noise_is_looked_at(
+    config: SamplerConfig, shape: tuple[int, ...], steps: int, cond: int | None, message: str
+) -> None:
+    made = Sampler(flat, SCHEDULE, SHAPE[1:], config)
+    noise = Noise(
+        torch.zeros(shape).flatten(1), torch.zeros(shape[0], steps, 12 if 12 in shape else 6),
+        torch.zeros(shape[0], steps),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        made.draw(noise, None if cond is None else torch.zeros(cond, 2))
+
+
+def test_a_kept_engine_has_its_own_type_and_device() -> None:
+    first = sample(seed=0, dtype=torch.float64)
+    assert sample(seed=0, engine=first.engine).sample.dtype == torch.float64
+    for other in ({"dtype": torch.float32}, {"device": "meta"}):
+        with pytest.raises(ValueError, match=r"this engine's chains are torch.float64 on cpu; got"):
+            sample(seed=0, engine=first.engine, **other)
+    kept = sample(seed=0, engine=first.engine, dtype=torch.float64, device="cpu")
+    assert kept.engine is first.engine
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    "options", [{"sampler": "ddpm"}, {"window": 4}, {"window": 4, "rejoin": True}]
+)
+def test_a_network_may_write_into_its_input(batch: int, options: dict) -> None:
+    def plain(x, t, c):  # type: ignore[no-untyped-def]
+        return 0.5 * x
+
+    def in_place(x, t, c):  # type: ignore[no-untyped-def]
+        return x.mul_(0.5)
+
+    made = [
+        asd_policy.sample(network, SCHEDULE, shape=(batch, 2, 3), seed=2, **options).sample
+        for network in (plain, in_place)
+    ]
+    assert torch.equal(*made)
+
+
+def test_a_ddim_schedule_s_own_steps_and_noise_are_the_default() -> None:
+    chain = SCHEDULE.ddim(8, 1.0)
+    found = asd_policy.sample(flat, chain, shape=SHAPE, sampler="ddim", seed=0)
+    asked = asd_policy.sample(flat, SCHEDULE, shape=SHAPE, sampler="ddim", steps=8, eta=1.0, seed=0)
+    assert torch.equal(found.sample, asked.sample)
+    assert found.stats.calls.tolist() == [8, 8, 8]
+    other = asd_policy.sample(flat, chain, shape=SHAPE, sampler="ddim", eta=0.0, seed=0)
+    assert not torch.equal(other.sample, asked.sample)
+
+
+@pytest.mark.parametrize("calls", [1.0, 2.0, True])
+def test_calls_a_round_are_whole_numbers(calls: object) -> None:
+    with pytest.raises(ValueError, match="calls_per_round must be"):
+        SamplerConfig(calls_per_round=calls)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import functools
 import math
 import time
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ class CudaGraphEngine(Engine):
     def _keep(self) -> None:
         super()._keep()
         self._graphs: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
-        self._steps: dict[tuple[int, Precision], SequentialSteps] = {}
+        self._steps: OrderedDict[tuple[int, Precision], SequentialSteps] = OrderedDict()
         # A prepared network is copied in place; of another, graphs know where its weights lie.
         module = owner(self.source)
         self._module = module if isinstance(module, torch.nn.Module) else None
@@ -327,6 +328,7 @@ class CudaGraphEngine(Engine):
                 kernels = make_kernels(self.kernels)
                 steps = SequentialSteps(denoiser, self.schedule, noise.initial, kernels)
                 self._steps[key] = steps
+            self._keep_newest(self._steps, key)
             replay = self._captured(steps, self._capture_step)
             if replay is None:
                 return sample_ddpm(denoiser, self.schedule, noise, name)

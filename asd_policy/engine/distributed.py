@@ -198,7 +198,7 @@ class SplitNetwork:
             return self._network.evaluate(x, steps, chains, self._condition)
         cond = None if self._condition is None else self._condition[chains]
         with as_asked():
-            found = self._network(x, self._timesteps[steps], cond)
+            found = self._network(x.clone(), self._timesteps[steps], cond)
         if not isinstance(found, Tensor) or found.shape != x.shape:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InputError(

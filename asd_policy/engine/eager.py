@@ -26,7 +26,7 @@ from asd_policy.samplers.table import Loop, Plan
 from asd_policy.schedule import Schedule
 
 Result = TypeVar("Result")
-KEPT = 8  # states of chains, one for each batch size, window and form
+KEPT, MOST_KEPT = 8, 64  # states of chains, one for each batch size, window and form
 
 
 class Engine:
@@ -45,6 +45,7 @@ class Engine:
     name = "eager"
     ranks = 1  # processes that share a network call
     leads = True  # whether this process is the one that draws
+    kept = KEPT
     lean = True  # chains in PyTorch's arithmetic keep no more than their window (see Chains)
 
     def __init__(
@@ -61,6 +62,10 @@ class Engine:
         self.like = torch.empty(0, torch.Size(shape).numel(), device=device, dtype=dtype)
         self.kernels = choose_kernels(kernels, self.like)
         self._keep()
+
+    def expect(self, batch: int) -> None:
+        """Keep states for as many batch sizes as there are up to this one, within reason."""
+        self.kept = max(KEPT, min(batch, MOST_KEPT))
 
     def _keep(self) -> None:
         """Begin with no states: those of a copy would lie where the original's do."""
@@ -202,7 +207,7 @@ class Engine:
         else:
             like = self.like.new_empty(batch, self.like.shape[1])
             self._denoisers[batch] = Denoiser(self.network, self.schedule, self.shape, cond, like)
-        _keep_newest(self._denoisers, batch)
+        self._keep_newest(self._denoisers, batch)
         return self._denoisers[batch]
 
     def _run(
@@ -210,14 +215,20 @@ class Engine:
     ) -> AutospeculativeDecoding:
         denoiser = self._denoiser(len(noise.initial), cond)
         batch, dim = noise.initial.shape
+        like = self.like.new_empty(batch, dim)
         key = batch, window, form, asked_for()  # a captured round keeps its precision
         if key not in self._runs or self._runs[key].denoiser is not denoiser:
             lean = self.lean and self.kernels == "torch" and not form.rejoin
-            chains = Chains(self.schedule, batch, dim, window, noise.initial, form.rejoin, lean)
+            chains = Chains(self.schedule, batch, dim, window, like, form.rejoin, lean)
             kernels = make_kernels(self.kernels)
             self._runs[key] = AutospeculativeDecoding(denoiser, chains, form, kernels)
-        _keep_newest(self._runs, key)
+        self._keep_newest(self._runs, key)
         return self._runs[key]
+
+    def _keep_newest(self, cache: OrderedDict[Any, Any], key: object) -> None:
+        cache.move_to_end(key)
+        while len(cache) > self.kept:
+            cache.popitem(last=False)
 
 
 def _timed(call: Callable[[], object], device: torch.device, ranks: int) -> float:
@@ -237,9 +248,3 @@ def raise_if_bad(denoiser: Denoiser, bad: list[int]) -> None:
     for chain, step in enumerate(bad):
         if step >= 0:
             raise denoiser.non_finite(step, chain)
-
-
-def _keep_newest(cache: OrderedDict, key: object) -> None:  # type: ignore[type-arg]
-    cache.move_to_end(key)
-    while len(cache) > KEPT:
-        cache.popitem(last=False)

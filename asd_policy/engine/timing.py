@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from asd_policy.ambient import asked_for, own_precision
 from asd_policy.drafts import Form
 from asd_policy.engine.eager import Engine
 from asd_policy.errors import NonFiniteError
@@ -42,8 +44,9 @@ def network_costs(
 ) -> Costs:
     """Costs of an engine's network: those kept for this machine, or measured now and kept.
 
-    They are kept by processor or GPU, threads, engine, precision, versions and the network's
-    shapes; of a plain function, which has none that can be compared, they are not kept.
+    They are kept by processor or GPU, threads, engine, precision, versions, and the network's
+    code, shapes and settings; of a function, or a module without weights, which have none that can
+    be compared, they are not kept.
 
     Args:
         cond: (1, …), one chain's condition, or None. Its values do not matter.
@@ -153,19 +156,54 @@ def _key(engine: Engine, cond: Tensor | None, compiled: bool) -> dict[str, Any] 
     device = engine.like.device
     on_gpu = device.type == "cuda"
     shapes = [[k, list(v.shape), str(v.dtype)] for k, v in network.state_dict().items()]
+    if not shapes:
+        return None
+    with own_precision():
+        surrounding = repr(asked_for())
     return {
         "processor": torch.cuda.get_device_name(device) if on_gpu else cpu_model(),
         "threads": None if on_gpu else torch.get_num_threads(),
         "engine": [engine.name, engine.ranks],
         "kernels": engine.kernels,
         "network": type(network).__qualname__,
-        "shapes": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
+        "shapes": hashlib.sha256(json.dumps([shapes, _settings(network)]).encode()).hexdigest(),
+        "surrounding": surrounding,
         "precision": getattr(network, "precision", str(engine.like.dtype)),
         "compiled": compiled,
         "sample": list(engine.shape),
         "condition": None if cond is None else list(cond.shape),
         "versions": [torch.__version__, _our_version(), FORM, *_engines_version(engine)],
     }
+
+
+def _settings(network: nn.Module) -> list[Any]:
+    """What tells networks of equal shapes apart: the code of the classes of their layers, and
+    numbers and words among their attributes. (What begins with _ is a layer's own affair, and may
+    be another in every process.)"""
+    layers: list[Any] = []
+    codes: dict[str, str] = {}
+    for name, layer in network.named_modules():
+        kind, told = type(layer), {}
+        for key, value in vars(layer).items():
+            if key != "training" and not key.startswith("_") and _is_plain(value):
+                told[key] = value
+        layers.append([name, f"{kind.__module__}.{kind.__qualname__}", told])
+        if not kind.__module__.startswith("torch."):
+            codes.setdefault(kind.__qualname__, _code(kind))
+    return [layers, codes]
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _code(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # typed in, or compiled
+        return ""
 
 
 def _engines_version(engine: Engine) -> list[str | None]:

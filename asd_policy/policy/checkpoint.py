@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from asd_policy.checkpoints import find_checkpoint, no_checkpoint
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, InputError
 from asd_policy.networks import OthersUnet1D
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
@@ -57,8 +57,9 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
     (``DataParallel``, ``torch.compile``) is saved as what was wrapped.
 
     Raises:
-        CheckpointError: a card that cannot be written as JSON, or a network that is not the one
-            that ``checkpoint.config`` describes; the folder is left as it was.
+        CheckpointError: a card that cannot be written as JSON, or a network, normalizer or
+            calibration that is not of what ``checkpoint.config`` and ``checkpoint.schedule``
+            describe; the folder is left as it was.
     """
     folder = Path(folder)
     weights = _unwrapped(checkpoint)
@@ -75,6 +76,10 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
         },
         "sha256": hashlib.sha256(blob).hexdigest(),
     }
+    _check_dims(
+        folder, checkpoint.config, checkpoint.observation_normalizer, checkpoint.action_normalizer
+    )
+    _check_known(folder, card, checkpoint.schedule)
     text = _as_json(card)
     folder.mkdir(parents=True, exist_ok=True)
     _settle(folder)
@@ -99,6 +104,7 @@ def update_card(folder: str | Path, **entries: Any) -> None:
     folder = Path(folder)
     card = read_card(folder)
     card.update({k: v for k, v in entries.items() if k not in _STRUCTURE})
+    _check_known(folder, card, _made(folder, "schedule", Schedule.from_dict, card["schedule"]))
     text = _as_json(card)
     _settle(folder)
     _write_part(folder / CARD_FILE, text).replace(folder / CARD_FILE)
@@ -143,10 +149,14 @@ def _groups(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _as_json(card: Mapping[str, Any]) -> bytes:
-    try:
-        return (json.dumps(card, indent=1, default=_plain) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"the card cannot be written as JSON: {error}") from error
+    for entry, value in card.items():
+        try:
+            json.dumps(value, default=_plain, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the card cannot be written as JSON: {entry}: {error}"
+            ) from error
+    return (json.dumps(card, indent=1, default=_plain) + "\n").encode()
 
 
 def _plain(value: Any) -> Any:
@@ -210,7 +220,8 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     file = _card_file(folder)
     for path in (file, folder / MODEL_FILE):
         if not path.is_file():
-            raise CheckpointError(f"no checkpoint at {folder}: it has no {path.name}")
+            name = path.name.removesuffix(".part")
+            raise CheckpointError(f"no checkpoint at {folder}: it has no {name}")
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -240,8 +251,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _load(folder: Path) -> Checkpoint:
-    card = read_card(folder)
-    weights = _weights(folder / MODEL_FILE, _entry(folder, card, "sha256", str))
+    card, weights = _card_and_weights(folder)
     task = card.get("task")
     if not isinstance(task, str | None):
         raise CheckpointError(f"{folder / CARD_FILE}: task must be text, got {task!r:.80}")
@@ -255,8 +265,7 @@ def _load(folder: Path) -> Checkpoint:
         "normalizer", lambda each: Normalizer.from_dict(each["observation"], config.quaternions)
     )
     action = made("normalizer", lambda each: Normalizer.from_dict(each["action"]))
-    if card.get("calibration") is not None:
-        made("calibration", Calibration.from_dict)
+    _check_known(folder, card, schedule)
     _check_dims(folder, config, observation, action)
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
     table = difference_table(expected, {k: tuple(v.shape) for k, v in weights.items()})
@@ -264,6 +273,31 @@ def _load(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder / MODEL_FILE} does not fit its card:\n{table}")
     network.load_state_dict(weights)
     return Checkpoint(network.eval(), config, schedule, observation, action, card)
+
+
+def _card_and_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Both of one save, though another process may be saving here now."""
+    while True:
+        before = _stamps(folder)
+        try:
+            card = read_card(folder)
+            return card, _weights(folder / MODEL_FILE, _entry(folder, card, "sha256", str))
+        except (CheckpointError, FileNotFoundError):
+            if _stamps(folder) == before:
+                raise
+
+
+def _stamps(folder: Path) -> list[tuple[int, int] | None]:
+    """By which a save between two looks is noticed."""
+    found: list[tuple[int, int] | None] = []
+    for path in (folder / MODEL_FILE, folder / CARD_FILE, _part(folder / CARD_FILE)):
+        try:
+            stat = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((stat.st_ino, stat.st_mtime_ns))
+    return found
 
 
 def _weights(path: Path, expected: str) -> dict[str, Tensor]:
@@ -301,6 +335,17 @@ def _made(folder: Path, entry: str, make: Callable[[Any], Made], value: Any) -> 
 def _config_and_network(values: Mapping[str, Any]) -> tuple[PolicyConfig, nn.Module]:
     config = PolicyConfig.from_dict(values)
     return config, config.build_network()
+
+
+def _check_known(folder: Path, card: Mapping[str, Any], schedule: Schedule) -> None:
+    """That the card's calibration, if there is one, is of this chain."""
+
+    def check(values: Mapping[str, Any]) -> None:
+        if not bool(Calibration.from_dict(values).slopes(schedule.num_steps).isfinite().all()):
+            raise InputError("it holds a NaN or infinite slope")
+
+    if card.get("calibration") is not None:
+        _made(folder, "calibration", check, card["calibration"])
 
 
 def _check_dims(folder: Path, config: PolicyConfig, obs: Normalizer, action: Normalizer) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from asd_policy.errors import InputError, seed_number, whole
+from asd_policy.errors import InputError, listed_seeds, seed_number
 from asd_policy.policy.draws import ChunkStats, Draw, chunk_stats
 from asd_policy.policy.observations import named, one_row
-from asd_policy.samplers.result import Stats
+from asd_policy.samplers.result import Stats, go_back, states_of
 
 Observation = Mapping[str, Any]
 Frame = Any  # one environment's observation at one time, as its source keeps it
@@ -143,16 +143,6 @@ class _Cost:
         return self._by_row
 
 
-def _seeds(seeds: Any) -> list[int | None]:
-    """One for each environment, of a list of them or of a single one."""
-    seeds = whole(seeds)
-    try:
-        listed = [seeds] if isinstance(seeds, (str, bytes)) else list(seeds)
-    except TypeError:
-        listed = [seeds]
-    return [None if seed is None else seed_number(seed) for seed in listed]
-
-
 class RecedingHorizon:
     """Executes chunks of one source in any number of environments.
 
@@ -205,7 +195,7 @@ class RecedingHorizon:
         Raises:
             ValueError: what is no seed; nothing is forgotten then.
         """
-        checked = _seeds(seeds)
+        checked = listed_seeds(seeds)
         self.environments = []  # their streams, which may be numbered elsewhere, are free for these
         self.environments = [self._environment(seed) for seed in checked]
         self._free = []
@@ -213,8 +203,11 @@ class RecedingHorizon:
         self._cost = _Cost(len(self.environments))
 
     def reset_env(self, index: int, seed: int | None = None) -> None:
-        """Start a new episode in one environment."""
-        self.environments[index] = self._environment(seed)
+        """Start a new episode in one environment; in one that had left, it is there again."""
+        made = self._environment(seed)
+        self.environments[index] = made
+        if index in self._free:
+            self._free.remove(index)
 
     def join(self, environment: Environment) -> int:
         """Take in one more environment, whatever the number that was expected; returns its index,
@@ -229,7 +222,8 @@ class RecedingHorizon:
     def leave(self, index: int) -> None:
         """Forget an environment; its index may become another's."""
         self.environments[index] = Environment(None, None)
-        self._free.append(index)
+        if index not in self._free:
+            self._free.append(index)
 
     @property
     def present(self) -> int:
@@ -274,11 +268,21 @@ class RecedingHorizon:
             indices: which environments the rows belong to (default: all, in order).
 
         Raises:
-            ValueError, NonFiniteError: as :meth:`act`; nothing is drawn then.
+            ValueError, NonFiniteError: as :meth:`act`; nothing is drawn or remembered then, and
+                the same observations can be acted on again.
         """
         indices = range(len(self.environments)) if indices is None else indices
-        self.observe(observations, indices)
-        return self.take(indices)
+        return self.act_on(self.frames(observations, len(indices)), indices)
+
+    def act_on(self, frames: Sequence[Sequence[Frame]], indices: Sequence[int]) -> np.ndarray:
+        """:meth:`act_batch` for what the source has made of observations already."""
+        before = self.remembered(indices)
+        self.remember(frames, indices)
+        try:
+            return self.take(indices)
+        except BaseException:  # acted on again, they would be seen twice
+            self.restore(before, indices)
+            raise
 
     def take(self, indices: Sequence[int]) -> np.ndarray:
         """:meth:`act_batch` for what has been observed already."""
@@ -325,6 +329,15 @@ class RecedingHorizon:
         for index, new in zip(indices, frames, strict=True):
             self.environments[index].observe(new, self.horizons[0])
 
+    def remembered(self, indices: Sequence[int]) -> list[deque[Frame]]:
+        """The histories of these environments, for :meth:`restore`."""
+        return [self.environments[index].history.copy() for index in indices]
+
+    def restore(self, histories: Sequence[deque[Frame]], indices: Sequence[int]) -> None:
+        """Forget what was observed since."""
+        for index, history in zip(indices, histories, strict=True):
+            self.environments[index].history = history
+
     def predict(
         self,
         indices: Sequence[int] | None = None,
@@ -345,15 +358,29 @@ class RecedingHorizon:
         """
         indices = range(len(self.environments)) if indices is None else indices
         environments, start = [self.environments[i] for i in indices], time.perf_counter()
-        drawn_from = [e.history for e in environments], [e.stream for e in environments]
-        if committed is None:
-            made = self.source.draw(*drawn_from)
-        else:
-            made = self.source.draw_after(*drawn_from, committed)
-        seconds, batch = time.perf_counter() - start, len(environments)
-        self._cost = _Cost(batch, range(batch), made.stats, seconds)
-        if self.on_draw is not None:
-            self.on_draw(self._told(environments, made))
+        histories, streams = [e.history for e in environments], [e.stream for e in environments]
+        if not histories or not all(histories):
+            raise InputError(
+                "expected an observation of every environment, one or more, before a chunk; got "
+                f"{sum(map(bool, histories))} for {len(histories)}"
+            )
+        if committed is not None and len(committed) != len(histories):
+            raise InputError(
+                f"expected committed actions of {len(histories)} environments, got {len(committed)}"
+            )
+        before, batch = states_of(streams), len(environments)
+        try:
+            if committed is None:
+                made = self.source.draw(histories, streams)
+            else:
+                made = self.source.draw_after(histories, streams, committed)
+            seconds = time.perf_counter() - start
+            self._cost = _Cost(batch, range(batch), made.stats, seconds)
+            if self.on_draw is not None:
+                self.on_draw(self._told(environments, made))
+        except BaseException:  # it is drawn again from the same noise
+            go_back(streams, before)
+            raise
         for environment in environments:
             environment.drawn += 1
         return made.actions[:, self.horizons[0] - 1 :]

@@ -1,11 +1,12 @@
 """Chunks that go on from actions that are committed: inpainting in the chain.
 
 In the chain of a chunk whose first actions are known, what the network predicts of them, x̂0, is
-replaced by what they are. That is a chain as any other, with another denoiser, and at its last step
-the known actions come out as they are: DDPM and ASD draw from one and the same distribution, and so
-on for all samplers. It is another distribution than that of chunks without commitments, and not
-exactly their conditional distribution given those actions (which would need a correction of the
-whole chain); it is what is known as inpainting (Janner et al., 2022, arXiv 2205.09991).
+replaced by what they are (clipped as all x̂0 are, beyond the range of the actions that were trained
+on). That is a chain as any other, with another denoiser, at whose last step they come out: DDPM and
+ASD draw from one and the same distribution, and so on for all samplers. It is another distribution
+than that of chunks without commitments, and not exactly their conditional distribution given those
+actions (which would need a correction of the whole chain); it is what is known as inpainting
+(Janner et al., 2022, arXiv 2205.09991).
 """
 
 from __future__ import annotations

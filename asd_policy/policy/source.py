@@ -50,6 +50,7 @@ class CheckpointSource(SampledSource):
         self.horizons = self.config.horizons
         self._engine, self._trained = engine, checkpoint.schedule
         self._after: Sampler | None = None
+        self._robots = 1
         self.sampler = chunk_sampler(
             self.network,
             checkpoint.schedule,
@@ -64,7 +65,10 @@ class CheckpointSource(SampledSource):
         )
 
     def expect(self, batch: int) -> None:
-        self.sampler.expect(batch)
+        self._robots = batch
+        for sampler in (self.sampler, self._after):
+            if sampler is not None:
+                sampler.expect(batch)
 
     def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[np.ndarray]]:
         """(Do,) float32 rows, keys in the policy's order."""
@@ -106,6 +110,8 @@ class CheckpointSource(SampledSource):
             actions = self._action_normalizer.unnormalize(chunks).cpu().numpy()
         if not np.isfinite(actions).all():
             raise NonFiniteError("the sampler returned a NaN or infinite action")
+        for chunk, given in zip(actions, committed, strict=True):  # the chain may have clipped it
+            chunk[self.horizons[0] - 1 :][: len(given)] = given
         return Chunks(actions, stats)
 
     def close(self) -> None:
@@ -135,7 +141,9 @@ class CheckpointSource(SampledSource):
     def _sampler_after(self) -> Sampler:
         """Of the inpainted chain: an engine of its own, and the window of the other."""
         if self._after is None:
-            first, network = self.sampler, self.sampler.engine.source
+            first, network, engine = self.sampler, self.sampler.engine.source, self._engine
+            if engine == "openvino":  # which compiles networks, and not what goes on around them
+                network, engine = self.sampler.engine.network, "eager"
             if not isinstance(network, PreparedNetwork):
                 raise InputError("this network's chunks cannot be conditioned")
             config = first.config
@@ -147,11 +155,12 @@ class CheckpointSource(SampledSource):
                 self._trained,
                 first.shape,
                 config,
-                engine=self._engine,
+                engine=engine,
                 device=self.device,
                 calibration=Calibration(first.calibration.learned, frozen=True),
                 threads=first.threads,
             )
+            self._after.expect(self._robots)
         return self._after
 
     def sample(

@@ -30,7 +30,8 @@ class SamplerConfig:
         draft: of ASD: "secant" (None), "slope", "memory" or "frozen".
         calls_per_round: of ASD: 1 (None), or 2 (with ``draft="frozen"``, the paper's algorithm).
         window: θ, steps guessed ahead; "auto" chooses it from measured cost and acceptance.
-        steps: steps of the chain, at most the training steps (default: all; "ddim": 10).
+        steps: steps of the chain, at most the training steps (default: all; "ddim": 10, or those
+            of a schedule that is a DDIM's, and its eta).
         eta: noise of DDIM, 0 … 1 ("ddim": 0 by default; with "asd", the DDIM chain of that η that
             uses the clipped model output).
         use_clipped_model_output: of "ddim" (None: False): step along the ε that belongs to the
@@ -92,6 +93,7 @@ class SamplerConfig:
             object.__setattr__(self, name, whole(getattr(self, name)))
         self._spell_out()
         check_choice("draft", self.draft, DRAFTS)
+        whole_from(1, "calls_per_round", self.calls_per_round)  # and no 1.0, which equals 1
         check_choice("calls_per_round", self.calls_per_round, (1, 2))
         check_choice("rejoin", self.rejoin, (False, True))
         window = self.window

@@ -58,6 +58,17 @@ class Noise:
         generators = streams(seeded(seed, generator, device), shape[0])
         return draw_noise(generators, num_steps, like)
 
+    def fits(self, num_steps: int, like: Tensor) -> bool:
+        """Whether these are numbers as :meth:`fitted` makes them."""
+        batch, dim = self.initial.shape[0], like.shape[-1]
+        shapes = (batch, dim), (batch, num_steps, dim), (batch, num_steps)
+        given = self.initial, self.steps, self.log_uniform
+        return batch > 0 and all(
+            not isinstance(tensor, Tensor)  # of diffusers' long chains, drawn later
+            or (tensor.shape, tensor.dtype, tensor.device) == (shape, like.dtype, like.device)
+            for tensor, shape in zip(given, shapes, strict=True)
+        )
+
     def fitted(self, batch: int, num_steps: int, like: Tensor) -> Noise:
         """The same numbers as (B, D), (B, K, D) and (B, K) of a tensor's type and device.
 
@@ -107,6 +118,18 @@ def streams(generator: Streams, batch: int) -> list[torch.Generator]:
     device = torch.device("cpu") if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=device).tolist()
     return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def states_of(used: Sequence[Any]) -> list[Tensor | None]:
+    """Where random streams are, for :func:`go_back`; None of what is no generator of PyTorch's."""
+    return [each.get_state() if isinstance(each, torch.Generator) else None for each in used]
+
+
+def go_back(used: Sequence[Any], states: Sequence[Tensor | None]) -> None:
+    """Have random streams give again what they have given since."""
+    for stream, state in zip(used, states, strict=True):
+        if state is not None:
+            stream.set_state(state)
 
 
 def seeded(seed: int | None, generator: Streams, device: torch.device | str) -> Streams:

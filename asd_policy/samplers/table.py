@@ -155,8 +155,12 @@ def _sequential(
 
 
 def _ddim_chain(config: SamplerConfig, trained: Schedule) -> Schedule:
-    steps = config.steps or min(ASD_DDIM_STEPS, trained.config.num_steps)
-    return trained.ddim(steps, config.eta or 0.0, bool(config.use_clipped_model_output))
+    """What is not asked for is a DDIM schedule's own."""
+    own = trained.config
+    least = min(ASD_DDIM_STEPS, own.num_steps) if own.eta is None else trained.num_steps
+    eta = own.eta if config.eta is None else config.eta
+    clipped = bool(config.use_clipped_model_output) or own.use_clipped_model_output
+    return trained.ddim(config.steps or least, eta or 0.0, clipped)
 
 
 def _paradigms_chain(config: SamplerConfig, trained: Schedule) -> Schedule:

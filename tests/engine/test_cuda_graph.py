@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from asd_policy import Calibration, NonFiniteError, SamplerConfig, Schedule
+from asd_policy import Calibration, NonFiniteError, Sampler, SamplerConfig, Schedule
 from asd_policy.chains import Chains
 from asd_policy.denoiser import Denoiser
 from asd_policy.drafts import DRAFTS, Form
@@ -323,3 +323,25 @@ def test_a_capture_that_fails_is_an_error_unless_auto(sampler: str) -> None:
         draw(config, auto, noise, None, slopes(True))
     eager = make_engine("eager", NETWORK, SCHEDULE, (DIM,), dtype=torch.float64)
     torch.testing.assert_close(x, draw(config, eager, noise, None, slopes(True))[0])
+
+
+@pytest.mark.parametrize("name", ["asd", "ddpm"])
+def test_what_was_captured_for_every_batch_stays(name: str) -> None:
+    """A server's batches come about by chance: none is captured while robots wait."""
+    robots, rng = 12, np.random.default_rng(0)
+    engine = graph_engine()
+    sampler = Sampler(NETWORK, SCHEDULE, (DIM,), SamplerConfig(name), engine=engine)
+    sampler.freeze()
+    sampler.expect(robots)
+    for batch in range(1, robots + 1):
+        sampler.draw(bulk_noise(batch, STEPS, DIM, 0))
+    recorder = engine._recorder
+    assert isinstance(recorder, HostRecorder)
+    captured = len(recorder.recorded)
+    for batch in rng.integers(1, robots + 1, 30):
+        sampler.draw(bulk_noise(int(batch), STEPS, DIM, 1))
+    assert len(recorder.recorded) == captured
+    sampler.expect(1)
+    sampler.draw(bulk_noise(1, STEPS, DIM, 1))
+    assert len(engine._denoisers) == 8
+    assert len(engine._steps) <= 8

@@ -149,6 +149,14 @@ for sampler in ("asd", "ddpm", "asd-rejoin", "paradigms"):
     assert torch.equal(found.sample, alone.sample), (rank, sampler)
     assert torch.equal(found.stats.calls, alone.stats.calls)
     assert sum(rows) < 0.8 * int(alone.stats.evaluations.sum()), "each rank did a share"
+class InPlace(Network):
+    def forward(self, x, timesteps, cond):
+        return x.mul_(0.5)
+
+one = options | {"shape": (1, 4), "cond": cond[:1], "window": 4}  # too few rows to share
+for name in ("asd", "ddpm"):
+    there = sample(InPlace(), sampler=name, seed=1, engine="distributed", **one)
+    assert torch.equal(there.sample, sample(InPlace(), sampler=name, seed=1, **one).sample)
 again = sample(network, sampler=sampler, seed=1, engine=found.engine, **options)
 assert torch.equal(again.sample, alone.sample)
 known = calibrate(network, chunks=1, window=4, seed=0, engine="distributed", **options)

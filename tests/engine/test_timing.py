@@ -254,3 +254,69 @@ def test_a_seed_gives_the_same_actions_on_a_busy_machine(cache) -> None:
             rival.wait()
     assert quiet.stdout == busy.stdout
     assert int(quiet.stdout.split()[0]) > 1
+
+
+class Looped(torch.nn.Module):
+    """Calls its layer so often."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.layer, self.times = torch.nn.Linear(6, 6), times
+
+    def forward(self, x, timesteps, cond):  # type: ignore[no-untyped-def]
+        for _ in range(self.times):
+            x = self.layer(x)
+        return x
+
+
+class Repeated(torch.nn.Module):
+    """As ``Looped``, the times in a list; and one that calls it."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.layer, self.times = torch.nn.Linear(6, 6), (times,)
+
+    def forward(self, x, timesteps, cond):  # type: ignore[no-untyped-def]
+        for _ in range(self.times[0]):
+            x = self.layer(x)
+        return x
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, network) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, timesteps, cond):  # type: ignore[no-untyped-def]
+        if isinstance(self.network, torch.nn.Module):
+            return self.network(x, timesteps, cond)
+        return self.network(x)
+
+
+@pytest.mark.parametrize("kind", [Looped, Repeated])
+def test_networks_that_differ_in_more_than_shapes_have_costs_of_their_own(
+    cache, measured, kind
+) -> None:
+    def costs(network) -> Costs:  # type: ignore[no-untyped-def]
+        return network_costs(make_engine("eager", network, SCHEDULE, (6,)), None)
+
+    assert costs(kind(1)) is costs(kind(1))
+    assert costs(Wrapped(kind(1))) is costs(Wrapped(kind(1)))
+    assert len(measured) == 2
+    costs(kind(400))
+    costs(Wrapped(kind(400)))
+    assert len(measured) == 4
+    with torch.autocast("cpu", torch.bfloat16):
+        costs(kind(1))
+    assert len(measured) == 5
+    for _ in range(2):  # nothing tells two of these apart
+        costs(Wrapped(torch.tanh))
+    assert len(measured) == 7
+
+
+def test_a_compiled_network_is_known_again(cache, measured) -> None:
+    """PyTorch gives each a number of its own, another one in every process."""
+    for _ in range(2):
+        network = torch.compile(Looped(1))
+        network_costs(make_engine("eager", network, SCHEDULE, (6,)), None)
+    assert len(measured) == 1
