@@ -14,7 +14,7 @@ diffusers would not import.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -76,7 +76,8 @@ def sample(
             that takes the least time for so many images: 1, sequential DDPM, where none is faster.
             The first call goes by how often drafts are typically accepted, later ones of the same
             pipeline by what those before them learned.
-        num_inference_steps: of the chain; None is all that the network was trained for.
+        num_inference_steps: of the chain; None is all that the network was trained for (of "ddim",
+            10).
         output_type: "pil", "np" or "pt", as for the pipeline.
         rows_at_once, max_memory, verbose, engine: as for :func:`draw`.
 
@@ -165,13 +166,15 @@ def draw(
     if cond is not None and len(cond) != shape[0]:
         raise InputError(f"cond must have {shape[0]} rows, one for each sample; got {len(cond)}")
     config = SamplerConfig.named(sampler, asked_of=draw, **options)
-    device, chain = next(denoiser.parameters()).device, _chain(scheduler, num_inference_steps)
+    named = "steps" in options or isinstance(sampler, SamplerConfig)
+    config = _of_so_many(config, named, num_inference_steps)
+    device, chain = _device_of(denoiser), _chain(scheduler, config)
     network: nn.Module = _Rows(denoiser, rows_at_once)
     if scheduler.config.get("thresholding"):
         network = Thresholded(network, scheduler)
     made = Sampler(
         network, chain, shape[1:], config, engine=engine, device=device,
-        kernels=_kernels(config, shape, chain.num_steps, device, max_memory),
+        kernels=_kernels(config, shape, config.schedule(chain).num_steps, device, max_memory),
         cond=None if cond is None else cond[:1],
     )  # fmt: skip
     if made.needs_costs:  # "auto"
@@ -232,12 +235,32 @@ def _memory(made: Sampler, shape: tuple[int, ...]) -> Memory:
     return Memory(shape, made.schedule.num_steps, made.window or 1, every_step, rejoin)
 
 
-def _chain(scheduler: Any, steps: int | None) -> Schedule:
+def _device_of(denoiser: nn.Module) -> torch.device:
+    weight = next(denoiser.parameters(), None)
+    if weight is None:
+        raise InputError("expected a denoiser with weights, which say on what device it runs")
+    return weight.device
+
+
+def _of_so_many(config: SamplerConfig, named: bool, steps: int | None) -> SamplerConfig:
+    """The sampler, of so many steps as ``num_inference_steps`` says.
+
+    Args:
+        named: whether the sampler's own steps were; a DDIM's default ones were not.
+    """
+    if steps is None or config.steps == steps:
+        return config
+    if config.steps is not None and (named or config.name != "asd"):
+        raise InputError(f"expected one number of steps, got {config.steps} and {steps}")
+    return replace(config, steps=steps)
+
+
+def _chain(scheduler: Any, config: SamplerConfig) -> Schedule:
     kind = type(scheduler).__name__
     if kind != "DDPMScheduler":
-        config = getattr(scheduler, "config", {})
+        told = getattr(scheduler, "config", {})
         trained = "there is no DDPM that such a network was trained for"
-        if "beta_schedule" in config:
+        if "beta_schedule" in told:
             trained = (
                 "the DDPM that the network was trained for is "
                 "DDPMScheduler.from_config(scheduler.config)"
@@ -254,8 +277,12 @@ def _chain(scheduler: Any, steps: int | None) -> Schedule:
     # What thresholding leaves is what the network predicts: see Thresholded.
     thresholded = {"thresholding": False, "clip_sample": False, "prediction_type": "sample"}
     changes = thresholded if scheduler.config.get("thresholding") else {}
-    schedule = trained_schedule(scheduler, **changes)
-    return schedule if steps is None or steps == schedule.num_steps else schedule.respaced(steps)
+    if changes and config.name == "ddim" and not config.use_clipped_model_output:
+        raise InputError(
+            "this scheduler thresholds what the network predicts, whose own ε a DDIM's steps go "
+            "along; expected sampler='ddim-clipped', which goes along that of what is left"
+        )
+    return trained_schedule(scheduler, **changes)
 
 
 class _Rows(nn.Module):
@@ -308,7 +335,8 @@ class Thresholded(nn.Module):
         self._kept = scheduler.alphas_cumprod  # ᾱ of the steps that it was trained with
 
     def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
-        given = (x, timesteps) if cond is None else (x, timesteps, cond)
+        here = x.clone()  # the network may write into it
+        given = (here, timesteps) if cond is None else (here, timesteps, cond)
         out = self.network(*given)
         clean = self._clean(x, (out if isinstance(out, Tensor) else out.sample).to(x), timesteps)
         sizes = clean.flatten(1).abs().float()

@@ -93,10 +93,14 @@ def chain_of(
     if type(scheduler).__name__ == "DDPMScheduler":
         return config, schedule if steps >= schedule.num_steps else schedule.respaced(steps)
     if config.name == "ddim":
+        eta = eta if config.eta is None else config.eta
         return replace(config, steps=steps, eta=eta), schedule
+    why = "have no noise that could be coupled"
+    if eta:
+        why = "take the network's own prediction beside the clipped x̂0, and it has no drafts"
     raise InputError(
-        f"this policy samples by DDIM ({steps} steps, eta={eta:g}), whose steps have no noise that "
-        f"could be coupled: it cannot be accelerated exactly. Either steps={schedule.num_steps} "
-        f"with sampler={config.name!r}, which samples the DDPM that the network was trained for (a "
-        "different distribution of actions), or sampler='ddim', which keeps its DDIM"
+        f"this policy samples by DDIM ({steps} steps, eta={eta:g}), whose steps {why}: it cannot "
+        f"be accelerated exactly. Either steps={schedule.num_steps} with sampler={config.name!r}, "
+        "which samples the DDPM that the network was trained for (a different distribution of "
+        "actions), or sampler='ddim', which keeps its DDIM"
     )

@@ -10,6 +10,7 @@ transformers: encoders, normalizers and ``predict_action`` stay theirs.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class ConditionalSample(Hook):
 
     @property
     def eta(self) -> float:
-        return float(getattr(self.owner, "kwargs", {}).get("eta") or 0.0)
+        return _eta_of(getattr(self.owner, "kwargs", {}))
 
     @property
     def chain_line(self) -> str:
@@ -135,10 +136,8 @@ class ConditionalSample(Hook):
     def asked(self, data: Tensor, mask: Tensor, **named: Any) -> Asked:
         """What arguments of :meth:`__call__` ask for."""
         given = {name: value for name, value in named.items() if value is not None}
-        eta = float(given.pop("eta", 0.0))
         conds = {name: given.pop(name) for name in _CONDITIONS if name in given}
-        if given:
-            raise InputError(f"expected no argument of a step but eta, got {', '.join(given)}")
+        eta = _eta_of(given)
         unknown = conds.keys() - set(self._names)
         if unknown:
             raise InputError(f"this policy takes {', '.join(self._names)}; got {sorted(unknown)}")
@@ -198,6 +197,19 @@ class _AsItIs(nn.Module):
         model = unasking(self.model, self._stacks)
         out: Tensor = model(whole.unflatten(1, self._shape), timesteps, **named)
         return out.flatten(1)[:, self._free].view_as(x)
+
+
+def _eta_of(step: Mapping[str, Any]) -> float:
+    """η of a DDIM, among what a policy hands to its scheduler's steps.
+
+    Raises:
+        ValueError: it hands them anything else.
+    """
+    usual = {"generator": None, "use_clipped_model_output": False}
+    unknown = [k for k, v in step.items() if k != "eta" and v != usual.get(k)]
+    if unknown:
+        raise InputError(f"expected no argument of a step but eta, got {', '.join(unknown)}")
+    return float(step.get("eta") or 0.0)
 
 
 def _free(data: Tensor, mask: Tensor) -> Tensor:

@@ -170,9 +170,11 @@ def to_checkpoint(file: DiffusionPolicyCheckpoint) -> Checkpoint:
         "task_name": file.settings.get("task_name"),
     }
     if _scheduler(file.settings) == "DDIMScheduler":
+        steps = int(file.settings.get("policy.num_inference_steps") or schedule.config.num_steps)
         card["note"] = (
-            "diffusion_policy samples it by DDIM; here it is the DDPM that it was trained for, a "
-            "different distribution of actions (sampler ddim gives the former)"
+            f"diffusion_policy samples it by DDIM in {steps} steps; here it is the DDPM that it "
+            f"was trained for, a different distribution of actions (sampler ddim-{steps} gives the "
+            "former)"
         )
     return Checkpoint(network, config, schedule, obs, action, card)
 

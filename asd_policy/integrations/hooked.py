@@ -106,13 +106,17 @@ class Hook:
         self._chains: dict[tuple[int, float], tuple[SamplerConfig, Schedule]] = {}
         self._scheduler: Any = None
 
-    def check_place(self) -> None:
+    def check_place(self, device: torch.device | str | None = None) -> None:
         """Refuse now what the robot's first chunk would be refused with.
 
+        Args:
+            device: where the policy will be; None: where it is.
+
         Raises:
-            ValueError: an engine or precision that is unknown, or not to be had here.
+            ValueError: an engine or precision that is unknown, or not to be had there.
         """
-        place, device = self.place, next(self.model().parameters()).device
+        place = self.place
+        device = next(self.model().parameters()).device if device is None else torch.device(device)
         check_choice("engine", place.engine, ENGINES)
         check_choice("precision", place.precision, PRECISIONS)
         cuda = {"engine 'cuda_graph'": place.engine == "cuda_graph"}
@@ -299,8 +303,9 @@ class Hook:
             torch.manual_seed(seed)
             theirs = asked.pick(self.own(*given, **named))
             torch.manual_seed(seed)
-            drawn = [torch.randn_like(like) for _ in range(steps)]  # none in the last step
-        flat = [asked.pick(each) for each in [*drawn, torch.zeros_like(like)]]
+            # The last is that of the last step: most chains have none there, and do not use it.
+            drawn = [torch.randn_like(like) for _ in range(steps + 1)]
+        flat = [asked.pick(each) for each in drawn]
         noise = Noise(flat[0], torch.stack(flat[1:], 1), flat[0].new_zeros(len(like), steps))
         with torch.inference_mode(), own_precision(networks_too=True):
             x = self._sequentially(asked, noise)
@@ -342,13 +347,15 @@ class Hook:
         return f"{found}; {calls} in place of {own}" + other * ", on the DDPM in place of the DDIM"
 
 
-def put(hook: Hook, verbose: bool, warmup: bool, check: bool) -> None:
+def put(
+    hook: Hook, verbose: bool, warmup: bool, check: bool, device: torch.device | str | None = None
+) -> None:
     """Put it in the place of its owner's ``conditional_sample``, and say what is run.
 
-    Raises:
-        ValueError: as for ``Hook.check_place``.
+    Args:
+        device: as for ``Hook.check_place``, which raises.
     """
-    hook.check_place()
+    hook.check_place(device)
     if warmup or check:
         hook.warm()
     if verbose:

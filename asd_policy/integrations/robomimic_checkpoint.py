@@ -282,6 +282,7 @@ def _card(file: RobomimicCheckpoint) -> dict[str, Any]:
     if steps is not None:
         made["note"] = (
             f"robomimic samples it by DDIM in {steps} steps; here it is the DDPM that it was "
-            "trained for, a different distribution of actions (sampler ddim gives the former)"
+            f"trained for, a different distribution of actions (sampler ddim-{steps} gives the "
+            "former)"
         )
     return made

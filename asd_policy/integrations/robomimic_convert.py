@@ -180,7 +180,9 @@ def _configuration(made: Checkpoint) -> str:
     from robomimic.config import config_factory
 
     schedule, sizes = made.schedule.config, made.config
-    if schedule.eta is not None or schedule.trained_betas is not None or (
+    usual = schedule.beta_schedule == "squaredcos_cap_v2"  # which has no ends
+    usual = usual or (schedule.beta_start, schedule.beta_end) == (1e-4, 0.02)
+    if schedule.eta is not None or schedule.trained_betas is not None or not usual or (
         schedule.variance_type, schedule.timestep_spacing, schedule.clip_range
     ) != ("fixed_small", "leading", 1.0):  # fmt: skip
         raise CheckpointError(f"robomimic cannot be told of this chain: {schedule}")

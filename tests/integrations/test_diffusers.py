@@ -250,3 +250,59 @@ def test_mistakes_are_one_sentence():
     ]:  # fmt: skip
         with pytest.raises(InputError, match=re.escape(message)):
             call()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [("ddpm", {}), ("asd", {}), ("ddim", {}), ("ddim-clipped", {}), ("asd-ddim", {"eta": 1.0})],
+)
+def test_inference_steps_are_those_of_any_sampler(sampler, options):
+    made = pipeline()
+    given = {"sampler": sampler, **options}
+    draw = functools.partial(asd.draw, made.unet, made.scheduler, (1, 3, SIDE, SIDE), **given)
+    _, stats = draw(num_inference_steps=12)
+    assert stats.decided.shape == (1, 12)
+    with pytest.raises(InputError, match="expected one number of steps, got 5 and 12"):
+        draw(num_inference_steps=12, steps=5)
+    assert draw(num_inference_steps=5, steps=5)[1].decided.shape == (1, 5)
+
+
+def test_ddim_goes_along_the_network_s_own_noise_or_is_refused():
+    """With thresholding its ε is that of what is left, which is ddim-clipped."""
+    made = pipeline(thresholding=True, sample_max_value=1.5)
+    draw = functools.partial(asd.draw, made.unet, made.scheduler, (2, 3, SIDE, SIDE))
+    with pytest.raises(InputError, match="expected sampler='ddim-clipped'"):
+        draw(sampler="ddim")
+    noise = its_noise(2, 5, 3)
+    x, _ = draw(sampler="ddim-clipped", num_inference_steps=5, noise=noise)
+    theirs = diffusers.DDIMScheduler.from_config(made.scheduler.config)
+    theirs.set_timesteps(5)
+    expected = noise.initial.view(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            said = made.unet(expected, t).sample
+            step = theirs.step(said, t, expected, use_clipped_model_output=True)
+            expected = step.prev_sample
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+
+
+def test_a_denoiser_without_weights_is_refused():
+    with pytest.raises(InputError, match="expected a denoiser with weights"):
+        asd.draw(torch.nn.Identity(), pipeline().scheduler, (1, 3))
+
+
+def test_a_network_that_writes_into_its_input_is_thresholded_alike():
+    class InPlace(torch.nn.Module):
+        def __init__(self, there):
+            super().__init__()
+            self.weight, self.there = torch.nn.Parameter(torch.tensor(0.5)), there
+
+        def forward(self, x, timesteps):
+            return x.mul_(self.weight.item()) if self.there else x * self.weight
+
+    scheduler = pipeline(thresholding=True, sample_max_value=1.5).scheduler
+    drawn = [
+        asd.draw(InPlace(there), scheduler, (2, 3), noise=Noise.draw((2, 3), STEPS, seed=1))[0]
+        for there in (True, False)
+    ]
+    assert torch.equal(*drawn)

@@ -352,3 +352,41 @@ def test_other_things_are_refused_in_a_sentence():
     policy = asd.accelerate(make(), window=8, verbose=False)
     with pytest.raises(NonFiniteError, match="a condition holds"):
         policy.predict_action({"obs": observed() * float("nan")})
+
+
+def test_what_its_steps_are_given_is_said_at_once():
+    policy = make(scheduler=DDIMScheduler(20, beta_schedule="squaredcos_cap_v2"))
+    policy.kwargs = {"eta": 1.0}
+    asd.accelerate(policy, "ddim", verbose=False)
+    assert policy.conditional_sample.chain(policy.conditional_sample.eta)[0].eta == 1.0
+    asd.accelerate(policy, "ddim", eta=0.3, verbose=False)
+    assert policy.conditional_sample.chain(policy.conditional_sample.eta)[0].eta == 0.3
+    with pytest.raises(InputError, match=r"take the network's own prediction beside the clipped"):
+        asd.accelerate(policy, "asd")
+    policy.kwargs = {"use_clipped_model_output": True}
+    with pytest.raises(InputError, match="expected no argument of a step but eta, got use_clipped"):
+        asd.accelerate(policy, "ddim")
+    policy.kwargs = {"eta": 0.0, "use_clipped_model_output": False}
+    asd.accelerate(policy, "ddim", verbose=False)
+    policy.predict_action({"obs": observed()})
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps"),
+    [
+        (ddpm(timestep_spacing="trailing", variance_type="fixed_large"), 5),
+        (ddpm(timestep_spacing="trailing", variance_type="fixed_large"), 7),
+        (
+            DDIMScheduler(
+                20, beta_schedule="squaredcos_cap_v2", steps_offset=1, set_alpha_to_one=False
+            ),
+            5,
+        ),
+    ],
+)
+def test_a_last_step_with_noise_equals_its_loop_too(scheduler, steps):
+    policy = make(scheduler=scheduler)
+    policy.num_inference_steps = steps
+    ddim = isinstance(scheduler, DDIMScheduler)
+    policy.kwargs = {"eta": 1.0} if ddim else {}
+    asd.accelerate(policy, "ddim" if ddim else "ddpm", check=True, verbose=False)

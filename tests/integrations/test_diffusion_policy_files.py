@@ -126,3 +126,14 @@ def test_references_sums_and_choices_of_the_configuration():
     }.items():
         with pytest.raises(CheckpointError, match=match):
             settings.get(name)
+
+
+def test_the_note_of_a_ddim_file_names_its_own_sampler(file):
+    read = read_checkpoint(file)
+    scheduler = {"_target_": "diffusers.schedulers.scheduling_ddim.DDIMScheduler"}
+    for name in ("beta_schedule", "num_train_timesteps", "prediction_type", "clip_sample"):
+        scheduler[name] = read.settings.get(f"policy.noise_scheduler.{name}")
+    read.settings._tree["policy"] |= {"noise_scheduler": scheduler, "num_inference_steps": 8}
+    note = to_checkpoint(read).card["note"]
+    assert "DDIM in 8 steps" in note
+    assert "(sampler ddim-8 gives the former)" in note

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from asd_policy import CheckpointError, DiffusionPolicy
+from asd_policy import CheckpointError, DiffusionPolicy, Schedule
 from asd_policy.data.robomimic_hdf5 import has_published_layout
 from asd_policy.integrations.robomimic_checkpoint import (
     DIGEST,
@@ -23,7 +23,7 @@ from asd_policy.integrations.robomimic_checkpoint import (
     to_checkpoint,
     weights_digest,
 )
-from asd_policy.integrations.robomimic_convert import to_robomimic
+from asd_policy.integrations.robomimic_convert import _configuration, to_robomimic
 from asd_policy.policy import SamplerConfig, load_checkpoint, save_checkpoint
 from reference.tiny import tiny_checkpoint
 
@@ -278,6 +278,27 @@ def test_exported_files_are_robomimics(tmp_path, run) -> None:
     np.testing.assert_allclose(again.act(frames[0]), ours.act(frames[0]), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "ends", "told"),
+    [
+        ("linear", (1e-4, 0.02), True),
+        ("linear", (1e-3, 0.2), False),
+        ("scaled_linear", (1e-4, 0.03), False),
+        ("squaredcos_cap_v2", (1e-3, 0.2), True),  # which has no ends
+    ],
+)
+def test_a_chain_that_robomimic_cannot_be_told_of_is_not_exported(kind, ends, told) -> None:
+    pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
+    made = tiny_checkpoint(observation_keys=KEYS, action_dim=7)
+    made.schedule = Schedule.ddpm(20, kind, beta_start=ends[0], beta_end=ends[1])
+    if told:
+        config = json.loads(_configuration(made))
+        assert config["algo"]["ddpm"]["beta_schedule"] == kind
+    else:
+        with pytest.raises(CheckpointError, match="robomimic cannot be told of this chain"):
+            _configuration(made)
+
+
 def test_the_length_of_training_is_in_exported_files() -> None:
     """robomimic 0.5 makes the learning rate's schedule when it loads, and 0.3 does not say it."""
     pytest.importorskip("robomimic", reason="needs the extra 'robomimic'")
@@ -347,3 +368,14 @@ def test_more_inference_than_training_steps_are_as_many(path, tmp_path) -> None:
         config["algo"]["ddpm"]["num_inference_timesteps"] = steps
         torch.save({**made, "config": json.dumps(config)}, path)
         assert to_checkpoint(read_checkpoint(path)).schedule.num_steps == expected
+
+
+def test_the_note_of_a_ddim_file_names_its_own_sampler(path) -> None:
+    made = content()
+    config = json.loads(made["config"])
+    config["algo"]["ddpm"]["enabled"] = False
+    config["algo"]["ddim"] |= {"enabled": True, "num_inference_timesteps": 16}
+    torch.save({**made, "config": json.dumps(config)}, path)
+    checkpoint = to_checkpoint(read_checkpoint(path))
+    assert "DDIM in 16 steps" in checkpoint.card["note"]
+    assert "(sampler ddim-16 gives" in checkpoint.card["note"]

@@ -35,6 +35,7 @@ def accelerate(
     warmup: bool = False,
     check: bool = False,
     verbose: bool = True,
+    device: str | None = None,
     **options: Any,
 ) -> Any:
     """The same policy, its chunks sampled by another sampler.
@@ -58,6 +59,8 @@ def accelerate(
             network, teach drafts.
         check: compare with LeRobot's own loop, and print what was found.
         verbose: say in one line what is run.
+        device: that the policy will be moved to; None: it is there. (LeRobot makes policies on the
+            CPU first.)
 
     Raises:
         ValueError: no such policy, an unknown option, a sampler that its chain does not allow, or a
@@ -68,7 +71,7 @@ def accelerate(
         made.chain()  # what cannot be run is said now
     else:
         warnings.warn(made.description, stacklevel=2)
-    put(made, verbose, warmup, check)
+    put(made, verbose, warmup, check, device)
     return policy
 
 

@@ -33,7 +33,7 @@ class AsdDiffusionPolicy(DiffusionPolicy):
                 "AsdDiffusionPolicy.from_pretrained reads a checkpoint of type diffusion"
             )
         super().__init__(config, **kwargs)
-        accelerate(self, **config.sampling())
+        accelerate(self, device=config.device, **config.sampling())
 
     @classmethod
     def from_pretrained(

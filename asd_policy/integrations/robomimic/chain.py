@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -53,7 +54,7 @@ def for_chain(config: SamplerConfig, algo_config: Any) -> SamplerConfig:
     if steps is None or config.steps is not None:
         return config
     if config.name == "ddim":
-        return SamplerConfig("ddim", steps=steps, eta=config.eta)
+        return replace(config, steps=steps)
     trained = int(algo_config["ddim"]["num_train_timesteps"])
     raise CheckpointError(
         f"this checkpoint is configured for DDIM ({steps} steps, eta=0), whose steps have no noise "

@@ -185,8 +185,7 @@ class AcceleratedPolicy(RolloutPolicy):
         batch = len(next(iter(rows.values()))) if rows else 1
         frames = self.source.frames(rows, batch)
         indices = self._which(batch, indices)
-        self.loop.remember(frames, indices)
-        actions = self.loop.take(indices)
+        actions = self.loop.act_on(frames, indices)
         return actions if batched_ob else actions[0]
 
     def _which(self, batch: int, indices: Sequence[int] | None) -> Sequence[int]:

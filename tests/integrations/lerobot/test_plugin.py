@@ -237,3 +237,18 @@ def test_lerobots_commands_find_the_distribution() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     assert ran.stdout.strip() == "AsdDiffusionConfig", ran.stderr
+
+
+@pytest.mark.parametrize("setting", [{"engine": "cuda_graph"}, {"precision": "tf32"}])
+def test_a_gpu_s_settings_are_looked_at_where_the_policy_will_be(
+    checkpoint: Path, setting: dict[str, str]
+) -> None:
+    """LeRobot makes it on the CPU, and moves it to its device."""
+    config = AsdDiffusionConfig.from_pretrained(checkpoint)
+    for name, value in setting.items():
+        setattr(config, name, value)
+    config.device = "cuda"
+    AsdDiffusionPolicy(config)
+    config.device = "cpu"
+    with pytest.raises(InputError, match="needs a CUDA device, the policy is on cpu"):
+        AsdDiffusionPolicy(config)
