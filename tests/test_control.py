@@ -31,8 +31,9 @@ class Counted(ChunkSource):
     horizons = (TO, TA, TP)
     conditions = True
 
-    def __init__(self, delays: list) -> None:
+    def __init__(self, delays: list, reconnecting_s: float = 0.0) -> None:
         self.delays, self.histories, self.given = delays, [], []
+        self.reconnecting_s = reconnecting_s
         self.reconnected = 0
 
     def frames(self, observations, batch):  # type: ignore[no-untyped-def]
@@ -52,6 +53,7 @@ class Counted(ChunkSource):
 
     def reconnect(self) -> None:
         self.reconnected += 1
+        time.sleep(self.reconnecting_s)
 
 
 class Told:
@@ -70,8 +72,14 @@ class Told:
         self.done[-1] = float(action[0])
 
 
-def run(delays: list, steps: int = 30, join: str = "replace", robot: Told | None = None):  # type: ignore[no-untyped-def]
-    source, robot = Counted(delays), robot or Told()
+def run(  # type: ignore[no-untyped-def]
+    delays: list,
+    steps: int = 30,
+    join: str = "replace",
+    robot: Told | None = None,
+    reconnecting_s: float = 0.0,
+):
+    source, robot = Counted(delays, reconnecting_s), robot or Told()
     report = Controller(RecedingHorizon(source), join, retry_s=0.05).run(robot, RATE, steps)
     return source, robot, report
 
@@ -142,6 +150,16 @@ def test_a_lost_connection_holds_still_and_is_made_again() -> None:
     assert source.reconnected == 4
     assert robot.held == report.held > 2
     assert robot.done[-1] == 59, "it did not go on"
+
+
+def test_after_a_slow_reconnection_a_chunk_is_of_what_is_seen_then() -> None:
+    """That of before would be too old by then, and the robot would hold still for one more."""
+    lost, robot = ConnectionLostError("gone"), Told()
+    slow = 2 * H / RATE
+    _, robot, report = run([0.01, lost, 0.01], 60, robot=robot, reconnecting_s=slow)
+    check(robot, report)
+    assert report.lost == 1
+    assert not any(chunk.useless for chunk in report.chunks)
 
 
 @pytest.mark.parametrize("error", [NonFiniteError("a NaN"), InputError("a shape")])

@@ -229,6 +229,9 @@ class _Loop:
         drawn = self.drawer.take()
         if drawn is None:
             return
+        if isinstance(drawn, _Connected):
+            self.ask_at = now
+            return
         if isinstance(drawn, ConnectionLostError):
             self.report.lost += 1
             self.ask_at, self.not_before = now, time.monotonic() + self.retry_s
@@ -249,6 +252,10 @@ class _Loop:
         self.report.chunks.append(came)
 
 
+class _Connected:
+    """In the place of a chunk: it can be asked for again."""
+
+
 class _Drawer:
     """A thread that draws, one chunk at a time. It alone touches the policy's environment."""
 
@@ -264,10 +271,10 @@ class _Drawer:
         self.idle = False
         self._asked.put((list(frames), committed))
 
-    def take(self) -> tuple[np.ndarray, float] | BaseException | None:
+    def take(self) -> tuple[np.ndarray, float] | BaseException | _Connected | None:
         """Actions (H, action_dim) that have come, with the seconds that they took; or the error."""
         try:
-            drawn: tuple[np.ndarray, float] | BaseException = self._drawn.get_nowait()
+            drawn: tuple[np.ndarray, float] | BaseException | _Connected = self._drawn.get_nowait()
         except queue.Empty:
             return None
         self.idle = True
@@ -287,6 +294,8 @@ class _Drawer:
                 if self._lost:
                     self._policy.source.reconnect()
                     self._lost = False
+                    self._drawn.put(_Connected())  # what was seen before may be too old by now
+                    continue
                 given = None if committed is None else [committed]
                 actions = self._policy.predict([0], given)[0]
                 self._drawn.put((actions, time.monotonic() - start))

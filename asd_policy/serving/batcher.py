@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 
 from asd_policy.errors import AsdPolicyError, ServerError
 from asd_policy.policy.draws import ChunkStats
-from asd_policy.policy.horizon import RecedingHorizon
+from asd_policy.policy.horizon import Frame, RecedingHorizon
 from asd_policy.serving.requests import Frames
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,9 @@ class Job:
     """Observations of some environments of the policy's, and what is wanted for them: "infer",
     "act" or "observe"; ``committed``: actions of each that its chunk is given, if any.
 
-    What comes of it is ``drawn`` or ``error``. ``woken``: one of them is there, or it is the turn
-    of the thread that waits for it to draw."""
+    ``before``: what the environments remembered when it came. What comes of it is ``drawn`` or
+    ``error``. ``woken``: one of them is there, or it is the turn of the thread that waits for it to
+    draw."""
 
     call: str
     indices: Sequence[int]
@@ -56,6 +58,7 @@ class Job:
     arrived: float = field(default_factory=time.perf_counter)
     drawn: Drawn | None = None
     error: AsdPolicyError | None = None
+    before: Sequence[deque[Frame]] = ()
     woken: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -101,8 +104,8 @@ class Batcher:
         """
         if self._rows(job):
             self._in_turn(job)
-        else:  # needs no chunk, and so no turn
-            self._try([job])
+        else:
+            self._at_once(job)
         if job.error is not None:
             raise job.error
         assert job.drawn is not None
@@ -127,6 +130,20 @@ class Batcher:
             self._run(lambda: self._policy.source.ahead(streams))
         finally:
             self._using.release()
+
+    def _at_once(self, job: Job) -> None:
+        """What needs no chunk, and so no turn: nothing is touched but the job's own environments,
+        and nobody waits for another's draw."""
+        began = time.perf_counter()
+        try:
+            if self._observe(job):
+                queues = [self._policy.environments[index].queue for index in job.indices]
+                actions = None
+                if job.call == "act":
+                    actions = np.stack([queue.popleft() for queue in queues])
+                job.drawn = Drawn(actions, [None] * len(queues), began - job.arrived, 0.0, 0)
+        except Exception as error:
+            _tell(job, error)
 
     # ---- whose turn it is ------------------------------------------------------------------------
 
@@ -177,11 +194,8 @@ class Batcher:
     def _serve(self, jobs: Sequence[Job]) -> None:
         began = time.perf_counter()
         ready = [job for job in jobs if self._observe(job)]
-        if any(self._rows(job) for job in ready):
+        if ready:
             self._draw(ready, began)
-        else:
-            for job in ready:
-                self._answer(job, {}, began, 0.0, 0)
 
     def _observe(self, job: Job) -> bool:
         """Whether the job's observations could be taken in: all of them, or none."""
@@ -191,6 +205,7 @@ class Batcher:
         except Exception as error:
             _tell(job, error)
             return False
+        job.before = policy.remembered(job.indices)
         for frames in seen:
             policy.remember(frames, job.indices)
         return True
@@ -207,8 +222,6 @@ class Batcher:
         given = None
         if jobs[0].committed is not None:
             given = [actions for job in jobs for actions in job.committed or ()]
-        streams = [policy.environments[index].stream for index in rows]
-        before = [stream.get_state() for stream in streams]
         try:
             self._settle()
             start = time.perf_counter()
@@ -216,9 +229,8 @@ class Batcher:
             seconds = time.perf_counter() - start
             costs = policy.last_chunks
         except Exception as error:
-            for stream, state in zip(streams, before, strict=True):
-                stream.set_state(state)
-            if len(jobs) == 1:
+            if len(jobs) == 1:  # asked again, it is not seen twice
+                policy.restore(jobs[0].before, jobs[0].indices)
                 _tell(jobs[0], error)
             else:
                 for job in jobs:

@@ -17,7 +17,7 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.uri import parse_uri
 
-from asd_policy.errors import ConnectionLostError, InputError, ServerError
+from asd_policy.errors import ConnectionLostError, InputError, ServerError, listed_seeds
 from asd_policy.serving.connection import ClientConnection
 from asd_policy.serving.protocol import KEY, error_of, pack, unpack
 from asd_policy.serving.token import TOKEN, one_word
@@ -39,6 +39,7 @@ class Client:
 
     Attributes:
         metadata: what the server said of itself. connections: how often it was connected to.
+        taking_turns: a lock that may be held over several messages.
 
     Raises:
         ValueError: an address or a token that is none.
@@ -58,7 +59,7 @@ class Client:
             raise InputError(f"expected an address like ws://host:8000, got {address!r}") from error
         self.address, self.timeout_s = address, timeout_s
         self._token = _token(token)
-        self._lock = threading.RLock()
+        self.taking_turns = threading.RLock()
         self._connection: ClientConnection | None = None
         self._parting: weakref.finalize[..., Any] | None = None
         self.metadata: dict[str, Any] = {}
@@ -74,7 +75,7 @@ class Client:
 
     def robot(self, has_it: object) -> int:
         """A number for a robot of this client's; another's when nobody has ``has_it`` any more."""
-        with self._lock:
+        with self.taking_turns:
             if self._free:
                 robot = self._free.pop()
             else:
@@ -122,8 +123,8 @@ class Client:
         if seeds is None:
             self.ask({}, "reset")
             return
-        listed = [seeds] if isinstance(seeds, int) else seeds
-        self.ask({}, "reset", begin=[[robot, seed] for robot, seed in enumerate(listed)])
+        listed = [[robot, seed] for robot, seed in enumerate(listed_seeds(seeds))]
+        self.ask({}, "reset", begin=listed)
 
     def health(self) -> dict[str, Any]:
         """Counts of the server's: clients, requests, errors, chunks …"""
@@ -132,7 +133,7 @@ class Client:
     def ask(self, observation: Mapping[str, Any], call: str, **asked: Any) -> dict[str, Any]:
         """The answer to one message."""
         data = pack({**observation, KEY: {"call": call, **asked}})
-        with self._lock:
+        with self.taking_turns:
             start = time.perf_counter()
             answer = self._exchange(data)
             spent = time.perf_counter() - start
@@ -164,7 +165,7 @@ class Client:
 
         Raises: as the class.
         """
-        with self._lock:
+        with self.taking_turns:
             self._drop()
             headers = {"Authorization": f"Api-Key {self._token}"} if self._token else {}
             try:
@@ -198,7 +199,7 @@ class Client:
 
     def close(self) -> None:
         """Say goodbye."""
-        with self._lock:
+        with self.taking_turns:
             self._drop()
 
 

@@ -119,16 +119,17 @@ class RemoteSource(ChunkSource):
             key: np.stack([np.stack([frame[key] for frame in history]) for history in histories])
             for key in self.seen.shapes
         }
-        new = [stream for stream in streams if stream.connection != self.client.connections]
-        answer = self.client.infer_batch(
-            stacked,
-            robots=[stream.robot for stream in streams],
-            begin=[self._begin(stream) for stream in new],
-            detail=True,
-            **asked,
-        )
-        for stream in streams:
-            stream.connection, stream.drawn = self.client.connections, stream.drawn + 1
+        with self.client.taking_turns:  # another thread may reconnect: then all are new
+            new = [stream for stream in streams if stream.connection != self.client.connections]
+            answer = self.client.infer_batch(
+                stacked,
+                robots=[stream.robot for stream in streams],
+                begin=[self._begin(stream) for stream in new],
+                detail=True,
+                **asked,
+            )
+            for stream in streams:
+                stream.connection, stream.drawn = self.client.connections, stream.drawn + 1
         self.last_timing = _timing(answer)
         actions = answer["actions"]
         past = np.full_like(actions[:, : self.horizons[0] - 1], np.nan)  # is not sent

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 pytest.importorskip("websockets")
 pytest.importorskip("robosuite")
+from asd_policy.errors import InputError
+from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.rollout.remote import _check as check
+from asd_policy.eval.samplers import sampler_settings
 from asd_policy.policy import DiffusionPolicy
-from reference.served import address, served
+from asd_policy.samplers.names import SAMPLER_NAMES
+from reference.served import address, served, tiny_policy
 
 WORDS = ["--samplers", "asd", "--episodes", 2, "--horizon", 40]
 OF_THE_MACHINE = ("wall_s", "processor_wait_s", "policy_s", "simulation_s", "rendering_s")
@@ -88,3 +94,35 @@ def test_what_is_not_the_server_s_is_said(server, refused, tmp_path, words, mess
 def test_nobody_there_is_said(refused, tmp_path):
     words = ["--samplers", "asd", "--remote", "ws://127.0.0.1:1", "--out", tmp_path / "x"]
     refused("ws://127.0.0.1:1 cannot be reached", "eval", *words)
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLER_NAMES if n != "asd-ddim"] + ["ddim-4"])
+def test_every_sampler_s_server_is_what_the_same_name_asks_for(name):
+    policy = tiny_policy(name, 20)
+    told = {
+        "sampler_config": dataclasses.asdict(policy.source.sampler.config), "task": "lift",
+        "steps": policy.schedule.num_steps, "checkpoint_sha256": "x",
+    }  # fmt: skip
+    window = policy.source.sampler.config.window
+    settings = sampler_settings(name, EvalOptions(samplers=(name,), window=window))
+    check(told, name, settings, "ws://h", "lift")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ddim-4", {"sampler": "ddim-5"}, "steps is 4 there, and 5 here"),
+        ("ddim-4", {"sampler": "ddim-4", "eta": 0.5}, "eta is 0.0 there, and 0.5 here"),
+        ("asd", {"sampler": "asd", "window": 4, "steps": 10}, "steps is None there, and 10 here"),
+    ],
+)
+def test_another_chain_than_the_server_s_is_refused(name, settings, message):
+    policy = tiny_policy(name, 20)
+    told = {
+        "sampler_config": dataclasses.asdict(policy.source.sampler.config), "task": "lift",
+        "steps": policy.schedule.num_steps, "checkpoint_sha256": "x",
+    }  # fmt: skip
+    with pytest.raises(InputError, match=message):
+        check(told, name, settings, "ws://h", "lift")
+    if name == "asd":
+        check(told, name, settings | {"steps": 20}, "ws://h", "lift")

@@ -313,3 +313,18 @@ def test_a_server_that_hangs_is_a_lost_connection() -> None:
         with pytest.raises(ConnectionLostError, match="is closed"):
             client.infer(observation(0))
         until.set()
+
+
+def test_what_a_failed_draw_saw_is_not_remembered() -> None:
+    """The next chunk of that client is of its good observations alone, and of the same noise."""
+    local = tiny_policy()
+    local.reset(5)
+    for t in range(2):
+        local.observe({k: v[None] for k, v in observation(t).items()})
+    expected = local.predict()[0]
+    with served() as server, Client(address(server) + "/?seed=5") as client:
+        client.observe(observation(0))
+        with pytest.raises(NonFiniteError):
+            client.infer({"object": np.full(3, 3e38), "arm": np.full(2, 3e38)})
+        got = client.infer(observation(1))["actions"]
+    assert_same_draws(got, expected)

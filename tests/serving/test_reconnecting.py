@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -56,3 +58,28 @@ def test_two_policies_of_one_client_have_streams_of_their_own() -> None:
             local.reset(seed)
             expected = [local.act(observation(t)) for t in range(9)]
             assert_same_draws(got[:, seed], expected)
+
+
+def test_a_thread_that_reconnects_leaves_another_s_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is new is decided with the message that says it."""
+    local = tiny_policy()
+    local.reset(3)
+    expected = [local.act(observation(t)) for t in range(9)]
+    with served() as server, Client(address(server)) as client:
+        policy = RemotePolicy(client)
+        policy.reset(3)
+        got = [policy.act(observation(t)) for t in range(3)]
+        ask, threads = client.infer_batch, list[threading.Thread]()
+
+        def asking(*given: object, **asked: object) -> dict:
+            if not threads:
+                threads.append(threading.Thread(target=client.reconnect))
+                threads[0].start()
+                threads[0].join(0.3)  # it has to wait for its turn
+            return ask(*given, **asked)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(client, "infer_batch", asking)
+        got += [policy.act(observation(t)) for t in range(3, 9)]
+        threads[0].join()
+    assert client.connections == 2
+    assert_same_draws(got, expected)
