@@ -98,6 +98,7 @@ def run_attempt(number: int, place: int) -> tuple[bool, float] | None:
 # --- the folder of work in progress -------------------------------------------------------------
 
 _NOTE, _NOTE_IN_WRITING = "recipe.json", "recipe.json.tmp"
+STORES = ("old", "store")  # of a replacement; what is left of them is cleared away by the next run
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def read_folder(folder: Path) -> Unfinished | None:
         return Unfinished(recipe, note["settings"], int(note["episodes"]), saved_numbers(folder))
     except FileNotFoundError as error:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        if names - {_NOTE_IN_WRITING, LOCK_FILE}:
+        if names - {_NOTE_IN_WRITING, LOCK_FILE, *STORES}:
             raise DatasetError(
                 f"{folder} holds no {_NOTE}; expected unfinished demonstrations"
             ) from error

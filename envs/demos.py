@@ -112,6 +112,7 @@ def make_store(
         raise InputError(f"expected at least 1 episode, got {episodes}")
     if workers < 1:
         raise InputError(f"expected at least 1 worker, got {workers}")
+    out = _where(out)
     folder = _folder(out)
     kept = _check(recipe, episodes, out, learner)
     if progress:
@@ -138,6 +139,7 @@ def standing(out: Path) -> tuple[Recipe, int] | None:
     Raises:
         OutputExistsError, DatasetError: something else is there.
     """
+    out = _where(out)
     kept, unfinished = read_store(out), read_folder(_folder(out))
     have = 0 if kept is None else len(kept.numbers)
     if unfinished is not None and unfinished.attempts and unfinished.episodes > have:
@@ -147,6 +149,7 @@ def standing(out: Path) -> tuple[Recipe, int] | None:
 
 def what_is_kept(out: Path) -> str:
     """What a run that was stopped leaves, in a sentence or two."""
+    out = _where(out)
     kept, waiting = read_store(out), _waiting(out)
     said = "Stopped."
     if kept is not None:
@@ -162,6 +165,11 @@ def _waiting(out: Path) -> int:
     kept, unfinished = read_store(out), read_folder(_folder(out))
     made = 0 if kept is None else kept.attempts
     return 0 if unfinished is None else sum(n >= made for n in unfinished.attempts)
+
+
+def _where(out: Path) -> Path:
+    """Where a store is that `out` may be a link to: there it grows, and the link stays."""
+    return out.resolve() if out.is_symlink() else out
 
 
 def _folder(out: Path) -> Path:

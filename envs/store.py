@@ -148,4 +148,6 @@ def put_back(out: Path, folder: Path) -> None:
     if old.exists() and not out.exists():
         old.rename(out)
     for leftover in (old, folder / "store"):
+        if leftover.is_symlink():
+            leftover.unlink()
         shutil.rmtree(leftover, ignore_errors=True)

@@ -170,6 +170,8 @@ def check_options(options: EvalOptions) -> None:
         at_least(name, getattr(options, name), 0)
     if options.seed + options.episodes > 2**64:
         raise InputError(f"--seed: seeds must be below 2^64, got {options.seed}")
+    if options.record and options.seed + options.episodes > 2**63:
+        raise InputError(f"--seed: with --record seeds must be below 2^63, got {options.seed}")
     if options.window != "auto":
         at_least("window", options.window, 1, "auto or ")
     if not 0.0 <= options.eta <= 1.0:

@@ -39,7 +39,6 @@ _NOT_KEPT = (
     "out",
     "resume",
     "ray",
-    "remote",
     "realtime",
     "control_rate",
     "execution",
@@ -222,7 +221,8 @@ def store_of(command: str, file: str = OPTIONS_FILE, may_grow: Sequence[str] = (
         file=file,
         key="options",
         ours=lambda content: bool(content.get("command") == command),
-        free=("video", "name", "checkpoint"),  # of a checkpoint the hash counts: see config.json
+        # The hash of a checkpoint counts: see config.json.
+        free=("video", "name", "checkpoint", "remote"),
         may_grow=may_grow,
         restores=True,
     )

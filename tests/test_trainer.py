@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import signal
 from pathlib import Path
@@ -248,3 +249,51 @@ def test_the_checkpoint_is_the_average_and_acts() -> None:
     action = policy.act({key: np.zeros(dim) for key, dim in KEYS.items()})
     assert action.shape == (2,)
     assert np.isfinite(action).all()
+
+
+@pytest.mark.parametrize("change", ["actions", "maximum", "order", "interrupted", "nothing"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_state_of_other_demonstrations_is_refused(
+    tmp_path: Path, change: str, finished: bool
+) -> None:
+    """Weights of the old ones would be given with the normalizers of the new ones."""
+    path, replay = tmp_path / "state.pt", tiny_replay()
+    config = TrainConfig(steps=2, batch_size=4)
+    first = Trainer(replay, tiny_config(), Schedule.ddpm(20), config)
+    first.run(path, lambda report: None) if finished else first.save_state(path)
+    observations = {k: v.copy() for k, v in replay.observations.items()}
+    actions, interrupted = replay.actions.copy(), replay.interrupted.copy()
+    if change == "actions":
+        actions *= 0.5
+    if change == "maximum":
+        observations["object"][observations["object"].argmax() // 3] += 1.0
+    if change == "order":  # of two rows in the middle of an episode
+        observations = {k: v[[1, 0, *range(2, len(v))]] for k, v in observations.items()}
+    if change == "interrupted":
+        interrupted[3] ^= True
+    other = dataclasses.replace(
+        replay, observations=observations, actions=actions, interrupted=interrupted
+    )
+    again = Trainer(other, tiny_config(), Schedule.ddpm(20), config)
+    if change == "nothing":
+        again.load_state(path)
+        assert again.step == 2 * finished
+        return
+    with pytest.raises(CheckpointError, match=r"another training run \(other demonstrations\)"):
+        again.load_state(path)
+
+
+def test_a_state_of_before_digests_were_kept_is_compared_by_what_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    trainer = make()
+    trainer.save_state(path)
+    state = torch.load(path, weights_only=True)
+    low = trainer.observation_normalizer.low.tolist()
+    for windows, fits in ((trainer.num_windows, True), (trainer.num_windows + 1, False)):
+        state["identity"]["demonstrations"] = [windows, *low]
+        torch.save(state, path)
+        if fits:
+            make().load_state(path)
+            continue
+        with pytest.raises(CheckpointError, match=r"demonstrations"):
+            make().load_state(path)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from asd_policy.ambient import untouched
 from asd_policy.data.replay import Replay, training_windows
+from asd_policy.data.zarr_store import array_digest
 from asd_policy.errors import CheckpointError, InputError, NonFiniteError
 from asd_policy.files import replacing
 from asd_policy.interrupts import handled_after
@@ -112,6 +113,8 @@ class Trainer:
         actions = torch.from_numpy(replay.actions)
         self._actions = self.action_normalizer.normalize(actions).to(self.device)
         self._windows = torch.from_numpy(training_windows(replay, *policy.horizons))
+        everything = stacked.numpy(), replay.actions, replay.episode_ends, replay.interrupted
+        self._demonstrations = [array_digest(values) for values in everything]
         torch.manual_seed(config.seed)
         self.network = policy.build_network().to(self.device)
         self.started_from: str | None = None
@@ -254,13 +257,12 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         recipe = {k: v for k, v in asdict(self.config).items() if k != "save_seconds"}
-        data = [self.num_windows, *self.observation_normalizer.low.tolist()]
         return {
             "policy": self.policy.to_dict(),
             "schedule": self.schedule.to_dict(),
             "recipe": recipe,
             "start": self.started_from,
-            "demonstrations": data,
+            "demonstrations": self._demonstrations,
         }
 
     @untouched()
@@ -276,6 +278,9 @@ class Trainer:
                 f"{path} is damaged, or of another program; --no-resume starts over"
             ) from error
         ours = self._identity()
+        known = there["demonstrations"]
+        if not all(isinstance(each, str) for each in known):  # until versions that keep digests
+            ours["demonstrations"] = [self.num_windows, *self.observation_normalizer.low.tolist()]
         if there != ours:
             raise CheckpointError(
                 f"{path} belongs to another training run ({_differing(there, ours)}); "

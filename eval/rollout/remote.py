@@ -9,6 +9,7 @@ from asd_policy.errors import InputError
 from asd_policy.eval.plan import Parts
 from asd_policy.progress import Stage
 from asd_policy.samplers.config import SamplerConfig
+from asd_policy.samplers.names import ASD_DDIM_STEPS
 
 
 def remote_policies(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -38,8 +39,21 @@ def remote_policies(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
+def _meant(config: dict[str, Any]) -> dict[str, Any]:
+    """A sampler's options with a DDIM's defaults spelled out."""
+    if config["name"] != "ddim":
+        return dict(config)
+    return config | {
+        "eta": config.get("eta") or 0.0,
+        "steps": config.get("steps") or ASD_DDIM_STEPS,
+    }
+
+
 def _check(told: dict[str, Any], name: str, settings: Any, address: str, task: str) -> None:
-    wanted, has = dataclasses.asdict(SamplerConfig.named(**settings)), told["sampler_config"]
+    asked = dataclasses.asdict(SamplerConfig.named(**settings))
+    wanted, has = _meant(asked), _meant(told["sampler_config"])
+    if wanted["steps"] == told["steps"]:  # by its number, what is spelled there as all there are
+        has["steps"] = told["steps"]
     other = [key for key, value in wanted.items() if has.get(key) != value]
     if other:
         raise InputError(

@@ -62,6 +62,10 @@ def run_rates(
     if not options.executions or len(set(options.executions)) < len(options.executions):
         got = " ".join(options.executions)
         raise InputError(f"--executions takes different ones, one or more; got {got}")
+    folders = [_folder(rate, _USUAL) for rate in options.rates]
+    if len(set(folders)) < len(folders):
+        got = " ".join(map(str, options.rates))
+        raise InputError(f"--rates takes different ones, told apart by six digits; got {got}")
     options = with_its_task(options)
     root = options.out or default_folder(options.name or str(options.task), Path("outputs/rates"))
     options = dataclasses.replace(options, out=root)

@@ -17,7 +17,7 @@ from asd_policy.console import plain_console
 from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import TASKS, agreed_task
 from asd_policy.errors import InputError
-from asd_policy.eval.options import ReplayOptions
+from asd_policy.eval.options import ReplayOptions, at_least
 from asd_policy.eval.rollout.flight import (
     FOLDER,
     Flight,
@@ -53,6 +53,8 @@ def replay(options: ReplayOptions, console: Console | None = None) -> Json:
         CheckpointError: the policy cannot be loaded.
         OutputError: nothing can be written into the run's folder.
     """
+    if options.sample is not None:
+        at_least("sample", options.sample, 1)
     config, episodes = read_run(options.run)
     if not config["settings"].get("record"):
         raise InputError(f"{options.run} was not recorded; expected a run of `eval --record`")

@@ -294,3 +294,36 @@ def test_a_kill_at_any_moment_loses_no_store(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split()[-1]) > 20
+
+
+def test_a_store_that_is_linked_grows_where_it_is(tmp_path):
+    """The link stays one, and nothing is left that would block the next run."""
+    disk, link = tmp_path / "disk", tmp_path / "here" / "lift.zarr"
+    disk.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(disk / "lift.zarr")
+    made_up(disk / "lift.zarr")
+    for episodes in (1, 2, 3):
+        grow(link, episodes)
+        assert link.is_symlink()
+        there = zarr.open_group(str(disk / "lift.zarr"), mode="r")["meta/attempt"]
+        assert there.shape == (episodes,)
+        assert [path.name for path in link.parent.iterdir()] == ["lift.zarr"]
+    assert demos.standing(link) == (Recipe("lift", 0.1, 0), 3)
+
+
+def test_what_a_replacement_left_behind_blocks_nothing(tmp_path):
+    """Where the old store could not be removed, as a network's disk may have it; or is a link."""
+    out = tmp_path / "lift.zarr"
+    made_up(out)
+    grow(out, 1)
+    folder = out.with_name(out.name + ".partial")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "old").symlink_to(tmp_path)
+    (folder / "store").mkdir()
+    assert demos.standing(out) == (Recipe("lift", 0.1, 0), 1)
+    made_up_again = {number: attempt_path(folder, number) for number in range(len(OUTCOMES))}
+    assert not any(path.exists() for path in made_up_again.values())
+    grow(out, 1)
+    assert tmp_path.exists()

@@ -62,6 +62,7 @@ def lift_is_shipped() -> bool:
         (["--realtime", "--num-envs", "2"], r"error: --delay measured needs --num-envs 1.*got 2"),
         (["--realtime", "--delay", "5"], r"error: --realtime is --delay measured; got --delay 5"),
         (["--delay", "soon"], r"--delay.*'soon'"),
+        (["--record", "--seed", str(2**63)], r"error: --seed: with --record .* below 2\^63, got"),
         (["--name", "a/b"], r"error: --name must be a plain file name, got 'a/b'"),
         (["--epsiodes", "3"], r"Unrecognized options: --epsiodes"),
     ],

@@ -322,3 +322,10 @@ def test_a_worker_that_dies_leaves_one_flight(tmp_path, quiet):
     for seed in range(SEED, SEED + 3):
         flights = [read_flight(flight_path(o.out, "asd", seed)) for o in (options, plain)]
         np.testing.assert_array_equal(flights[0].action, flights[1].action)
+
+
+@pytest.mark.parametrize("sample", [0, -1])
+def test_a_sample_of_no_chunk_is_refused(refused, tmp_path, sample):
+    """Its exit status would say that all are the same, or that some differ."""
+    message = f"--sample must be a whole number, 1 or more; got {sample}"
+    refused(message, "replay", tmp_path, "--sample", sample)

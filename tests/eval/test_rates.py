@@ -133,6 +133,7 @@ def test_rates_are_continued_and_added(options, run):
         ({"rates": (20.0, 0.0)}, r"--rates takes positive numbers of hertz; got \(20.0, 0.0\)"),
         ({"rates": (-1.0,)}, "--rates takes positive numbers of hertz"),
         ({"executions": ("late", "late")}, "--executions takes different ones"),
+        ({"rates": (10.0, 10.0000001)}, "--rates takes different ones, told apart by six digits"),
         ({"delay": None}, "`rates` needs a --delay"),
         ({"delay": (1.0, 2.0)}, "--delay takes one for all samplers, or one for each of 3; got 2"),
         ({"delay": (1.0, -2.0, 3.0)}, "0 or more milliseconds; got -2.0"),

@@ -4,6 +4,7 @@ The commands are the real ones, in processes that get real signals; only the wor
 are stand-ins.
 """
 
+import functools
 import json
 import os
 import re
@@ -17,8 +18,11 @@ import pytest
 
 from asd_policy.checkpoints import shipped
 from asd_policy.eval import resume
+from asd_policy.eval.options import RatesOptions
+from asd_policy.eval.resume import find_options, keep_options, parse, store_of
 from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.runs.schemas import VERSION
+from asd_policy.eval.studies.tasks.command import TableOptions, evaluations, find_table
 
 PROGRAM = """
 import functools, os
@@ -302,3 +306,27 @@ def test_a_run_that_goes_on_with_other_threads_says_so(shell):
     code, errors = shell.run("eval", "--resume", "--out", "o")
     assert code == 0
     assert "begun on another machine setting (threads 64 then, 1 now)" in errors
+
+
+def test_rates_through_servers_go_on_through_them(tmp_path):
+    asked = RatesOptions(
+        task="lift", rates=(20.0,), remote=("ws://h:1",), samplers=("asd",), out=tmp_path
+    )
+    keep_options(tmp_path, store_of("rates"), "rates", asked)
+    words = ["--resume", "--out", str(tmp_path), "--rates", "20", "40"]
+    find = functools.partial(find_options, RatesOptions, root=tmp_path, command="rates")
+    again = parse("rates", words, RatesOptions, "", find)
+    assert (again.remote, again.rates) == (("ws://h:1",), (20.0, 40.0))
+    moved = parse("rates", [*words, "--remote", "ws://h:2"], RatesOptions, "", find)
+    assert moved.remote == ("ws://h:2",)
+    keep_options(tmp_path, store_of("rates", may_grow=("rates",)), "rates", moved)
+
+
+def test_a_further_shard_is_of_the_tasks_that_were_named(tmp_path):
+    first = TableOptions(tasks=("lift",), episodes=10, shard="0/2", out=tmp_path)
+    keep_options(tmp_path, store_of("tasks", "options-0of2.json"), "tasks", first)
+    words = ["--shard", "1/2", "--out", str(tmp_path)]
+    second = parse("tasks", words, TableOptions, "", find_table)
+    assert {run.task for run in evaluations(second)} == {"lift"}
+    more = parse("tasks", [*words, "--tasks", "lift", "can"], TableOptions, "", find_table)
+    assert {run.task for run in evaluations(more)} == {"lift", "can"}

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from asd_policy.errors import InputError
 from asd_policy.eval.studies.bench.options import ASD_FORMS, EAGER_LOOP, BenchOptions
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.names import ddim_steps_of
@@ -76,6 +77,10 @@ def plan(options: BenchOptions, trained_steps: Mapping[str, int]) -> list[Group]
                 cell(network, batch, steps, precision, *rest, options.compile) for rest in inner
             )
             groups.append(tuple(c for c in dict.fromkeys(cells) if _makes_sense(c, seen)))
+    if not any(groups):
+        raise InputError(
+            f"nothing to measure: {', '.join(options.samplers)} takes more steps than there are"
+        )
     return [group for group in groups if group]
 
 

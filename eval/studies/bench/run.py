@@ -44,13 +44,14 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
     device = torch.device(name)
     with Stage(f"loading {', '.join(options.networks)}"):
         subjects = {} if options.calls_against_steps else load_subjects(options, device)
+    steps = {name: subject.schedule.num_steps for name, subject in subjects.items()}
+    groups = plan(options, steps) if subjects else []
     largest = max((subject.parameters for subject in subjects.values()), default=0)
     torch.set_num_threads(options.threads or choose_threads(largest))
     store = open_store(options, name, {})
     if options.calls_against_steps:
         scale(store, options.quick, say)
     else:
-        groups = plan(options, {n: s.schedule.num_steps for n, s in subjects.items()})
         measure(store, subjects, groups, options, device, say, show=True)
     return finish(store, say)
 

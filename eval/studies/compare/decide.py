@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 
 from asd_policy.console import plain_console, say
-from asd_policy.errors import InputError
-from asd_policy.eval.options import EvalOptions
+from asd_policy.errors import InputError, OutputExistsError
+from asd_policy.eval.options import EvalOptions, command_line
 from asd_policy.eval.resume import evaluation_in
+from asd_policy.eval.runs.folder import STORE
 from asd_policy.eval.studies.compare.options import (
     CompareOptions,
     EvalAndCompareOptions,
@@ -41,7 +43,9 @@ def evaluate_and_compare(
     check_compare_options(compared)
     if options.until_decided:
         return _until_decided([evaluation], compared, run, console)
-    run(evaluation)
+    going_on = dataclasses.replace(options, out=evaluation.out, resume=True)
+    with _continued_with(command_line(going_on), [evaluation]):
+        run(evaluation, part=True)
     return run_compare(compared, console)
 
 
@@ -69,7 +73,7 @@ def _until_decided(
     done, silent = 0, plain_console()
     start = max(evaluation.seed for evaluation in evaluations)  # of the seeds that are common
     silent.quiet = True  # of the tables between two looks
-    try:
+    with _continued_with(_again(options), evaluations):
         while True:
             for evaluation in evaluations:
                 wanted = start - evaluation.seed + done if done else 0
@@ -83,8 +87,18 @@ def _until_decided(
             if found["sequential"]["decision"] or done >= options.budget:
                 return run_compare(options, console)
             done = min(options.budget, done + max(LEAST, done // 5))
-    except KeyboardInterrupt:
-        say(f"What was finished is kept; continue with\n  {_again(options)}")
+
+
+@contextlib.contextmanager
+def _continued_with(again: str, evaluations: Sequence[EvalOptions]) -> Iterator[None]:
+    """When what is run is cut short, say the command that goes on, if there is something to go on
+    with."""
+    try:
+        yield
+    except BaseException as error:
+        begun = all(each.out is not None and STORE.read(each.out) for each in evaluations)
+        if begun and not isinstance(error, (ValueError, OutputExistsError)):  # those are refusals
+            say(f"What was finished is kept; continue with\n  {again}")
         raise
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from asd_policy.errors import InputError
-from asd_policy.eval.options import EvalOptions, check_samplers
+from asd_policy.eval.options import EvalOptions, at_least, check_samplers
 from asd_policy.eval.runs.files import default_folder
 
 _RUNS_HELP = (
@@ -113,7 +113,9 @@ def check_compare_options(options: CompareOptions) -> None:
             f"--samplers {' '.join(options.samplers)} of one folder are the same episodes; name "
             "different samplers"
         )
-    if options.budget < 1:
-        raise InputError(f"--budget must be 1 or more, got {options.budget}")
+    at_least("budget", options.budget, 1)
+    at_least("seed", options.seed, 0)
+    if options.budget != CompareOptions.budget and not options.until_decided:
+        raise InputError("--budget needs --until-decided; got no --until-decided")
     if options.json is not None and options.json.is_dir():
         raise InputError(f"--json must be a file, got the folder {options.json}")

@@ -118,7 +118,7 @@ def find_table(options: TableOptions) -> TableOptions | None:
         return None
     if options.shard not in there and options.shard != TableOptions.shard:
         one = next(iter(there.values()))
-        alike = {name: one[name] for name in _OF_THE_TABLE if name in one}
+        alike = {name: one[name] for name in (*_OF_THE_TABLE, "tasks") if name in one}
         return restored(TableOptions, alike | {"shard": options.shard}, options.out)
     if options.shard not in there and len(there) > 1:
         raise InputError(f"--shard: {options.out} holds {', '.join(there)}; name one of them")

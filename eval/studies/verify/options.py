@@ -151,8 +151,10 @@ def check_verify_options(options: VerifyOptions) -> None:
         raise InputError(f"--alpha must be above 0 and below 0.5, got {options.alpha}")
     if not 0.0 < options.detect <= 8.0:
         raise InputError(f"--detect must be above 0 and at most 8, got {options.detect}")
-    if options.oracle and (options.checkpoint is not None or options.source != "auto"):
-        raise InputError("--oracle needs no --checkpoint and no --source; leave them out")
+    plain = type(options)()
+    for name in ("checkpoint", "source", "task"):
+        if options.oracle and getattr(options, name) != getattr(plain, name):
+            raise InputError(f"--oracle needs no --{name}; leave it out")
     if options.workers > 1 and options.engine == "distributed":
         raise InputError("--workers is not for --engine distributed, whose ranks torchrun starts")
     if options.resume and options.out is None:

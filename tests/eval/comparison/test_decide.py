@@ -1,5 +1,6 @@
 """Evaluations that go on until a comparison is decided."""
 
+import dataclasses
 import functools
 import json
 import shlex
@@ -9,6 +10,7 @@ import tyro
 from eval_schemas import check
 from eval_standin import prepare
 
+from asd_policy.errors import ConnectionLostError
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.resume import evaluation_in, find_evaluation, parse
 from asd_policy.eval.studies.compare.decide import continue_until_decided, evaluate_and_compare
@@ -141,10 +143,55 @@ def test_mistakes_are_one_sentence(run, tmp_path):
         (("eval", "--compare", "asd", "dppm"), "--compare takes one or more of"),
         (("eval", "--compare", "asd"), "takes two samplers, got asd"),
         (("eval", "--compare", "asd", "asd"), "takes two samplers, got asd asd"),
-        (("compare", tmp_path, "--until-decided", "--budget", 0), "--budget must be 1 or more"),
+        (
+            ("compare", tmp_path, "--until-decided", "--budget", 0),
+            "--budget must be a whole number",
+        ),
+        (("compare", tmp_path, "--budget", 5), "--budget needs --until-decided"),
+        (("eval", "--compare", "asd", "ddpm", "--budget", 5), "--budget needs --until-decided"),
+        (("compare", tmp_path, "--seed", -1), "--seed must be a whole number, 0 or more; got -1"),
         (("compare", tmp_path, "--until-decided", "--samplers", "a", "b", "c"), "also more"),
     ]:
         status, _, errors = run(*words)
         assert status == 2
         assert message in errors, errors
         assert errors.count("\n") <= 2, errors
+
+
+@pytest.mark.parametrize("until", [True, False])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ConnectionLostError])
+def test_what_cut_it_short_leaves_the_comparison_to_go_on_with(
+    tmp_path, quiet, capsys, until, error
+):
+    def cut(options, **given):
+        standin(dataclasses.replace(options, episodes=4), **{**given, "console": quiet})
+        raise error("x")
+
+    options = EvalAndCompareOptions(
+        compare=("asd", "ddpm"), margin=0.1, episodes=30, until_decided=until, out=tmp_path / "run"
+    )
+    with pytest.raises(error):
+        evaluate_and_compare(options, run=cut, console=quiet)
+    words = shlex.split(capsys.readouterr().err.splitlines()[-1])
+    assert words[0] == "asd-policy"
+    if until:
+        again = tyro.cli(CompareOptions, args=words[2:])
+        assert (again.samplers, again.margin) == (("asd", "ddpm"), 0.1)
+        return
+    asked = parse("eval", words[2:], EvalAndCompareOptions, "", find_evaluation)
+    assert (asked.compare, asked.margin, asked.episodes) == (("asd", "ddpm"), 0.1, 30)
+    assert evaluate_and_compare(asked, run=standin, console=quiet) == 0
+    assert seeds(options.out) == 30
+
+
+@pytest.mark.parametrize("until", [True, False])
+def test_what_ended_before_it_began_leaves_nothing_to_go_on_with(tmp_path, quiet, capsys, until):
+    def gone(options, **given):
+        raise ConnectionLostError("nobody is there")
+
+    options = EvalAndCompareOptions(
+        compare=("asd", "ddpm"), until_decided=until, out=tmp_path / "run"
+    )
+    with pytest.raises(ConnectionLostError):
+        evaluate_and_compare(options, run=gone, console=quiet)
+    assert "continue with" not in capsys.readouterr().err
