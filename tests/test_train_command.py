@@ -293,3 +293,19 @@ def test_another_task_s_store_is_refused_where_it_says_so_in_text(tmp_path: Path
     zarr.open_group(str(store), mode="a").attrs["env_args"] = '{"env_name": "PickPlaceCan"}'
     with pytest.raises(InputError, match=r"--task lift: .* holds demonstrations of can"):
         train(store, tmp_path / "out", steps=2)
+
+
+def test_how_often_a_policy_looks_is_chosen_and_is_no_matter_of_its_weights(
+    tmp_path: Path,
+) -> None:
+    store = write_store(tmp_path / "lift.zarr")
+    train(store, tmp_path / "often", keep=0, action_horizon=4)
+    assert load_checkpoint(tmp_path / "often").config.horizons == (2, 4, 16)
+    train(store, tmp_path / "on", keep=0, start_from=tmp_path / "often")
+    made = load_checkpoint(tmp_path / "on")
+    assert made.config.horizons == (2, 8, 16)
+    assert made.card["recipe"]["started_from"] == load_checkpoint(tmp_path / "often").card["sha256"]
+    with pytest.raises(InputError, match="action_horizon must be a whole number from 1 on, got 0"):
+        train(store, tmp_path / "never", action_horizon=0)
+    with pytest.raises(InputError, match="the chunk is too short"):
+        train(store, tmp_path / "never", action_horizon=16)

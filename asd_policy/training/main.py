@@ -39,6 +39,7 @@ def main_train(
     down_dims: Annotated[tuple[int, ...], arg(metavar="INT [INT ...]")] = (48, 96, 192),
     step_embed_dim: int = 64,
     diffusion_steps: int = 100,
+    action_horizon: Annotated[int, arg(metavar="INT")] = PolicyConfig.action_horizon,
     rotations: Annotated[str, arg(metavar="{quaternion,matrix}")] = "quaternion",
     seed: int = 0,
     precision: Annotated[str, arg(metavar="{fp32,bf16}")] = "fp32",
@@ -68,6 +69,8 @@ def main_train(
         down_dims: The channels of the U-Net's resolutions.
         step_embed_dim: The length of the timestep's embedding.
         diffusion_steps: K, the steps of the DDPM.
+        action_horizon: How many actions of a chunk of 16 the policy executes before it looks again
+            and draws the next, 1 to 15. Fewer help where it touches things; each takes a chunk.
         rotations: How the network sees rotations: as quaternions, as they are observed, or as
             matrices (robomimic cannot take such a policy).
         seed: Seed of weights, batches and noise.
@@ -93,6 +96,7 @@ def main_train(
     policy = PolicyConfig(
         observation_keys={k: v.shape[1] for k, v in replay.observations.items()},
         action_dim=replay.actions.shape[1],
+        action_horizon=action_horizon,
         down_dims=tuple(down_dims),
         step_embed_dim=step_embed_dim,
         quaternions=spec.quaternions if rotations == "matrix" else (),

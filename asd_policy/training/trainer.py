@@ -133,7 +133,7 @@ class Trainer:
 
     def _start_from(self, start: Checkpoint) -> None:
         theirs, ours = (
-            {"policy": config.to_dict(), "schedule": schedule.to_dict()}
+            {"policy": _as_weights_know_it(config), "schedule": schedule.to_dict()}
             for config, schedule in (
                 (start.config, start.schedule),
                 (self.policy, self.schedule),
@@ -318,6 +318,11 @@ class Trainer:
             self.action_normalizer,
             card,
         )
+
+
+def _as_weights_know_it(config: PolicyConfig) -> dict[str, Any]:
+    """A policy's configuration, but for how many actions of a chunk are executed."""
+    return {k: v for k, v in config.to_dict().items() if k != "action_horizon"}
 
 
 def _differing(there: Any, now: Any, name: str = "") -> str:
