@@ -345,7 +345,7 @@ def _check_known(folder: Path, card: Mapping[str, Any], schedule: Schedule) -> N
             raise InputError("it holds a NaN or infinite slope")
 
     if card.get("calibration") is not None:
-        _made(folder, "calibration", check, card["calibration"])
+        _made(folder, "calibration", check, _entry(folder, card, "calibration", dict))
 
 
 def _check_dims(folder: Path, config: PolicyConfig, obs: Normalizer, action: Normalizer) -> None:
