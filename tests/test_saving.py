@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,11 @@ def test_a_calibration_that_could_not_be_loaded_is_not_put_into_a_card(folder: P
     with pytest.raises(CheckpointError, match="cannot be written as JSON: note: "):
         update_card(folder, note=float("nan"))
     assert files(folder) == there
+
+
+def test_a_card_without_its_chain_is_named_when_it_is_added_to(folder: Path) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    del card["schedule"]
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="missing entry 'schedule'"):
+        update_card(folder, note="x")
