@@ -18,6 +18,7 @@ from asd_policy.envs.tasks import get_task
 from asd_policy.errors import CheckpointError, DatasetError, InputError, OutputExistsError
 from asd_policy.files import LOCK_FILE, claimed
 from asd_policy.integrations.robomimic_convert import to_robomimic
+from asd_policy.networks import TransformerSizes
 from asd_policy.policy import DiffusionPolicy
 from asd_policy.policy.checkpoint import load_checkpoint
 from asd_policy.training.main import main_train
@@ -54,6 +55,19 @@ def test_the_last_models_are_kept(tmp_path: Path) -> None:
     )
     assert nine.card["recipe"]["steps_done"] == 9
     assert nine.card["sha256"] != ten.card["sha256"] == final.card["sha256"]
+
+
+def test_a_transformer_is_trained_calibrated_and_gone_on_from(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "lift.zarr")
+    train(store, tmp_path / "first", transformer=(1, 2, 8))
+    first = load_checkpoint(tmp_path / "first")
+    assert first.config.transformer == TransformerSizes(1, 2, 8)
+    assert first.card["calibration"]["chunks"] > 0
+    train(store, tmp_path / "next", transformer=(1, 2, 8), start_from=tmp_path / "first", seed=1)
+    started = load_checkpoint(tmp_path / "next").card["recipe"]["started_from"]
+    assert started == first.card["sha256"]
+    with pytest.raises(CheckpointError, match="of another kind"):
+        train(store, tmp_path / "unet", start_from=tmp_path / "first")
 
 
 def test_one_file_holds_what_a_store_does(tmp_path: Path) -> None:

@@ -8,27 +8,35 @@ that only hold what is in them, the inner pickles stay bytes, and everything els
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asd_policy.errors import CheckpointError
 from asd_policy.integrations.diffusers_chain import schedule_of
 from asd_policy.integrations.diffusion_policy_config import Settings
 from asd_policy.integrations.plain_files import allowed, check_archive, refused
-from asd_policy.integrations.robomimic_format import architecture, network_from_weights
-from asd_policy.policy.checkpoint import Checkpoint
+from asd_policy.integrations.robomimic_format import (
+    architecture,
+    check_finite,
+    network_from_weights,
+)
+from asd_policy.networks import TransformerSizes
+from asd_policy.policy.checkpoint import Checkpoint, difference_table
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
 from asd_policy.schedule import Schedule
 
 SUFFIX = ".ckpt"
 _NETWORK, _NORMALIZER = "model.", "normalizer.params_dict."
-_POLICY = "diffusion_policy.policy.diffusion_unet_lowdim_policy.DiffusionUnetLowdimPolicy"
+_MODULE = "diffusion_policy.policy.diffusion_"
+_UNETS = f"{_MODULE}unet_lowdim_policy.DiffusionUnetLowdimPolicy"
+_TRANSFORMERS = f"{_MODULE}transformer_lowdim_policy.DiffusionTransformerLowdimPolicy"
+_NO_WEIGHTS = {"_dummy_variable", "mask", "memory_mask"}  # among those of a transformer
 _LAST_GROUPS = 8  # of the network's last block, whatever n_groups says
 _SIZES = ("down_dims", "kernel_size", "n_groups", "cond_predict_scale", "final_n_groups")
 _PLAIN_TYPES = {t.__name__: t for t in (dict, list, tuple, set, int, float, str, bool, bytes)}
@@ -134,32 +142,19 @@ def _tree(node: Any) -> Any:
 
 
 def to_checkpoint(file: DiffusionPolicyCheckpoint) -> Checkpoint:
-    """A low-dimensional U-Net policy with a global condition, as a checkpoint of this package.
+    """A low-dimensional policy that observations condition, as a checkpoint of this package: a
+    U-Net with a global condition, or a transformer.
 
     Raises:
         CheckpointError: another policy, a chunk that begins or ends otherwise than here, or weights
             that do not fit.
     """
     try:
-        _check_kind(file)
+        make = _check_kind(file)
         weights = {
             k.removeprefix(_NETWORK): v for k, v in file.weights.items() if k.startswith(_NETWORK)
         }
-        get = file.settings.get
-        groups = int(get("policy.model.n_groups", 8))
-        last = None if groups == _LAST_GROUPS else _LAST_GROUPS
-        network = network_from_weights(weights, groups, last)
-        sizes = architecture(weights, groups, last)
-        config = PolicyConfig(
-            {"obs": int(get("policy.obs_dim"))},
-            int(get("policy.action_dim")),
-            int(get("policy.n_obs_steps")),
-            int(get("policy.n_action_steps")),
-            int(get("policy.horizon")),
-            step_embed_dim=sizes["diffusion_step_embed_dim"],
-            **{name: sizes[name] for name in _SIZES},
-        )
-        _check_sizes(config, sizes)
+        config, network = make(file.settings, weights)
         schedule = trained_schedule(file.settings)
         obs, action = (_normalizer(file, key) for key in ("obs", "action"))
     except (CheckpointError, ValueError, TypeError) as error:
@@ -179,21 +174,80 @@ def to_checkpoint(file: DiffusionPolicyCheckpoint) -> Checkpoint:
     return Checkpoint(network, config, schedule, obs, action, card)
 
 
-def _check_kind(file: DiffusionPolicyCheckpoint) -> None:
+_Make = Callable[[Settings, Mapping[str, Tensor]], tuple[PolicyConfig, nn.Module]]
+
+
+def _check_kind(file: DiffusionPolicyCheckpoint) -> _Make:
+    """What makes the file's network, if its policy is of a kind that a checkpoint folder holds."""
     get = file.settings.get
-    wanted = {
-        "policy._target_": (_POLICY, "low-dimensional U-Nets"),
-        "policy.obs_as_global_cond": (True, "observations as a global condition"),
-        "policy.pred_action_steps_only": (False, "chunks from the first observation on"),
-        "policy.oa_step_convention": (True, "the first executed action at the last observation"),
-    }
-    for name, (value, what) in wanted.items():
-        got = get(name, False)
+    whole = {"policy.pred_action_steps_only": (False, "chunks from the first observation on")}
+    kinds: dict[Any, tuple[_Make, dict[str, tuple[bool, str]]]] = {
+        _UNETS: (_unet, {
+            "policy.obs_as_global_cond": (True, "observations as a global condition"),
+            "policy.oa_step_convention":
+                (True, "the first executed action at the last observation"),
+        }),
+        _TRANSFORMERS: (_transformer, {
+            "policy.obs_as_cond": (True, "observations as a condition"),
+            "policy.model.time_as_cond": (True, "transformers that the time conditions"),
+        }),
+    }  # fmt: skip
+    kind = get("policy._target_")
+    if kind not in kinds:
+        names = " or ".join(name.rpartition(".")[2] for name in kinds)
+        raise _other("low-dimensional U-Nets and transformers", "policy._target_", names, kind)
+    make, wanted = kinds[kind]
+    for name, (value, what) in (wanted | whole).items():
+        got = get(name, name == "policy.model.time_as_cond")  # the one whose default is True
         if got != value:
-            raise CheckpointError(
-                f"a checkpoint folder holds {what} ({name}: {value}); this file says {got}. "
-                "asd_policy.integrations.diffusion_policy.accelerate() takes the loaded policy"
-            )
+            raise _other(what, name, value, got)
+    return make
+
+
+def _other(what: str, name: str, value: object, got: object) -> CheckpointError:
+    return CheckpointError(
+        f"a checkpoint folder holds {what} ({name}: {value}); this file says {got}. "
+        "asd_policy.integrations.diffusion_policy.accelerate() takes the loaded policy"
+    )
+
+
+def _config(settings: Settings, **sizes: Any) -> PolicyConfig:
+    names = "action_dim", "n_obs_steps", "n_action_steps", "horizon"
+    keys = {"obs": int(settings.get("policy.obs_dim"))}
+    return PolicyConfig(keys, *(int(settings.get(f"policy.{name}")) for name in names), **sizes)
+
+
+def _unet(settings: Settings, weights: Mapping[str, Tensor]) -> tuple[PolicyConfig, nn.Module]:
+    groups = int(settings.get("policy.model.n_groups", 8))
+    last = None if groups == _LAST_GROUPS else _LAST_GROUPS
+    network = network_from_weights(weights, groups, last)
+    sizes = architecture(weights, groups, last)
+    config = _config(
+        settings,
+        step_embed_dim=sizes["diffusion_step_embed_dim"],
+        **{name: sizes[name] for name in _SIZES},
+    )
+    _check_sizes(config, sizes)
+    return config, network
+
+
+def _transformer(
+    settings: Settings, weights: Mapping[str, Tensor]
+) -> tuple[PolicyConfig, nn.Module]:
+    defaults = {"n_layer": 12, "n_head": 12, "n_emb": 768, "n_cond_layers": 0, "causal_attn": False}
+    sizes = {name: settings.get(f"policy.model.{name}", value) for name, value in defaults.items()}
+    config = _config(settings, transformer=TransformerSizes(**sizes))
+    network = config.build_network()
+    own = {k: v.detach().float() for k, v in weights.items() if k not in _NO_WEIGHTS}
+    table = difference_table(
+        {k: tuple(v.shape) for k, v in network.state_dict().items()},
+        {k: tuple(v.shape) for k, v in own.items()},
+    )
+    if table:
+        raise CheckpointError(f"the weights fit no such TransformerForDiffusion:\n{table}")
+    check_finite(own)
+    network.load_state_dict(own)
+    return config, network.eval().requires_grad_(False)
 
 
 def _check_sizes(config: PolicyConfig, sizes: Mapping[str, Any]) -> None:

@@ -127,6 +127,10 @@ def to_robomimic(made: Checkpoint) -> dict[str, Any]:
         CheckpointError: a chain or an input that robomimic's configuration cannot say.
         IntegrationError: there is no robomimic, whose configuration is needed.
     """
+    if made.config.transformer is not None:
+        raise CheckpointError(
+            "robomimic's diffusion policies are U-Nets, and this one is a transformer"
+        )
     if made.config.quaternions:
         raise CheckpointError(
             "robomimic's networks see quaternions as they are observed, and this policy's sees "

@@ -8,16 +8,22 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import nn
 
 from asd_policy.ambient import untouched
 from asd_policy.errors import InputError, check_names, whole_from
-from asd_policy.networks import ConditionalUnet1D
+from asd_policy.networks import ConditionalUnet1D, TransformerForDiffusion, TransformerSizes
 from asd_policy.schedule import check_choice
 
 _SIZES = (
     "action_dim", "obs_horizon", "action_horizon", "pred_horizon", "step_embed_dim", "kernel_size",
     "n_groups",
 )  # fmt: skip
+_OF_A_UNET = (
+    "down_dims", "step_embed_dim", "kernel_size", "n_groups", "cond_predict_scale",
+    "final_n_groups",
+)  # fmt: skip
+UNET, TRANSFORMER = ConditionalUnet1D.__name__, TransformerForDiffusion.__name__
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class PolicyConfig:
             ``ConditionalUnet1D``.
         quaternions: first columns, in the concatenated observation, of the quaternions (x, y, z,
             w) that the network sees as rotation matrices.
+        transformer: sizes of a ``TransformerForDiffusion``, which then is the network; None for
+            the U-Net.
     """
 
     observation_keys: Mapping[str, int]
@@ -46,9 +54,10 @@ class PolicyConfig:
     kernel_size: int = 5
     n_groups: int = 8
     quaternions: tuple[int, ...] = ()
-    architecture: str = field(default="ConditionalUnet1D", init=False)
+    architecture: str = field(default=UNET, init=False)
     cond_predict_scale: bool = True
     final_n_groups: int | None = None
+    transformer: TransformerSizes | None = None
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -57,8 +66,10 @@ class PolicyConfig:
                 "the chunk is too short: obs_horizon − 1 + action_horizon must be at most "
                 f"pred_horizon, got {self.horizons}"
             )
+        if self.transformer is not None:
+            object.__setattr__(self, "architecture", TRANSFORMER)
         multiple = 2 ** (len(self.down_dims) - 1)
-        if self.pred_horizon % multiple:
+        if self.transformer is None and self.pred_horizon % multiple:
             raise InputError(
                 f"pred_horizon must be a multiple of {multiple} for {len(self.down_dims)} "
                 f"resolutions, got {self.pred_horizon}"
@@ -86,6 +97,10 @@ class PolicyConfig:
         if self.final_n_groups is not None:
             whole_from(1, "final_n_groups", self.final_n_groups)
         check_choice("cond_predict_scale", self.cond_predict_scale, (False, True))
+        if not isinstance(self.transformer, TransformerSizes | None):
+            raise InputError(
+                f"transformer must be TransformerSizes or None, got {self.transformer!r:.80}"
+            )
 
     @property
     def horizons(self) -> tuple[int, int, int]:
@@ -105,9 +120,17 @@ class PolicyConfig:
     def chunk_shape(self) -> tuple[int, int]:
         return self.pred_horizon, self.action_dim
 
-    def build_network(self, device: torch.device | str = "cpu") -> ConditionalUnet1D:
+    def build_network(self, device: torch.device | str = "cpu") -> nn.Module:
         """A network with fresh weights, in float32 and trainable whatever PyTorch is set to."""
         with untouched(), torch.device(device):
+            if self.transformer is not None:
+                return TransformerForDiffusion(
+                    self.action_dim,
+                    self.condition_dim // self.obs_horizon,
+                    self.pred_horizon,
+                    self.obs_horizon,
+                    self.transformer,
+                )
             return ConditionalUnet1D(
                 self.action_dim,
                 self.condition_dim,
@@ -126,9 +149,12 @@ class PolicyConfig:
         ]
         values["down_dims"] = list(self.down_dims)
         values["quaternions"] = list(self.quaternions)
-        for name, default in (("cond_predict_scale", True), ("final_n_groups", None)):
+        absent = {"cond_predict_scale": True, "final_n_groups": None, "transformer": None}
+        for name, default in absent.items():
             if values[name] == default:  # as in cards before there was a choice
                 del values[name]
+        for name in _OF_A_UNET if self.transformer is not None else ():
+            values.pop(name, None)
         return values
 
     @classmethod
@@ -136,10 +162,16 @@ class PolicyConfig:
         """Inverse of :meth:`to_dict`. Raises ValueError for another architecture."""
         rest = dict(values)
         architecture = rest.pop("architecture", None)
-        if architecture != "ConditionalUnet1D":
-            raise InputError(f"expected architecture 'ConditionalUnet1D', got {architecture!r}")
-        check_names("entries of a policy", rest, [each.name for each in fields(cls)])
+        check_choice("architecture", architecture, (UNET, TRANSFORMER))
+        others = _OF_A_UNET if architecture == TRANSFORMER else ("transformer",)
+        names = [each.name for each in fields(cls) if each.name not in others]
+        check_names("entries of a policy", rest, names)
         keys = {item["name"]: int(item["shape"][0]) for item in rest.pop("observation_keys")}
-        rest["down_dims"] = tuple(rest["down_dims"])
+        if architecture == TRANSFORMER:
+            sizes = rest["transformer"]
+            check_names("sizes of a transformer", sizes, [f.name for f in fields(TransformerSizes)])
+            rest["transformer"] = TransformerSizes(**sizes)
+        else:
+            rest["down_dims"] = tuple(rest["down_dims"])
         rest["quaternions"] = tuple(rest.get("quaternions", ()))  # none, before there was a choice
         return cls(keys, rest.pop("action_dim"), **rest)

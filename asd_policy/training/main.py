@@ -19,6 +19,7 @@ from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import TASKS, Task, get_task
 from asd_policy.errors import InputError, OutputExistsError, counted
 from asd_policy.files import check_writable, claimed
+from asd_policy.networks import TransformerSizes
 from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.progress import Stage
@@ -38,6 +39,7 @@ def main_train(
     learning_rate: float = 6e-4,
     down_dims: Annotated[tuple[int, ...], arg(metavar="INT [INT ...]")] = (48, 96, 192),
     step_embed_dim: int = 64,
+    transformer: Annotated[tuple[int, int, int] | None, arg(metavar="LAYERS HEADS WIDTH")] = None,
     diffusion_steps: int = 100,
     action_horizon: Annotated[int, arg(metavar="INT")] = PolicyConfig.action_horizon,
     rotations: Annotated[str, arg(metavar="{quaternion,matrix}")] = "quaternion",
@@ -68,6 +70,8 @@ def main_train(
         learning_rate: The highest learning rate, after a warm-up; a cosine takes it to zero.
         down_dims: The channels of the U-Net's resolutions.
         step_embed_dim: The length of the timestep's embedding.
+        transformer: Train Chi et al.'s transformer in place of the U-Net: layers, heads and width.
+            Theirs is 8 4 256, 9 M parameters, with a learning rate of 1e-4. None is the U-Net.
         diffusion_steps: K, the steps of the DDPM.
         action_horizon: How many actions of a chunk of 16 the policy executes before it looks again
             and draws the next, 1 to 15. Fewer help where it touches things; each takes a chunk.
@@ -100,6 +104,7 @@ def main_train(
         down_dims=tuple(down_dims),
         step_embed_dim=step_embed_dim,
         quaternions=spec.quaternions if rotations == "matrix" else (),
+        transformer=None if transformer is None else TransformerSizes(*transformer),
     )
     if not 0 <= keep <= 10:
         raise InputError(f"--keep takes 0 to 10 models, got {keep}")

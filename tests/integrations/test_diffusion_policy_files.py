@@ -1,8 +1,8 @@
 """diffusion_policy's `.ckpt` files, read without its packages and without running them.
 
-The file in `tests/data` was written by that project's own policy, normalizer, configuration and
-`save_checkpoint` (commit 5ba07ac, low-dimensional PushT, 8 and 16 channels, untrained); beside it
-is what its network and normalizer returned.
+The files in `tests/data` were written by that project's own policies, normalizer, configurations
+and `save_checkpoint` (commit 5ba07ac, low-dimensional PushT, a U-Net of 8 and 16 channels and a
+transformer of 2 layers of 8, untrained); beside them is what network and normalizer returned.
 """
 
 import gzip
@@ -21,17 +21,30 @@ from asd_policy.policy import DiffusionPolicy
 DATA = Path(__file__).parents[1] / "data"
 
 
-@pytest.fixture
-def file(tmp_path):
-    path = tmp_path / "latest.ckpt"
-    with gzip.open(DATA / "diffusion_policy.ckpt.gz") as packed, path.open("wb") as out:
+UNET, TRANSFORMER = "diffusion_policy", "diffusion_policy_transformer"
+
+
+def unpacked(name, folder):
+    path = folder / "latest.ckpt"
+    with gzip.open(DATA / f"{name}.ckpt.gz") as packed, path.open("wb") as out:
         shutil.copyfileobj(packed, out)
     return path
 
 
-def test_network_normalizer_and_horizons_are_theirs(file):
-    made = to_checkpoint(read_checkpoint(file))
-    theirs = torch.load(DATA / "diffusion_policy.expected.pt", weights_only=True)
+@pytest.fixture
+def file(tmp_path):
+    return unpacked(UNET, tmp_path)
+
+
+@pytest.fixture
+def transformer(tmp_path):
+    return unpacked(TRANSFORMER, tmp_path)
+
+
+@pytest.mark.parametrize("name", [UNET, TRANSFORMER])
+def test_network_normalizer_and_horizons_are_theirs(name, tmp_path):
+    made = to_checkpoint(read_checkpoint(unpacked(name, tmp_path)))
+    theirs = torch.load(DATA / f"{name}.expected.pt", weights_only=True)
     seen = made.observation_normalizer.normalize(theirs["obs"]).reshape(1, -1)
     torch.testing.assert_close(seen, theirs["nobs"], atol=1e-6, rtol=0)
     noise = made.network(theirs["x"], theirs["t"], seen.expand(2, -1))
@@ -43,8 +56,10 @@ def test_network_normalizer_and_horizons_are_theirs(file):
     assert made.card["uses_ema"]
 
 
-def test_convert_and_act(file, run, tmp_path):
+@pytest.mark.parametrize("name", [UNET, TRANSFORMER])
+def test_convert_and_act(name, run, tmp_path):
     pytest.importorskip("tyro")
+    file = unpacked(name, tmp_path)
     folder = tmp_path / "made"
     status, said, errors = run("convert", str(file), str(folder))
     assert status == 0, errors
@@ -86,13 +101,43 @@ def test_a_damaged_file_is_one_sentence(file):
         ("oa_step_convention", False, "first executed action"),
         ("pred_action_steps_only", True, "chunks from the first"),
         ("obs_dim", 4, r"a condition of 6; the configuration describes 2, and 8"),
-        ("_target_", "diffusion_policy.policy.x.Other", "low-dimensional U-Nets"),
+        ("_target_", "diffusion_policy.policy.x.Other", "low-dimensional U-Nets and transformers"),
     ],
 )
 def test_other_policies_are_refused_with_what_takes_them(file, name, value, match):
     found = read_checkpoint(file)
     found.settings._tree["policy"][name] = value
     with pytest.raises(CheckpointError, match=match):
+        to_checkpoint(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("policy.obs_as_cond", False, "observations as a condition"),
+        ("policy.model.time_as_cond", False, "transformers that the time conditions"),
+        ("policy.pred_action_steps_only", True, "chunks from the first"),
+        ("policy.model.n_layer", 3, r"(?s)fit no such.*decoder.layers.2.linear1.weight +missing"),
+        ("policy.model.n_emb", 7, "even and a multiple of n_head, got n_emb 7 and n_head 2"),
+        ("policy.model.causal_attn", "yes", "causal_attn must be True or False, got 'yes'"),
+        ("policy.obs_dim", 4, r"cond_obs_emb.weight +wrong shape +\(8, 4\) +\(8, 3\)"),
+    ],
+)
+def test_other_transformers_are_refused(transformer, name, value, match):
+    found = read_checkpoint(transformer)
+    *path, last = name.split(".")
+    node = found.settings._tree
+    for part in path:
+        node = node[part]
+    node[last] = value
+    with pytest.raises(CheckpointError, match=match):
+        to_checkpoint(found)
+
+
+def test_a_transformer_of_weights_that_are_not_finite_is_refused(transformer):
+    found = read_checkpoint(transformer)
+    found.weights["model.head.bias"][1] = torch.nan
+    with pytest.raises(CheckpointError, match=r"not finite: head\.bias"):
         to_checkpoint(found)
 
 
