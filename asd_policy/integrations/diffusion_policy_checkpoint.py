@@ -212,9 +212,9 @@ def _other(what: str, name: str, value: object, got: object) -> CheckpointError:
 
 
 def _config(settings: Settings, **sizes: Any) -> PolicyConfig:
-    names = "action_dim", "n_obs_steps", "n_action_steps", "horizon"
-    keys = {"obs": int(settings.get("policy.obs_dim"))}
-    return PolicyConfig(keys, *(int(settings.get(f"policy.{name}")) for name in names), **sizes)
+    names = ("obs_dim", "action_dim", "n_obs_steps", "n_action_steps", "horizon")
+    observed, *rest = (int(settings.get(f"policy.{name}")) for name in names)
+    return PolicyConfig({"obs": observed}, rest[0], rest[1], rest[2], rest[3], **sizes)
 
 
 def _unet(settings: Settings, weights: Mapping[str, Tensor]) -> tuple[PolicyConfig, nn.Module]:

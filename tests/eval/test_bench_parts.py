@@ -11,6 +11,7 @@ from asd_policy.checkpoints import find_checkpoint
 from asd_policy.denoiser import Denoiser
 from asd_policy.eval.studies.bench import runner, tables
 from asd_policy.eval.studies.bench.cells import cell, plan, sampler_config
+from asd_policy.eval.studies.bench.contestants import Forms, make_contestant
 from asd_policy.eval.studies.bench.eager_loop import sample_eager_loop
 from asd_policy.eval.studies.bench.flops import network_size
 from asd_policy.eval.studies.bench.options import BenchOptions
@@ -19,6 +20,7 @@ from asd_policy.eval.studies.bench.store import BenchFile, read_bench
 from asd_policy.eval.studies.bench.subjects import UNTRAINED, load_subject
 from asd_policy.eval.studies.bench.summary import add_speedups, latency_figures, standard_error
 from asd_policy.eval.studies.bench.windows import window_choices
+from asd_policy.networks import ConditionalUnet1D, TransformerSizes
 from asd_policy.policy import PolicyConfig, load_checkpoint, save_checkpoint
 from asd_policy.samplers.ddpm import sample_ddpm
 from asd_policy.samplers.result import draw_noise, streams
@@ -29,9 +31,10 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def subject(tmp_path):
-    return load_subject(str(save_checkpoint(tmp_path / "tiny", tiny_checkpoint(20))), CPU, None)
+@pytest.fixture(params=[None, TransformerSizes(1, 2, 8)], ids=["U-Net", "transformer"])
+def subject(tmp_path, request):
+    made = tiny_checkpoint(20, transformer=request.param)
+    return load_subject(str(save_checkpoint(tmp_path / "tiny", made)), CPU, None)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("chi", 65_763_591), ("lerobot", 248_834_695)])
@@ -139,6 +142,16 @@ def test_more_steps_than_were_trained_are_the_same_noise_on_a_finer_grid(subject
     linear = type(subject)(**{**vars(subject), "schedule": other.schedule})
     with pytest.raises(ValueError, match="need beta_schedule 'squaredcos_cap_v2', got 'linear'"):
         linear.at(21)
+
+
+def test_any_network_is_benchmarked_and_says_what_it_is(subject):
+    one = cell(subject.name, 1, 20, "fp32", "eager", "auto", "4", "asd")
+    contestant = make_contestant(one, subject, Forms(), CPU, 0)
+    contestant.warm_up()
+    assert 0 < int(contestant.draw(0).stats.calls.max()) <= 20
+    said = contestant.describe()
+    assert ("layers_used" in said) == isinstance(subject.network, ConditionalUnet1D)
+    contestant.close()
 
 
 def test_conditions_are_taken_in_turn(subject):

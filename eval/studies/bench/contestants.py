@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asd_policy.engine import Engine
 from asd_policy.eval.studies.bench.ceilings import synchronize
@@ -69,24 +69,22 @@ class Forms:
 
     def __init__(self, layers: str = "auto") -> None:
         self._layers = layers
-        self._kept: dict[tuple[object, ...], PreparedUnet1D] = {}
+        self._kept: dict[tuple[object, ...], nn.Module] = {}
 
     def get(
         self, subject: Subject, steps: int, schedule: Schedule, precision: str, compile: bool
-    ) -> PreparedUnet1D:
-        """The subject's network for the timesteps of a schedule."""
+    ) -> nn.Module:
+        """The subject's network for the timesteps of a schedule; but for U-Nets, as it is."""
         timesteps = tuple(schedule.timesteps.tolist())
         key = subject.name, steps, timesteps, precision, compile
         if key not in self._kept:
             network, _ = subject.at(steps)
-            prepared = prepare(network, schedule.timesteps, precision, compile, self._layers)
-            assert isinstance(prepared, PreparedUnet1D)
-            self._kept[key] = prepared
+            self._kept[key] = prepare(network, schedule.timesteps, precision, compile, self._layers)
         return self._kept[key]
 
     def all(self) -> list[PreparedUnet1D]:
         """Those that there are."""
-        return list(self._kept.values())
+        return [each for each in self._kept.values() if isinstance(each, PreparedUnet1D)]
 
 
 def make_contestant(
@@ -225,13 +223,15 @@ class EngineContestant:
 
     def describe(self) -> Json:
         buckets = dict(getattr(self.engine, "bytes_by_bucket", {}))
+        network, layers = self._prepared, {}
+        if isinstance(network, PreparedUnet1D):
+            layers = {"layers_used": network.layers, "layers_fallback": network.fallback}
         return {
             "engine_used": self.engine.name,
             "kernels_used": self.engine.kernels,
             "precision_used": self.cell.precision,
-            "layers_used": self._prepared.layers,
-            "layers_fallback": self._prepared.fallback,
             "bytes_by_bucket": buckets,
+            **layers,
         }
 
     def close(self) -> None:

@@ -16,7 +16,6 @@ from asd_policy.checkpoints import find_checkpoint, shipped
 from asd_policy.data.replay import Replay
 from asd_policy.errors import InputError
 from asd_policy.eval.studies.bench.flops import NetworkSize, network_size
-from asd_policy.networks import ConditionalUnet1D
 from asd_policy.policy import Checkpoint, Normalizer, PolicyConfig, load_checkpoint
 from asd_policy.schedule import Schedule
 
@@ -41,7 +40,7 @@ class Subject:
     """
 
     name: str
-    network: ConditionalUnet1D
+    network: nn.Module
     schedule: Schedule
     shape: tuple[int, ...]
     conditions: Tensor
@@ -55,7 +54,7 @@ class Subject:
         """Numbers in the network."""
         return sum(p.numel() for p in self.network.parameters())
 
-    def at(self, steps: int) -> tuple[ConditionalUnet1D, Schedule]:
+    def at(self, steps: int) -> tuple[nn.Module, Schedule]:
         """Network and schedule of a chain of ``steps`` steps.
 
         Up to the trained number, fewer and larger steps. Above it, the trained schedule's own
@@ -108,12 +107,13 @@ class _Rescale(nn.Module):
         return (timesteps + 1) * self.ratio - 1
 
 
-def _stretched(network: ConditionalUnet1D, ratio: float) -> ConditionalUnet1D:
+def _stretched(network: nn.Module, ratio: float) -> nn.Module:
     """The same weights behind rescaled timesteps."""
+    names = ("diffusion_step_encoder", "time_emb")  # of U-Nets, of transformers
+    name = next(each for each in names if each in network._modules)
     stretched = copy.copy(network)
     stretched._modules = dict(network._modules)
-    encoder = nn.Sequential(_Rescale(ratio), network.diffusion_step_encoder)
-    stretched._modules["diffusion_step_encoder"] = encoder
+    stretched._modules[name] = nn.Sequential(_Rescale(ratio), network._modules[name])
     return stretched
 
 
@@ -133,7 +133,7 @@ def load_subject(name: str, device: torch.device, replay: Replay | None, seed: i
         network, schedule, card = config.build_network().eval(), Schedule.ddpm(), {}
     else:
         config, schedule, card = checkpoint.config, checkpoint.schedule, checkpoint.card
-        network = checkpoint.network  # type: ignore[assignment]
+        network = checkpoint.network
     network = network.to(device).eval().requires_grad_(False)
     conditions, origin = _conditions(config, checkpoint, replay, seed)
     x = torch.zeros(1, *config.chunk_shape, device=device)
