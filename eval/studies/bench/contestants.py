@@ -69,11 +69,11 @@ class Forms:
 
     def __init__(self, layers: str = "auto") -> None:
         self._layers = layers
-        self._kept: dict[tuple[object, ...], nn.Module] = {}
+        self._kept: dict[tuple[object, ...], PreparedUnet1D | nn.Module] = {}
 
     def get(
         self, subject: Subject, steps: int, schedule: Schedule, precision: str, compile: bool
-    ) -> nn.Module:
+    ) -> PreparedUnet1D | nn.Module:
         """The subject's network for the timesteps of a schedule; but for U-Nets, as it is."""
         timesteps = tuple(schedule.timesteps.tolist())
         key = subject.name, steps, timesteps, precision, compile
@@ -223,7 +223,8 @@ class EngineContestant:
 
     def describe(self) -> Json:
         buckets = dict(getattr(self.engine, "bytes_by_bucket", {}))
-        network, layers = self._prepared, {}
+        network = self._prepared
+        layers: Json = {}
         if isinstance(network, PreparedUnet1D):
             layers = {"layers_used": network.layers, "layers_fallback": network.fallback}
         return {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from asd_policy.eval.studies.bench.kept_cells import Say, measure_cells
 from asd_policy.eval.studies.bench.options import EAGER_LOOP
 from asd_policy.eval.studies.bench.subjects import Subject
 from asd_policy.eval.studies.bench.summary import latency_figures
-from asd_policy.networks import whole
+from asd_policy.networks import ConditionalUnet1D, whole
 from asd_policy.networks.inference import InferenceUnet1D
 
 Json = dict[str, Any]
@@ -137,7 +137,8 @@ def _inputs(subject: Subject, rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def prepared_for(one: LayersCell, subject: Subject) -> InferenceUnet1D:
     timesteps = subject.schedule.timesteps.to(subject.conditions.device)
-    return InferenceUnet1D(subject.network, timesteps, one.precision, one.layers)
+    network = cast(ConditionalUnet1D, subject.network)  # forms are a U-Net's
+    return InferenceUnet1D(network, timesteps, one.precision, one.layers)
 
 
 @torch.inference_mode()
