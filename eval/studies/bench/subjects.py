@@ -113,7 +113,7 @@ def _stretched(network: nn.Module, ratio: float) -> nn.Module:
     name = next(each for each in names if each in network._modules)
     stretched = copy.copy(network)
     stretched._modules = dict(network._modules)
-    stretched._modules[name] = nn.Sequential(_Rescale(ratio), network._modules[name])
+    stretched._modules[name] = nn.Sequential(_Rescale(ratio), getattr(network, name))
     return stretched
 
 
