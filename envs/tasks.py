@@ -96,6 +96,14 @@ class Task:
         """Per arm: 3 position and 3 axis-angle deltas in the world frame, 1 gripper."""
         return 7 * len(self.robots)
 
+    def check_action_dim(self, found: int, policy: object) -> None:
+        """Raise a ValueError unless a policy's actions are of as many numbers."""
+        if found != self.action_dim:
+            raise InputError(
+                f"task {self.name!r} takes actions of {self.action_dim} numbers, and the policy in "
+                f"{policy} makes actions of {found}"
+            )
+
     @property
     def gripper_components(self) -> tuple[int, ...]:
         """Which numbers of an action command a gripper. The others are motions: 0 holds still."""

@@ -8,7 +8,9 @@ import torch
 from scipy.stats import ks_2samp
 
 from asd_policy.errors import InputError, NonFiniteError
+from asd_policy.networks import TransformerSizes
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
+from asd_policy.policy.inpaint import AsItIs
 from reference.rounding import assert_same_draws
 from reference.tiny import ACTION_DIM, tiny_checkpoint
 
@@ -16,10 +18,18 @@ TO, TA, TP = 2, 3, 8
 H = TP - TO + 1
 
 
-def policy(sampler: str = "asd", **options: object) -> DiffusionPolicy:
-    made = DiffusionPolicy(tiny_checkpoint(20), SamplerConfig(sampler, **options))
+def policy(
+    sampler: str = "asd", transformer: TransformerSizes | None = None, **options: object
+) -> DiffusionPolicy:
+    checkpoint = tiny_checkpoint(20, transformer=transformer)
+    made = DiffusionPolicy(checkpoint, SamplerConfig(sampler, **options))
     made.calibration.frozen = True
     return made
+
+
+NETWORKS = pytest.mark.parametrize(  # one that is prepared for sampling, one called as it is
+    "transformer", [None, TransformerSizes(1, 2, 8)], ids=["U-Net", "transformer"]
+)
 
 
 def histories(batch: int) -> list[list[np.ndarray]]:
@@ -29,12 +39,15 @@ def histories(batch: int) -> list[list[np.ndarray]]:
 COMMITTED = np.array([[0.5, -0.25], [0.1, 0.9]], np.float32)
 
 
+@NETWORKS
 @pytest.mark.parametrize(
     ("sampler", "options"),
     [("ddpm", {}), ("asd", {"window": 4}), ("asd", {"window": 4, "draft": "frozen"}), ("ddim", {})],
 )
-def test_committed_actions_come_out_as_they_are(sampler: str, options: dict) -> None:
-    made = policy(sampler, **options)
+def test_committed_actions_come_out_as_they_are(
+    sampler: str, options: dict, transformer: TransformerSizes | None
+) -> None:
+    made = policy(sampler, transformer, **options)
     streams = [made.stream(seed) for seed in range(3)]
     given = [COMMITTED, COMMITTED[:1], COMMITTED[:0]]
     chunks = made.source.draw_after(histories(3), streams, given).actions[:, TO - 1 :]
@@ -43,10 +56,13 @@ def test_committed_actions_come_out_as_they_are(sampler: str, options: dict) -> 
     assert np.abs(chunks[1, 1] - COMMITTED[1]).max() > 1e-3
 
 
+@NETWORKS
 @pytest.mark.parametrize("sampler", ["asd", "ddpm"])
-def test_with_nothing_committed_it_is_the_chain_without(sampler: str) -> None:
+def test_with_nothing_committed_it_is_the_chain_without(
+    sampler: str, transformer: TransformerSizes | None
+) -> None:
     options = {"window": 4} if sampler == "asd" else {}
-    one, other = policy(sampler, **options), policy(sampler, **options)
+    one, other = (policy(sampler, transformer, **options) for _ in range(2))
     free = one.source.draw(histories(2), [one.stream(1), one.stream(2)]).actions
     none = [COMMITTED[:0]] * 2
     same = other.source.draw_after(histories(2), [other.stream(1), other.stream(2)], none).actions
@@ -141,3 +157,17 @@ def test_actions_beyond_those_trained_on_come_out_as_they_are() -> None:
     made = policy("asd", window=4)
     chunk = made.source.draw_after(histories(1), [made.stream(1)], [beyond]).actions[0]
     np.testing.assert_array_equal(chunk[TO - 1 : TO + 1], beyond)
+
+
+def test_a_network_that_writes_into_its_input_is_conditioned_as_one_that_does_not() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 3)
+
+    def writing(x: torch.Tensor, timesteps: torch.Tensor, cond: None) -> torch.Tensor:
+        return layer(x.mul_(0.5))
+
+    asis, points = AsItIs(writing, torch.arange(4).flip(0)), torch.ones(2, 3)
+    steps = torch.tensor([0, 1])
+    said = asis.evaluate(points, steps, torch.tensor([0, 0]), asis.condition(None, 1))
+    assert torch.equal(points, torch.ones(2, 3))
+    assert torch.equal(said, layer(torch.full((2, 3), 0.5)))

@@ -40,8 +40,8 @@ def write_store(path: Path, seed: int = 0) -> Path:
 
 def train(store: Path, out: Path, **changes: object) -> None:
     main_train(
-        out=out, batch_size=4, down_dims=(8, 16), diffusion_steps=4, device="cpu",
-        **{"data": (store,), "steps": 10, "keep": 2} | changes,
+        out=out, batch_size=4, diffusion_steps=4, device="cpu",
+        **{"data": (store,), "steps": 10, "keep": 2, "down_dims": (8, 16)} | changes,
     )  # fmt: skip
 
 
@@ -59,11 +59,12 @@ def test_the_last_models_are_kept(tmp_path: Path) -> None:
 
 def test_a_transformer_is_trained_calibrated_and_gone_on_from(tmp_path: Path) -> None:
     store = write_store(tmp_path / "lift.zarr")
-    train(store, tmp_path / "first", transformer=(1, 2, 8))
+    train(store, tmp_path / "first", down_dims=(), transformer=(1, 2, 8))
     first = load_checkpoint(tmp_path / "first")
     assert first.config.transformer == TransformerSizes(1, 2, 8)
     assert first.card["calibration"]["chunks"] > 0
-    train(store, tmp_path / "next", transformer=(1, 2, 8), start_from=tmp_path / "first", seed=1)
+    small = {"down_dims": (), "transformer": (1, 2, 8)}
+    train(store, tmp_path / "next", start_from=tmp_path / "first", seed=1, **small)
     started = load_checkpoint(tmp_path / "next").card["recipe"]["started_from"]
     assert started == first.card["sha256"]
     with pytest.raises(CheckpointError, match="of another kind"):
@@ -190,6 +191,10 @@ def test_how_the_network_sees_rotations(tmp_path: Path) -> None:
             r"each of down_dims must be a whole number from 1 on, got -8",
         ),
         (["--down-dims", "7"], r"down_dims must be multiples of n_groups=8, got \(7,\)"),
+        (["--down-dims", *"88888"], r"5 resolutions leave one action of 16, whose channels must"),
+        (["--transformer", *"128", "--down-dims", "8"], r"--down-dims and .* are a U-Net's"),
+        (["--transformer", *"128", "--step-embed-dim", "8"], r"--down-dims and .* are a U-Net's"),
+        (["--transformer", *"138"], r"a transformer's n_emb must be even and a multiple of n_head"),
         (["--out", "afile"], r"the output must be a folder, but afile is a file"),
         (["--out", "afile/x"], r"afile/x/card.json could not be written"),
         (["--out", "/proc/x"], r"/proc/x/card.json could not be written"),

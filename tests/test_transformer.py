@@ -3,6 +3,8 @@
 That it computes what Chi et al.'s own class does: integrations/test_diffusion_policy_files.py.
 """
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -104,11 +106,14 @@ def test_a_configuration_is_read_as_it_was_written():
     for change, match in [
         ({"down_dims": [8]}, "got 'down_dims'"),
         ({"architecture": "Transformer"}, "did you mean 'TransformerForDiffusion'"),
-        ({"transformer": {"layers": 2}}, "sizes of a transformer are n_layer.*got 'layers'"),
-        ({"transformer": {"n_layer": "two"}}, "n_layer must be a whole number"),
+        ({"transformer": {"n_layer": 2}}, "transformer must be a mapping of .*'n_head'"),
+        ({"transformer": None}, "transformer must be a mapping of"),
+        ({"transformer": written["transformer"] | {"n_layer": "two"}}, "n_layer must be a whole"),
     ]:
         with pytest.raises(InputError, match=match):
             PolicyConfig.from_dict(written | change)
+    odd = config(down_dims=(8, 16), kernel_size=3)  # of a U-Net, which it has not
+    assert odd == made
     with pytest.raises(InputError, match="transformer must be TransformerSizes or None"):
         PolicyConfig({"a": 2}, 2, transformer={"n_layer": 2})
 
@@ -130,6 +135,26 @@ def test_a_checkpoint_is_saved_loaded_and_acts(tmp_path):
     assert policy.act(observation).shape == (ACTION,)
     with pytest.raises(InputError, match="ConditionalUnet1D, got a TransformerForDiffusion"):
         DiffusionPolicy.load(tmp_path, precision="bf16")
+
+
+@pytest.mark.parametrize("change", [{"n_head": 1}, {"causal_attn": False}])
+def test_what_weights_do_not_tell_is_compared_when_saving(change, tmp_path):
+    saved = policy_checkpoint()
+    sizes = dataclasses.replace(saved.config.transformer, **change)
+    saved.config = dataclasses.replace(saved.config, transformer=sizes)
+    with pytest.raises(CheckpointError, match="not the one that the config describes") as error:
+        save_checkpoint(tmp_path / "new", saved)
+    assert ("num_heads" if "n_head" in change else "mask") in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_wrapped_one_is_saved_as_what_was_wrapped(tmp_path):
+    saved = policy_checkpoint()
+    plain = load_checkpoint(save_checkpoint(tmp_path / "plain", saved)).card["sha256"]
+    for wrap in (torch.compile, torch.nn.DataParallel):
+        wrapped = dataclasses.replace(saved, network=wrap(saved.network))
+        save_checkpoint(tmp_path / "wrapped", wrapped)
+        assert load_checkpoint(tmp_path / "wrapped").card["sha256"] == plain
 
 
 def test_a_graph_can_hold_it_and_draws_the_same():

@@ -190,8 +190,8 @@ def read_hdf5(
     _check_episodes(demos, observation_keys, path)
     parts = list(demos.values())
     observations = {key: np.concatenate([demo[key] for demo in parts]) for key in observation_keys}
-    if "object" in observations and not _in_published_order(env_args, path):
-        observations["object"] = _published(observations["object"], env_args, path)
+    if "object" in observations:
+        observations["object"] = in_published_order(observations["object"], env_args, path)
     replay = Replay(
         observations,
         np.concatenate([demo["actions"] for demo in parts]),
@@ -230,15 +230,19 @@ def _env_args(data: Any, path: Path) -> dict[str, Any]:
     return env_args
 
 
-def _in_published_order(env_args: Mapping[str, Any], path: Path) -> bool:
+def in_published_order(rows: np.ndarray, env_args: Mapping[str, Any], path: Path) -> np.ndarray:
+    """(T, dim) ``object`` as the environment that `env_args` describes gives it, in the order of
+    published data.
+
+    Raises:
+        DatasetError: a version that is none of robosuite's, or 1.5's order of an environment for
+            which it is not known.
+    """
     try:
-        return has_published_layout(env_args)
+        if has_published_layout(env_args):
+            return rows
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
-
-
-def _published(rows: np.ndarray, env_args: Mapping[str, Any], path: Path) -> np.ndarray:
-    """(T, dim) in robosuite 1.5's order, in that of published data."""
     name = env_args.get("env_name")
     columns, signs = (
         object_layout.to_published(str(name)) if object_layout.is_known(name) else ((), ())

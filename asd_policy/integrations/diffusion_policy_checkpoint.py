@@ -236,7 +236,8 @@ def _transformer(
 ) -> tuple[PolicyConfig, nn.Module]:
     defaults = {"n_layer": 12, "n_head": 12, "n_emb": 768, "n_cond_layers": 0, "causal_attn": False}
     sizes = {name: settings.get(f"policy.model.{name}", value) for name, value in defaults.items()}
-    config = _config(settings, transformer=TransformerSizes(**sizes))
+    made = TransformerSizes(**sizes)
+    config = _config(settings, transformer=made)
     network = config.build_network()
     own = {k: v.detach().float() for k, v in weights.items() if k not in _NO_WEIGHTS}
     table = difference_table(
@@ -245,6 +246,11 @@ def _transformer(
     )
     if table:
         raise CheckpointError(f"the weights fit no such TransformerForDiffusion:\n{table}")
+    if ("mask" in weights) != made.causal_attn:
+        has = "masks" if "mask" in weights else "no masks"
+        raise CheckpointError(
+            f"policy.model.causal_attn is {made.causal_attn}, and the weights have {has}"
+        )
     check_finite(own)
     network.load_state_dict(own)
     return config, network.eval().requires_grad_(False)

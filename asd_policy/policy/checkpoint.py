@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from asd_policy.checkpoints import find_checkpoint, no_checkpoint
 from asd_policy.errors import CheckpointError, InputError
 from asd_policy.networks import OthersUnet1D
+from asd_policy.networks.described import bare_names, untold_by_weights
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
 from asd_policy.samplers.calibration import Calibration
@@ -118,35 +119,17 @@ def _unwrapped(checkpoint: Checkpoint) -> dict[str, Tensor]:
         network = network.as_unet()
     weights = {
         name: value.detach().cpu().contiguous()
-        for name, value in _bare_names(network.state_dict()).items()
+        for name, value in bare_names(network.state_dict()).items()
     }
     expected = checkpoint.config.build_network("meta")
     table = difference_table(
         {name: tuple(value.shape) for name, value in expected.state_dict().items()}
-        | _groups(expected),
-        {name: tuple(value.shape) for name, value in weights.items()} | _groups(network),
+        | untold_by_weights(expected),
+        {name: tuple(value.shape) for name, value in weights.items()} | untold_by_weights(network),
     )
     if table:
         raise CheckpointError(f"the network is not the one that the config describes:\n{table}")
     return weights
-
-
-def _bare_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what ``DataParallel`` and ``torch.compile`` put before names."""
-    bare = {name.replace("_orig_mod.", ""): value for name, value in values.items()}
-    while bare and all(name.startswith("module.") for name in bare):
-        bare = {name.removeprefix("module."): value for name, value in bare.items()}
-    return bare
-
-
-def _groups(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Numbers of groups, which weights do not tell, by name."""
-    found = {
-        f"{name}.num_groups": (norm.num_groups,)
-        for name, norm in network.named_modules()
-        if isinstance(norm, nn.GroupNorm)
-    }
-    return _bare_names(found)
 
 
 def _as_json(card: Mapping[str, Any]) -> bytes:

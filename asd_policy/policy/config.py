@@ -66,20 +66,37 @@ class PolicyConfig:
                 "the chunk is too short: obs_horizon − 1 + action_horizon must be at most "
                 f"pred_horizon, got {self.horizons}"
             )
-        if self.transformer is not None:
-            object.__setattr__(self, "architecture", TRANSFORMER)
-        multiple = 2 ** (len(self.down_dims) - 1)
-        if self.transformer is None and self.pred_horizon % multiple:
-            raise InputError(
-                f"pred_horizon must be a multiple of {multiple} for {len(self.down_dims)} "
-                f"resolutions, got {self.pred_horizon}"
-            )
+        if self.transformer is None:
+            self._check_unet()
+        else:
+            self._forget_unet()
         starts = (*sorted(self.quaternions), self.observation_dim)
         if any(later - earlier < 4 for earlier, later in pairwise(starts)) or starts[0] < 0:
             raise InputError(
                 f"expected the first columns of quaternions among {self.observation_dim} "
                 f"observed numbers, 4 for each, got {self.quaternions}"
             )
+
+    def _check_unet(self) -> None:
+        multiple = 2 ** (len(self.down_dims) - 1)
+        if self.pred_horizon % multiple:
+            raise InputError(
+                f"pred_horizon must be a multiple of {multiple} for {len(self.down_dims)} "
+                f"resolutions, got {self.pred_horizon}"
+            )
+        if self.pred_horizon == multiple and self.down_dims[-1] <= self.n_groups:
+            raise InputError(
+                f"{len(self.down_dims)} resolutions leave one action of {self.pred_horizon}, whose "
+                f"channels must be more than n_groups={self.n_groups}, got {self.down_dims[-1]}: "
+                "a norm of single numbers is always 0"
+            )
+
+    def _forget_unet(self) -> None:
+        """A transformer's configuration is the same whatever was said of a U-Net."""
+        defaults = {each.name: each.default for each in fields(self)}
+        for name in _OF_A_UNET:
+            object.__setattr__(self, name, defaults[name])
+        object.__setattr__(self, "architecture", TRANSFORMER)
 
     def _check_kinds(self) -> None:
         """Whole numbers of any kind become ints, which JSON knows; anything else is refused."""
@@ -168,10 +185,16 @@ class PolicyConfig:
         check_names("entries of a policy", rest, names)
         keys = {item["name"]: int(item["shape"][0]) for item in rest.pop("observation_keys")}
         if architecture == TRANSFORMER:
-            sizes = rest["transformer"]
-            check_names("sizes of a transformer", sizes, [f.name for f in fields(TransformerSizes)])
-            rest["transformer"] = TransformerSizes(**sizes)
+            rest["transformer"] = _sizes(rest.pop("transformer", None))
         else:
             rest["down_dims"] = tuple(rest["down_dims"])
         rest["quaternions"] = tuple(rest.get("quaternions", ()))  # none, before there was a choice
         return cls(keys, rest.pop("action_dim"), **rest)
+
+
+def _sizes(values: Any) -> TransformerSizes:
+    """All of them: weights do not tell how many heads there are, or which masks."""
+    wanted = {each.name for each in fields(TransformerSizes)}
+    if not isinstance(values, Mapping) or values.keys() != wanted:
+        raise InputError(f"transformer must be a mapping of {sorted(wanted)}, got {values!r:.200}")
+    return TransformerSizes(**values)

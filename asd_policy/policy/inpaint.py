@@ -11,9 +11,12 @@ actions (which would need a correction of the whole chain); it is what is known 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from asd_policy.ambient import as_asked
 from asd_policy.denoiser import PreparedNetwork
 from asd_policy.schedule import Schedule
 
@@ -57,3 +60,28 @@ class Inpainted:
         known, which = (part.view(-1, *self.shape) for part in rows.split(self.numbers, 1))
         p, q = (table[steps].view(-1, *[1] * len(self.shape)) for table in (self._p, self._q))
         return torch.where(which > 0, p * known.to(x) + q * x, said.to(x))
+
+
+class AsItIs:
+    """Any network, ``network(x, timesteps, cond)``, called as a prepared one is.
+
+    Args:
+        network: on its device. timesteps: (K,) of the chain, there too.
+    """
+
+    def __init__(self, network: Any, timesteps: Tensor) -> None:
+        self.network, self.timesteps = network, timesteps
+
+    def condition(self, cond: Tensor | None, batch: int) -> Tensor:
+        """As of a prepared network."""
+        if cond is None:
+            return torch.zeros(batch, 0, device=self.timesteps.device)
+        return cond
+
+    def evaluate(self, x: Tensor, steps: Tensor, chains: Tensor, condition: Tensor) -> Tensor:
+        """As of a prepared network."""
+        rows = condition[chains] if len(condition) > 1 else condition.expand(len(x), -1)
+        cond = rows if rows.shape[1] else None
+        with as_asked():  # a network may write into its input: it is not the chain's own
+            predicted: Tensor = self.network(x.clone(), self.timesteps[steps], cond)
+        return predicted

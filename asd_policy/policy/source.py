@@ -15,7 +15,7 @@ from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.policy.checkpoint import Checkpoint, difference_table
 from asd_policy.policy.chunks import chunk_sampler
 from asd_policy.policy.horizon import Chunks, Observation
-from asd_policy.policy.inpaint import Inpainted
+from asd_policy.policy.inpaint import AsItIs, Inpainted
 from asd_policy.policy.observations import numbers
 from asd_policy.policy.sampled import SampledSource
 from asd_policy.sampler import Sampler
@@ -32,6 +32,8 @@ class CheckpointSource(SampledSource):
         checkpoint, config, device, engine, precision, compile, threads: as for
             :class:`DiffusionPolicy`.
     """
+
+    conditions = True
 
     def __init__(
         self,
@@ -88,11 +90,6 @@ class CheckpointSource(SampledSource):
         actions, stats = self.sample(stacked, streams, plan)
         return Chunks(actions, stats, stacked, None if plan.slopes is None else plan.slopes.numpy())
 
-    @property
-    def conditions(self) -> bool:  # type: ignore[override]
-        """Whether chunks can be given committed actions: of the package's networks."""
-        return isinstance(self.sampler.engine.source, PreparedNetwork)
-
     def draw_after(
         self,
         histories: Sequence[Sequence[np.ndarray]],
@@ -145,7 +142,7 @@ class CheckpointSource(SampledSource):
             if engine == "openvino":  # which compiles networks, and not what goes on around them
                 network, engine = self.sampler.engine.network, "eager"
             if not isinstance(network, PreparedNetwork):
-                raise InputError("this network's chunks cannot be conditioned")
+                network = AsItIs(network, first.schedule.timesteps.to(self.device))
             config = first.config
             if first.window is not None and config.method.window is None:
                 config = replace(config, window=first.window)

@@ -48,6 +48,7 @@ class CheckpointLearner:
         folder = find_checkpoint(folder)
         policy = DiffusionPolicy.load(folder)
         policy.check_observation_space(get_task(task).observation_keys)
+        get_task(task).check_action_dim(policy.action_dim, folder)
         return cls(folder, str(policy.card["sha256"]))
 
     def load(self) -> DiffusionPolicy:

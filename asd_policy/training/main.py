@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +11,9 @@ from rich.console import Console
 from tyro.conf import arg
 
 from asd_policy.console import plain_console
-from asd_policy.data.replay import Replay, join, load_npz, load_replay, too_short
-from asd_policy.data.robomimic_hdf5 import read_hdf5
+from asd_policy.data.replay import Replay, join, too_short
 from asd_policy.device import resolve_device
-from asd_policy.envs.tasks import TASKS, Task, get_task
+from asd_policy.envs.tasks import get_task
 from asd_policy.errors import InputError, OutputExistsError, counted
 from asd_policy.files import check_writable, claimed
 from asd_policy.networks import TransformerSizes
@@ -24,9 +21,11 @@ from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkp
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.progress import Stage
 from asd_policy.schedule import Schedule, check_choice
+from asd_policy.training.demonstrations import data_card, load_demonstrations
 from asd_policy.training.trainer import Report, TrainConfig, Trainer
 
 STATE_FILE = "train_state.pt"
+DOWN_DIMS = (48, 96, 192)
 
 
 def main_train(
@@ -37,8 +36,8 @@ def main_train(
     steps: int = 5_000,
     batch_size: int = 128,
     learning_rate: float = 6e-4,
-    down_dims: Annotated[tuple[int, ...], arg(metavar="INT [INT ...]")] = (48, 96, 192),
-    step_embed_dim: int = 64,
+    down_dims: Annotated[tuple[int, ...], arg(metavar="INT [INT ...]")] = (),
+    step_embed_dim: Annotated[int | None, arg(metavar="INT")] = None,
     transformer: Annotated[tuple[int, int, int] | None, arg(metavar="LAYERS HEADS WIDTH")] = None,
     diffusion_steps: int = 100,
     action_horizon: Annotated[int, arg(metavar="INT")] = PolicyConfig.action_horizon,
@@ -68,10 +67,11 @@ def main_train(
         steps: How many steps the optimizer takes.
         batch_size: How many windows a step is made on.
         learning_rate: The highest learning rate, after a warm-up; a cosine takes it to zero.
-        down_dims: The channels of the U-Net's resolutions.
-        step_embed_dim: The length of the timestep's embedding.
+        down_dims: The channels of the U-Net's resolutions; none named: 48 96 192.
+        step_embed_dim: The length of the embedding of the U-Net's timestep; None is 64.
         transformer: Train Chi et al.'s transformer in place of the U-Net: layers, heads and width.
-            Theirs is 8 4 256, 9 M parameters, with a learning rate of 1e-4. None is the U-Net.
+            Theirs is 8 4 256, 9 M parameters, with a learning rate of 1e-4; it is sampled in fp32,
+            by PyTorch. None is the U-Net.
         diffusion_steps: K, the steps of the DDPM.
         action_horizon: How many actions of a chunk of 16 the policy executes before it looks again
             and draws the next, 1 to 15. Fewer help where it touches things; each takes a chunk.
@@ -94,17 +94,15 @@ def main_train(
     out = out or Path("outputs/train") / task
     _check(threads, seed, out)
     check_choice("rotations", rotations, ("matrix", "quaternion"))
-    replay = join([_load(store, spec, filter_key) for store in stores])
+    replay = join([load_demonstrations(store, spec, filter_key) for store in stores])
     if threads is not None:
         torch.set_num_threads(threads)
     policy = PolicyConfig(
         observation_keys={k: v.shape[1] for k, v in replay.observations.items()},
         action_dim=replay.actions.shape[1],
         action_horizon=action_horizon,
-        down_dims=tuple(down_dims),
-        step_embed_dim=step_embed_dim,
         quaternions=spec.quaternions if rotations == "matrix" else (),
-        transformer=None if transformer is None else TransformerSizes(*transformer),
+        **_network(down_dims, step_embed_dim, transformer),
     )
     if not 0 <= keep <= 10:
         raise InputError(f"--keep takes 0 to 10 models, got {keep}")
@@ -117,12 +115,28 @@ def main_train(
         _train(task, trainer, replay, out, resume, marks)
 
 
+def _network(
+    down_dims: tuple[int, ...],
+    step_embed_dim: int | None,
+    transformer: tuple[int, int, int] | None,
+) -> dict[str, Any]:
+    if transformer is None:
+        embed = 64 if step_embed_dim is None else step_embed_dim
+        return {"down_dims": down_dims or DOWN_DIMS, "step_embed_dim": embed}
+    if down_dims or step_embed_dim is not None:
+        raise InputError("--down-dims and --step-embed-dim are a U-Net's; --transformer is none")
+    return {"transformer": TransformerSizes(*transformer)}
+
+
 def _train(
     task: str, trainer: Trainer, replay: Replay, out: Path, resume: bool, marks: Collection[int]
 ) -> None:
     """Train to the end, and write the checkpoint to `out`, those of the steps in `marks` below."""
     state_file = _prepare(out, trainer, resume)
     console = plain_console()
+    if (out / CARD_FILE).exists():
+        console.print(f"{out} has been trained to the end, and is left as it is.")
+        return
     console.print(_intention(task, trainer, replay))
 
     def save(folder: Path, progress: Callable[[int], None] = lambda done: None) -> None:
@@ -152,36 +166,6 @@ def _intention(task: str, trainer: Trainer, replay: Replay) -> str:
     return text
 
 
-def _env_name(env_args: Any) -> str:
-    """Of a store's attribute, which in those made of robomimic's files may be JSON as text; none
-    where it says something else."""
-    if isinstance(env_args, str):
-        with suppress(ValueError):
-            env_args = json.loads(env_args)
-    return str(env_args.get("env_name", "")) if isinstance(env_args, dict) else ""
-
-
-def _load(data: Path, spec: Task, filter_key: str | None) -> Replay:
-    replay = _read(data, list(spec.observation_keys), filter_key)
-    made = _env_name(replay.attributes.get("env_args"))
-    others = {
-        task.robosuite_name: task.name for task in TASKS.values()
-    }  # whose shapes may be these
-    if others.get(made, spec.name) != spec.name:
-        raise InputError(f"--task {spec.name}: {data} holds demonstrations of {others[made]}")
-    return replay
-
-
-def _read(data: Path, keys: list[str], filter_key: str | None) -> Replay:
-    if data.suffix in (".hdf5", ".h5"):
-        return read_hdf5(data, keys, filter_key)
-    if filter_key is not None:
-        raise InputError(f"--filter-key is for robomimic's HDF5 files; {data} is none")
-    if data.suffix == ".npz":
-        return load_npz(data)
-    return load_replay(data, keys)
-
-
 def _check(threads: int | None, seed: int, out: Path) -> None:
     """Refuse at once what would fail after the data has been read."""
     if threads is not None and threads < 1:
@@ -195,7 +179,7 @@ def _check(threads: int | None, seed: int, out: Path) -> None:
 
 def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
     state_file = out / STATE_FILE
-    if (out / CARD_FILE).exists() and not state_file.exists():
+    if (out / CARD_FILE).exists() and not (resume and state_file.exists()):
         raise OutputExistsError(f"{out} already holds a checkpoint; choose another --out")
     if resume and state_file.exists():
         trainer.load_state(state_file)
@@ -232,7 +216,7 @@ def _card(
     return {
         "task": task,
         "recipe": _recipe(trainer),
-        "training_data": _data_card(replay),
+        "training_data": data_card(replay),
         "calibration": calibration,
     }
 
@@ -258,12 +242,4 @@ def _recipe(trainer: Trainer) -> dict[str, object]:
         "seconds": round(trainer.seconds, 1),
         "final_loss": round(trainer.loss, 5),
         "torch": torch.__version__,
-    }
-
-
-def _data_card(replay: Replay) -> dict[str, object]:
-    return {
-        "episodes": len(replay.episode_ends),
-        "rows": len(replay.actions),
-        "store": replay.attributes,
     }

@@ -271,6 +271,8 @@ class Trainer:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             there = state["identity"]
+            known = there["demonstrations"]
+            kept_digests = all(isinstance(each, str) for each in known)
         except OSError:
             raise
         except Exception as error:  # whatever a damaged file does to the pickle's reader
@@ -278,8 +280,7 @@ class Trainer:
                 f"{path} is damaged, or of another program; --no-resume starts over"
             ) from error
         ours = self._identity()
-        known = there["demonstrations"]
-        if not all(isinstance(each, str) for each in known):  # until versions that keep digests
+        if not kept_digests:  # until versions that keep digests
             ours["demonstrations"] = [self.num_windows, *self.observation_normalizer.low.tolist()]
         if there != ours:
             raise CheckpointError(

@@ -128,7 +128,10 @@ class SquareExpert:
         hand_yaw = yaw_of(gripper.rotation)
         wanted = self._yaw_at_peg(hand_yaw, yaw_of(rotation))
         off_yaw = abs(wrap(wanted - hand_yaw, 2 * np.pi))
-        threaded = height < _PEG + 0.008 and distance < 0.0085
+        # Below the peg's top and this near it, the nut is around it, however askew: lifted off
+        # again, as from beside the peg, it would go up and down for ever where the two meet.
+        around = height < _PEG - 0.01 and distance < 0.02
+        threaded = around or (height < _PEG + 0.008 and distance < 0.0085)
         aligned = threaded or (distance < _SLACK_XY and off_yaw < _SLACK_YAW)
         near = float(np.clip((distance - 0.02) / 0.05, 0, 1))
         top = _PEG + 0.025 + near * (self.style.carry - _PEG - 0.025)

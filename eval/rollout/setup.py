@@ -12,7 +12,7 @@ import torch
 from asd_policy.device import resolve_device
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
-from asd_policy.errors import CheckpointError, InputError, counted
+from asd_policy.errors import CheckpointError, counted
 from asd_policy.eval.plan import Parts
 from asd_policy.eval.rollout.loop import Setup
 from asd_policy.eval.rollout.remote import remote_policies
@@ -35,11 +35,7 @@ def prepare(parts: Parts) -> Setup:
     policies, where = remote_policies(parts) if parts.remote else _policies_here(parts)
     policy, checkpoint = next(iter(policies.values())), where["checkpoint"]
     policy.check_observation_space(task.observation_keys)
-    if policy.action_dim != task.action_dim:
-        raise InputError(
-            f"task {task.name!r} takes actions of {task.action_dim} numbers, and the policy in "
-            f"{checkpoint} makes actions of {policy.action_dim}"
-        )
+    task.check_action_dim(policy.action_dim, checkpoint)
     check_environment(policy.card.get("env_metadata"), task, Path(checkpoint))
     cameras = _cameras(policy, checkpoint)
     robots = parts.robots

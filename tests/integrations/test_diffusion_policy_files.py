@@ -120,6 +120,7 @@ def test_other_policies_are_refused_with_what_takes_them(file, name, value, matc
         ("policy.model.n_layer", 3, r"(?s)fit no such.*decoder.layers.2.linear1.weight +missing"),
         ("policy.model.n_emb", 7, "even and a multiple of n_head, got n_emb 7 and n_head 2"),
         ("policy.model.causal_attn", "yes", "causal_attn must be True or False, got 'yes'"),
+        ("policy.model.causal_attn", False, "causal_attn is False, and the weights have masks"),
         ("policy.obs_dim", 4, r"cond_obs_emb.weight +wrong shape +\(8, 4\) +\(8, 3\)"),
     ],
 )

@@ -1,0 +1,162 @@
+"""What `train` takes from files of demonstrations: a task's observations, in its order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from asd_policy.data.replay import load_replay, save_npz
+from asd_policy.envs.tasks import get_task
+from asd_policy.errors import CheckpointError, DatasetError, InputError, OutputExistsError
+from asd_policy.policy import load_checkpoint, save_checkpoint, update_card
+from asd_policy.training.collect import CheckpointLearner
+from asd_policy.training.demonstrations import load_demonstrations
+from asd_policy.training.main import main_train
+from reference.tiny import tiny_checkpoint
+
+zarr = pytest.importorskip("zarr")
+LIFT = get_task("lift")
+KEYS = dict(LIFT.observation_keys)
+
+
+def arrays(**sizes: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    dims = KEYS | {"action": 7} | sizes
+    return {key: rng.uniform(-1, 1, (30, dim)).astype(np.float32) for key, dim in dims.items()}
+
+
+def write_zarr(path: Path, rows: dict[str, np.ndarray], **attributes: object) -> Path:
+    root = zarr.open_group(str(path), mode="w")
+    for key, values in rows.items():
+        root[f"data/{key}"] = values
+    root["meta/episode_ends"] = np.array([12, 30])
+    root.attrs.update(attributes)
+    return path
+
+
+def write_hdf5(path: Path, rows: dict[str, np.ndarray], env_args: dict[str, object]) -> Path:
+    with h5py.File(path, "w") as file:
+        file.create_group("data").attrs["env_args"] = json.dumps(env_args)
+        for episode, part in enumerate((slice(0, 12), slice(12, 30))):
+            demo = file.create_group(f"data/demo_{episode}")
+            demo["actions"] = rows["action"][part]
+            for key in KEYS:
+                demo[f"obs/{key}"] = rows[key][part]
+    return path
+
+
+def train(*stores: Path, out: Path, **changes: object) -> None:
+    main_train(
+        out=out, data=stores,
+        **{"batch_size": 4, "down_dims": (8, 16), "diffusion_steps": 4, "device": "cpu", "steps": 2}
+        | changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rotations", ["matrix", "quaternion"])
+def test_an_npz_in_another_order_is_put_into_the_task_s(rotations: str, tmp_path: Path) -> None:
+    """Rotations are found by their columns."""
+    store = write_zarr(tmp_path / "a.zarr", arrays())
+    replay = load_replay(store, list(KEYS))
+    turned = dict(reversed(replay.observations.items()))
+    save_npz(dataclasses.replace(replay, observations=turned), tmp_path / "b.npz")
+    for data, out in ((store, "a"), (tmp_path / "b.npz", "b")):
+        train(data, out=tmp_path / out, rotations=rotations)
+    digests = {load_checkpoint(tmp_path / out).card["sha256"] for out in "ab"}
+    assert len(digests) == 1
+
+
+def test_what_is_not_a_task_s_is_refused_in_a_table(tmp_path: Path) -> None:
+    for sizes, problem in [
+        ({"action": 5}, r"action +wrong shape +\(7,\) +\(5,\)"),
+        ({"object": 4}, r"object +wrong shape +\(10,\) +\(4,\)"),
+    ]:
+        store = write_zarr(tmp_path / "odd.zarr", arrays(**sizes))
+        with pytest.raises(DatasetError, match=rf"(?s)does not hold what lift is .*{problem}"):
+            train(store, out=tmp_path / "out")
+    replay = load_replay(write_zarr(tmp_path / "a.zarr", arrays()), list(KEYS))
+    observations = {"x": replay.observations["object"]}
+    save_npz(dataclasses.replace(replay, observations=observations), tmp_path / "x.npz")
+    with pytest.raises(DatasetError, match="lacks the observations object, robot0_eef_pos"):
+        train(tmp_path / "x.npz", out=tmp_path / "out")
+    with pytest.raises(DatasetError, match="does not hold what can is"):
+        load_demonstrations(tmp_path / "a.zarr", get_task("can"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("version", ["1.4.1", "1.5.1"])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_stores_are_read_in_published_order_as_hdf5_is(
+    version: str, as_text: bool, tmp_path: Path
+) -> None:
+    env_args = {"env_name": "Lift", "env_version": version}
+    rows = arrays()
+    file = write_hdf5(tmp_path / "a.hdf5", rows, env_args)
+    said = json.dumps(env_args) if as_text else env_args
+    store = write_zarr(tmp_path / "a.zarr", rows, env_args=said)
+    one, other = (load_demonstrations(path, LIFT) for path in (file, store))
+    for key in KEYS:
+        np.testing.assert_array_equal(one.observations[key], other.observations[key])
+    changed = not np.array_equal(other.observations["object"], rows["object"])
+    assert changed == (version == "1.5.1")
+    save_npz(one, tmp_path / "a.npz")  # what was translated is not translated again
+    again = load_demonstrations(tmp_path / "a.npz", LIFT)
+    np.testing.assert_array_equal(again.observations["object"], one.observations["object"])
+
+
+def test_what_this_package_wrote_is_in_that_order(tmp_path: Path) -> None:
+    rows, env_args = arrays(), {"env_name": "Lift", "env_version": "1.5.2"}
+    made = {"format": "asd-policy demonstrations 1", "env_args": env_args}
+    store = write_zarr(tmp_path / "own.zarr", rows, **made)
+    np.testing.assert_array_equal(
+        load_demonstrations(store, LIFT).observations["object"], rows["object"]
+    )
+
+
+def test_a_version_that_is_none_is_named(tmp_path: Path) -> None:
+    env_args = {"env_name": "Lift", "env_version": "new"}
+    store = write_zarr(tmp_path / "a.zarr", arrays(), env_args=env_args)
+    with pytest.raises(DatasetError, match=r"a.zarr: env_version is 'new'"):
+        load_demonstrations(store, LIFT)
+
+
+def test_numbers_that_json_has_not_are_said_as_text(tmp_path: Path) -> None:
+    note = {"loss": float("nan"), "range": [1.0, float("inf")]}
+    train(write_zarr(tmp_path / "a.zarr", arrays(), note=note), out=tmp_path / "out")
+    said = load_checkpoint(tmp_path / "out").card["training_data"]["store"]["note"]
+    assert said == {"loss": "nan", "range": [1.0, "inf"]}
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys) -> None:
+    store, out = write_zarr(tmp_path / "a.zarr", arrays()), tmp_path / "out"
+    train(store, out=out)
+    update_card(out, success={"ddpm": 1})
+    before = (out / "card.json").read_bytes()
+    train(store, out=out)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "has been trained to the end, and is left as it is" in said
+    with pytest.raises(OutputExistsError, match="already holds a checkpoint"):
+        train(store, out=out, resume=False, seed=5)
+    assert (out / "card.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("identity", [{}, [1], {"demonstrations": None}])
+def test_a_state_of_something_else_is_said_to_be_damaged(identity, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    torch.save({"identity": identity}, tmp_path / "out" / "train_state.pt")
+    store = write_zarr(tmp_path / "a.zarr", arrays())
+    with pytest.raises(CheckpointError, match=r"train_state.pt is damaged.*--no-resume"):
+        train(store, out=tmp_path / "out")
+
+
+def test_a_learner_of_other_actions_is_refused(tmp_path: Path) -> None:
+    made = tiny_checkpoint(observation_keys=KEYS, action_dim=5)
+    save_checkpoint(tmp_path / "five", made)
+    with pytest.raises(InputError, match=r"'lift' takes actions of 7 numbers.*makes actions of 5"):
+        CheckpointLearner.of(tmp_path / "five", "lift")
