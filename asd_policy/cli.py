@@ -75,7 +75,7 @@ COMMANDS = {
     ),
     "convert": (
         "asd_policy.integrations.robomimic_convert:main_convert",
-        "Turn a robomimic diffusion policy into a checkpoint folder.",
+        "Turn a policy of robomimic or diffusion_policy into a checkpoint folder.",
     ),
     "export": (
         "asd_policy.integrations.robomimic_convert:main_export",

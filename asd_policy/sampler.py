@@ -21,8 +21,10 @@ from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Noise, Stats
 from asd_policy.samplers.table import Plan
-from asd_policy.schedule import Schedule
+from asd_policy.schedule import Schedule, check_choice
 from asd_policy.threads import limited_to
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # of chains
 
 
 class Sampler:
@@ -71,6 +73,7 @@ class Sampler:
         self._cond, self._compiled = cond, compiled
         if dtype is not None:
             check_kind("dtype", dtype, torch.dtype, "a torch.dtype")
+            check_choice("dtype", dtype, DTYPES)
         if isinstance(engine, Engine):
             self._check_fit(engine, denoiser, device, dtype)
         else:
@@ -112,9 +115,12 @@ class Sampler:
         if (engine.source, engine.schedule.to_dict(), engine.shape) != (
             denoiser, self.schedule.to_dict(), self.shape,
         ):  # fmt: skip
+            other = "network" if engine.source != denoiser else "schedule"
+            if (engine.shape, steps) != (self.shape, wanted):
+                other = f"shape or chain ({self.shape} in {wanted} steps)"
             raise InputError(
-                f"this engine is for samples of shape {engine.shape} in {steps} steps of its own "
-                f"network; got shape {self.shape} in {wanted} steps"
+                f"this engine is for samples of shape {engine.shape} in {steps} steps of the very "
+                f"network that it was made with; got another {other}"
             )
 
     def noise(self, generators: Sequence[torch.Generator]) -> Noise:

@@ -102,7 +102,7 @@ def sample(
 
     Source: Hu, Das, Sadigh & Anari, ICML 2025, arXiv 2505.03983.
     """
-    shape = _checked(shape, cond)
+    shape = checked_shape(shape, cond)
     config = SamplerConfig(
         sampler, draft, calls_per_round, window, steps, eta, tolerance, use_clipped_model_output,
         rejoin,
@@ -110,9 +110,7 @@ def sample(
     device = _device(device, engine, cond, generator)
     made = _sampler(denoiser, schedule, shape, cond, config, engine, calibration, device, dtype)
     if noise is not None:
-        check_kind("noise", noise, Noise, "a Noise, as Noise.draw makes it")
-    if noise is not None and (seed is not None or generator is not None):
-        raise InputError("expected noise, or a seed or generator to draw it from, got both")
+        check_noise(noise, seed, generator)
     generator = seeded(seed, generator, device)
 
     def draw() -> tuple[Tensor, Stats]:
@@ -150,7 +148,14 @@ def _sampler(
     )  # fmt: skip
 
 
-def _checked(shape: Any, cond: object) -> tuple[int, ...]:
+def check_noise(noise: object, *streams: object) -> None:
+    """Raise a ValueError unless it is noise, and there is nothing beside it to draw some from."""
+    check_kind("noise", noise, Noise, "a Noise, as Noise.draw makes it")
+    if any(each is not None for each in streams):
+        raise InputError("expected noise, or a seed or generator to draw it from, got both")
+
+
+def checked_shape(shape: Any, cond: object) -> tuple[int, ...]:
     """The shape, in ints. Raises ValueError unless it is one of chains, and conditions have a row
     for each."""
     try:
@@ -219,7 +224,7 @@ def calibrate(
     Returns:
         A calibration for the sampler, the number of steps and the network it was made with.
     """
-    shape = _checked(shape, cond)
+    shape = checked_shape(shape, cond)
     chunks, window = whole_from(1, "chunks", chunks), whole_from(1, "window", window)
     config = SamplerConfig.named(options.pop("sampler", "asd"), asked_of=calibrate, **options)
     device = _device(device, engine, cond, generator)

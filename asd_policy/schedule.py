@@ -55,14 +55,20 @@ def _betas(kind: str, num_steps: int, start: float, end: float) -> Tensor:
 
 def _spaced_timesteps(num_steps: int, steps: int, spacing: str) -> Tensor:
     """Training timesteps that are visited, in descending order, as diffusers spaces them."""
+    # NumPy's, as there: where a step falls between two timesteps, the last bit says which it takes.
     if spacing == "linspace":
-        grid = torch.linspace(0, num_steps - 1, steps, **HOST).round()
+        grid = np.linspace(0, num_steps - 1, steps).round()[::-1]
     elif spacing == "leading":
-        grid = torch.arange(steps, **HOST) * (num_steps // steps)
+        grid = (np.arange(steps) * (num_steps // steps))[::-1]
     else:
-        grid = num_steps - torch.arange(steps, **HOST) * (num_steps / steps)
-        grid = grid.round().flip(0) - 1
-    return grid.flip(0).long()
+        grid = np.round(np.arange(num_steps, 0, -num_steps / steps)) - 1
+        if len(grid) != steps:  # rounding, again: one more, at timestep −1
+            raise InputError(
+                f"{steps} of {num_steps} steps cannot be spaced 'trailing': diffusers' formula "
+                f"gives {len(grid)} of them, and a timestep of {int(grid[-1])}; expected another "
+                "number of steps"
+            )
+    return torch.from_numpy(grid.astype(np.int64))
 
 
 @dataclass(frozen=True)

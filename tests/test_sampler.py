@@ -11,6 +11,7 @@ import torch
 import asd_policy
 from asd_policy import Noise, Sampler, SamplerConfig, Schedule
 from asd_policy.drafts import Form
+from asd_policy.errors import InputError
 from asd_policy.samplers.names import SAMPLER_FORMS
 from asd_policy.samplers.result import streams
 from asd_policy.samplers.table import METHODS, register
@@ -233,6 +234,28 @@ def test_a_kept_engine_has_its_own_type_and_device() -> None:
             sample(seed=0, engine=first.engine, **other)
     kept = sample(seed=0, engine=first.engine, dtype=torch.float64, device="cpu")
     assert kept.engine is first.engine
+
+
+def test_what_of_an_engine_is_another_is_said() -> None:
+    engine = sample(seed=0).engine
+
+    def draw(network=flat, schedule=SCHEDULE, shape=SHAPE, **more) -> None:  # type: ignore[no-untyped-def]
+        asd_policy.sample(network, schedule, shape=shape, engine=engine, window=4, seed=0, **more)
+
+    for change, other in [
+        ({"network": lambda x, t, c: 0 * x}, "got another network"),
+        ({"schedule": Schedule.ddpm(20, beta_schedule="linear")}, "got another schedule"),
+        ({"shape": (3, 6)}, r"got another shape or chain \(\(6,\) in 20 steps\)"),
+        ({"steps": 10}, r"got another shape or chain \(\(2, 3\) in 10 steps\)"),
+    ]:
+        with pytest.raises(InputError, match=other):
+            draw(**change)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool, torch.float8_e5m2])
+def test_chains_are_of_real_numbers_that_can_be_drawn(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=r"dtype must be one of torch.float64, torch.float32"):
+        sample(seed=0, dtype=dtype)
 
 
 @pytest.mark.parametrize("batch", [1, 2])

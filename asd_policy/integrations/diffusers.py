@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from asd_policy.errors import InputError, whole_from
 from asd_policy.integrations.diffusers_chain import trained_schedule
+from asd_policy.integrations.diffusers_denoisers import Guided as Guided
+from asd_policy.integrations.diffusers_denoisers import Rows, Thresholded
 from asd_policy.integrations.diffusers_memory import Memory, free_bytes, picture_noise, room_for
 from asd_policy.integrations.torchvision_operators import import_torchvision
 from asd_policy.sampler import Sampler
@@ -30,6 +32,7 @@ from asd_policy.samplers.acceptance import Acceptance
 from asd_policy.samplers.calibration import Learned
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Noise, Stats, Streams, check_streams, streams
+from asd_policy.sampling import check_noise, checked_shape
 from asd_policy.schedule import Schedule
 
 import_torchvision()
@@ -96,6 +99,11 @@ def sample(
     if output_type not in ("pil", "np", "pt"):
         raise InputError(f"output_type must be 'pil', 'np' or 'pt', got {output_type!r}")
     batch_size = whole_from(1, "batch_size", batch_size)
+    if not hasattr(network, "config"):
+        raise InputError(
+            "expected a UNet2DModel, whose config says how large pictures are, in pipeline.unet; "
+            f"got a {type(network).__name__}; draw(denoiser, scheduler, shape, …) takes any module"
+        )
     size = network.config.sample_size
     sides = (size, size) if isinstance(size, int) else tuple(size)
     x, stats = draw(
@@ -157,19 +165,19 @@ def draw(
 
     Raises: as :func:`sample`.
     """
-    shape = tuple(whole_from(1, "every number of shape", size) for size in shape)
+    shape = checked_shape(shape, cond)
     max_memory = None if max_memory is None else whole_from(1, "max_memory", max_memory)
     if noise is None:
         check_streams(generator, shape[0])
+    else:
+        check_noise(noise, generator)
     if isinstance(sampler, str) and "window" in SamplerConfig(sampler).method.options:
         options = {"window": WINDOW} | options
-    if cond is not None and len(cond) != shape[0]:
-        raise InputError(f"cond must have {shape[0]} rows, one for each sample; got {len(cond)}")
     config = SamplerConfig.named(sampler, asked_of=draw, **options)
     named = "steps" in options or isinstance(sampler, SamplerConfig)
     config = _of_so_many(config, named, num_inference_steps)
     device, chain = _device_of(denoiser), _chain(scheduler, config)
-    network: nn.Module = _Rows(denoiser, rows_at_once)
+    network: nn.Module = Rows(denoiser, rows_at_once)
     if scheduler.config.get("thresholding"):
         network = Thresholded(network, scheduler)
     made = Sampler(
@@ -181,6 +189,8 @@ def draw(
         with torch.inference_mode():
             made.engine.lead(lambda: made.measure(again=False))
         made.calibration.learned = _learned_of(denoiser, made)
+    made.expect(shape[0])
+    plan = made.plan(shape[0])  # one window for the memory and for the chunk
     memory = _memory(made, shape)
     if verbose and made.engine.leads:
         print(f"asd-policy: {memory}")
@@ -194,7 +204,7 @@ def draw(
                 drawn = picture_noise(streams(generator, shape[0]), memory, made.engine.like)
             else:
                 drawn = noise.fitted(shape[0], made.schedule.num_steps, made.engine.like)
-            return made.draw(drawn, cond)
+            return made.draw(drawn, cond, plan)
 
     x, stats = made.engine.lead(work)
     made.engine.release()
@@ -236,9 +246,13 @@ def _memory(made: Sampler, shape: tuple[int, ...]) -> Memory:
 
 
 def _device_of(denoiser: nn.Module) -> torch.device:
-    weight = next(denoiser.parameters(), None)
+    module = isinstance(denoiser, nn.Module)
+    weight = next(denoiser.parameters(), None) if module else None
     if weight is None:
-        raise InputError("expected a denoiser with weights, which say on what device it runs")
+        raise InputError(
+            "expected a denoiser with weights (a module), which say on what device it runs; got a "
+            f"{type(denoiser).__name__}"
+        )
     return weight.device
 
 
@@ -283,100 +297,3 @@ def _chain(scheduler: Any, config: SamplerConfig) -> Schedule:
             "along; expected sampler='ddim-clipped', which goes along that of what is left"
         )
     return trained_schedule(scheduler, **changes)
-
-
-class _Rows(nn.Module):
-    """A network of diffusers as samplers call it, a few rows at a time."""
-
-    def __init__(self, network: nn.Module, most: int | None) -> None:
-        super().__init__()
-        self.network = network
-        self._most = None if most is None else whole_from(1, "rows_at_once", most)
-        self._dtype = next(network.parameters()).dtype
-        self.__qualname__ = type(network).__qualname__  # what engines call it in their errors
-
-    def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
-        most = self._most or len(x)
-        cuts = [slice(i, i + most) for i in range(0, len(x), most)]
-        conds = [None if cond is None else cond[cut] for cut in cuts]
-        parts = [self._call(x[cut], timesteps[cut], c) for cut, c in zip(cuts, conds, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _call(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
-        given = x.to(self._dtype), timesteps
-        less = f"rows_at_once={len(x) // 2} takes half of it"
-        if len(x) == 1:
-            less = "the network needs a larger device, or numbers of half precision"
-        what = f"the network on {len(x)} rows of {tuple(x.shape[1:])} at once"
-        with room_for(what, x.device, less):
-            out = self.network(*given) if cond is None else self.network(*given, cond)
-        return out if isinstance(out, Tensor) else out.sample
-
-
-class Thresholded(nn.Module):
-    """A denoiser that predicts clean samples x̂0 with dynamic thresholding (Saharia et al., 2022):
-    those of a sample that are beyond the quantile s of its own are cut off there, and all are
-    divided by s, which is 1 at least.
-
-    That is a function of the point and its step alone, and so part of the target: what is sampled
-    is exact for it.
-
-    Args:
-        network: predicts what the scheduler's ``prediction_type`` says. scheduler: a
-            ``DDPMScheduler`` with ``thresholding``.
-    """
-
-    def __init__(self, network: nn.Module, scheduler: Any) -> None:
-        super().__init__()
-        config = scheduler.config
-        self.__qualname__ = getattr(network, "__qualname__", type(network).__qualname__)
-        self.network, self._kind = network, config.prediction_type
-        self._quantile, self._most = config.dynamic_thresholding_ratio, config.sample_max_value
-        self._kept = scheduler.alphas_cumprod  # ᾱ of the steps that it was trained with
-
-    def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
-        here = x.clone()  # the network may write into it
-        given = (here, timesteps) if cond is None else (here, timesteps, cond)
-        out = self.network(*given)
-        clean = self._clean(x, (out if isinstance(out, Tensor) else out.sample).to(x), timesteps)
-        sizes = clean.flatten(1).abs().float()
-        most = torch.quantile(sizes, self._quantile, dim=1).clamp(1, self._most).to(x)
-        most = most.view(-1, *[1] * (x.ndim - 1))
-        return clean.clamp(-most, most) / most
-
-    def _clean(self, x: Tensor, out: Tensor, timesteps: Tensor) -> Tensor:
-        kept = self._kept.to(x.device)[timesteps].to(x).view(-1, *[1] * (x.ndim - 1))
-        if self._kind == "sample":
-            return out
-        if self._kind == "v_prediction":
-            return kept.sqrt() * x - (1 - kept).sqrt() * out
-        return (x - (1 - kept).sqrt() * out) / kept.sqrt()
-
-
-class Guided(nn.Module):
-    """A denoiser with classifier-free guidance (Ho and Salimans, 2022): both halves in one call.
-
-    The guided prediction u + scale·(c − u) is part of the target, so that what is sampled from it
-    is exact for it.
-
-    Args:
-        network: a ``UNet2DConditionModel``, called with ``encoder_hidden_states``; or, with
-            ``argument="class_labels"``, a ``UNet2DModel`` or ``DiTTransformer2DModel`` of classes.
-        scale: of the guidance; 1 is the conditional model alone.
-
-    Its ``cond`` is (B, 2, …): of each sample the unconditional one, then its own. What a network
-    says of its variance beside (a DiT's other half of channels) is left out, as by its pipeline.
-    """
-
-    def __init__(
-        self, network: nn.Module, scale: float, argument: str = "encoder_hidden_states"
-    ) -> None:
-        super().__init__()
-        self.network, self.scale, self.argument = network, scale, argument
-
-    def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor) -> Tensor:
-        given = {self.argument: cond.transpose(0, 1).flatten(0, 1)}
-        both = self.network(torch.cat([x, x]), torch.cat([timesteps, timesteps]), **given).sample
-        without, with_it = both[:, : x.shape[1]].chunk(2)
-        guided: Tensor = without + self.scale * (with_it - without)
-        return guided

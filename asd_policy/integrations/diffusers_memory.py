@@ -155,10 +155,14 @@ class LaterNoise:
     def __getitem__(self, index: tuple[Tensor | slice, Tensor | int]) -> Tensor:
         chains, steps = index
         if isinstance(steps, int):
-            self.reach([steps] * len(self._generators))
+            first = last = [steps] * len(self._generators)
         else:
-            self.reach(steps.amax(1).tolist())
-        return self.ring[chains, steps % self.ring.shape[1]]
+            first, last = torch.stack([steps.amin(1), steps.amax(1)]).tolist()
+        self.reach(last)
+        kept = self.ring.shape[1]
+        if any(a < drawn - kept for a, drawn in zip(first, self._drawn, strict=True)):
+            raise IndexError(f"steps that are forgotten: {kept} are kept, up to {self._drawn}")
+        return self.ring[chains, steps % kept]
 
     def reach(self, last: Sequence[int]) -> None:
         """Draw what is missing up to a step of each chain."""

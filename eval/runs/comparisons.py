@@ -235,6 +235,8 @@ class Comparison(Closed):
     ratios: Ratios
     different_places: list[str]
     """What else the latencies differ in."""
+    different_settings: NotRequired[list[str]]
+    """Of the world, or of one and the same sampler."""
     verdict: CompareVerdict
 
 

@@ -18,7 +18,13 @@ from asd_policy.eval.options import HELD_OUT_SEED
 from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.eval.studies.tasks import figures, tables
-from asd_policy.eval.studies.tasks.command import CONTESTANTS, TableOptions, evaluations, make_table
+from asd_policy.eval.studies.tasks.command import (
+    CONTESTANTS,
+    TableOptions,
+    evaluations,
+    find_table,
+    make_table,
+)
 from asd_policy.eval.studies.tasks.compute import compute_table
 from asd_policy.eval.studies.tasks.figures import tasks_figure
 
@@ -250,3 +256,11 @@ def test_without_names_it_is_every_task_that_ships_a_policy(options):
     tasks = [run.task for run in evaluations(dataclasses.replace(options, tasks=()))]
     assert "lift" in tasks
     assert all(tasks.count(task) == 2 for task in tasks)
+
+
+def test_what_is_merged_was_decided_when_it_was_run(tmp_path):
+    for change in ({"episodes": 7}, {"tasks": ("lift",)}, {"shard": "0/2"}):
+        options = TableOptions(merge=(tmp_path,), out=tmp_path, **change)
+        with pytest.raises(InputError, match=rf"--merge makes .*--{next(iter(change))} changes"):
+            find_table(options)
+    assert find_table(TableOptions(merge=(tmp_path,), out=tmp_path)) is None

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from asd_policy.errors import AsdPolicyError, InputError  # noqa: E402
 from asd_policy.samplers.acceptance import choose_window  # noqa: E402
 from asd_policy.samplers.costs import Costs  # noqa: E402
 from asd_policy.samplers.result import Noise  # noqa: E402
+from asd_policy.schedule import Schedule  # noqa: E402
 
 STEPS, SIDE = 20, 8
 
@@ -33,7 +35,8 @@ def unet(**options) -> torch.nn.Module:
 
 
 def pipeline(**options):
-    scheduler = diffusers.DDPMScheduler(num_train_timesteps=STEPS, beta_end=0.3, **options)
+    given = {"num_train_timesteps": STEPS, "beta_end": 0.3} | options
+    scheduler = diffusers.DDPMScheduler(**given)
     made = diffusers.DDPMPipeline(unet=unet(), scheduler=scheduler)
     made.set_progress_bar_config(disable=True)
     return made
@@ -67,6 +70,9 @@ def its_noise(batch: int, steps: int, seed: int) -> Noise:
         ({"timestep_spacing": "trailing"}, 10),
         ({"timestep_spacing": "leading"}, 10),
         ({"timestep_spacing": "linspace"}, 7),
+        # Where a step falls between two timesteps, and rounding says which it takes:
+        ({"timestep_spacing": "linspace", "num_train_timesteps": 1000, "beta_end": 0.02}, 27),
+        ({"timestep_spacing": "trailing", "num_train_timesteps": 1000, "beta_end": 0.02}, 48),
     ],
 )
 def test_sequential_ddpm_is_the_pipelines_own_loop(options, steps):
@@ -83,6 +89,56 @@ def test_sequential_ddpm_is_the_pipelines_own_loop(options, steps):
     assert (
         float(np.abs((x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy() - theirs).max()) < 5e-6
     )
+
+
+@pytest.mark.parametrize(("double", "within"), [(False, 2e-4), (True, 5e-6)])
+def test_a_thousand_steps_are_its_loop_but_for_its_tables_precision(double, within):
+    made = pipeline(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+    if double:
+        whole = Schedule.ddpm(1000)
+        made.scheduler.alphas_cumprod = whole.alphas_cumprod
+        made.scheduler.one = torch.tensor(1.0, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    theirs = made(1, generator=generator, num_inference_steps=1000, output_type="np").images
+    x, _ = asd.draw(
+        made.unet, made.scheduler, (1, 3, SIDE, SIDE), sampler="ddpm", noise=its_noise(1, 1000, 3)
+    )
+    ours = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert float(np.abs(ours - theirs).max()) < within
+
+
+@pytest.mark.parametrize("steps", [10, 50, 100, 1000])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+def test_timesteps_are_those_of_diffusers_however_many(steps, spacing):
+    """All but those for which its formula gives one more, at timestep −1."""
+    scheduler = diffusers.DDPMScheduler(steps, timestep_spacing=spacing)
+    refused = 0
+    for taken in range(1, steps + 1):
+        scheduler.set_timesteps(taken)
+        ours = {"num_steps": steps, "inference_steps": taken, "timestep_spacing": spacing}
+        if len(scheduler.timesteps) != taken:
+            refused += 1
+            with pytest.raises(InputError, match=r"cannot be spaced 'trailing'.*timestep of -1"):
+                Schedule.ddpm(**ours)
+        else:
+            assert torch.equal(Schedule.ddpm(**ours).timesteps, scheduler.timesteps), taken
+    assert refused == (0 if spacing != "trailing" else {10: 0, 50: 2, 100: 5, 1000: 62}[steps])
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+@pytest.mark.parametrize("thresholding", [True, False])
+def test_a_network_of_other_channels_is_refused(channels, thresholding):
+    class Other(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x, t):
+            return x.repeat(1, 2, 1, 1)[:, :channels] * self.weight
+
+    scheduler = diffusers.DDPMScheduler(10, thresholding=thresholding)
+    with pytest.raises(InputError, match="must return the shape it is given"):
+        asd.draw(Other(), scheduler, (1, 3, 4, 4), verbose=False)
 
 
 def test_thresholding_is_kept_by_asd():
@@ -233,8 +289,35 @@ def test_mistakes_are_one_sentence():
     by_ddim = diffusers.DDIMPipeline(unet=unet(), scheduler=ddim)
     by_batch = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 3, 1))
     shape = (1, 3, SIDE, SIDE)
+    wrapped = SimpleNamespace(
+        unet=torch.nn.DataParallel(made.unet), scheduler=made.scheduler, numpy_to_pil=None
+    )
     for call, message in [
         (lambda: asd.sample(object()), "expected a DDPMPipeline"),
+        (lambda: asd.draw(made.unet, made.scheduler, ()), "shape must be (chains, sizes of one"),
+        (lambda: asd.draw(made.unet, made.scheduler, 3), "shape must be (chains, sizes of one"),
+        (lambda: asd.draw(made.unet, made.scheduler, shape, [1]), "cond must be a tensor with a"),
+        (
+            lambda: asd.draw(made.unet, made.scheduler, shape, noise=torch.zeros(shape)),
+            "noise must be a Noise",
+        ),
+        (
+            lambda: asd.draw(
+                made.unet, made.scheduler, shape, noise=its_noise(1, STEPS, 0),
+                generator=torch.Generator(),
+            ),
+            "expected noise, or a seed or generator to draw it from, got both",
+        ),
+        (lambda: asd.draw(lambda x, t: x, made.scheduler, shape), "expected a denoiser with weigh"),
+        (
+            lambda: asd.draw(asd.Guided(made.unet, 2.0), made.scheduler, shape),
+            "guidance needs a cond of shape (B, 2, …)",
+        ),
+        (
+            lambda: asd.draw(asd.Guided(made.unet, 2.0), made.scheduler, shape, torch.ones(1)),
+            "guidance needs a cond of shape (B, 2, …)",
+        ),
+        (lambda: asd.sample(wrapped), "expected a UNet2DModel, whose config says"),
         (lambda: asd.draw(made.unet, ddim, shape), "expected a DDPMScheduler, got a DDIMScheduler"),
         (lambda: asd.sample(by_ddim), "expected a DDPMScheduler, got a DDIMScheduler"),
         (lambda: asd.draw(made.unet, flow, shape), "there is no DDPM that such a network was tra"),

@@ -25,6 +25,7 @@ from asd_policy.eval.studies.compare.pairing import (
     Side,
     common_seeds,
     differing_places,
+    differing_settings,
     scenes_alike,
 )
 
@@ -74,6 +75,7 @@ def compare_sides(a: Side, b: Side, margin: float, seed: int, by_sequential: boo
         "sequential": sequential,
         "ratios": ratios,
         "different_places": differing_places(a, b),
+        "different_settings": differing_settings(a, b),
         "verdict": _decided(names, success, sequential, margin)
         if by_sequential
         else _verdict(names, success, margin),

@@ -17,6 +17,7 @@ from asd_policy.eval.studies.compare.scenes import same_scenes
 
 Json = dict[str, Any]
 # What changes latency without changing what is computed.
+_WORLD = {"delay": None, "control_rate": 20.0, "execution": "late"}  # and their defaults
 _PLACE = ("device", "gpu", "threads", "engine", "kernels", "precision", "compile")
 
 
@@ -138,6 +139,20 @@ def scenes_alike(a: Side, b: Side, seeds: Sequence[int]) -> int:
 
 def _range(side: Side) -> str:
     return f"{min(side.episodes)} to {max(side.episodes)}"
+
+
+def differing_settings(a: Side, b: Side) -> list[str]:
+    """What the world, or one and the same sampler, was set to otherwise."""
+    ours, theirs = ({**_WORLD, **side.config["settings"]} for side in (a, b))
+    pairs = []
+    if ours["delay"] is not None or theirs["delay"] is not None:
+        pairs = [(name, ours[name], theirs[name]) for name in _WORLD]
+    if a.sampler == b.sampler:
+        resolved = [side.config.get("resolved", {}) for side in (a, b)]
+        for name in ("steps", "windows", "etas"):
+            one, two = (each.get(name, {}).get(a.sampler) for each in resolved)
+            pairs.append((name.removesuffix("s") if name != "steps" else name, one, two))
+    return [f"{name} {one} and {two}" for name, one, two in pairs if one != two]
 
 
 def differing_places(a: Side, b: Side) -> list[str]:

@@ -93,6 +93,8 @@ def _lines(found: Json) -> list[str]:
             f"Left out, because the other has not done their seeds: {left[0]} of "
             f"{_label(found, 'a')}, {left[1]} of {_label(found, 'b')}"
         )
+    if found["different_settings"]:
+        lines.append("The settings differ: " + "; ".join(found["different_settings"]))
     if found["different_places"]:
         lines.append(
             "Latencies are not of one setting, and their ratios not of the samplers alone: "

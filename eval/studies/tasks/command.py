@@ -114,6 +114,8 @@ def find_table(options: TableOptions) -> TableOptions | None:
         raise InputError(
             f"--resume: expected a table of `asd-policy tasks` in {options.out}; found none"
         )
+    if options.merge:
+        _check_merged(options)
     if options.merge or not there:
         return None
     if options.shard not in there and options.shard != TableOptions.shard:
@@ -124,6 +126,15 @@ def find_table(options: TableOptions) -> TableOptions | None:
         raise InputError(f"--shard: {options.out} holds {', '.join(there)}; name one of them")
     shard = options.shard if options.shard in there else next(iter(there))
     return restored(TableOptions, there[shard] | {"shard": shard}, options.out)
+
+
+def _check_merged(options: TableOptions) -> None:
+    """What is merged was decided when it was run."""
+    given = {f.name for f in dataclasses.fields(options)} - {"merge", "out"}
+    changed = [name for name in given if getattr(options, name) != getattr(TableOptions, name)]
+    if changed:
+        listed = ", ".join("--" + name.replace("_", "-") for name in sorted(changed))
+        raise InputError(f"--merge makes the table of runs that are there; {listed} changes none")
 
 
 def _shards(out: Path) -> dict[str, dict[str, Any]]:

@@ -153,6 +153,20 @@ def test_other_machines_and_threads_are_said(run, make):
     assert "threads 1 and 8" in output
 
 
+def test_other_settings_are_said(run, make, tmp_path):
+    one, other, same = make("a"), make("b", delay=40.0), make("c")
+    for folder, window in ((one, 8), (other, 4), (same, 8)):
+        config = json.loads((folder / "config.json").read_text())
+        config["resolved"]["windows"] = {"asd": window}
+        write_json(folder / "config.json", config)
+    _, output, _ = run("compare", one, other, "--json", tmp_path / "c.json")
+    found = json.loads((tmp_path / "c.json").read_text())["comparisons"]
+    delay = "delay None and 40.0"
+    assert [each["different_settings"] for each in found] == [[delay, "window 8 and 4"], [delay]]
+    assert "The settings differ: delay None and 40.0; window 8 and 4" in " ".join(output.split())
+    assert "The settings differ" not in run("compare", one, same)[1]
+
+
 def change_settings(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     config["settings"] |= changes
