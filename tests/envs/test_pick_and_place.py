@@ -187,6 +187,25 @@ def test_a_can_that_has_fallen_over_is_grasped_across(worlds):
     assert np.dot(fingers, [0.6, 0.8]) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("away", "height", "down"),
+    [
+        ((0.002, 0.001), 0.15, True),  # above the peg, and near enough to go down
+        ((0.007, 0.006), 0.15, False),
+        ((0.007, 0.006), 0.08, True),  # around it, and askew as far as it can be
+        ((0.05, 0.0), 0.08, False),  # beside it
+    ],
+)
+def test_a_nut_is_not_lifted_off_the_peg_that_it_is_around(worlds, away, height, down):
+    env = worlds("square")
+    expert, gripper = expert_of(env, 0), Gripper.of(env.simulation)
+    expert.style = dataclasses.replace(expert.style, peg_yaw=0.0)
+    nut = np.array([*(expert._peg - away), expert._table_z + height])
+    square_on = np.diag([-1.0, -1.0, 1.0])  # the hand need not turn, and the handle is within reach
+    goal, _, _ = expert._carry(gripper, nut, square_on)
+    assert (goal[2] < gripper.position[2]) == down
+
+
 @pytest.mark.parametrize("nut", np.linspace(-3, 3, 7))
 @pytest.mark.parametrize("grasped", [np.pi / 2, -np.pi / 2])
 def test_the_nut_goes_square_onto_the_peg_with_its_handle_within_reach(worlds, nut, grasped):
