@@ -55,6 +55,7 @@ def _betas(kind: str, num_steps: int, start: float, end: float) -> Tensor:
 
 def _spaced_timesteps(num_steps: int, steps: int, spacing: str) -> Tensor:
     """Training timesteps that are visited, in descending order, as diffusers spaces them."""
+    grid: np.ndarray
     # NumPy's, as there: where a step falls between two timesteps, the last bit says which it takes.
     if spacing == "linspace":
         grid = np.linspace(0, num_steps - 1, steps).round()[::-1]
