@@ -62,13 +62,8 @@ def _spaced_timesteps(num_steps: int, steps: int, spacing: str) -> Tensor:
     elif spacing == "leading":
         grid = (np.arange(steps) * (num_steps // steps))[::-1]
     else:
-        grid = np.round(np.arange(num_steps, 0, -num_steps / steps)) - 1
-        if len(grid) != steps:  # rounding, again: one more, at timestep −1
-            raise InputError(
-                f"{steps} of {num_steps} steps cannot be spaced 'trailing': diffusers' formula "
-                f"gives {len(grid)} of them, and a timestep of {int(grid[-1])}; expected another "
-                "number of steps"
-            )
+        # (Of some numbers, rounding again, there is one more, at timestep −1: no step of a DDPM.)
+        grid = (np.round(np.arange(num_steps, 0, -num_steps / steps)) - 1)[:steps]
     return torch.from_numpy(grid.astype(np.int64))
 
 

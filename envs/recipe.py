@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from asd_policy.data.replay import OWN_FORMAT
 from asd_policy.envs import episodes as _episodes
 from asd_policy.envs.simulator import environment_arguments
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import DatasetError, InputError
 
-FORMAT = "asd-policy demonstrations 1"
 # What a store says of itself besides its settings: what was asked of it, and what came of that.
 COUNTS = ("episodes", "attempts", "dropped", "success_rate", "command")
 
@@ -74,7 +74,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     task = get_task(recipe.task)
     packages = ("asd-policy", "robosuite", "mujoco", "numpy", "gymnasium")
     return {
-        "format": FORMAT,
+        "format": OWN_FORMAT,
         "task": task.name,
         "env_id": task.env_id,
         "env_args": environment_arguments(task),

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from asd_policy.data.replay import OWN_FORMAT
 from asd_policy.data.zarr_store import ZarrStore, write_zarr
 from asd_policy.envs.attempts import read_attempt
-from asd_policy.envs.recipe import FORMAT, Recipe, settings
+from asd_policy.envs.recipe import Recipe, settings
 from asd_policy.envs.workers import interrupts_held
 from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.files import sync_tree
@@ -70,7 +71,7 @@ def read_store(path: Path) -> KeptStore | None:
             raise InputError("it is a file")
         store = ZarrStore(path)
         attributes = store.attributes
-        if attributes.get("format") != FORMAT:
+        if attributes.get("format") != OWN_FORMAT:
             raise InputError(f"its format is {attributes.get('format')!r}")
         recipe, attempts = Recipe.of(attributes), int(attributes["attempts"])
     except (OSError, LookupError, TypeError, ValueError) as error:

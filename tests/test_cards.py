@@ -51,6 +51,12 @@ WRONG = [
 ]
 
 
+def test_a_norm_of_single_numbers_is_no_matter_of_the_card() -> None:
+    """Those that are there load; `train` makes none: PyTorch refuses one row of it in training."""
+    made = PolicyConfig({"a": 2}, 2, down_dims=(32, 32, 32, 32, 8), step_embed_dim=8, n_groups=8)
+    assert PolicyConfig.from_dict(made.to_dict()) == made
+
+
 @pytest.mark.parametrize(("place", "value", "message"), WRONG)
 def test_a_wrong_entry_is_named(tmp_path: Path, place, value, message) -> None:
     folder = save_checkpoint(tmp_path / "toy", tiny_checkpoint())

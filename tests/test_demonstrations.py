@@ -105,8 +105,12 @@ def test_stores_are_read_in_published_order_as_hdf5_is(
         np.testing.assert_array_equal(one.observations[key], other.observations[key])
     changed = not np.array_equal(other.observations["object"], rows["object"])
     assert changed == (version == "1.5.1")
-    save_npz(one, tmp_path / "a.npz")  # what was translated is not translated again
-    again = load_demonstrations(tmp_path / "a.npz", LIFT)
+    for read in (one, other):  # what was translated is not translated again
+        save_npz(read, tmp_path / "a.npz")
+        again = load_demonstrations(tmp_path / "a.npz", LIFT)
+        np.testing.assert_array_equal(again.observations["object"], one.observations["object"])
+    odd = write_zarr(tmp_path / "b.zarr", rows, env_args=said, format="v2")  # its owner's own word
+    again = load_demonstrations(odd, LIFT)
     np.testing.assert_array_equal(again.observations["object"], one.observations["object"])
 
 
@@ -143,6 +147,9 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys) -> None:
     assert "has been trained to the end, and is left as it is" in said
     with pytest.raises(OutputExistsError, match="already holds a checkpoint"):
         train(store, out=out, resume=False, seed=5)
+    with pytest.raises(OutputExistsError, match="choose another --out") as error:
+        train(store, out=out, steps=5)  # not told to start over, which it could not
+    assert "--no-resume" not in str(error.value)
     assert (out / "card.json").read_bytes() == before
 
 

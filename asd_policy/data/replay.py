@@ -15,6 +15,8 @@ import numpy as np
 from asd_policy.data.zarr_store import ZarrStore, reason
 from asd_policy.errors import DatasetError, InputError
 
+# Of ``attributes``: of the stores of `asd-policy demos`, and of what was read from robomimic's.
+OWN_FORMAT, HDF5_FORMAT = "asd-policy demonstrations 1", "robomimic HDF5"
 ROUNDING = 1e-6  # by which an action may be outside [−1, 1]
 # What NumPy raises of an .npz file that is damaged, or is none.
 DAMAGED_NPZ = (

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from asd_policy.data import object_layout
-from asd_policy.data.replay import Replay, checked_replay
+from asd_policy.data.replay import HDF5_FORMAT, Replay, checked_replay
 from asd_policy.data.zarr_store import ZarrStore, reason
 from asd_policy.errors import DatasetError, OutputExistsError
 
@@ -197,7 +197,7 @@ def read_hdf5(
         np.concatenate([demo["actions"] for demo in parts]),
         np.cumsum([len(demo["actions"]) for demo in parts]),
         np.concatenate([demo["interrupted"] for demo in parts]),
-        {"format": "robomimic HDF5", "filter_key": filter_key, "env_args": env_args},
+        {"format": HDF5_FORMAT, "filter_key": filter_key, "env_args": env_args},
     )
     return checked_replay(replay, path, names, prefix="")
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.errors import InputError, whole_from
-from asd_policy.integrations.diffusers_chain import trained_schedule
+from asd_policy.integrations.diffusers_chain import check_spacing, trained_schedule
 from asd_policy.integrations.diffusers_denoisers import Guided as Guided
 from asd_policy.integrations.diffusers_denoisers import Rows, Thresholded
 from asd_policy.integrations.diffusers_memory import Memory, free_bytes, picture_noise, room_for
@@ -171,11 +171,7 @@ def draw(
         check_streams(generator, shape[0])
     else:
         check_noise(noise, generator)
-    if isinstance(sampler, str) and "window" in SamplerConfig(sampler).method.options:
-        options = {"window": WINDOW} | options
-    config = SamplerConfig.named(sampler, asked_of=draw, **options)
-    named = "steps" in options or isinstance(sampler, SamplerConfig)
-    config = _of_so_many(config, named, num_inference_steps)
+    config = _config(sampler, options, num_inference_steps)
     device, chain = _device_of(denoiser), _chain(scheduler, config)
     network: nn.Module = Rows(denoiser, rows_at_once)
     if scheduler.config.get("thresholding"):
@@ -185,11 +181,8 @@ def draw(
         kernels=_kernels(config, shape, config.schedule(chain).num_steps, device, max_memory),
         cond=None if cond is None else cond[:1],
     )  # fmt: skip
-    if made.needs_costs:  # "auto"
-        with torch.inference_mode():
-            made.engine.lead(lambda: made.measure(again=False))
-        made.calibration.learned = _learned_of(denoiser, made)
-    made.expect(shape[0])
+    check_spacing(made.schedule, made.schedule.num_steps)
+    _choose_window(made, denoiser, shape[0])
     plan = made.plan(shape[0])  # one window for the memory and for the chunk
     memory = _memory(made, shape)
     if verbose and made.engine.leads:
@@ -209,6 +202,15 @@ def draw(
     x, stats = made.engine.lead(work)
     made.engine.release()
     return x.clone(), stats.copy()
+
+
+def _choose_window(made: Sampler, denoiser: nn.Module, batch: int) -> None:
+    """That of so many samples at once, for the memory as for the chunk."""
+    if made.needs_costs:  # "auto"
+        with torch.inference_mode():
+            made.engine.lead(lambda: made.measure(again=False))
+        made.calibration.learned = _learned_of(denoiser, made)
+    made.expect(batch)
 
 
 def _learned_of(denoiser: nn.Module, made: Sampler) -> Learned:
@@ -254,6 +256,16 @@ def _device_of(denoiser: nn.Module) -> torch.device:
             f"{type(denoiser).__name__}"
         )
     return weight.device
+
+
+def _config(
+    sampler: str | SamplerConfig, options: dict[str, Any], steps: int | None
+) -> SamplerConfig:
+    if isinstance(sampler, str) and "window" in SamplerConfig(sampler).method.options:
+        options = {"window": WINDOW} | options
+    config = SamplerConfig.named(sampler, asked_of=draw, **options)
+    named = "steps" in options or isinstance(sampler, SamplerConfig)
+    return _of_so_many(config, named, steps)
 
 
 def _of_so_many(config: SamplerConfig, named: bool, steps: int | None) -> SamplerConfig:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from asd_policy.errors import InputError
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import BETA_SCHEDULES, Schedule
@@ -75,6 +77,22 @@ def schedule_of(kind: str, config: Mapping[str, Any]) -> Schedule:
     return Schedule.ddpm(steps, clip_range=clip, **given)
 
 
+def check_spacing(schedule: Schedule, steps: int) -> None:
+    """Raise a ValueError for the few numbers of steps of which diffusers' own loop runs one more.
+
+    Spaced "trailing", rounding gives 29 of 100 a thirtieth, at timestep −1, which no DDPM has.
+    """
+    trained = schedule.config.num_steps
+    if schedule.config.timestep_spacing != "trailing":
+        return
+    theirs = np.arange(trained, 0, -trained / steps)
+    if len(theirs) != steps:
+        raise InputError(
+            f"{steps} of {trained} steps, spaced 'trailing', are {len(theirs)} in diffusers' loop, "
+            "the last at timestep -1; expected another number of steps"
+        )
+
+
 def chain_of(
     scheduler: Any, steps: int, config: SamplerConfig, eta: float = 0.0
 ) -> tuple[SamplerConfig, Schedule]:
@@ -90,6 +108,7 @@ def chain_of(
     schedule = trained_schedule(scheduler)
     if config.steps is not None:
         return config, schedule
+    check_spacing(schedule, steps)
     if type(scheduler).__name__ == "DDPMScheduler":
         return config, schedule if steps >= schedule.num_steps else schedule.respaced(steps)
     if config.name == "ddim":

@@ -84,12 +84,6 @@ class PolicyConfig:
                 f"pred_horizon must be a multiple of {multiple} for {len(self.down_dims)} "
                 f"resolutions, got {self.pred_horizon}"
             )
-        if self.pred_horizon == multiple and self.down_dims[-1] <= self.n_groups:
-            raise InputError(
-                f"{len(self.down_dims)} resolutions leave one action of {self.pred_horizon}, whose "
-                f"channels must be more than n_groups={self.n_groups}, got {self.down_dims[-1]}: "
-                "a norm of single numbers is always 0"
-            )
 
     def _forget_unet(self) -> None:
         """A transformer's configuration is the same whatever was said of a U-Net."""

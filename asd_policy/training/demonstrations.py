@@ -10,11 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asd_policy.data.replay import Replay, load_npz, load_replay
-from asd_policy.data.robomimic_hdf5 import in_published_order, read_hdf5
+from asd_policy.data.replay import HDF5_FORMAT, OWN_FORMAT, Replay, load_npz, load_replay
+from asd_policy.data.robomimic_hdf5 import OBJECT_LAYOUT, in_published_order, read_hdf5
 from asd_policy.envs.tasks import TASKS, Task
 from asd_policy.errors import DatasetError, InputError
 from asd_policy.policy.checkpoint import difference_table
+
+# Formats whose ``object`` is in published order, whatever robosuite they name.
+_IN_ORDER = (OWN_FORMAT, HDF5_FORMAT)
 
 
 def load_demonstrations(data: Path, task: Task, filter_key: str | None = None) -> Replay:
@@ -42,10 +45,17 @@ def load_demonstrations(data: Path, task: Task, filter_key: str | None = None) -
     )
     if table:
         raise DatasetError(f"{data} does not hold what {task.name} is seen and moved by:\n{table}")
-    if "format" in replay.attributes:  # read from HDF5, or written here: in that order already
+    if replay.attributes.get("format") in _IN_ORDER:
         return replay
     rows = in_published_order(replay.observations["object"], env_args, data)
-    return replace(replay, observations={**replay.observations, "object": rows})
+    if rows is replay.observations["object"]:
+        return replay
+    return replace(
+        replay,
+        observations={**replay.observations, "object": rows},
+        attributes=replay.attributes
+        | {"env_args": {**env_args, "object_layout": OBJECT_LAYOUT}},  # not to be translated again
+    )
 
 
 def _read(data: Path, keys: list[str], filter_key: str | None) -> Replay:

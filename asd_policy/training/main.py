@@ -14,7 +14,7 @@ from asd_policy.console import plain_console
 from asd_policy.data.replay import Replay, join, too_short
 from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import InputError, OutputExistsError, counted
+from asd_policy.errors import CheckpointError, InputError, OutputExistsError, counted
 from asd_policy.files import check_writable, claimed
 from asd_policy.networks import TransformerSizes
 from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
@@ -104,6 +104,7 @@ def main_train(
         quaternions=spec.quaternions if rotations == "matrix" else (),
         **_network(down_dims, step_embed_dim, transformer),
     )
+    _check_norms(policy)
     if not 0 <= keep <= 10:
         raise InputError(f"--keep takes 0 to 10 models, got {keep}")
     config = TrainConfig(steps, batch_size, learning_rate, seed=seed, precision=precision)
@@ -128,13 +129,24 @@ def _network(
     return {"transformer": TransformerSizes(*transformer)}
 
 
+def _check_norms(policy: PolicyConfig) -> None:
+    """PyTorch refuses, when one row is sampled, norms that it took in a batch."""
+    left = policy.pred_horizon // 2 ** (len(policy.down_dims) - 1)
+    if policy.transformer is None and left == 1 and policy.down_dims[-1] <= policy.n_groups:
+        raise InputError(
+            f"{len(policy.down_dims)} resolutions leave one action of {policy.pred_horizon}, whose "
+            f"channels must be more than n_groups={policy.n_groups}, got {policy.down_dims[-1]}: "
+            "a norm of single numbers is always 0"
+        )
+
+
 def _train(
     task: str, trainer: Trainer, replay: Replay, out: Path, resume: bool, marks: Collection[int]
 ) -> None:
     """Train to the end, and write the checkpoint to `out`, those of the steps in `marks` below."""
     state_file = _prepare(out, trainer, resume)
     console = plain_console()
-    if (out / CARD_FILE).exists():
+    if (out / CARD_FILE).exists() and trainer.step == trainer.config.steps:
         console.print(f"{out} has been trained to the end, and is left as it is.")
         return
     console.print(_intention(task, trainer, replay))
@@ -180,10 +192,19 @@ def _check(threads: int | None, seed: int, out: Path) -> None:
 def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
     state_file = out / STATE_FILE
     if (out / CARD_FILE).exists() and not (resume and state_file.exists()):
-        raise OutputExistsError(f"{out} already holds a checkpoint; choose another --out")
+        raise _taken(out)
     if resume and state_file.exists():
-        trainer.load_state(state_file)
+        try:
+            trainer.load_state(state_file)
+        except CheckpointError as error:
+            if (out / CARD_FILE).exists():  # which --no-resume, that it names, would not replace
+                raise _taken(out) from error
+            raise
     return state_file
+
+
+def _taken(out: Path) -> OutputExistsError:
+    return OutputExistsError(f"{out} already holds a checkpoint; choose another --out")
 
 
 def _run(

@@ -17,40 +17,7 @@ from asd_policy.errors import AsdPolicyError, InputError  # noqa: E402
 from asd_policy.samplers.acceptance import choose_window  # noqa: E402
 from asd_policy.samplers.costs import Costs  # noqa: E402
 from asd_policy.samplers.result import Noise  # noqa: E402
-from asd_policy.schedule import Schedule  # noqa: E402
-
-STEPS, SIDE = 20, 8
-
-
-def unet(**options) -> torch.nn.Module:
-    """A tiny UNet2DModel, always the same."""
-    torch.manual_seed(0)
-    given = {
-        "sample_size": SIDE, "in_channels": 3, "out_channels": 3, "layers_per_block": 1,
-        "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 4,
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    }  # fmt: skip
-    return diffusers.UNet2DModel(**given | options).eval()
-
-
-def pipeline(**options):
-    given = {"num_train_timesteps": STEPS, "beta_end": 0.3} | options
-    scheduler = diffusers.DDPMScheduler(**given)
-    made = diffusers.DDPMPipeline(unet=unet(), scheduler=scheduler)
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def its_noise(batch: int, steps: int, seed: int) -> Noise:
-    """What the pipeline's own loop draws, step by step, from a generator of this seed."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(batch, 3, SIDE, SIDE, generator=generator) for _ in range(steps)]
-    return Noise(
-        drawn[0].flatten(1),
-        torch.stack([*drawn[1:], torch.zeros_like(drawn[0])], 1).flatten(2),
-        torch.zeros(batch, steps),
-    )
+from reference.pictures import SIDE, STEPS, its_noise, pipeline, unet  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -89,40 +56,6 @@ def test_sequential_ddpm_is_the_pipelines_own_loop(options, steps):
     assert (
         float(np.abs((x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy() - theirs).max()) < 5e-6
     )
-
-
-@pytest.mark.parametrize(("double", "within"), [(False, 2e-4), (True, 5e-6)])
-def test_a_thousand_steps_are_its_loop_but_for_its_tables_precision(double, within):
-    made = pipeline(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
-    if double:
-        whole = Schedule.ddpm(1000)
-        made.scheduler.alphas_cumprod = whole.alphas_cumprod
-        made.scheduler.one = torch.tensor(1.0, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(3)
-    theirs = made(1, generator=generator, num_inference_steps=1000, output_type="np").images
-    x, _ = asd.draw(
-        made.unet, made.scheduler, (1, 3, SIDE, SIDE), sampler="ddpm", noise=its_noise(1, 1000, 3)
-    )
-    ours = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    assert float(np.abs(ours - theirs).max()) < within
-
-
-@pytest.mark.parametrize("steps", [10, 50, 100, 1000])
-@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-def test_timesteps_are_those_of_diffusers_however_many(steps, spacing):
-    """All but those for which its formula gives one more, at timestep −1."""
-    scheduler = diffusers.DDPMScheduler(steps, timestep_spacing=spacing)
-    refused = 0
-    for taken in range(1, steps + 1):
-        scheduler.set_timesteps(taken)
-        ours = {"num_steps": steps, "inference_steps": taken, "timestep_spacing": spacing}
-        if len(scheduler.timesteps) != taken:
-            refused += 1
-            with pytest.raises(InputError, match=r"cannot be spaced 'trailing'.*timestep of -1"):
-                Schedule.ddpm(**ours)
-        else:
-            assert torch.equal(Schedule.ddpm(**ours).timesteps, scheduler.timesteps), taken
-    assert refused == (0 if spacing != "trailing" else {10: 0, 50: 2, 100: 5, 1000: 62}[steps])
 
 
 @pytest.mark.parametrize("channels", [1, 6])

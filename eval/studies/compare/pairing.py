@@ -17,7 +17,7 @@ from asd_policy.eval.studies.compare.scenes import same_scenes
 
 Json = dict[str, Any]
 # What changes latency without changing what is computed.
-_WORLD = {"delay": None, "control_rate": 20.0, "execution": "late"}  # and their defaults
+_WORLD = {"control_rate": 20.0, "execution": "late"}  # with a delay; and their defaults
 _PLACE = ("device", "gpu", "threads", "engine", "kernels", "precision", "compile")
 
 
@@ -143,16 +143,28 @@ def _range(side: Side) -> str:
 
 def differing_settings(a: Side, b: Side) -> list[str]:
     """What the world, or one and the same sampler, was set to otherwise."""
-    ours, theirs = ({**_WORLD, **side.config["settings"]} for side in (a, b))
-    pairs = []
-    if ours["delay"] is not None or theirs["delay"] is not None:
-        pairs = [(name, ours[name], theirs[name]) for name in _WORLD]
+    late = [_delay(side) for side in (a, b)]
+    pairs = [("delay", *late)]
+    if late != [None, None]:
+        settings = [{**_WORLD, **side.config["settings"]} for side in (a, b)]
+        pairs += [(name, *(each[name] for each in settings)) for name in _WORLD]
     if a.sampler == b.sampler:
-        resolved = [side.config.get("resolved", {}) for side in (a, b)]
-        for name in ("steps", "windows", "etas"):
-            one, two = (each.get(name, {}).get(a.sampler) for each in resolved)
-            pairs.append((name.removesuffix("s") if name != "steps" else name, one, two))
+        for name, key in (("steps", "steps"), ("window", "windows"), ("eta", "etas")):
+            kept = [side.config.get("resolved", {}).get(key) for side in (a, b)]
+            if None not in kept:  # runs of earlier versions do not say
+                pairs.append((name, *(each.get(a.sampler) for each in kept)))
+        asked = [side.config.get("samplers", {}).get(a.sampler, {}) for side in (a, b)]
+        pairs.append(("tolerance", *(each.get("tolerance") for each in asked)))
     return [f"{name} {one} and {two}" for name, one, two in pairs if one != two]
+
+
+def _delay(side: Side) -> Any:
+    """Of this sampler: several numbers are one for each."""
+    settings = side.config["settings"]
+    delay = settings.get("delay")
+    if not isinstance(delay, list):
+        return delay
+    return delay[0 if len(delay) == 1 else list(settings["samplers"]).index(side.sampler)]
 
 
 def differing_places(a: Side, b: Side) -> list[str]:

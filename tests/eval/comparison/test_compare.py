@@ -10,6 +10,7 @@ from eval_standin import prepare
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.episode import Episode
 from asd_policy.eval.runs.files import write_json
+from asd_policy.eval.studies.compare.pairing import Side, differing_settings
 from asd_policy.eval.studies.evaluate import evaluate
 
 # What compare.json may not hold.
@@ -165,6 +166,33 @@ def test_other_settings_are_said(run, make, tmp_path):
     assert [each["different_settings"] for each in found] == [[delay, "window 8 and 4"], [delay]]
     assert "The settings differ: delay None and 40.0; window 8 and 4" in " ".join(output.split())
     assert "The settings differ" not in run("compare", one, same)[1]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ({"samplers": ["asd", "ddpm"], "delay": [40, 80]},
+         {"samplers": ["ddpm", "asd"], "delay": [40, 80]}, ["delay 40 and 80"]),
+        ({"samplers": ["asd"], "delay": 40}, {"samplers": ["asd", "ddpm"], "delay": [40, 80]}, []),
+        ({"samplers": ["asd"], "delay": [40]}, {"samplers": ["asd"], "delay": 40}, []),
+        ({"samplers": ["asd"], "delay": 40, "control_rate": 10.0},
+         {"samplers": ["asd"], "delay": 40}, ["control_rate 10.0 and 20.0"]),
+        ({"samplers": ["asd"], "control_rate": 10.0}, {"samplers": ["asd"]}, []),
+    ],
+)  # fmt: skip
+def test_a_delay_is_a_sampler_s_own(tmp_path, ours, theirs, said):
+    sides = [Side(tmp_path, "asd", {"settings": each}, {}, {}) for each in (ours, theirs)]
+    assert differing_settings(*sides) == said
+
+
+def test_what_a_run_of_before_does_not_say_is_no_difference(tmp_path):
+    def side(**config):
+        return Side(tmp_path, "paradigms", {"settings": {}} | config, {}, {})
+
+    new = side(resolved={"windows": {"paradigms": 32}, "etas": {}, "steps": {"paradigms": 100}})
+    assert differing_settings(side(resolved={}), new) == []
+    tight, loose = (side(samplers={"paradigms": {"tolerance": t}}) for t in (0.1, 2.0))
+    assert differing_settings(tight, loose) == ["tolerance 0.1 and 2.0"]
 
 
 def change_settings(folder, **changes):
