@@ -74,14 +74,15 @@ class TransformerForDiffusion(nn.Module):
         width = sizes.n_emb
         self.n_obs_steps, self.global_cond_dim = n_obs_steps, n_obs_steps * cond_dim
         self.input_emb, self.cond_obs_emb = nn.Linear(input_dim, width), nn.Linear(cond_dim, width)
-        self.pos_emb = nn.Parameter(torch.zeros(1, horizon, width))
-        self.cond_pos_emb = nn.Parameter(torch.zeros(1, 1 + n_obs_steps, width))
+        like = self.input_emb.weight.detach()
+        self.pos_emb = nn.Parameter(like.new_zeros(1, horizon, width))
+        self.cond_pos_emb = nn.Parameter(like.new_zeros(1, 1 + n_obs_steps, width))
         self.time_emb = SinusoidalPosEmb(width)
         self.encoder = _encoder(sizes)
         layer = nn.TransformerDecoderLayer(width, sizes.n_head, 4 * width, **_LAYER)
         self.decoder = nn.TransformerDecoder(layer, sizes.n_layer)
         self.ln_f, self.head = nn.LayerNorm(width), nn.Linear(width, input_dim)
-        later = torch.full((horizon, max(horizon, 1 + n_obs_steps)), -torch.inf)
+        later = like.new_full((horizon, max(horizon, 1 + n_obs_steps)), -torch.inf)
         masks = (
             # The first token of the condition is the time, which all actions see.
             (later[:, :horizon].triu(1), later[:, : 1 + n_obs_steps].triu(2))
