@@ -11,7 +11,6 @@ import torch
 from asd_policy.engine import make_engine
 from asd_policy.engine.cuda_graph import CudaGraphEngine
 from asd_policy.errors import CheckpointError, InputError
-from asd_policy.integrations.robomimic_convert import to_robomimic
 from asd_policy.networks import TransformerForDiffusion, TransformerSizes
 from asd_policy.policy import DiffusionPolicy, PolicyConfig
 from asd_policy.policy.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -173,8 +172,3 @@ def test_a_graph_can_hold_it_and_draws_the_same():
         )
         torch.testing.assert_close(x, expected, rtol=0, atol=1e-4)
         assert torch.equal(stats.calls, costs.calls)
-
-
-def test_robomimic_is_not_given_one():
-    with pytest.raises(CheckpointError, match="U-Nets, and this one is a transformer"):
-        to_robomimic(policy_checkpoint())

@@ -127,9 +127,7 @@ def test_mistakes_are_one_sentence() -> None:
     guided, cond = asd.Guided(dit(), SCALE, "class_labels"), torch.tensor([[1000, 1]] * 2)
     with pytest.raises(InputError, match=r"got a DiTPipeline; its network can be given to draw\("):
         asd.sample(pipeline)
-    with pytest.raises(
-        InputError, match=r"cond must be of shape \(2, …\), .*; got \(1, 2\)"
-    ):
+    with pytest.raises(InputError, match=r"cond must be of shape \(2, …\), .*; got \(1, 2\)"):
         asd.draw(guided, scheduler(), SHAPE, cond[:1])
     with pytest.raises(InputError, match=r"LabelEmbedding .* draws at random in training mode"):
         asd.draw(guided.train(), scheduler(), SHAPE, cond)

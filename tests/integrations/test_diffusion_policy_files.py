@@ -135,6 +135,14 @@ def test_other_transformers_are_refused(transformer, name, value, match):
         to_checkpoint(found)
 
 
+def test_robomimic_is_given_no_transformer(transformer):
+    pytest.importorskip("tyro")
+    from asd_policy.integrations.robomimic_convert import to_robomimic
+
+    with pytest.raises(CheckpointError, match="U-Nets, and this one is a transformer"):
+        to_robomimic(to_checkpoint(read_checkpoint(transformer)))
+
+
 def test_a_transformer_of_weights_that_are_not_finite_is_refused(transformer):
     found = read_checkpoint(transformer)
     found.weights["model.head.bias"][1] = torch.nan
