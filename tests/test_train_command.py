@@ -238,7 +238,9 @@ def test_what_differs_from_the_run_that_is_there_is_named(tmp_path: Path) -> Non
     whole = state.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"notes"):
         state.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"train_state.pt is damaged.*--no-resume"):
+        with pytest.raises(
+            CheckpointError, match=r"train_state.pt is damaged.*choose another --out"
+        ):
             train(store, tmp_path / "out", keep=0)
 
 

@@ -192,19 +192,15 @@ def _check(threads: int | None, seed: int, out: Path) -> None:
 def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
     state_file = out / STATE_FILE
     if (out / CARD_FILE).exists() and not (resume and state_file.exists()):
-        raise _taken(out)
+        raise OutputExistsError(f"{out} already holds a checkpoint; choose another --out")
     if resume and state_file.exists():
         try:
             trainer.load_state(state_file)
         except CheckpointError as error:
-            if (out / CARD_FILE).exists():  # which --no-resume, that it names, would not replace
-                raise _taken(out) from error
-            raise
+            finished = (out / CARD_FILE).exists()  # and is not started over
+            advice = "" if finished else ", or --no-resume to start over"
+            raise CheckpointError(f"{error}; choose another --out{advice}") from error
     return state_file
-
-
-def _taken(out: Path) -> OutputExistsError:
-    return OutputExistsError(f"{out} already holds a checkpoint; choose another --out")
 
 
 def _run(

@@ -276,16 +276,13 @@ class Trainer:
         except OSError:
             raise
         except Exception as error:  # whatever a damaged file does to the pickle's reader
-            raise CheckpointError(
-                f"{path} is damaged, or of another program; --no-resume starts over"
-            ) from error
+            raise CheckpointError(f"{path} is damaged, or of another program") from error
         ours = self._identity()
         if not kept_digests:  # until versions that keep digests
             ours["demonstrations"] = [self.num_windows, *self.observation_normalizer.low.tolist()]
         if there != ours:
             raise CheckpointError(
-                f"{path} belongs to another training run ({_differing(there, ours)}); "
-                "choose another --out, or --no-resume to start over"
+                f"{path} belongs to another training run ({_differing(there, ours)})"
             )
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
