@@ -148,7 +148,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys) -> None:
     with pytest.raises(OutputExistsError, match="already holds a checkpoint"):
         train(store, out=out, resume=False, seed=5)
     with pytest.raises(
-        CheckpointError, match="steps 2 there, 5 now.*choose another --out"
+        CheckpointError, match=r"steps 2 there, 5 now.*choose another --out"
     ) as error:
         train(store, out=out, steps=5)  # not told to start over, which it could not
     assert "--no-resume" not in str(error.value)
