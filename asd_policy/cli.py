@@ -185,7 +185,7 @@ def _run_on_ranks(command: str, words: Sequence[str]) -> int:
         if ranks == "1":
             return _run(command, words)
         if not first:
-            return 2
+            return 0  # a failure here would have torchrun end rank 0 before it has said why
         given = f"give it {_SPLIT[command]}, or" if command in _SPLIT else "please"
         return _say(
             f"torchrun has started {ranks} ranks, which only the distributed engine of "

@@ -296,6 +296,17 @@ def test_ranks_without_work_are_refused_once() -> None:
     assert "give it --engine distributed, or start `asd-policy verify` without" in done.stderr
 
 
+def test_only_rank_0_refuses() -> None:
+    """torchrun ends the others once a rank has failed: they must not fail before it has spoken."""
+    for rank, status in (0, 2), (1, 0):
+        of_torchrun = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": str(rank)}
+        done = subprocess.run(
+            [sys.executable, "-m", "asd_policy", "verify", "--oracle"],
+            env={**os.environ, **of_torchrun}, text=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        assert (done.returncode, bool(done.stderr)) == (status, rank == 0), done.stderr
+
+
 def test_without_a_process_group_it_says_what_to_do() -> None:
     with pytest.raises(EngineError, match="needs a process group: start the ranks with torchrun"):
         make_engine("distributed", lambda x, t, c: x, Schedule.ddpm(5), (2,))
