@@ -55,14 +55,15 @@ def check_simulator() -> None:
         raise MissingExtraError(
             f"the simulator needs robosuite; {wrong_python(platform.python_version()) or install}"
         )
-    for conflict in conflicts({name: _version(name) for name in SIMULATOR}):
+    for conflict in conflicts({name: installed_version(name) for name in SIMULATOR}):
         raise IntegrationError(
             f"the simulator cannot be used with the {conflict.package} that is installed "
             f"({conflict.text}): pip install '{conflict.requirement}'"
         )
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Of a package; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

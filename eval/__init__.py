@@ -6,9 +6,9 @@
     results = evaluate(EvalOptions(task="lift", samplers=("asd", "ddpm"), episodes=20))
 
 The pieces: `options` (what is asked), `plan` (what that comes to, once), `rollout` (policies and
-environments to episode records), `runs` (what is kept: the forms of the files), `folder` (a run's
-folder, and how it survives a kill), `results` (a summary: a pure function of what was kept),
-`show` (what people see). Imports go one way; tests/eval/test_rooms.py says which.
+environments to episode records), `runs` (what is kept: the forms of the files, a run's folder, and
+how it survives a kill), `stats` (a summary: a pure function of what was kept), `show` (what people
+see), `studies` (what the commands do). Imports go one way; tests/eval/test_rooms.py says which.
 """
 
 if __name__ != "asd_policy.eval":

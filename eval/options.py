@@ -17,6 +17,8 @@ from asd_policy.samplers.names import SAMPLER_NAMES, ddim_steps_of
 # Demonstrations use seeds from 0 up; evaluation starts far above, so no episode was trained on.
 HELD_OUT_SEED = 100_000
 DelayOption = Literal["measured"] | float | tuple[float, ...]
+Engine = Literal["auto", "eager", "cuda_graph", "openvino", "distributed"]
+Execution = Literal["waiting", "late", "overlapped"]
 
 _SAMPLERS_HELP = (
     "Samplers to compare, all on the same seeds: asd (autospeculative decoding: ddpm's "
@@ -85,11 +87,11 @@ _NUM_ENVS_HELP = (
     "Robots driven at once by one batched policy; more than 1 are each simulated in a process "
     "of their own. Measure latency with 1."
 )
-_ENGINE_HELP = (
+ENGINE_HELP = (
     "What runs the sampler; auto is cuda_graph on a GPU, and openvino on a CPU, where it is "
     "installed and faster; distributed is for the ranks of torchrun."
 )
-_THREADS_HELP = (
+THREADS_HELP = (
     "CPU threads of the policy; None is one for a network that more make hardly faster, and as "
     "many as torch takes for a large one."
 )
@@ -98,7 +100,8 @@ _ALL_HELP = (
 )
 
 
-def _arg(metavar: str | None, text: str | None = None) -> Any:
+def arg(metavar: str | None, text: str | None = None) -> Any:
+    """How an option is shown: what stands for its value, and its help."""
     return tyro.conf.arg(metavar=metavar, help=text)
 
 
@@ -106,19 +109,19 @@ def _arg(metavar: str | None, text: str | None = None) -> Any:
 class EvalOptions:
     """An evaluation's settings. Nothing is checked here: see `check_options`."""
 
-    task: Annotated[str | None, _arg("NAME")] = None
+    task: Annotated[str | None, arg("NAME")] = None
     """The task to do; None is the checkpoint's, else lift."""
-    checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None
+    checkpoint: Annotated[Path | None, arg("NAME|DIR|FILE.pth")] = None
     """A shipped policy (lift, can …), a folder, or robomimic's file; None is the task's."""
-    samplers: Annotated[tuple[str, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
+    samplers: Annotated[tuple[str, ...], arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
         "asd",
         "ddpm",
     )
     episodes: int = 20
     """Episodes of each sampler."""
-    seed: Annotated[int, _arg("INT", _SEED_HELP)] = HELD_OUT_SEED
-    window: Annotated[Literal["auto"] | int, _arg("auto|INT", _WINDOW_HELP)] = "auto"
-    steps: Annotated[int | None, _arg("INT")] = None
+    seed: Annotated[int, arg("INT", _SEED_HELP)] = HELD_OUT_SEED
+    window: Annotated[Literal["auto"] | int, arg("auto|INT", _WINDOW_HELP)] = "auto"
+    steps: Annotated[int | None, arg("INT")] = None
     """Denoising steps, except of ddim; None is as trained."""
     ddim_steps: int = 10
     """Denoising steps of ddim and asd-ddim."""
@@ -126,36 +129,32 @@ class EvalOptions:
     """Noise of ddim and asd-ddim, from 0 (none) to 1 (as much as ddpm)."""
     tolerance: float = 0.1
     """Tolerance of paradigms; a larger one is faster and less exact."""
-    horizon: Annotated[int | None, _arg("INT")] = None
+    horizon: Annotated[int | None, arg("INT")] = None
     """Steps after which an episode has failed; None is the task's."""
-    num_envs: Annotated[int, _arg(None, _NUM_ENVS_HELP)] = 1
-    ray: Annotated[tuple[str, ...] | None, _arg("[ADDRESS]", _RAY_HELP)] = None
-    remote: Annotated[tuple[str, ...], _arg("ADDRESS [ADDRESS ...]", _REMOTE_HELP)] = ()
+    num_envs: Annotated[int, arg(None, _NUM_ENVS_HELP)] = 1
+    ray: Annotated[tuple[str, ...] | None, arg("[ADDRESS]", _RAY_HELP)] = None
+    remote: Annotated[tuple[str, ...], arg("ADDRESS [ADDRESS ...]", _REMOTE_HELP)] = ()
     device: str = "auto"
     """Where the policy runs: auto, cpu, cuda, cuda:1."""
-    engine: Annotated[
-        Literal["auto", "eager", "cuda_graph", "openvino", "distributed"], _arg(None, _ENGINE_HELP)
-    ] = "auto"
+    engine: Annotated[Engine, arg(None, ENGINE_HELP)] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Number format of the network (tf32 on a GPU only)."""
-    compile: Annotated[bool, _arg(None, _COMPILE_HELP)] = False
-    threads: Annotated[int | None, _arg("INT", _THREADS_HELP)] = None
-    measure: Annotated[bool, _arg(None, _MEASURE_HELP)] = False
-    delay: Annotated[DelayOption | None, _arg("measured|MS [MS ...]", _DELAY_HELP)] = None
-    control_rate: Annotated[float, _arg("HZ", _RATE_HELP)] = 20.0
+    compile: Annotated[bool, arg(None, _COMPILE_HELP)] = False
+    threads: Annotated[int | None, arg("INT", THREADS_HELP)] = None
+    measure: Annotated[bool, arg(None, _MEASURE_HELP)] = False
+    delay: Annotated[DelayOption | None, arg("measured|MS [MS ...]", _DELAY_HELP)] = None
+    control_rate: Annotated[float, arg("HZ", _RATE_HELP)] = 20.0
     realtime: bool = False
     """The same as --delay measured."""
-    execution: Annotated[Literal["waiting", "late", "overlapped"], _arg(None, _EXECUTION_HELP)] = (
-        "late"
-    )
-    record: Annotated[bool, _arg(None, _RECORD_HELP)] = False
+    execution: Annotated[Execution, arg(None, _EXECUTION_HELP)] = "late"
+    record: Annotated[bool, arg(None, _RECORD_HELP)] = False
     video: int = 0
     """Film the first N episodes of each sampler as mp4 (needs OpenGL)."""
-    name: Annotated[str | None, _arg("STR")] = None
+    name: Annotated[str | None, arg("STR")] = None
     """End of the output folder's name; None is the task."""
-    out: Annotated[Path | None, _arg("DIR")] = None
+    out: Annotated[Path | None, arg("DIR")] = None
     """Output folder; None is outputs/eval/<date>-<time>-<name>."""
-    resume: Annotated[bool, _arg(None, _RESUME_HELP)] = False
+    resume: Annotated[bool, arg(None, _RESUME_HELP)] = False
 
 
 def check_options(options: EvalOptions) -> None:
@@ -311,19 +310,17 @@ def command_line(options: Any, command: str = "eval") -> str:
 class RatesOptions(EvalOptions):
     """An evaluation's settings, for several control rates."""
 
-    rates: Annotated[tuple[float, ...], _arg("HZ [HZ ...]")] = (10.0, 20.0, 40.0, 80.0)
+    rates: Annotated[tuple[float, ...], arg("HZ [HZ ...]")] = (10.0, 20.0, 40.0, 80.0)
     """Control steps in a second of the wall clock, one evaluation for each."""
-    executions: Annotated[
-        tuple[Literal["waiting", "late", "overlapped"], ...], _arg(None, _EXECUTION_HELP)
-    ] = ("late",)
-    samplers: Annotated[tuple[str, ...], _arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
+    executions: Annotated[tuple[Execution, ...], arg(None, _EXECUTION_HELP)] = ("late",)
+    samplers: Annotated[tuple[str, ...], arg("NAME [NAME ...]", _SAMPLERS_HELP)] = (
         "asd",
         "ddpm",
         "ddim",
     )
-    delay: Annotated[DelayOption | None, _arg("measured|MS [MS ...]", _DELAY_HELP)] = "measured"
+    delay: Annotated[DelayOption | None, arg("measured|MS [MS ...]", _DELAY_HELP)] = "measured"
     control_rate: tyro.conf.Suppress[float] = 20.0
-    execution: tyro.conf.Suppress[Literal["waiting", "late", "overlapped"]] = "late"
+    execution: tyro.conf.Suppress[Execution] = "late"
     realtime: tyro.conf.Suppress[bool] = False
 
 
@@ -333,16 +330,16 @@ class ReplayOptions:
 
     run: tyro.conf.Positional[Path]
     """Folder of an evaluation that was made with --record."""
-    sampler: Annotated[str | None, _arg("NAME")] = None
+    sampler: Annotated[str | None, arg("NAME")] = None
     """Only chunks of this sampler."""
-    seed: Annotated[int | None, _arg("INT")] = None
+    seed: Annotated[int | None, arg("INT")] = None
     """Only chunks of the episode with this seed."""
-    chunk: Annotated[int | None, _arg("INT")] = None
+    chunk: Annotated[int | None, arg("INT")] = None
     """Only the chunk of this number in its episode, counted from 0."""
-    all: Annotated[bool, _arg(None, _ALL_HELP)] = False
-    sample: Annotated[int | None, _arg("INT")] = None
+    all: Annotated[bool, arg(None, _ALL_HELP)] = False
+    sample: Annotated[int | None, arg("INT")] = None
     """Only so many of these chunks, chosen at random, the same ones each time."""
-    checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None
+    checkpoint: Annotated[Path | None, arg("NAME|DIR|FILE.pth")] = None
     """The policy, where it lies elsewhere than it did."""
-    device: Annotated[str | None, _arg("NAME")] = None
+    device: Annotated[str | None, arg("NAME")] = None
     """Where to sample them; None is where they were sampled."""

@@ -248,14 +248,29 @@ def keep_options(folder: Path, store: Store, command: str, options: Any) -> None
 
 
 @contextlib.contextmanager
-def continued_with(again: str, file: Path) -> Iterator[None]:
-    """While evaluations run one after the other: when they are cut short, say the command `again`,
-    which goes on, or remove the options in `file` where nothing has begun."""
+def continued_with(again: str, where: str, begun: Callable[[], bool]) -> Iterator[None]:
+    """While a command runs: when it is cut short, say what goes on with what is kept `where`, if
+    something has `begun`."""
     try:
         yield
     except BaseException as error:
-        if not any(file.parent.rglob("config.json")):
+        if begun() and not isinstance(error, (ValueError, OutputExistsError)):  # those are refusals
+            say(f"What was finished is kept{where}; continue with\n  {again}")
+        raise
+
+
+@contextlib.contextmanager
+def evaluations_continued_with(again: str, file: Path) -> Iterator[None]:
+    """:func:`continued_with` for evaluations in the folder of the options in `file`, which are
+    removed where none has begun."""
+
+    def begun() -> bool:
+        return any(file.parent.rglob("config.json"))
+
+    try:
+        with continued_with(again, f" in {file.parent}", begun):
+            yield
+    except BaseException:
+        if not begun():
             file.unlink(missing_ok=True)
-        elif not isinstance(error, (ValueError, OutputExistsError)):  # refused: nothing to continue
-            say(f"What was finished is kept in {file.parent}; continue with\n  {again}")
         raise

@@ -144,6 +144,16 @@ def test_two_stores_are_one(tmp_path: Path) -> None:
         join([first, wider])
 
 
+def test_models_that_are_past_are_said_not_to_be_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = write_store(tmp_path / "lift.zarr")
+    train(store, tmp_path / "out", keep=0)
+    assert "Not kept" not in capsys.readouterr().out
+    train(store, tmp_path / "out", keep=2)
+    assert "Not kept, for they are past: the networks of steps 9." in capsys.readouterr().out
+
+
 def test_more_models_than_tenths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--keep takes 0 to 10 models, got 11"):
         train(write_store(tmp_path / "lift.zarr"), tmp_path / "out", keep=11)

@@ -13,7 +13,7 @@ import tyro
 from asd_policy.data.robomimic_hdf5 import SIMULATED_LAYOUT
 from asd_policy.envs.tasks import TASKS
 from asd_policy.errors import CheckpointError, InputError, OutputExistsError
-from asd_policy.files import replacing
+from asd_policy.files import check_writable, replacing
 from asd_policy.integrations import diffusion_policy_checkpoint
 from asd_policy.integrations.robomimic_checkpoint import (
     DIGEST,
@@ -58,6 +58,7 @@ def main_convert(
     """
     if (folder / CARD_FILE).exists():
         raise OutputExistsError(f"{folder} already holds a checkpoint; choose another folder")
+    check_writable(folder / CARD_FILE)
     made = _converted(source, trust_pickle)
     save_checkpoint(folder, made)
     weights = "averaged (EMA) weights" if made.card["uses_ema"] else "weights without averages"

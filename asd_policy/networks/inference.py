@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from asd_policy.ambient import own_precision
 from asd_policy.errors import EngineError, InputError, LayersError
 from asd_policy.networks.fused import LEAST_KERNEL, Fused
-from asd_policy.networks.layers import check_layers
+from asd_policy.networks.layers import check_layers, first_kernel
 from asd_policy.networks.openvino_layers import CompiledTrunk, Graph
 from asd_policy.networks.products import Products
 from asd_policy.networks.tiling import why_not
@@ -58,11 +58,6 @@ def _film(block: ConditionalResidualBlock1D) -> tuple[Tensor, Tensor]:
 
 def _channels(block: ConditionalResidualBlock1D) -> int:
     return cast(nn.Linear, block.cond_encoder[1]).out_features // (2 if block.scales else 1)
-
-
-def _kernel_size(network: ConditionalUnet1D) -> int:
-    block = cast(nn.Sequential, cast(nn.Module, network.final_conv[0]).block)
-    return cast(nn.Conv1d, block[0]).kernel_size[0]
 
 
 class Trunk(nn.Module):
@@ -162,7 +157,7 @@ class InferenceUnet1D(nn.Module):
         self.input_dim, self.cond_dim = network.input_dim, network.global_cond_dim
         self.length_multiple = network.length_multiple
         self._prepare_film(network, timesteps.to(like))
-        self.kernel_size = _kernel_size(network)
+        self.kernel_size = first_kernel(network)
         self.layers, self.fallback = _choose(layers, like, self.kernel_size)
         if self.layers == "openvino":
             _check_compiles(like, precision)

@@ -49,7 +49,7 @@ def _differences(network: ConditionalUnet1D) -> Iterator[tuple[str, str, str]]:
             yield name, _named(module), "one of the layers that ConditionalUnet1D makes"
         elif not isinstance(module, nn.ModuleList) and not is_plain(module, own or type(module)):
             yield name, f"{_named(module)} with a forward pass of its own", "none"
-    kernel = _first_kernel(network)
+    kernel = first_kernel(network)
     for name, module in network.named_modules():
         wanted = _wanted(module, kernel)
         if wanted is not None and _found(module) != wanted:
@@ -60,7 +60,7 @@ def _named(module: nn.Module) -> str:
     return f"a {type(module).__name__}"
 
 
-def _first_kernel(network: ConditionalUnet1D) -> int:
+def first_kernel(network: ConditionalUnet1D) -> int:
     block = cast(nn.Sequential, cast(nn.Module, network.final_conv[0]).block)
     return int(cast(nn.Conv1d, block[0]).kernel_size[0])
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from asd_policy.checkpoints import find_checkpoint, no_checkpoint
 from asd_policy.errors import CheckpointError, InputError
+from asd_policy.files import writing
 from asd_policy.networks import OthersUnet1D
 from asd_policy.networks.described import bare_names, untold_by_weights
 from asd_policy.policy.config import PolicyConfig
@@ -82,13 +83,14 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
     )
     _check_known(folder, card, checkpoint.schedule)
     text = _as_json(card)
-    folder.mkdir(parents=True, exist_ok=True)
-    _settle(folder)
-    # Both are on the disk before either is put in place. Killed between the two, the weights are
-    # the new ones, and so is the card that waits beside the old one (`_card_file`).
-    parts = [_write_part(folder / MODEL_FILE, blob), _write_part(folder / CARD_FILE, text)]
-    for name, part in zip((MODEL_FILE, CARD_FILE), parts, strict=True):
-        part.replace(folder / name)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _settle(folder)
+        # Both are on the disk before either is put in place. Killed between the two, the weights
+        # are the new ones, and so is the card that waits beside the old one (`_card_file`).
+        parts = [_write_part(folder / MODEL_FILE, blob), _write_part(folder / CARD_FILE, text)]
+        for name, part in zip((MODEL_FILE, CARD_FILE), parts, strict=True):
+            part.replace(folder / name)
     return folder
 
 
@@ -108,8 +110,9 @@ def update_card(folder: str | Path, **entries: Any) -> None:
     chain = _entry(folder, card, "schedule", dict)
     _check_known(folder, card, _made(folder, "schedule", Schedule.from_dict, chain))
     text = _as_json(card)
-    _settle(folder)
-    _write_part(folder / CARD_FILE, text).replace(folder / CARD_FILE)
+    with writing(folder):
+        _settle(folder)
+        _write_part(folder / CARD_FILE, text).replace(folder / CARD_FILE)
 
 
 def _unwrapped(checkpoint: Checkpoint) -> dict[str, Tensor]:

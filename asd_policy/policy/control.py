@@ -78,9 +78,9 @@ class Plan:
     actions: np.ndarray
 
     def at(self, step: int) -> np.ndarray | None:
-        """The action meant for a step; None when there is none any more."""
+        """The action meant for a step, which may be changed; None when there is none any more."""
         ahead = step - self.asked
-        return self.actions[ahead] if 0 <= ahead < len(self.actions) else None
+        return self.actions[ahead].copy() if 0 <= ahead < len(self.actions) else None
 
 
 class Controller:
@@ -121,13 +121,14 @@ class Controller:
         seed: int | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Report:
-        """Control until so many steps are taken, or ``stop()`` says so.
+        """Control until so many steps are taken, or ``stop()`` says so. At its end, whatever ends
+        it, the robot is told to hold still.
 
         Args:
             rate_hz: control steps a second. seed: of the policy's random stream.
 
         Raises:
-            ValueError, NonFiniteError: as the policy; the robot was told to hold still.
+            ValueError, NonFiniteError: as the policy.
         """
         for needed in ("observe", "act"):
             if not callable(getattr(robot, needed, None)):
@@ -154,11 +155,11 @@ class Controller:
                 else:
                     loop.report.overruns += 1
                     due = time.monotonic()
-        except BaseException:
-            loop.hold()
-            raise
-        finally:
-            loop.drawer.close()
+        finally:  # at once: what is being drawn may take long, and the connection longer
+            try:
+                loop.hold()
+            finally:
+                loop.drawer.close()
         return loop.report
 
 

@@ -117,7 +117,7 @@ class Environment:
         """Append to the history; the first observation of an episode fills it."""
         self.history.extend(frames)
         while len(self.history) < length:
-            self.history.append(frames[-1])
+            self.history.appendleft(self.history[0])
         while len(self.history) > length:
             self.history.popleft()
 
@@ -204,8 +204,9 @@ class RecedingHorizon:
 
     def reset_env(self, index: int, seed: int | None = None) -> None:
         """Start a new episode in one environment; in one that had left, it is there again."""
-        made = self._environment(seed)
-        self.environments[index] = made
+        seed = None if seed is None else seed_number(seed)
+        self.environments[index] = Environment(None, None)  # its stream's number may be the last
+        self.environments[index] = self._environment(seed)
         if index in self._free:
             self._free.remove(index)
 
@@ -287,6 +288,8 @@ class RecedingHorizon:
     def take(self, indices: Sequence[int]) -> np.ndarray:
         """:meth:`act_batch` for what has been observed already."""
         environments = [self.environments[i] for i in indices]
+        if not environments:
+            raise InputError("expected observations of one environment or more, got none")
         rows = [row for row, environment in enumerate(environments) if not environment.queue]
         cost = _Cost(len(environments))
         if rows:

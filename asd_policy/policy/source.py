@@ -121,14 +121,13 @@ class CheckpointSource(SampledSource):
         (to, _, tp), dim = self.horizons, self.config.action_dim
         raw = np.zeros((len(committed), tp, dim), np.float32)
         which = torch.zeros(raw.shape, device="cpu")
-        for row, actions in enumerate(committed):
+        for row, given in enumerate(committed):
+            actions = numbers("committed", given)
             if actions.ndim != 2 or actions.shape[1] != dim or len(actions) > tp - to + 1:
                 raise InputError(
                     f"committed actions must be (n, {dim}), n up to {tp - to + 1}; "
                     f"got {actions.shape}"
                 )
-            if not np.isfinite(actions).all():
-                raise NonFiniteError("a committed action holds a NaN or infinite value")
             raw[row, to - 1 : to - 1 + len(actions)] = actions
             which[row, to - 1 : to - 1 + len(actions)] = 1
         with torch.inference_mode():

@@ -6,7 +6,6 @@ Imports no torch: the command line lists the names before it needs any.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from asd_policy.errors import InputError, did_you_mean
@@ -49,11 +48,8 @@ def sampler_form(name: str) -> dict[str, Any]:
     if steps is not None:
         return {"name": "ddim", "steps": steps}
     if name not in SAMPLER_FORMS:
-        raise InputError(f"sampler must be {unknown_sampler(name)}")
+        raise InputError(
+            f"sampler must be one of {', '.join((*SAMPLER_NAMES, 'ddim-N'))}; got {name!r}"
+            f"{did_you_mean(name, SAMPLER_NAMES)}"
+        )
     return dict(SAMPLER_FORMS[name])
-
-
-def unknown_sampler(name: object, known: Iterable[str] = SAMPLER_NAMES) -> str:
-    """The end of a message about a name that no sampler has."""
-    listed = ", ".join((*known, "ddim-N"))
-    return f"one of {listed}; got {name!r}{did_you_mean(name, known)}"

@@ -7,8 +7,6 @@ import os
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 import weakref
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -17,7 +15,14 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.uri import parse_uri
 
-from asd_policy.errors import ConnectionLostError, InputError, ServerError, listed_seeds
+from asd_policy.errors import (
+    ConnectionLostError,
+    InputError,
+    LimitError,
+    ServerError,
+    counted,
+    listed_seeds,
+)
 from asd_policy.serving.connection import ClientConnection
 from asd_policy.serving.protocol import KEY, error_of, pack, unpack
 from asd_policy.serving.token import TOKEN, one_word
@@ -74,17 +79,26 @@ class Client:
         self.close()
 
     def robot(self, has_it: object) -> int:
-        """A number for a robot of this client's; another's when nobody has ``has_it`` any more."""
+        """A number for a robot of this client's; another's when nobody has ``has_it`` any more.
+        The last ones come first: 0, 1 … are those of messages that name none.
+
+        Raises:
+            LimitError: the server allows no more.
+        """
         with self.taking_turns:
             if self._free:
                 robot = self._free.pop()
             else:
-                robot, self._robots = self._robots, self._robots + 1
+                most = self.metadata["limits"]["robots"]
+                if self._robots == most:
+                    raise LimitError(f"the server allows {counted(most, 'robot')} of a connection")
+                self._robots += 1
+                robot = most - self._robots
         weakref.finalize(has_it, self._free.append, robot)
         return robot
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """A chunk for one robot's observation, or for its last n, (n, \\*shape) of each key.
+        """A chunk for one robot's observation, or for its last To, (To, \\*shape) of each key.
 
         Returns:
             ``actions`` (H, action_dim), the first for the time of the latest observation;
@@ -118,7 +132,8 @@ class Client:
         """Begin an episode: forget what was observed and queued.
 
         Args:
-            seeds: one of each robot's random stream, or one int; None draws one for each robot.
+            seeds: of the random streams of robots 0, 1 …, or one int, of robot 0: others go on as
+                they are. None draws one for each robot that there is.
         """
         if seeds is None:
             self.ask({}, "reset")
@@ -133,6 +148,9 @@ class Client:
     def ask(self, observation: Mapping[str, Any], call: str, **asked: Any) -> dict[str, Any]:
         """The answer to one message."""
         data = pack({**observation, KEY: {"call": call, **asked}})
+        most = self.metadata.get("limits", {}).get("message_bytes", len(data))  # openpi tells none
+        if len(data) > most:
+            raise LimitError(f"the server takes messages of {most} bytes, and this has {len(data)}")
         with self.taking_turns:
             start = time.perf_counter()
             answer = self._exchange(data)
@@ -217,14 +235,3 @@ def _hang_up(made: socket.socket, process: int) -> None:
         return  # a fork's copy: the connection goes on where it was made
     with contextlib.suppress(OSError):
         socket.socket.shutdown(made, socket.SHUT_RDWR)  # TLS's own would pull it from the reader
-
-
-def is_well(address: str, timeout_s: float = 5.0) -> bool:
-    """Whether a server answers GET /healthz, at its address as a WebSocket's."""
-    url = f"http{address.removeprefix('ws').partition('?')[0].rstrip('/')}/healthz"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=timeout_s) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False

@@ -99,7 +99,8 @@ def _run(server: Any, what: str, has_token: bool) -> None:
     server.start()
     if not has_token and not _is_loopback(server.host):
         _say(f"warning: whoever reaches {server.host} can use it; --token-file asks for a token")
-    place = f"ws://{server.host}:{server.port}"
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    place = f"ws://{host}:{server.port}"
     try:
         server.run(lambda: print(f"serving {what} at {place}", flush=True))
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from asd_policy.errors import ConnectionLostError, ServerError, check_kind
 from asd_policy.policy.checkpoint import check_rows
@@ -20,6 +20,13 @@ from asd_policy.samplers.result import Stats
 from asd_policy.serving.client import Client
 from asd_policy.serving.protocol import VERSION
 from asd_policy.serving.requests import MOST_DRAWN, Seen
+
+# What another server at the same address must say, too, for streams to go on there.
+_OF_THE_POLICY = (
+    "checkpoint_sha256", "sampler", "sampler_config", "steps", "observations",
+    "observation_horizon", "action_horizon", "prediction_horizon",
+)  # fmt: skip
+_IDLE = 1000  # code of a connection that the server closed because nothing was asked
 
 
 class RemoteStream:
@@ -91,11 +98,12 @@ class RemoteSource(ChunkSource):
                 raise ConnectionLostError(str(error)) from error
             raise
         told = self.client.metadata
-        for key in ("checkpoint_sha256", "sampler", "observations", "chunk"):
-            if told.get(key) != self._told.get(key):
+        for key in _OF_THE_POLICY:
+            was, now = _without_window(self._told.get(key)), _without_window(told.get(key))
+            if now != was:
                 raise ServerError(
-                    f"{self.client.address} serves another policy now: {key} was "
-                    f"{self._told.get(key)!r}, and is {told.get(key)!r}"
+                    f"{self.client.address} serves another policy now: {key} was {was!r}, and is "
+                    f"{now!r}"
                 )
 
     def draw(self, histories: Sequence[Sequence[Frame]], streams: Sequence[RemoteStream]) -> Chunks:
@@ -120,20 +128,35 @@ class RemoteSource(ChunkSource):
             for key in self.seen.shapes
         }
         with self.client.taking_turns:  # another thread may reconnect: then all are new
-            new = [stream for stream in streams if stream.connection != self.client.connections]
-            answer = self.client.infer_batch(
-                stacked,
-                robots=[stream.robot for stream in streams],
-                begin=[self._begin(stream) for stream in new],
-                detail=True,
-                **asked,
-            )
+            try:
+                answer = self._ask(stacked, streams, asked)
+            except ConnectionLostError as error:
+                if not _was_idle(error.__cause__):
+                    raise
+                self.reconnect()
+                answer = self._ask(stacked, streams, asked)
             for stream in streams:
                 stream.connection, stream.drawn = self.client.connections, stream.drawn + 1
         self.last_timing = _timing(answer)
         actions = answer["actions"]
-        past = np.full_like(actions[:, : self.horizons[0] - 1], np.nan)  # is not sent
+        batch, _, width = actions.shape
+        past = np.full((batch, self.horizons[0] - 1, width), np.nan, actions.dtype)  # is not sent
         return Chunks(np.concatenate([past, actions], axis=1), _stats(answer))
+
+    def _ask(
+        self,
+        stacked: Mapping[str, np.ndarray],
+        streams: Sequence[RemoteStream],
+        asked: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        new = [stream for stream in streams if stream.connection != self.client.connections]
+        return self.client.infer_batch(
+            stacked,
+            robots=[stream.robot for stream in streams],
+            begin=[self._begin(stream) for stream in new],
+            detail=True,
+            **asked,
+        )
 
     def _begin(self, stream: RemoteStream) -> list[int]:
         """Where a stream cannot be gone on with, it is left for a new one: the same noise a second
@@ -150,6 +173,16 @@ def _for_now(refusal: BaseException | None) -> bool:
         isinstance(refusal, InvalidStatus)
         and refusal.response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
     )
+
+
+def _was_idle(end: BaseException | None) -> bool:
+    """Whether a connection ended because nothing had been asked for long."""
+    return isinstance(end, ConnectionClosed) and end.rcvd is not None and end.rcvd.code == _IDLE
+
+
+def _without_window(said: Any) -> Any:
+    """A server may choose another one: samples have the same distribution."""
+    return {k: v for k, v in said.items() if k != "window"} if isinstance(said, dict) else said
 
 
 def _timing(answer: Mapping[str, Any]) -> dict[str, float]:

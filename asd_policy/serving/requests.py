@@ -11,9 +11,9 @@ The entry, a mapping, says more:
     committed  actions (n, action_dim) of each row from now on, that its chunk is given: see
             ``asd_policy.policy.inpaint``; for "infer" and "infer_batch"
 
-Observations are (\\*shape) of each key; (n, \\*shape) are the last n, oldest first, n up to To. In
+Observations are (\\*shape) of each key; (To, \\*shape) are the last To, oldest first. In
 a batch there is one axis of robots before that. A text is a string, or an array of one for each of
-n and of the robots; openpi's ``prompt`` is taken for it.
+To and of the robots; openpi's ``prompt`` is taken for it.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ class Seen:
         found = self.lead(arrays)
         stacked = len(found) == len(lead) + 1
         count = found[-1] if stacked else 1
-        if not 1 <= count <= self.length:
-            raise InputError(f"expected the last 1 to {self.length} observations, got {count}")
+        if count not in (1, self.length):  # of others it is not known which are new
+            wanted = "" if self.length == 1 else f", or the last {self.length}"
+            raise InputError(f"expected one observation{wanted}; got {count}")
         whole = (*lead, count) if stacked else lead
         arrays |= {k: _text(k, observation[k], whole) for k in self.texts if k in observation}
         table = difference_table(

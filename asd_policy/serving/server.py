@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import http
 import logging
@@ -97,6 +98,7 @@ class Server:
         self._metadata = metadata_of(policy, self._seen, wait_s, limits) | dict(metadata or {})
         self._greeting = pack(self._metadata)
         self._listening: list[socket.socket] = []
+        self._accepting: list[threading.Thread] = []
         self._draining, self._ended = False, threading.Event()
         self.connections = self.requests = self.errors = 0
 
@@ -110,15 +112,23 @@ class Server:
             self._listen()
         except (OSError, UnicodeError) as error:  # of a name that no host can have
             raise ServerError(f"cannot listen at {self.host}:{self.port}: {error}") from error
-        for each in self._listening:
-            threading.Thread(target=self._accept, args=(each,), daemon=True).start()
+        self._accepting = [
+            threading.Thread(target=self._accept, args=(each,), daemon=True)
+            for each in self._listening
+        ]
+        for thread in self._accepting:
+            thread.start()
         threading.Thread(target=self._look_after, daemon=True).start()
 
     def drain(self) -> None:
         """Take no more messages, answer those that are there, close, and end."""
         self._draining = True
         for each in self._listening:
+            with contextlib.suppress(OSError):  # not everywhere does it wake who accepts
+                each.shutdown(socket.SHUT_RDWR)
             each.close()
+        for thread in self._accepting:  # until then the port is taken
+            thread.join()
         for connection, at_work in list(self._open.items()):
             if not at_work:
                 connection.leave()

@@ -11,11 +11,10 @@ from asd_policy.errors import InputError
 from asd_policy.policy.draws import ChunkStats
 from asd_policy.policy.horizon import Environment, RecedingHorizon
 from asd_policy.policy.sampled import SampledSource
+from asd_policy.samplers.result import PHASES
 from asd_policy.serving.batcher import Batcher, Drawn, Job
 from asd_policy.serving.protocol import unpack
 from asd_policy.serving.requests import Begin, Request, Seen, read_request
-
-_PHASES = ("draft", "network", "verify", "other")
 
 
 class Session:
@@ -159,5 +158,5 @@ def _detail(costs: Sequence[ChunkStats]) -> dict[str, Any]:
         "window": first.window,
         "accepted": np.stack([cost.accepted for cost in costs]).astype(np.uint16),
         "decided": np.stack([cost.decided for cost in costs]).astype(np.uint16),
-        "seconds": {phase: getattr(first, f"{phase}_s") for phase in _PHASES},
+        "seconds": {phase: getattr(first, f"{phase}_s") for phase in PHASES},
     }

@@ -146,6 +146,11 @@ def _train(
     """Train to the end, and write the checkpoint to `out`, those of the steps in `marks` below."""
     state_file = _prepare(out, trainer, resume)
     console = plain_console()
+    passed = [mark for mark in sorted(marks) if mark < trainer.step]
+    gone = [mark for mark in passed if not (_step_folder(out, mark) / CARD_FILE).exists()]
+    if gone:
+        steps = ", ".join(map(str, gone))
+        console.print(f"Not kept, for they are past: the networks of steps {steps}.")
     if (out / CARD_FILE).exists() and trainer.step == trainer.config.steps:
         console.print(f"{out} has been trained to the end, and is left as it is.")
         return
@@ -156,10 +161,14 @@ def _train(
         calibration = trainer.calibration(progress)
         save_checkpoint(folder, trainer.checkpoint(_card(task, trainer, replay, calibration)))
 
-    _run(trainer, state_file, console, marks, lambda: save(out / f"step-{trainer.step:06d}"))
+    _run(trainer, state_file, console, marks, lambda: save(_step_folder(out, trainer.step)))
     with Stage("chunks of the calibration") as stage:
         save(out, stage.update)
     console.print(f"Final loss {trainer.loss:.4f}. Checkpoint: {out}")
+
+
+def _step_folder(out: Path, step: int) -> Path:
+    return out / f"step-{step:06d}"
 
 
 def _intention(task: str, trainer: Trainer, replay: Replay) -> str:

@@ -271,15 +271,11 @@ class Trainer:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             there = state["identity"]
-            known = there["demonstrations"]
-            kept_digests = all(isinstance(each, str) for each in known)
         except OSError:
             raise
         except Exception as error:  # whatever a damaged file does to the pickle's reader
             raise CheckpointError(f"{path} is damaged, or of another program") from error
         ours = self._identity()
-        if not kept_digests:  # until versions that keep digests
-            ours["demonstrations"] = [self.num_windows, *self.observation_normalizer.low.tolist()]
         if there != ours:
             raise CheckpointError(
                 f"{path} belongs to another training run ({_differing(there, ours)})"

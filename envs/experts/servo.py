@@ -15,7 +15,8 @@ from scipy.spatial.transform import Rotation
 POSITION_UNIT = 0.05  # metres commanded by an action of 1
 ROTATION_UNIT = 0.5  # radians commanded by an action of 1
 LOOKAHEAD = 0.06  # seconds; about the time the arm takes to stop
-_STICTION_FADE = 0.002  # metres
+_GAIN = 2.0  # command a metre, in metres
+_STICTION, _STICTION_FADE = 0.006, 0.002  # metres
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,11 @@ class Gripper:
         )
 
 
-def position_command(
-    gripper: Gripper,
-    target: np.ndarray,
-    gain: float = 2.0,
-    stiction: float = 0.006,
-    speed: float = 1.0,
-) -> np.ndarray:
+def position_command(gripper: Gripper, target: np.ndarray, speed: float = 1.0) -> np.ndarray:
     """Command (3,) that brings the gripper to `target` (3,) and stops it there.
 
     The controller's goal is the achieved position plus the command, and joint friction swallows
-    the last millimetres of a proportional command; `stiction` metres are therefore added along
+    the last millimetres of a proportional command; `_STICTION` metres are therefore added along
     the error, fading near the goal so that the command stays continuous. The error is that of
     `LOOKAHEAD` ahead, which is what keeps it from overshooting.
     The command is scaled, not clipped, to a largest component of `speed`: clipping would bend
@@ -72,7 +67,7 @@ def position_command(
     """
     error = target - gripper.position - LOOKAHEAD * gripper.velocity
     size = float(np.linalg.norm(error))
-    command = error * (gain + stiction / (size + _STICTION_FADE)) / POSITION_UNIT
+    command = error * (_GAIN + _STICTION / (size + _STICTION_FADE)) / POSITION_UNIT
     return limited(command, speed)
 
 

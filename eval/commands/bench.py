@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from asd_policy.eval.runs.files import check_writable
+from asd_policy.eval.runs.files import check_output_folder
 from asd_policy.eval.studies.bench.options import BenchOptions
 from asd_policy.progress import Stage
 
@@ -18,7 +18,7 @@ def main_bench(options: Annotated[BenchOptions, tyro.conf.arg(name="")]) -> int:
     minutes. It prints tables, and keeps every figure under outputs/bench/.
     """
     if options.out is not None:  # refused at once, not after seconds of loading
-        check_writable(options.out)
+        check_output_folder(options.out)
     with Stage("loading PyTorch"):
         from asd_policy.eval.studies.bench.run import run_bench
 

@@ -15,7 +15,7 @@ def main_compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> 
     Success is compared by McNemar's test, the interval of the difference, and two one-sided tests
     of whether the first is worse than the second by more than --margin; cost by ratios of latency
     and of network calls with bootstrap intervals. It takes two recordings of robomimic's rollouts
-    too (`run_trained_agent --record FILE`), and prints their success and times.
+    too (`run_trained_agent --record FILE`), and compares success alone.
 
     With --until-decided more seeds are run, a few at a time, until it is decided or --budget of
     them are done. All that counts then is valid however often one looks: an e-value for each
@@ -27,8 +27,7 @@ def main_compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> 
     if len(options.runs) == 2 and all(path.is_file() for path in options.runs):
         from asd_policy.eval.studies.compare.recordings import compare_recordings
 
-        compare_recordings(*options.runs)
-        return 0
+        return compare_recordings(options)
     from asd_policy.eval.studies.compare.run import run_compare
 
     if options.until_decided:

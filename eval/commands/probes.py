@@ -20,7 +20,8 @@ from typing import Any
 
 import asd_policy
 from asd_policy.envs.opengl import BACKENDS, preferred_backends, works
-from asd_policy.eval.runs.machine import git_commit, package_version
+from asd_policy.envs.requirements import installed_version
+from asd_policy.eval.runs.machine import git_commit
 
 Facts = dict[str, Any]
 # Distribution → module. Triton comes before what may load OpenGL, see `envs.opengl`.
@@ -87,7 +88,7 @@ def gather() -> Facts:
 
     names = {**CORE, **OPTIONAL, **SERVE, **SIM}
     versions = {name: attempt(name, version_of, name, module) for name, module in names.items()}
-    versions["asd-policy"] = attempt("asd-policy", package_version, "asd-policy")
+    versions["asd-policy"] = attempt("asd-policy", installed_version, "asd-policy")
     there = [module for name, module in names.items() if versions[name] is not None]
     built = attempt("native", native_is_built)
     tried = attempt("imports", try_imports, there + [NATIVE] * bool(built))
@@ -99,7 +100,7 @@ def gather() -> Facts:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
-        "mink": attempt("mink", package_version, "mink"),
+        "mink": attempt("mink", installed_version, "mink"),
         "git_commit": attempt("git", git_commit, Path(asd_policy.__file__).parent),
         "imports": imports,
         "known": known,
@@ -116,7 +117,7 @@ def gather() -> Facts:
 def version_of(name: str, module: str) -> str | None:
     """Of what is installed; `UNKNOWN` of a module that can be found without saying its version."""
     found = importlib.util.find_spec(module) is not None
-    return package_version(name) or (UNKNOWN if found else None)
+    return installed_version(name) or (UNKNOWN if found else None)
 
 
 def native_is_built() -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from asd_policy.eval.runs.files import check_writable
+from asd_policy.eval.runs.files import check_output_folder
 from asd_policy.eval.studies.verify.options import VerifyOptions
 from asd_policy.progress import Stage
 
@@ -22,7 +22,7 @@ def main_verify(options: Annotated[VerifyOptions, tyro.conf.arg(name="")]) -> in
     chunks to tell (or an error of use, which starts with "error:").
     """
     if options.out is not None:  # refused at once, not after seconds of loading
-        check_writable(options.out)
+        check_output_folder(options.out)
     with Stage("loading PyTorch"):
         from asd_policy.eval.studies.verify.run import run_verify
 

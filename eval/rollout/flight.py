@@ -26,14 +26,13 @@ import functools
 import io
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asd_policy.data.replay import DAMAGED_NPZ
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.runs.episode import Episode
 from asd_policy.files import writing
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
 FOLDER = "flight"
 FORMAT = "asd-policy flight 2"
-_OLD_SUFFIX, _OLD_FORMAT = ".zarr.zip", "asd-policy flight 1"  # until version 0.1: a zarr group
 COLUMNS = ("window", "calls", "evaluations", "first_row", "rows", "row", "slopes")
 
 
@@ -54,9 +52,7 @@ class FlightDamagedError(AsdPolicyError, ValueError):
 
 def flight_path(run: Path, sampler: str, seed: int) -> Path:
     """Where the flight of an episode is, or will be."""
-    path = run / FOLDER / f"{sampler}_seed{seed}.npz"
-    old = path.with_suffix(_OLD_SUFFIX)
-    return old if old.exists() and not path.exists() else path
+    return run / FOLDER / f"{sampler}_seed{seed}.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,33 +190,13 @@ def read_flight(path: Path) -> Flight:
     Raises:
         FlightDamagedError: it is missing, or is not what was written.
     """
-    old = path.name.endswith(_OLD_SUFFIX)
     try:
-        header, arrays = _read_old(path) if old else _read(path)
+        with np.load(path, allow_pickle=False) as kept:
+            arrays = dict(kept)
+        header = json.loads(str(arrays.pop("header")))
         flight = Flight(header, **arrays)
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError,
-            zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
+    except DAMAGED_NPZ as error:
         raise FlightDamagedError(f"{path} cannot be read as a recorded flight: {error}") from error
-    expected = _OLD_FORMAT if old else FORMAT
-    if header.get("format") != expected or header.get("columns") != list(COLUMNS):
-        raise FlightDamagedError(f"{path}: expected {expected!r}, got {header.get('format')!r}")
+    if header.get("format") != FORMAT or header.get("columns") != list(COLUMNS):
+        raise FlightDamagedError(f"{path}: expected {FORMAT!r}, got {header.get('format')!r}")
     return flight
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    with np.load(path, allow_pickle=False) as kept:
-        arrays = dict(kept)
-    return json.loads(str(arrays.pop("header"))), arrays
-
-
-def _read_old(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Of a zarr group (format 2) in a zip, whose arrays are one zlib chunk each."""
-    arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}  # checks the CRCs
-    for name in [name.partition("/")[0] for name in content if name.endswith("/.zarray")]:
-        about = json.loads(content[f"{name}/.zarray"])
-        chunk = ".".join("0" * len(about["shape"]))
-        raw = zlib.decompress(content[f"{name}/{chunk}"]) if 0 not in about["shape"] else b""
-        arrays[name] = np.frombuffer(raw, about["dtype"]).reshape(about["shape"])
-    return json.loads(content[".zattrs"]), arrays

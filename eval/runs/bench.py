@@ -108,6 +108,8 @@ class BenchCell(Closed):
     window: Annotated[str, pattern("^(-|auto|[1-9][0-9]*)$")]
     sampler: str
     compile: bool
+    machine: NotRequired[Count]
+    """Which of the file's machines it was measured on; where it is missing, the first."""
 
 
 class WarmUp(Closed):

@@ -56,7 +56,7 @@ def reserved(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def check_writable(path: Path) -> None:
+def check_output_folder(path: Path) -> None:
     """Raise what `reserved` raises, and leave everything as it is."""
     with reserved(path):
         pass

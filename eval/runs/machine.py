@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import asd_policy
+from asd_policy.envs.requirements import installed_version
 
 _PACKAGES = (
     "asd-policy",
@@ -32,7 +32,7 @@ def describe_machine(resolved: dict[str, Any]) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: package_version(name) for name in _PACKAGES},
+        "versions": {name: installed_version(name) for name in _PACKAGES},
         "git_commit": git_commit(Path(asd_policy.__file__).parent),
         "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
@@ -92,14 +92,6 @@ def processor_wait_s() -> float | None:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
             total_ns += int((thread / "schedstat").read_text().split()[1])
     return 1e-9 * total_ns
-
-
-def package_version(package: str) -> str | None:
-    """Of an installed package; None where it is not."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _usable_cpus() -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Le, Lt
+from typing_extensions import NotRequired
 
 from asd_policy.eval.runs.forms import (
     Above,
@@ -48,6 +49,8 @@ class VerifySettings(Closed):
     batch: Positive
     engine: Literal["auto", "eager", "cuda_graph", "openvino", "distributed"]
     precision: Precision | Literal["fp64"]
+    device: NotRequired[str]
+    """Missing in what older versions kept."""
     code: Annotated[list[str | None], Two, Versioned]
     """Version of the package, and its commit where it is a checkout."""
     checkpoint_sha256: Sha256 | None

@@ -86,10 +86,10 @@ def time_or_zero(milliseconds: float) -> str:
     return duration(milliseconds) if milliseconds else "0"
 
 
-def log_ticks(low: float, high: float, marks: Sequence[int] = (1, 2, 5)) -> list[float]:
-    """`marks` times powers of ten, from the last one at or below `low` to the first one at or above
-    `high`."""
-    ticks = [mark * 10.0**e for e in range(-3, 7) for mark in marks]
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, from the last one at or below `low` to the first one at or
+    above `high`."""
+    ticks = [mark * 10.0**e for e in range(-3, 7) for mark in (1, 2, 5)]
     below = max([t for t in ticks if t <= low], default=ticks[0])
     above = min([t for t in ticks if t >= high], default=ticks[-1])
     return [t for t in ticks if below <= t <= above]

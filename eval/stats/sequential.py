@@ -50,11 +50,6 @@ def log_e_above(only_a: ArrayLike, only_b: ArrayLike, n: ArrayLike, difference: 
     return special.logsumexp(capital, axis=-1) - math.log(len(_STAKES))
 
 
-def log_e_below(only_a: ArrayLike, only_b: ArrayLike, n: ArrayLike, difference: float) -> Any:
-    """Of the hypothesis P(a) − P(b) ≥ difference, as :func:`log_e_above`."""
-    return log_e_above(only_b, only_a, n, -difference)
-
-
 def valid_interval(only_a: int, only_b: int, n: int, alpha: float = ALPHA) -> tuple[float, float]:
     """Differences P(a) − P(b) that no e-value refuses: they hold the true one with probability
     1 − α at every n at once, and so at the one where a comparison stopped."""

@@ -22,7 +22,7 @@ from asd_policy.eval.options import (
     with_realtime,
 )
 from asd_policy.eval.plan import Parts
-from asd_policy.eval.resume import OPTIONS_FILE, continued_with, keep_options, store_of
+from asd_policy.eval.resume import OPTIONS_FILE, evaluations_continued_with, keep_options, store_of
 from asd_policy.eval.rollout.loop import Setup
 from asd_policy.eval.runs.evaluation import Results, Summary
 from asd_policy.eval.runs.files import default_folder, reserved, write_json
@@ -77,7 +77,7 @@ def run_rates(
             root, store_of("rates", may_grow=("episodes", "rates", "executions")), "rates", options
         )
         again = command_line(dataclasses.replace(options, resume=True), "rates")
-        with continued_with(again, root / OPTIONS_FILE):
+        with evaluations_continued_with(again, root / OPTIONS_FILE):
             result = _evaluate(options, root, prepare, console)
     console = console or plain_console()
     console.print(_table(dict(result)))

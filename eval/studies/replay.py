@@ -25,7 +25,7 @@ from asd_policy.eval.rollout.flight import (
     flight_path,
     read_flight,
 )
-from asd_policy.eval.runs.files import check_writable, write_json
+from asd_policy.eval.runs.files import check_output_folder, write_json
 from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.runs.schemas import VERSION
@@ -58,7 +58,7 @@ def replay(options: ReplayOptions, console: Console | None = None) -> Json:
     config, episodes = read_run(options.run)
     if not config["settings"].get("record"):
         raise InputError(f"{options.run} was not recorded; expected a run of `eval --record`")
-    check_writable(options.run)
+    check_output_folder(options.run)
     places = _select(options, {(e.sampler, e.seed): len(e.chunks) for e in episodes})
     replayer = _Replayer(options, config)
     verdicts = [found for episode in _by_episode(places) for found in replayer.episode(*episode)]

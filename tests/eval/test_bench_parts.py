@@ -16,7 +16,6 @@ from asd_policy.eval.studies.bench.eager_loop import sample_eager_loop
 from asd_policy.eval.studies.bench.flops import network_size
 from asd_policy.eval.studies.bench.options import BenchOptions
 from asd_policy.eval.studies.bench.scaling import DIM, exponent, mixture_network
-from asd_policy.eval.studies.bench.store import BenchFile, read_bench
 from asd_policy.eval.studies.bench.subjects import UNTRAINED, load_subject
 from asd_policy.eval.studies.bench.summary import add_speedups, latency_figures, standard_error
 from asd_policy.eval.studies.bench.windows import window_choices
@@ -307,17 +306,6 @@ def test_auto_is_compared_with_the_fixed_windows():
     shown = tables.window_table([one, eight])
     assert "10.0% ± 4." in shown
     assert shown.endswith("1 of 2 within 3% of the best.")
-
-
-def test_a_cell_is_kept_once(tmp_path):
-    kept = read_bench(ROOT / "eval" / "results" / "cpu-2-cores" / "one_chain.json")
-    settings, machine = kept["settings"], kept["machine"][0] | {"cpu": "x"}
-    store = BenchFile.claim(tmp_path / "out", settings, machine, resume=False)
-    store.content["cells"].append({"key": "a", "latency_ms": {}})
-    with pytest.raises(AssertionError, match="a was measured already"):
-        store.add_cell({"key": "a"})
-    again = BenchFile.claim(tmp_path / "out", settings, machine | {"cpu": "y"}, resume=True)
-    assert [each["cpu"] for each in again.content["machine"]] == ["x", "y"]
 
 
 # --- calls against steps ------------------------------------------------------------------------

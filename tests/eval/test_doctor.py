@@ -175,7 +175,7 @@ def test_a_probe_that_fails_is_a_finding(monkeypatch, run):
         raise OSError("no such thing")
 
     for name in (
-        "version_of", "package_version", "git_commit", "try_imports", "nvidia_gpus",
+        "version_of", "installed_version", "git_commit", "try_imports", "nvidia_gpus",
         "cmake_version", "native_is_built", "works",
     ):  # fmt: skip
         monkeypatch.setattr(probes, name, broken)

@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import json
-import shutil
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +25,6 @@ from asd_policy.policy import save_checkpoint
 from reference.tiny import tiny_checkpoint
 
 SEED = 100_000
-OLD = Path(__file__).parents[1] / "data" / "flight1.zarr.zip"
 # What replay.json may not hold.
 WRONG = [
     ("run", 1),
@@ -201,32 +198,6 @@ def test_a_file_that_is_damaged_is_found(record, quiet):
     flight_path(options.out, "asd", SEED + 1).unlink()
     assert replayed(options, quiet)["same"] == 0
     kept(options, [("verdicts/0/same", True), ("verdicts/0/chunk", KeyError)])
-
-
-def test_a_recording_of_the_first_format_is_read_like_one_of_now(tmp_path, quiet):
-    """The file is one that version 0.1 wrote of the same run."""
-    options = EvalOptions(episodes=1, record=True, samplers=("asd",), out=tmp_path / "run")
-    evaluate(options, prepare=prepare_standin, console=quiet)
-    now = flight_path(options.out, "asd", SEED)
-    flight = read_flight(now)
-    now.unlink()
-    shutil.copy(OLD, options.out / "flight" / f"asd_seed{SEED}.zarr.zip")
-    old = read_flight(flight_path(options.out, "asd", SEED))
-    assert old.header["format"] == "asd-policy flight 1"
-    assert old.header["resolved"] == flight.header["resolved"]
-    for field in dataclasses.fields(flight)[1:]:
-        then, again = getattr(old, field.name), getattr(flight, field.name)
-        np.testing.assert_array_equal(then, again)
-        assert then.dtype == again.dtype
-
-
-def test_a_damaged_recording_of_the_first_format_is_found(tmp_path):
-    content = bytearray(OLD.read_bytes())
-    content[len(content) // 2] ^= 1
-    path = tmp_path / OLD.name
-    path.write_bytes(bytes(content))
-    with pytest.raises(FlightDamagedError, match="cannot be read as a recorded flight"):
-        read_flight(path)
 
 
 def test_a_changed_weight_is_found_and_named(record, quiet, tmp_path):

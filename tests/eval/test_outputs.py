@@ -15,7 +15,7 @@ import asd_policy
 from asd_policy import files
 from asd_policy.errors import OutputError, OutputExistsError
 from asd_policy.eval.options import EvalOptions
-from asd_policy.eval.runs.files import check_writable, reserved, write_json, writing
+from asd_policy.eval.runs.files import check_output_folder, reserved, write_json, writing
 from asd_policy.eval.show.page import write_page
 from asd_policy.eval.show.terminal import print_report
 from asd_policy.eval.studies.compare.options import CompareOptions
@@ -111,14 +111,14 @@ def test_a_run_without_episodes_is_one_line(run, kept):
 
 def test_what_was_made_for_nothing_is_removed(tmp_path):
     place = tmp_path / "a" / "b" / "c"
-    check_writable(place)
+    check_output_folder(place)
     assert not list(tmp_path.iterdir())
     with reserved(place):
         write_json(place / "x.json", {})
-    check_writable(place)
+    check_output_folder(place)
     assert [path.name for path in place.iterdir()] == ["x.json"]
     (tmp_path / "empty").mkdir()
-    check_writable(tmp_path / "empty")
+    check_output_folder(tmp_path / "empty")
     assert (tmp_path / "empty").is_dir(), "it was there before"
 
 

@@ -247,6 +247,8 @@ def test_bad_options_are_named(refused, tmp_path, monkeypatch):
     refused("error: --num-envs must be 1 or more, got 0", "tasks", "--num-envs", 0, *out)
     refused("error: unknown task 'juggle'", "tasks", "--tasks", "juggle", *out)
     refused("error: expected runs of `asd-policy tasks`", "tasks", "--merge", tmp_path, *out)
+    refused(f"error: expected runs of `asd-policy tasks` in {tmp_path}/b;", "tasks", "--merge",
+            tmp_path / "b", *out)  # fmt: skip
     monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "__init__.py"))  # none ships
     refused("error: no checkpoint named 'transport' ships", "tasks", "--tasks", "transport", *out)
     assert not (tmp_path / "out").exists()

@@ -70,6 +70,9 @@ def test_convert_and_act(name, run, tmp_path):
     status, _, errors = run("convert", str(file), str(tmp_path / "other"), "--trust-pickle")
     assert status == 2
     assert "never run" in errors
+    status, _, errors = run("convert", str(file), str(file / "inside"))
+    assert status == 2
+    assert errors.startswith(f"error: {file}/inside/"), errors
 
 
 class Bomb:

@@ -204,12 +204,15 @@ def test_an_oversized_message_ends_that_connection_with_the_reason() -> None:
     with (
         served(limits=Limits(message_bytes=20_000)) as server,
         undisturbed(server),
-        Client(address(server)) as client,
+        contextlib.closing(raw(server)) as connection,
     ):
-        with pytest.raises(ConnectionLostError, match=r"1009|too big|exceeds"):
-            client.infer({**observation(0), "picture": np.zeros(100_000, np.uint8)})
-        client.reconnect()
-        assert client.infer(observation(0))["calls"] > 0
+        connection.send(bytes(100_000))
+        with pytest.raises(ConnectionClosed, match=r"1009|too big|exceeds"):
+            connection.recv(10)
+        with Client(address(server)) as client:  # which does not send it
+            with pytest.raises(LimitError, match="messages of 20000 bytes"):
+                client.infer({**observation(0), "picture": np.zeros(100_000, np.uint8)})
+            assert client.infer(observation(0))["calls"] > 0
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_the_wrong_one_says_nothing_of_how_many_robots_there_are() -> None:
 
 def test_where_none_is_right_most_of_them_decide() -> None:
     given = {key: np.zeros((9, 9)) for key in SEEN.shapes}
-    with pytest.raises(InputError, match=r"expected the last 1 to 2 observations, got 9"):
+    with pytest.raises(InputError, match=r"expected one observation, or the last 2; got 9"):
         SEEN.frames(given, ())
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import pytest
 pytest.importorskip("websockets")
 from asd_policy.errors import ConnectionLostError, InputError, ServerError
 from asd_policy.serving import Client, Limits, RemotePolicy, Server
-from asd_policy.serving.client import is_well
 from reference.rounding import assert_same_draws
 from reference.served import address, gone, observation, served, stacked, tiny_policy
 
@@ -103,7 +103,7 @@ def test_histories_are_by_connection_and_observe_adds_to_them() -> None:
         one.reset(1)
         whole = one.infer(stacked(observation(0), observation(1)))
         np.testing.assert_array_equal(whole["actions"], expected)
-        with pytest.raises(InputError, match="expected the last 1 to 2 observations, got 3"):
+        with pytest.raises(InputError, match="expected one observation, or the last 2; got 3"):
             one.infer(stacked(*map(observation, range(3))))
 
 
@@ -165,6 +165,16 @@ def test_robots_leave_with_their_connection() -> None:
                 time.sleep(0.01)
             assert client.health()["robots"] == 0
         assert len(server._policy.environments) <= 8
+
+
+def is_well(of: str) -> bool:
+    """Whether a server answers GET /healthz, at its address as a WebSocket's."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http{of.removeprefix('ws')}/healthz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def test_health_is_answered_without_a_token_and_clients_are_not() -> None:

@@ -27,10 +27,10 @@ def load(content: dict[str, Any]) -> Any:
     return policy
 
 
-def verdict(got: Any, expected: Any, what: str, tolerance: float = TOLERANCE) -> tuple[str, str]:
+def verdict(got: Any, expected: Any, what: str) -> tuple[str, str]:
     """Status and text of two arrays: the largest difference, of numbers of about one."""
     got, expected = np.asarray(got), np.asarray(expected)
     if got.shape != expected.shape:
         return DIFFERS, f"{what}: shape {got.shape}, expected {expected.shape}"
     worst = float(np.abs(got - expected).max() / max(1.0, float(np.abs(expected).max())))
-    return (OK if worst <= tolerance else DIFFERS), f"{what}: within {worst:.1e}"
+    return (OK if worst <= TOLERANCE else DIFFERS), f"{what}: within {worst:.1e}"

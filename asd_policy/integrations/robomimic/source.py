@@ -101,9 +101,6 @@ class RobomimicSource(SampledSource):
         if table:
             raise InputError(f"these are not the observations that the policy expects:\n{table}")
 
-    def ahead(self, streams: Sequence[torch.Generator]) -> None:
-        self.sampler.ahead(streams)
-
     @torch.inference_mode()
     @own_precision(networks_too=True)
     def draw(
@@ -158,8 +155,8 @@ class RobomimicSource(SampledSource):
 
 
 def as_array(value: Any) -> np.ndarray:
-    """An array of an array or a tensor, from any device."""
-    return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    """A copy of an array or a tensor, from any device: histories keep it."""
+    return np.array(value.detach().cpu() if isinstance(value, Tensor) else value)
 
 
 def _finite(values: Tensor) -> bool:

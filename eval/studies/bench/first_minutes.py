@@ -43,14 +43,14 @@ def rivals(count: int) -> Iterator[None]:
             process.wait()
 
 
-def run_once(episodes: int, cache: Path, words: tuple[str, ...] = ()) -> Json:
+def run_once(episodes: int, cache: Path) -> Json:
     """One evaluation, from the command to the end of its process."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "asd_policy", "eval", "--episodes", str(episodes)]
         start = time.perf_counter()
         subprocess.run(
-            [*command, "--out", str(out), *words],
+            [*command, "--out", str(out)],
             env=os.environ | {"ASD_POLICY_CACHE": str(cache)},
             capture_output=True,
             check=True,

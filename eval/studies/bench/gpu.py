@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
     subjects = {subject.name: subject}
     if not options.quick:
         subjects["shipped"] = load_subject("shipped", device, None)
-    complete = measure(store, subjects, groups, settings, device, _say, deadline, True)
+    complete = measure(store, subjects, groups, settings, device, _say, deadline)
     if complete and time.monotonic() < deadline:
         scale(store, options.quick, _say)
     status = finish(store, _say)

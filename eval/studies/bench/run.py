@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from asd_policy.device import resolve_device
+from asd_policy.envs.requirements import installed_version
 from asd_policy.eval.demonstrations import load_demonstrations
-from asd_policy.eval.runs.files import check_writable
-from asd_policy.eval.runs.machine import describe_machine, package_version
+from asd_policy.eval.runs.files import check_output_folder
+from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.studies.bench.cells import Group, plan
 from asd_policy.eval.studies.bench.options import BenchOptions, check_device, check_options
 from asd_policy.eval.studies.bench.runner import Runner
@@ -38,7 +39,7 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
         say_figures(options.figures, say)
         return 0
     check_options(options)
-    check_writable(options.out or Path("outputs/bench"))
+    check_output_folder(options.out or Path("outputs/bench"))
     name = resolve_device(options.device)
     check_device(options, name)
     device = torch.device(name)
@@ -52,7 +53,7 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
     if options.calls_against_steps:
         scale(store, options.quick, say)
     else:
-        measure(store, subjects, groups, options, device, say, show=True)
+        measure(store, subjects, groups, options, device, say)
     return finish(store, say)
 
 
@@ -86,7 +87,7 @@ def bench_machine(device: str) -> Json:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-    machine["versions"] |= {"torch": torch.__version__, "triton": package_version("triton")}
+    machine["versions"] |= {"torch": torch.__version__, "triton": installed_version("triton")}
     return machine
 
 
@@ -98,12 +99,11 @@ def measure(
     device: torch.device,
     say: Say,
     deadline: float = float("inf"),
-    show: bool = False,
 ) -> bool:
     """Measure the cells that are not in the store. False if the deadline came first."""
     chunks = min(options.chunks, 5) if options.quick else options.chunks
     quick = options.quick
-    runner = Runner(store, subjects, device, chunks, options.seed, quick, say, deadline, show)
+    runner = Runner(store, subjects, device, chunks, options.seed, quick, say, deadline)
     complete = runner.run(groups)
     store.write(complete=complete)
     return complete
@@ -112,6 +112,7 @@ def measure(
 def scale(store: BenchFile, quick: bool, say: Say) -> None:
     """Calls against K, unless the store has them."""
     if store.content["calls_against_steps"]:
+        store.write(complete=True)
         return
     say("Calls against K, on a mixture of Gaussians")
     results = calls_against_steps((20, 40), seeds=2, chains=2) if quick else None

@@ -43,7 +43,7 @@ class Runner:
     Args:
         store: where. subjects: by name. chunks: rounds of a group. quick: fewer batch sizes.
         deadline: ``time.monotonic()`` after which to stop, with what has been measured.
-        say: told what is going on. show: show what is prepared and measured meanwhile.
+        say: told what is going on.
     """
 
     def __init__(
@@ -56,9 +56,7 @@ class Runner:
         quick: bool,
         say: Callable[[str], None],
         deadline: float = float("inf"),
-        show: bool = False,
     ) -> None:
-        self.show = show
         self.store, self.subjects, self.device, self.seed = store, subjects, device, seed
         self.chunks, self.quick, self.say, self.deadline = chunks, quick, say, deadline
         self.forms = Forms()
@@ -91,7 +89,7 @@ class Runner:
         ceilings = self.store.content["ceilings"]
         known = set(ceilings["matmul_flop_per_s"]) if ceilings else set()
         if not asked - {"-"} <= known:
-            with Stage("measuring what this machine can do: copies, products", show=self.show):
+            with Stage("measuring what this machine can do: copies, products"):
                 ceilings = measure_ceilings(self.device, tuple(sorted(asked - {"-"})), self.quick)
         networks = {name: subject.describe() for name, subject in self.subjects.items()}
         self.store.write(ceilings=ceilings, networks=self.store.content["networks"] | networks)
@@ -101,7 +99,7 @@ class Runner:
         ready: list[tuple[Contestant, Json]] = []
         for cell in cells:
             try:
-                with Stage(f"  {_label(cell, cells)}: preparing, calibrating", show=self.show):
+                with Stage(f"  {_label(cell, cells)}: preparing, calibrating"):
                     contestant = make_contestant(
                         cell, self.subjects[cell.network], self.forms, self.device, self.seed
                     )
@@ -111,7 +109,7 @@ class Runner:
             if self._late():
                 break
         try:
-            with Stage("  timing one network call by its rows", show=self.show):
+            with Stage("  timing one network call by its rows"):
                 for contestant, _ in ready:
                     self._measure_costs(contestant)
             return self._take_turns(ready) and not self._late()
@@ -126,7 +124,7 @@ class Runner:
         if not self.quick:
             repeats = _repeats([contestant.draw(-1).seconds for contestant, _ in ready])
         waited, started = processor_wait_s(), time.perf_counter()
-        with Stage("  measuring, round", self.chunks, show=self.show, measuring=True) as stage:
+        with Stage("  measuring, round", self.chunks, measuring=True) as stage:
             for turn in range(self.chunks):
                 for (contestant, _), times in zip(ready, repeats, strict=True):
                     chunks = drawn[contestant.cell.key]

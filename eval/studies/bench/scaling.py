@@ -25,14 +25,14 @@ FORMS = ("asd-paper", "asd-memory", "asd")
 DIM, MODES, SPREAD, SCALE = 112, 32, 0.4, 0.05
 
 
-def mixture_network(schedule: Schedule, seed: int = 7) -> Network:
+def mixture_network(schedule: Schedule) -> Network:
     """The exact ε-prediction for 32 equally likely Gaussians in 112 dimensions.
 
     Means ~ N(0, SPREAD²), standard deviation SCALE: as many numbers as a chunk of 16 actions of 7,
     and about the spread of normalized actions. E[x0 | x] is the posterior mean of each mode, by
     its posterior weight (closed form).
     """
-    means = torch.from_numpy(np.random.default_rng(seed).normal(size=(MODES, DIM)) * SPREAD)
+    means = torch.from_numpy(np.random.default_rng(7).normal(size=(MODES, DIM)) * SPREAD)
 
     def predict(x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
         bar = schedule.alphas_cumprod[timesteps].to(x).unsqueeze(1)
@@ -48,7 +48,6 @@ def mixture_network(schedule: Schedule, seed: int = 7) -> Network:
 
 def calls_against_steps(
     steps: Sequence[int] = STEPS,
-    forms: Sequence[str] = FORMS,
     seeds: int = 8,
     chains: int = 16,
     say: Callable[[str], None] = lambda text: None,
@@ -59,7 +58,7 @@ def calls_against_steps(
         seeds: independent repetitions, of ``chains`` chains each; their spread gives the error.
     """
     results = []
-    for form in forms:
+    for form in FORMS:
         draws = np.array([_calls(form, k, seeds, chains) for k in steps])  # (steps, seeds)
         slopes = np.array([exponent(steps, column) for column in draws.T])
         results.append(

@@ -34,8 +34,8 @@ class BenchFile:
         content: what the file holds.
     """
 
-    def __init__(self, folder: Path, content: Json) -> None:
-        self.folder, self.content = folder, content
+    def __init__(self, folder: Path, content: Json, machine: int) -> None:
+        self.folder, self.content, self._machine = folder, content, machine
 
     @classmethod
     def claim(cls, out: Path | None, settings: Json, machine: Json, resume: bool) -> BenchFile:
@@ -60,10 +60,10 @@ class BenchFile:
                 "calls_against_steps": [],
                 "complete": False,
             }
-        there["settings"] = settings
+        there |= {"settings": _with_those_of(there["settings"], settings), "complete": False}
         if machine not in there["machine"]:
             there["machine"].append(machine)
-        store = cls(folder, there)
+        store = cls(folder, there, there["machine"].index(machine))
         store.write()
         return store
 
@@ -76,7 +76,8 @@ class BenchFile:
         """Keep a cell, in place of a failure of the same one; on the disk before this returns."""
         cells = self.content["cells"]
         assert cell["key"] not in self.done, f"{cell['key']} was measured already"
-        self.content["cells"] = [c for c in cells if c["key"] != cell["key"]] + [cell]
+        self.content["cells"] = [c for c in cells if c["key"] != cell["key"]]
+        self.content["cells"].append(cell | {"machine": self._machine})
         add_speedups(self.content["cells"])
         self.content["window_choices"] = window_choices(self.content["cells"])
         self.write()
@@ -85,6 +86,14 @@ class BenchFile:
         """Replace the file, with these entries set."""
         self.content.update(entries)
         write_json(self.folder / FILE, self.content)
+
+
+def _with_those_of(before: Json, now: Json) -> Json:
+    """The settings of now, whose lists hold what was asked before, too."""
+    return {
+        key: list(dict.fromkeys([*before[key], *value])) if isinstance(value, list) else value
+        for key, value in now.items()
+    }
 
 
 def read_bench(folder: Path) -> Json:

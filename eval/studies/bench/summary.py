@@ -92,11 +92,11 @@ def add_speedups(cells: Sequence[Json]) -> None:
     """Set each finished cell's "speedup": medians against those of sequential DDPM on the same
     engine and of the eager loop, both of this run; None where the other was not measured."""
     done = [c for c in cells if "latency_ms" in c]
-    alike = ("network", "batch", "steps")
+    alike = ("network", "batch", "steps", "machine")
     same_engine = (*alike, "precision", "engine", "kernels", "compile")
     for cell in done:
-        ddpm = _p50(done, "ddpm", {key: cell[key] for key in same_engine})
-        loop = _p50(done, EAGER_LOOP, {key: cell[key] for key in alike})
+        ddpm = _p50(done, "ddpm", {key: cell.get(key, 0) for key in same_engine})
+        loop = _p50(done, EAGER_LOOP, {key: cell.get(key, 0) for key in alike})
         own = cell["latency_ms"]["p50"]
         clock = None if ddpm is None else ddpm / own
         cell["speedup"] = {
@@ -108,6 +108,8 @@ def add_speedups(cells: Sequence[Json]) -> None:
 
 def _p50(cells: Sequence[Json], sampler: str, wanted: Json) -> float | None:
     for cell in cells:
-        if cell["sampler"] == sampler and all(cell[key] == value for key, value in wanted.items()):
+        if cell["sampler"] == sampler and all(
+            cell.get(key, 0) == value for key, value in wanted.items()
+        ):
             return float(cell["latency_ms"]["p50"])
     return None

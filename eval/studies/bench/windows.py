@@ -27,7 +27,7 @@ def window_choices(cells: Sequence[Json]) -> list[Json]:
 
 
 def _place(cell: Json) -> tuple[Any, ...]:
-    return (*(cell[name] for name in _ALIKE), cell["compile"])
+    return (*(cell[name] for name in _ALIKE), cell["compile"], cell.get("machine", 0))
 
 
 def _choices(group: Sequence[Json]) -> list[Json]:

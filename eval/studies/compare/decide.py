@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 
 from asd_policy.console import plain_console, say
-from asd_policy.errors import InputError, OutputExistsError
+from asd_policy.errors import InputError
 from asd_policy.eval.options import EvalOptions, command_line
-from asd_policy.eval.resume import evaluation_in
+from asd_policy.eval.resume import continued_with, evaluation_in
 from asd_policy.eval.runs.folder import STORE
 from asd_policy.eval.studies.compare.options import (
     CompareOptions,
@@ -44,7 +43,7 @@ def evaluate_and_compare(
     if options.until_decided:
         return _until_decided([evaluation], compared, run, console)
     going_on = dataclasses.replace(options, out=evaluation.out, resume=True)
-    with _continued_with(command_line(going_on), [evaluation]):
+    with continued_with(command_line(going_on), "", lambda: _begun([evaluation])):
         run(evaluation, part=True)
     return run_compare(compared, console)
 
@@ -60,7 +59,8 @@ def continue_until_decided(
     check_compare_options(options)
     if len(pairs_of(options)) > 1:
         raise InputError("--until-decided compares one pair of samplers; name it: --samplers A B")
-    there = [evaluation_in(folder) for folder in dict.fromkeys(options.runs)]
+    found = [evaluation_in(folder) for folder in dict.fromkeys(options.runs)]
+    there = [dataclasses.replace(evaluation, resume=True) for evaluation in found]
     return _until_decided(there, options, run, console)
 
 
@@ -73,12 +73,13 @@ def _until_decided(
     done, silent = 0, plain_console()
     start = max(evaluation.seed for evaluation in evaluations)  # of the seeds that are common
     silent.quiet = True  # of the tables between two looks
-    with _continued_with(_again(options), evaluations):
+    with continued_with(_again(options), "", lambda: _begun(evaluations)):
         while True:
             for evaluation in evaluations:
                 wanted = start - evaluation.seed + done if done else 0
                 more = max(evaluation.episodes, wanted)
-                grown = dataclasses.replace(evaluation, episodes=more, resume=True)
+                resume = evaluation.resume or done > 0  # what is there is not gone on with unasked
+                grown = dataclasses.replace(evaluation, episodes=more, resume=resume)
                 run(grown, part=True, console=silent)
             ((a, b),) = pairs_of(options)
             found = compare_sides(a, b, options.margin, options.seed)
@@ -89,17 +90,8 @@ def _until_decided(
             done = min(options.budget, done + max(LEAST, done // 5))
 
 
-@contextlib.contextmanager
-def _continued_with(again: str, evaluations: Sequence[EvalOptions]) -> Iterator[None]:
-    """When what is run is cut short, say the command that goes on, if there is something to go on
-    with."""
-    try:
-        yield
-    except BaseException as error:
-        begun = all(each.out is not None and STORE.read(each.out) for each in evaluations)
-        if begun and not isinstance(error, (ValueError, OutputExistsError)):  # those are refusals
-            say(f"What was finished is kept; continue with\n  {again}")
-        raise
+def _begun(evaluations: Sequence[EvalOptions]) -> bool:
+    return all(each.out is not None and STORE.read(each.out) for each in evaluations)
 
 
 def _look(found: dict[str, Any]) -> str:

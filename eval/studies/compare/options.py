@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from asd_policy.errors import InputError
-from asd_policy.eval.options import EvalOptions, at_least, check_samplers
+from asd_policy.eval.options import EvalOptions, arg, at_least, check_samplers
 from asd_policy.eval.runs.files import default_folder
 
 _RUNS_HELP = (
@@ -36,25 +36,21 @@ _COMPARE_HELP = (
 )
 
 
-def _arg(metavar: str | None, text: str | None = None) -> Any:
-    return tyro.conf.arg(metavar=metavar, help=text)
-
-
 @dataclasses.dataclass(frozen=True)
 class CompareOptions:
     """A comparison's settings. Nothing is checked here: see `check_compare_options`."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, _arg("DIR [DIR]", _RUNS_HELP)]
-    samplers: Annotated[tuple[str, ...], _arg("A B [C ...]", _SAMPLERS_HELP)] = ()
-    margin: Annotated[float, _arg("FLOAT", _MARGIN_HELP)] = 0.05
-    until_decided: Annotated[bool, _arg(None, _UNTIL_HELP)] = False
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, arg("DIR [DIR]", _RUNS_HELP)]
+    samplers: Annotated[tuple[str, ...], arg("A B [C ...]", _SAMPLERS_HELP)] = ()
+    margin: Annotated[float, arg("FLOAT", _MARGIN_HELP)] = 0.05
+    until_decided: Annotated[bool, arg(None, _UNTIL_HELP)] = False
     budget: int = 1000
     """With --until-decided: common seeds after which it ends, decided or not."""
     seed: int = 0
     """Seed of the bootstrap."""
     allow_different_checkpoints: bool = False
     """Compare runs of different policies too."""
-    json: Annotated[Path | None, _arg("FILE")] = None
+    json: Annotated[Path | None, arg("FILE")] = None
     """Also write every figure to this file."""
 
 
@@ -62,9 +58,9 @@ class CompareOptions:
 class EvalAndCompareOptions(EvalOptions):
     """An evaluation's settings, and a comparison that follows it."""
 
-    compare: Annotated[tuple[str, ...], _arg("A B", _COMPARE_HELP)] = ()
-    margin: Annotated[float, _arg("FLOAT", "With --compare: " + _MARGIN_HELP)] = 0.05
-    until_decided: Annotated[bool, _arg(None, "With --compare: " + _UNTIL_HELP)] = False
+    compare: Annotated[tuple[str, ...], arg("A B", _COMPARE_HELP)] = ()
+    margin: Annotated[float, arg("FLOAT", "With --compare: " + _MARGIN_HELP)] = 0.05
+    until_decided: Annotated[bool, arg(None, "With --compare: " + _UNTIL_HELP)] = False
     budget: int = 1000
     """With --until-decided: seeds after which it ends, decided or not."""
 
@@ -85,6 +81,8 @@ class EvalAndCompareOptions(EvalOptions):
         if len(set(self.compare)) != 2 or len(self.compare) != 2:
             raise InputError(f"--compare takes two samplers, got {' '.join(self.compare)}")
         check_samplers(self.compare, "--compare")
+        if self.samplers not in (EvalOptions.samplers, self.compare):
+            raise InputError("--compare A B is in place of --samplers; give one of the two")
         out = self.out or default_folder(self.name or "-".join(self.compare))
         return EvalOptions(**values | {"samplers": self.compare, "out": out})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def compare_sides(a: Side, b: Side, margin: float, seed: int, by_sequential: boo
     """
     seeds = common_seeds(a, b)
     ours, theirs = ([side.episodes[s] for s in seeds] for side in (a, b))
-    success = _success(ours, theirs, margin)
+    success = success_of(*({e.seed: e.success for e in side} for side in (ours, theirs)), margin)
     sequential = _sequential(success, margin)
     names = _names(a, b)
     ratios = {
@@ -78,12 +78,13 @@ def compare_sides(a: Side, b: Side, margin: float, seed: int, by_sequential: boo
         "different_settings": differing_settings(a, b),
         "verdict": _decided(names, success, sequential, margin)
         if by_sequential
-        else _verdict(names, success, margin),
+        else verdict_of(names, success, margin),
     }
 
 
-def _success(ours: list[Episode], theirs: list[Episode], margin: float) -> Json:
-    pair = paired_success({e.seed: e.success for e in ours}, {e.seed: e.success for e in theirs})
+def success_of(ours: Mapping[int, bool], theirs: Mapping[int, bool], margin: float) -> Json:
+    """Successes by seed, on those that both have: rates, their difference, and what it shows."""
+    pair = paired_success(ours, theirs)
     discordant = pair["only_a"], pair["only_b"], pair["n"]
     low, high = difference_interval(*discordant, 0.90)
     return {
@@ -152,8 +153,9 @@ def _decided(names: tuple[str, str], success: Json, sequential: Json, margin: fl
     return {"status": status, "word": word, "sentence": f"{sentence}: {seen}."}
 
 
-def _verdict(names: tuple[str, str], success: Json, margin: float) -> Json:
-    """By the 90% interval of the difference: two one-sided tests at 5%."""
+def verdict_of(names: tuple[str, str], success: Json, margin: float) -> Json:
+    """Exit status, word and sentence, by the 90% interval of the difference: two one-sided tests at
+    5%."""
     a, b = names
     low, high = (f"{100 * bound:+.1f}" for bound in success["difference_ci90"])
     interval = (

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from asd_policy.errors import DatasetError, counted
-from asd_policy.eval.runs.schemas import VERSION, read
+from asd_policy.errors import DatasetError, InputError, counted
+from asd_policy.eval.runs.schemas import read_json
 from asd_policy.eval.stats.basics import mean, paired_success, success_rate
+from asd_policy.eval.studies.compare.options import CompareOptions, check_compare_options
+from asd_policy.eval.studies.compare.outcome import success_of, verdict_of
 from asd_policy.eval.studies.compare.scenes import same_scenes
 
 
-def compare_recordings(first: Path, second: Path) -> None:
+def compare_recordings(options: CompareOptions) -> int:
     """Print each one's success with its interval and the policy's time apart from the simulation's,
-    then the difference of the success rates on the same seeds, with its interval.
+    then the difference of the success rates on the same seeds, with its interval, and what it
+    shows. Returns the exit status.
 
     Args:
-        first: recording, as `run_trained_agent --record FILE` of
-            `python -m asd_policy.integrations.robomimic` writes it.
-        second: another, made with the same --seed.
+        options: whose ``runs`` are two files, as `run_trained_agent --record FILE` of
+            `python -m asd_policy.integrations.robomimic` writes them, with the same --seed.
 
     Raises:
+        ValueError: an option that is for evaluations.
         DatasetError: no recording, nothing in common, or a seed whose scenes differ.
     """
+    check_compare_options(options)
+    for field in dataclasses.fields(options):
+        if field.name not in ("runs", "margin") and getattr(options, field.name) != field.default:
+            option = "--" + field.name.replace("_", "-")
+            raise InputError(f"{option} is for evaluations; of two recordings, leave it out")
+    first, second = options.runs
     runs = {"a": _read(first), "b": _read(second)}
     for name, run in runs.items():
-        print(f"{name}: {run['policy']}\n   {_summary(run['episodes'])}")
+        print(f"{name}: {run.get('policy', 'a policy')}\n   {_summary(run['episodes'])}")
     outcomes = [
         {episode["seed"]: bool(episode["success"]) for episode in run["episodes"]}
         for run in runs.values()
@@ -50,21 +59,18 @@ def compare_recordings(first: Path, second: Path) -> None:
             f"Whether {pair['n'] - known} of these seeds began with the same scene in both is not "
             "known: a recording does not hold their first observations (an older version made it)"
         )
+    verdict = verdict_of(("a", "b"), success_of(*outcomes, options.margin), options.margin)
+    print(f"{verdict['word']}: {verdict['sentence']}")
+    return int(verdict["status"])
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if any(episode["seed"] is None for episode in run["episodes"]):
-            raise DatasetError(f"{path} has episodes without seeds: record with --seed")
-        if not run["episodes"]:
-            raise DatasetError(f"{path} holds no episodes")
-        if run.get("schema_version") == VERSION["recording"]:  # the first had none, and no scenes
-            read("recording", json.dumps(run))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"{path} is no recording: {type(error).__name__}: {error}") from error
+        run: dict[str, Any] = read_json(path, "recording")
+    except InputError as error:
+        raise DatasetError(f"no recording: {error}") from error
+    if any(episode["seed"] is None for episode in run["episodes"]):
+        raise DatasetError(f"{path} has episodes without seeds: record with --seed")
     return run
 
 

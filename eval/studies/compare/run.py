@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from asd_policy.console import plain_console
-from asd_policy.eval.runs.files import check_writable, write_json
+from asd_policy.eval.runs.files import check_output_folder, write_json
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.show.tables import print_lines
 from asd_policy.eval.studies.compare.options import CompareOptions, check_compare_options
@@ -25,7 +25,7 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
     """
     check_compare_options(options)
     if options.json is not None:
-        check_writable(options.json.parent)
+        check_output_folder(options.json.parent)
     console = console or plain_console()
     how = options.margin, options.seed, options.until_decided
     found = [compare_sides(a, b, *how) for a, b in pairs_of(options)]

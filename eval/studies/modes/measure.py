@@ -9,10 +9,10 @@ from typing import Any
 
 from asd_policy.console import plain_console, say
 from asd_policy.data.replay import load_npz
+from asd_policy.envs.requirements import installed_version
 from asd_policy.errors import InputError
 from asd_policy.eval.options import HELD_OUT_SEED
 from asd_policy.eval.runs.files import write_json
-from asd_policy.eval.runs.machine import package_version
 from asd_policy.eval.runs.modes import Known, ModesEpisode, Swings
 from asd_policy.eval.runs.schemas import read_json
 from asd_policy.eval.runs.store import check_same
@@ -162,7 +162,9 @@ class Kept:
             "training_steps": card["recipe"]["steps"],
             "demonstrations": len(load_npz(out / DEMOS).episode_ends),
             "first_seed": HELD_OUT_SEED,
-            "versions": {name: package_version(name) for name in ("torch", "mujoco", "robosuite")},
+            "versions": {
+                name: installed_version(name) for name in ("torch", "mujoco", "robosuite")
+            },
         }
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from asd_policy.console import plain_console, say
+from asd_policy.envs.requirements import installed_version
 from asd_policy.errors import InputError
 from asd_policy.eval.runs.files import write_json
-from asd_policy.eval.runs.machine import describe_machine, package_version
+from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.runs.pictures import BINS, CallsCell, Growth, PicturesCalls
 from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.eval.runs.store import check_same
@@ -106,7 +107,7 @@ def settings_of(name: str, pipeline: Any) -> Json:
         "parameters": parameters(pipeline.unet),
         "cpu": machine["cpu"],
         "threads": machine["threads"],
-        "versions": {each: package_version(each) for each in ("diffusers", "torch")},
+        "versions": {each: installed_version(each) for each in ("diffusers", "torch")},
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.console import plain_console, say
+from asd_policy.data.replay import DAMAGED_NPZ
 from asd_policy.errors import AsdPolicyError, InputError
 from asd_policy.eval.runs.files import write_json
 from asd_policy.eval.runs.pictures import PicturesQuality
@@ -149,7 +149,7 @@ def drawn(folder: Path, sampler: str, pictures: int) -> dict[str, np.ndarray]:
         try:
             with np.load(path) as kept:
                 parts.append({key: kept[key] for key in ("pictures", "calls", "evaluations")})
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except DAMAGED_NPZ as error:
             raise AsdPolicyError(
                 f"{path} is damaged ({error}); remove it, and it is made anew"
             ) from error

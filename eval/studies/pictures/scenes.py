@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from asd_policy.data.replay import DAMAGED_NPZ
 from asd_policy.errors import AsdPolicyError
 from asd_policy.files import replacing
 from asd_policy.progress import Stage
@@ -97,7 +97,7 @@ def read_scenes(folder: Path, episodes: int) -> tuple[np.ndarray, np.ndarray, tu
             try:
                 with np.load(path) as kept:
                     seen = kept["pictures"]
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            except DAMAGED_NPZ as error:
                 raise AsdPolicyError(
                     f"{path} is damaged ({error}); remove it, and it is made anew"
                 ) from error

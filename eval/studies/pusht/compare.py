@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 
 import asd_policy.integrations.lerobot as asd
 from asd_policy.console import plain_console, say
+from asd_policy.envs.requirements import installed_version
 from asd_policy.errors import InputError
 from asd_policy.eval.options import HELD_OUT_SEED
 from asd_policy.eval.runs.files import write_json
-from asd_policy.eval.runs.machine import describe_machine, package_version
+from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.runs.schemas import read_json
 from asd_policy.eval.runs.store import check_same
 from asd_policy.eval.runs.studies import PushTEpisode
@@ -86,7 +87,7 @@ def _settings(policy: Path) -> Json:
         "first_seed": HELD_OUT_SEED,
         "cpu": machine["cpu"],
         "threads": machine["threads"],
-        "versions": {name: package_version(name) for name in ("lerobot", "gym-pusht", "torch")},
+        "versions": {name: installed_version(name) for name in ("lerobot", "gym-pusht", "torch")},
     }
 
 

@@ -16,16 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from rich.console import Console
 
 from asd_policy.checkpoints import shipped, shipped_names
 from asd_policy.console import plain_console, say
 from asd_policy.envs.tasks import TASKS, get_task
 from asd_policy.errors import InputError, OutputExistsError
-from asd_policy.eval.options import HELD_OUT_SEED, EvalOptions, command_line
+from asd_policy.eval.options import HELD_OUT_SEED, THREADS_HELP, EvalOptions, arg, command_line
 from asd_policy.eval.resume import (
-    continued_with,
+    evaluations_continued_with,
     keep_options,
     kept_form,
     parse,
@@ -53,22 +52,14 @@ _RESUME_HELP = (
     "are left out are its own, --episodes, --latency-episodes and --tasks may grow.)"
 )
 _OF_THE_TABLE = ("episodes", "window", "precision", "samplers")  # the same in all of its shards
-_THREADS_HELP = (
-    "CPU threads of the policy; None is one for a network that more make hardly faster, and as "
-    "many as torch takes for a large one."
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
     """What the table is made of. A run that was stopped goes on where it was."""
 
-    tasks: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]", help=_TASKS_HELP)
-    ] = ()
-    samplers: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]", help=_SAMPLERS_HELP)
-    ] = CONTESTANTS
+    tasks: Annotated[tuple[str, ...], arg("NAME [NAME ...]", _TASKS_HELP)] = ()
+    samplers: Annotated[tuple[str, ...], arg("NAME [NAME ...]", _SAMPLERS_HELP)] = CONTESTANTS
     episodes: int = 200
     """Episodes of each sampler on each task, on the same held-out seeds."""
     num_envs: int = 8
@@ -77,18 +68,16 @@ class TableOptions:
     """Steps that the ASD forms and ParaDiGMS put into one network call."""
     latency_episodes: int = 4
     """Episodes of each sampler with one robot, for the latency that it feels (shard 0)."""
-    shard: Annotated[str, tyro.conf.arg(metavar="I/N", help=_SHARD_HELP)] = "0/1"
-    merge: Annotated[
-        tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]", help=_MERGE_HELP)
-    ] = ()
+    shard: Annotated[str, arg("I/N", _SHARD_HELP)] = "0/1"
+    merge: Annotated[tuple[Path, ...], arg("DIR [DIR ...]", _MERGE_HELP)] = ()
     out: Path = Path("outputs/tasks")
     """Folder of the runs and of the table."""
     device: str = "auto"
     """Where the policies run: auto, cpu, cuda, cuda:1."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Number format of the networks (tf32 on a GPU only)."""
-    threads: Annotated[int | None, tyro.conf.arg(metavar="INT", help=_THREADS_HELP)] = None
-    resume: Annotated[bool, tyro.conf.arg(help=_RESUME_HELP)] = False
+    threads: Annotated[int | None, arg("INT", THREADS_HELP)] = None
+    resume: Annotated[bool, arg(None, _RESUME_HELP)] = False
 
 
 def main_tasks(words: Sequence[str]) -> None:
@@ -199,7 +188,7 @@ def _run(
     options = dataclasses.replace(options, tasks=_tasks(options), resume=True)
     may_grow = ("tasks", "latency_episodes", *(("episodes",) if parts == 1 else ()))
     keep_options(options.out, store_of("tasks", file, may_grow), "tasks", options)
-    with continued_with(command_line(options, "tasks"), options.out / file):
+    with evaluations_continued_with(command_line(options, "tasks"), options.out / file):
         for evaluation in runs:
             run(evaluation)
 

@@ -32,12 +32,11 @@ def compute_table(folders: Iterable[Path]) -> Tasks:
         ValueError: no runs there, or runs of one task that do not belong together.
     """
     folders = list(folders)
-    paths = [path.parent for top in folders for path in sorted(top.glob("*/*/config.json"))]
-    runs = [open_run(path) for path in paths]
-    if not runs:
-        raise InputError(
-            f"expected runs of `asd-policy tasks` in {', '.join(map(str, folders))}; found none"
-        )
+    paths = {top: sorted(top.glob("*/*/config.json")) for top in folders}
+    for top, found in paths.items():
+        if not found:
+            raise InputError(f"expected runs of `asd-policy tasks` in {top}; found none")
+    runs = [open_run(path.parent) for found in paths.values() for path in found]
     of_task = {name: [run for run in runs if run.settings["task"] == name] for name in TASKS}
     return {
         "schema_version": 1,

@@ -31,7 +31,7 @@ Array = np.ndarray
 
 
 def compare(
-    sample: Array, reference: Array, gripper: int | None, alpha: float, seed: int
+    sample: Array, reference: Array, gripper: int | None, alpha: float, seed: int, others: int = 0
 ) -> list[Test]:
     """Every test of two sets of chunks, uncorrected.
 
@@ -40,7 +40,8 @@ def compare(
             each of M observations.
         gripper: column of the action whose sign tells modes apart; None leaves that test out.
         alpha: what the corrected p-values will be compared with: it sets how many permutations are
-            needed. seed: of random directions and permutations.
+            needed. seed: of random directions and permutations. others: tests that it is corrected
+            for, beside these.
     """
     rng = np.random.default_rng(seed)
     sample, reference = (np.round(x.astype(np.float64) / RESOLUTION) for x in (sample, reference))
@@ -57,7 +58,7 @@ def compare(
             Test(f"{name}, each observation apart", "each observation apart", float(s), float(p))
             for (name, _), s, p in zip(names, *combined, strict=True)
         ]
-    permutations = permutations_needed(len(found) + WHOLE_CHUNK_TESTS + 1, alpha)
+    permutations = permutations_needed(len(found) + WHOLE_CHUNK_TESTS + 1 + others, alpha)
     found += whole_chunk_tests(*_standardized(sample, reference), permutations, rng)
     if gripper is not None:
         found.append(_modes(sample, reference, gripper, permutations, rng))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Annotated, Literal
 
 from asd_policy.errors import InputError
-from asd_policy.eval.options import EvalOptions, at_least, check_options, check_samplers
+from asd_policy.eval.options import (
+    ENGINE_HELP,
+    Engine,
+    EvalOptions,
+    arg,
+    at_least,
+    check_options,
+    check_samplers,
+)
 
 _SAMPLER_HELP = (
     "The sampler under test, named as in `asd-policy eval`. The reference is sequential DDPM (for "
@@ -44,46 +50,38 @@ _WORKERS_HELP = (
     "with threads. They draw the same chunks as one would."
 )
 LEAST_CHUNKS = 5  # at each observation
-_ENGINE_HELP = (
-    "What runs the samplers; auto is cuda_graph on a GPU, and openvino on a CPU, where it is "
-    "installed and faster; distributed is for the ranks of torchrun."
-)
 _PRECISION_HELP = (
     "Number format of the network (tf32 on a GPU only); fp64 is of everything, to rule out "
     "arithmetic."
 )
 
 
-def _arg(metavar: str | None, text: str | None = None) -> Any:
-    return tyro.conf.arg(metavar=metavar, help=text)
-
-
 @dataclasses.dataclass(frozen=True)
 class VerifyOptions:
     """A verification's settings. Nothing is checked here: see `check_verify_options`."""
 
-    sampler: Annotated[str, _arg("NAME", _SAMPLER_HELP)] = "asd"
-    task: Annotated[str | None, _arg("NAME")] = None
+    sampler: Annotated[str, arg("NAME", _SAMPLER_HELP)] = "asd"
+    task: Annotated[str | None, arg("NAME")] = None
     """Whose shipped policy is sampled; None is the checkpoint's, else lift."""
-    checkpoint: Annotated[Path | None, _arg("NAME|DIR|FILE.pth")] = None
+    checkpoint: Annotated[Path | None, arg("NAME|DIR|FILE.pth")] = None
     """A shipped policy (lift, can …), a folder, or robomimic's file."""
-    oracle: Annotated[bool, _arg(None, _ORACLE_HELP)] = False
+    oracle: Annotated[bool, arg(None, _ORACLE_HELP)] = False
     chunks: int = 1000
     """Chunks of each sampler, over all observations (rounded up to whole batches)."""
     observations: int = 8
     """Number of fixed observations."""
     source: Annotated[
         Literal["auto", "episodes", "synthetic"] | Path,
-        _arg("auto|episodes|synthetic|FILE", _SOURCE_HELP),
+        arg("auto|episodes|synthetic|FILE", _SOURCE_HELP),
     ] = "auto"
-    controls: Annotated[bool, _arg(None, _CONTROLS_HELP)] = False
+    controls: Annotated[bool, arg(None, _CONTROLS_HELP)] = False
     alpha: float = 0.01
     """Chance of calling equal samplers different, over all tests together (Holm)."""
-    detect: Annotated[float, _arg("FLOAT", _DETECT_HELP)] = 0.2
-    gripper: Annotated[int | None, _arg("INT|None")] = -1
+    detect: Annotated[float, arg("FLOAT", _DETECT_HELP)] = 0.2
+    gripper: Annotated[int | None, arg("INT|None")] = -1
     """Column of the action that opens and closes the gripper: its sign tells modes apart."""
-    window: Annotated[int, _arg("INT", _WINDOW_HELP)] = 24
-    steps: Annotated[int | None, _arg("INT")] = None
+    window: Annotated[int, arg("INT", _WINDOW_HELP)] = 24
+    steps: Annotated[int | None, arg("INT")] = None
     """Denoising steps of both samplers, except of ddim; None is as trained."""
     ddim_steps: int = 10
     """Denoising steps of ddim and asd-ddim."""
@@ -97,18 +95,16 @@ class VerifyOptions:
     """Chunks sampled together."""
     device: str = "auto"
     """Where the network runs: auto, cpu, cuda, cuda:1."""
-    engine: Annotated[
-        Literal["auto", "eager", "cuda_graph", "openvino", "distributed"], _arg(None, _ENGINE_HELP)
-    ] = "auto"
-    precision: Annotated[Literal["fp32", "tf32", "bf16", "fp64"], _arg(None, _PRECISION_HELP)] = (
+    engine: Annotated[Engine, arg(None, ENGINE_HELP)] = "auto"
+    precision: Annotated[Literal["fp32", "tf32", "bf16", "fp64"], arg(None, _PRECISION_HELP)] = (
         "fp32"
     )
-    threads: Annotated[int | None, _arg("INT")] = None
+    threads: Annotated[int | None, arg("INT")] = None
     """CPU threads of a process; None is torch's own choice, or an equal share for each worker."""
-    workers: Annotated[int, _arg("INT", _WORKERS_HELP)] = 1
-    out: Annotated[Path | None, _arg("DIR")] = None
+    workers: Annotated[int, arg("INT", _WORKERS_HELP)] = 1
+    out: Annotated[Path | None, arg("DIR")] = None
     """Output folder; None is outputs/verify/<date>-<time>-<name>."""
-    resume: Annotated[bool, _arg(None, _RESUME_HELP)] = False
+    resume: Annotated[bool, arg(None, _RESUME_HELP)] = False
 
     @property
     def reference(self) -> str:

@@ -19,11 +19,12 @@ from asd_policy.console import say as _say
 from asd_policy.device import resolve_device
 from asd_policy.errors import InputError
 from asd_policy.eval.options import command_line
-from asd_policy.eval.runs.files import check_writable, default_folder, now, write_json
+from asd_policy.eval.resume import continued_with
+from asd_policy.eval.runs.files import check_output_folder, default_folder, now, write_json
 from asd_policy.eval.runs.machine import describe_machine, drawing_code
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.studies.verify.draws import Drawn, Role, Sampling, batch_file, collect
-from asd_policy.eval.studies.verify.equality import compare
+from asd_policy.eval.studies.verify.equality import Test, compare
 from asd_policy.eval.studies.verify.figures import save_figure
 from asd_policy.eval.studies.verify.moments import find_moments
 from asd_policy.eval.studies.verify.options import (
@@ -56,7 +57,7 @@ from asd_policy.schedule import Schedule
 
 Json = dict[str, Any]
 _ROOT = Path("outputs/verify")
-_NOT_SETTINGS = ("out", "resume", "checkpoint", "device", "threads", "workers")
+_NOT_SETTINGS = ("out", "resume", "checkpoint", "threads", "workers")
 
 
 def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
@@ -71,7 +72,7 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
         KeyboardInterrupt: passed on; batches that were sampled are kept.
     """
     check_verify_options(options)
-    check_writable(options.out or _ROOT)
+    check_output_folder(options.out or _ROOT)
     options = dataclasses.replace(options, device=resolve_device(options.device))
     if options.workers > 1 and options.device != "cpu":
         raise InputError(f"--workers is for a CPU; leave it out on {options.device}")
@@ -80,14 +81,11 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
     options, subject = _open(options)
     roles = roles_of(options, subject)
     assert options.out is not None
-    try:
+    again = command_line(dataclasses.replace(options, resume=True), "verify")
+    with continued_with(again, f" in {options.out}", lambda: True):
         drawn = _draw(options, subject, roles)
         with Stage("comparing the chunks (minutes, where there are tens of thousands)"):
             result = _judge(options, subject, roles, drawn)
-    except BaseException:
-        again = command_line(dataclasses.replace(options, resume=True), "verify")
-        _say(f"What was sampled is kept in {options.out}; continue with\n  {again}")
-        raise
     write_json(options.out / "verify.json", result)
     save_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
     print_verification(console or plain_console(), result, options.out)
@@ -189,12 +187,14 @@ def _judge(
     """The content of verify.json."""
     sample, reference = drawn[SAMPLE], drawn[REFERENCE]
     chain = roles[REFERENCE].config.schedule(subject.schedule)
-    tests = compare(sample.chunks, reference.chunks, subject.gripper, options.alpha, options.seed)
+    known: list[Test] = []
     if subject.exact is not None:
         exact = subject.exact(chain)
         names = ((options.sampler, sample), (f"sequential {options.reference}", reference))
         for name, what in names:
-            tests += exact_tests(what, exact, name, options.seed)
+            known += exact_tests(what, exact, name, options.seed)
+    both, how = (sample.chunks, reference.chunks), (options.alpha, options.seed)
+    tests = compare(*both, subject.gripper, *how, others=len(known)) + known
     table = tests_json(tests, options.alpha)
     power = power_json(options, subject, reference, len(table))
     others = {k: v for k, v in drawn.items() if k not in (SAMPLE, REFERENCE)}

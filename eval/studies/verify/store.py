@@ -9,11 +9,11 @@ verify.png, .svg  a picture of it
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from asd_policy.data.replay import DAMAGED_NPZ
 from asd_policy.eval.runs.store import Store
 from asd_policy.files import replacing
 
@@ -23,7 +23,7 @@ STORE = Store(
     ours=lambda config: "oracle" in config["settings"],  # an evaluation has none
     fixed=(  # these decide what has been sampled
         "sampler", "oracle", "checkpoint_sha256", "observations", "source", "window", "steps",
-        "ddim_steps", "eta", "tolerance", "seed", "batch", "precision", "code",
+        "ddim_steps", "eta", "tolerance", "seed", "batch", "precision", "engine", "device", "code",
     ),
 )  # fmt: skip
 
@@ -39,5 +39,5 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except DAMAGED_NPZ:
         return None

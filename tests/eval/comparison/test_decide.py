@@ -10,7 +10,7 @@ import tyro
 from eval_schemas import check
 from eval_standin import prepare
 
-from asd_policy.errors import ConnectionLostError
+from asd_policy.errors import ConnectionLostError, OutputExistsError
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.resume import evaluation_in, find_evaluation, parse
 from asd_policy.eval.studies.compare.decide import continue_until_decided, evaluate_and_compare
@@ -46,6 +46,24 @@ def test_it_ends_when_it_is_decided_and_goes_on_later(tmp_path, quiet, capsys):
     assert found["sequential"]["log10_e"]["not_worse"] > 1.3
     low, high = found["sequential"]["difference_ci95"]
     assert -0.06 < low < 0 < high < 0.06
+
+
+def test_a_run_that_is_there_is_gone_on_with_only_if_asked(tmp_path, quiet):
+    options = EvalAndCompareOptions(
+        compare=("asd", "ddpm"), out=tmp_path / "run", until_decided=True, budget=20
+    )
+    evaluate_and_compare(options, run=standin, console=quiet)
+    with pytest.raises(OutputExistsError, match="add --resume"):
+        evaluate_and_compare(options, run=standin, console=quiet)
+    evaluate_and_compare(
+        dataclasses.replace(options, resume=True, budget=30), run=standin, console=quiet
+    )
+    assert seeds(options.out) == 30
+
+
+def test_samplers_are_named_once(refused, tmp_path):
+    words = ("--samplers", "asd", "ddim", "--compare", "asd", "ddpm", "--out", tmp_path / "run")
+    refused("--compare A B is in place of --samplers", "eval", *words)
 
 
 def test_what_was_finished_is_kept_and_how_to_go_on_is_said(tmp_path, quiet, capsys):

@@ -144,6 +144,16 @@ def test_the_least_p_of_permutations_survives_the_correction():
         assert tests / (permutations_needed(tests, alpha) + 1) < alpha
 
 
+def test_permutations_are_enough_for_all_that_is_corrected_for():
+    """Else the least p that they can give cannot be rejected, however different the chunks are."""
+    rng = np.random.default_rng(36)
+    ours, theirs = rng.normal(0.5, 0.1, (2, 20, 2, 2)), rng.normal(-0.5, 0.1, (2, 20, 2, 2))
+    for others in (0, 60):
+        found = compare(ours, theirs, None, 0.05, 3, others=others)
+        (energy,) = (test for test in found if test.name == "energy distance")
+        assert energy.p_value * (len(found) + others) < 0.05
+
+
 def test_results_depend_on_the_seed_alone():
     a, b = (chunks(np.random.default_rng(seed)) for seed in (8, 9))
     assert compare(a, b, -1, ALPHA, 3) == compare(a, b, -1, ALPHA, 3)

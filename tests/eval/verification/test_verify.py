@@ -288,6 +288,15 @@ def test_a_killed_run_goes_on_to_the_same_figures(run, tmp_path):
         assert whole[key] == resumed[key]
 
 
+def test_another_engine_is_not_said_to_have_drawn_what_is_there(run, tmp_path):
+    words = [*ORACLE, "--batch", "40", "--chunks", "40", "--out", tmp_path / "out"]
+    assert run(*words, "--engine", "eager")[0] in (0, 2)
+    status, _, errors = run(*words, "--resume", "--engine", "auto")
+    assert status == 2
+    assert "--engine: eager there, auto now" in errors
+    assert "continue with" not in errors
+
+
 # ---- several processes ---------------------------------------------------------------------------
 
 

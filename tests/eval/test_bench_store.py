@@ -1,0 +1,50 @@
+"""bench.json: what is kept of a benchmark that goes on later, elsewhere, with other cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asd_policy.eval.studies.bench.store import BenchFile, read_bench
+from asd_policy.eval.studies.bench.summary import add_speedups
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_cell_is_kept_once(tmp_path):
+    kept = read_bench(ROOT / "eval" / "results" / "cpu-2-cores" / "one_chain.json")
+    settings, machine = kept["settings"], kept["machine"][0] | {"cpu": "x"}
+    store = BenchFile.claim(tmp_path / "out", settings, machine, resume=False)
+    store.content["cells"].append({"key": "a", "latency_ms": {}})
+    with pytest.raises(AssertionError, match="a was measured already"):
+        store.add_cell({"key": "a"})
+    again = BenchFile.claim(tmp_path / "out", settings, machine | {"cpu": "y"}, resume=True)
+    assert [each["cpu"] for each in again.content["machine"]] == ["x", "y"]
+
+
+def test_what_is_gone_on_with_is_not_complete_and_loses_no_setting(tmp_path):
+    kept = read_bench(ROOT / "eval" / "results" / "cpu-2-cores" / "one_chain.json")
+    settings, machine = kept["settings"] | {"samplers": ["ddpm", "ddim-2"]}, kept["machine"][0]
+    BenchFile.claim(tmp_path, settings, machine, resume=False).write(complete=True)
+    other = settings | {"samplers": ["asd", "ddim-2"]}
+    again = BenchFile.claim(tmp_path, other, machine | {"threads": 7}, resume=True)
+    assert not read_bench(tmp_path)["complete"]
+    assert again.content["settings"]["samplers"] == ["ddpm", "ddim-2", "asd"]
+    again.add_cell({"key": "a", "error": "none"})
+    assert again.content["cells"][0]["machine"] == 1
+
+
+def test_speedups_are_of_one_machine():
+    ddpm, asd = (
+        {
+            "network": "n", "batch": 1, "steps": 100, "precision": "fp32", "engine": "eager",
+            "kernels": "torch", "compile": False, "sampler": sampler, "latency_ms": {"p50": ms},
+            "algorithmic_speedup": 10.0,
+        }
+        for sampler, ms in (("ddpm", 100.0), ("asd", 20.0))
+    )  # fmt: skip
+    for there, expected in ({}, 5.0), ({"machine": 0}, 5.0), ({"machine": 1}, None):
+        cells = [ddpm, asd | there]
+        add_speedups(cells)
+        assert cells[1]["speedup"]["over_ddpm"] == expected
