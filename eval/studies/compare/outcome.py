@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def compare_sides(a: Side, b: Side, margin: float, seed: int, by_sequential: boo
     """
     seeds = common_seeds(a, b)
     ours, theirs = ([side.episodes[s] for s in seeds] for side in (a, b))
-    success = success_of(*({e.seed: e.success for e in side} for side in (ours, theirs)), margin)
+    success = success_of(_outcomes(ours), _outcomes(theirs), margin)
     sequential = _sequential(success, margin)
     names = _names(a, b)
     ratios = {
@@ -82,7 +82,11 @@ def compare_sides(a: Side, b: Side, margin: float, seed: int, by_sequential: boo
     }
 
 
-def success_of(ours: Mapping[int, bool], theirs: Mapping[int, bool], margin: float) -> Json:
+def _outcomes(episodes: list[Episode]) -> dict[int, bool]:
+    return {episode.seed: episode.success for episode in episodes}
+
+
+def success_of(ours: dict[int, bool], theirs: dict[int, bool], margin: float) -> Json:
     """Successes by seed, on those that both have: rates, their difference, and what it shows."""
     pair = paired_success(ours, theirs)
     discordant = pair["only_a"], pair["only_b"], pair["n"]

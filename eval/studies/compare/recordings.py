@@ -36,11 +36,11 @@ def compare_recordings(options: CompareOptions) -> int:
     runs = {"a": _read(first), "b": _read(second)}
     for name, run in runs.items():
         print(f"{name}: {run.get('policy', 'a policy')}\n   {_summary(run['episodes'])}")
-    outcomes = [
+    a, b = (
         {episode["seed"]: bool(episode["success"]) for episode in run["episodes"]}
         for run in runs.values()
-    ]
-    pair = paired_success(*outcomes)
+    )
+    pair = paired_success(a, b)
     if not pair["n"]:
         raise DatasetError(f"{first} and {second} have no seeds in common")
     ours, theirs = ({e["seed"]: e.get("scene") for e in run["episodes"]} for run in runs.values())
@@ -59,7 +59,7 @@ def compare_recordings(options: CompareOptions) -> int:
             f"Whether {pair['n'] - known} of these seeds began with the same scene in both is not "
             "known: a recording does not hold their first observations (an older version made it)"
         )
-    verdict = verdict_of(("a", "b"), success_of(*outcomes, options.margin), options.margin)
+    verdict = verdict_of(("a", "b"), success_of(a, b, options.margin), options.margin)
     print(f"{verdict['word']}: {verdict['sentence']}")
     return int(verdict["status"])
 
