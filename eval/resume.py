@@ -254,7 +254,7 @@ def continued_with(again: str, where: str, begun: Callable[[], bool]) -> Iterato
     try:
         yield
     except BaseException as error:
-        if begun() and not isinstance(error, (ValueError, OutputExistsError)):  # those are refusals
+        if begun() and not isinstance(error, (InputError, OutputExistsError)):  # refusals
             say(f"What was finished is kept{where}; continue with\n  {again}")
         raise
 

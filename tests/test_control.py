@@ -263,20 +263,22 @@ class Holding(Told):
     def __init__(self) -> None:
         super().__init__()
         self.acts: list[tuple[float, float]] = []
+        self.lasts: list[float | None] = []
 
     def act(self, action: np.ndarray) -> None:
         self.acts.append((float(action[0]), time.monotonic()))
         action *= 0
 
     def hold(self, last):  # type: ignore[no-untyped-def]
-        return np.array([-1.0])
+        self.lasts.append(None if last is None else float(last[0]))
+        return last
 
 
 def test_at_its_end_the_robot_is_held_before_what_is_being_drawn_has_come() -> None:
     robot = Holding()
     run([0.0, 1.0], TA + 2, robot=robot)
-    action, when = robot.acts[-1]
-    assert action == -1
+    (planned, _), (action, when) = robot.acts[-2:]
+    assert action == planned == robot.lasts[-1] > 0, "what the robot wrote over it"
     assert time.monotonic() - when > 0.5, "the robot waited for a chunk"
 
 

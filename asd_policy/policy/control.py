@@ -191,21 +191,21 @@ class _Loop:
             self.report.held += 1
             self.hold()
         else:
+            self.last = action.copy()  # the robot may write into its own
             self.robot.act(action)
-            self.last = action
         self.report.steps += 1
 
     def hold(self) -> None:
         """What the robot says of holding still; nothing where it says nothing."""
         hold = getattr(self.robot, "hold", None)
-        action = None if hold is None else hold(self.last)
+        action = None if hold is None else hold(None if self.last is None else self.last.copy())
         if action is not None:
             self.robot.act(self._still(action))
 
     def _still(self, action: object) -> np.ndarray:
         shape = None if self.plan is None else self.plan.actions.shape[1:]
         try:
-            still = np.asarray(action)
+            still = np.array(action)
             good = still.dtype.kind in "fiu" and still.ndim == 1 and shape in (None, still.shape)
         except ValueError:  # of lists of several lengths
             good = False

@@ -41,10 +41,9 @@ def _row(value: Any) -> Any:
 
 
 def array(key: str, value: Any) -> np.ndarray:
-    """Of a value that has this name: a copy, for histories keep it, and robots use their buffers
-    again. Raises ValueError where there can be none."""
+    """Of a value that has this name. Raises ValueError where there can be none."""
     try:
-        return np.array(value)
+        return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # the latter two of PyTorch's tensors
         raise InputError(f"observation {key!r} is no array: {error}") from error
 

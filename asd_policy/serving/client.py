@@ -134,8 +134,16 @@ class Client:
         Args:
             seeds: of the random streams of robots 0, 1 …, or one int, of robot 0: others go on as
                 they are. None draws one for each robot that there is.
+
+        Raises:
+            ValueError: None, where a ``RemotePolicy`` of this client has robots.
         """
         if seeds is None:
+            if self._robots > len(self._free):
+                raise InputError(
+                    "reset() would begin the robots of this client's policies anew; reset those, "
+                    "or give seeds"
+                )
             self.ask({}, "reset")
             return
         listed = [[robot, seed] for robot, seed in enumerate(listed_seeds(seeds))]

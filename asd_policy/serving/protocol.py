@@ -25,6 +25,7 @@ from asd_policy.errors import (
 )
 
 VERSION = 1
+IDLE = 1000  # code (of RFC 6455) of a connection that is closed because nothing is asked
 # The entry of an observation that says more than "a chunk for this": openpi's messages have none.
 KEY = "asd_policy"
 _KINDS = "biufSU"  # of arrays: numbers, truth values and text

@@ -18,15 +18,14 @@ from asd_policy.policy.draws import ChunkStats
 from asd_policy.policy.horizon import Chunks, ChunkSource, Frame, Observation, RecedingHorizon
 from asd_policy.samplers.result import Stats
 from asd_policy.serving.client import Client
-from asd_policy.serving.protocol import VERSION
+from asd_policy.serving.protocol import IDLE, VERSION
 from asd_policy.serving.requests import MOST_DRAWN, Seen
 
 # What another server at the same address must say, too, for streams to go on there.
 _OF_THE_POLICY = (
     "checkpoint_sha256", "sampler", "sampler_config", "steps", "observations",
-    "observation_horizon", "action_horizon", "prediction_horizon",
+    "observation_horizon", "action_horizon", "prediction_horizon", "limits",
 )  # fmt: skip
-_IDLE = 1000  # code of a connection that the server closed because nothing was asked
 
 
 class RemoteStream:
@@ -53,8 +52,8 @@ class RemoteSource(ChunkSource):
 
     def __init__(self, client: Client) -> None:
         check_kind("client", client, Client, "a serving.Client(address)")
-        self.client, self._told = client, client.metadata
-        told = self._told
+        self.client, self._known_as = client, client.connections
+        told = self._told = client.metadata
         if told.get("protocol") != VERSION:
             raise ServerError(
                 f"expected a server of asd-policy, protocol {VERSION}; {client.address} says "
@@ -77,7 +76,11 @@ class RemoteSource(ChunkSource):
 
     def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
         times = self.seen.frames(observations, (batch,))
-        return [[{k: v[row] for k, v in rows.items()} for rows in times] for row in range(batch)]
+        # Copies: robots use their buffers again, and histories keep these.
+        return [
+            [{k: np.array(v[row]) for k, v in rows.items()} for rows in times]
+            for row in range(batch)
+        ]
 
     @property
     def conditions(self) -> bool:  # type: ignore[override]
@@ -97,14 +100,21 @@ class RemoteSource(ChunkSource):
             if _for_now(error.__cause__):
                 raise ConnectionLostError(str(error)) from error
             raise
-        told = self.client.metadata
+        self._check_policy()
+
+    def _check_policy(self) -> None:
+        """Of a connection that is new: streams can go on there. Else it is closed."""
+        if self._known_as == self.client.connections:
+            return
         for key in _OF_THE_POLICY:
-            was, now = _without_window(self._told.get(key)), _without_window(told.get(key))
+            was, now = (_compared(key, told) for told in (self._told, self.client.metadata))
             if now != was:
+                self.client.close()
                 raise ServerError(
                     f"{self.client.address} serves another policy now: {key} was {was!r}, and is "
                     f"{now!r}"
                 )
+        self._known_as = self.client.connections
 
     def draw(self, histories: Sequence[Sequence[Frame]], streams: Sequence[RemoteStream]) -> Chunks:
         return self._draw(histories, streams)
@@ -149,6 +159,7 @@ class RemoteSource(ChunkSource):
         streams: Sequence[RemoteStream],
         asked: Mapping[str, Any],
     ) -> dict[str, Any]:
+        self._check_policy()
         new = [stream for stream in streams if stream.connection != self.client.connections]
         return self.client.infer_batch(
             stacked,
@@ -177,11 +188,14 @@ def _for_now(refusal: BaseException | None) -> bool:
 
 def _was_idle(end: BaseException | None) -> bool:
     """Whether a connection ended because nothing had been asked for long."""
-    return isinstance(end, ConnectionClosed) and end.rcvd is not None and end.rcvd.code == _IDLE
+    return isinstance(end, ConnectionClosed) and end.rcvd is not None and end.rcvd.code == IDLE
 
 
-def _without_window(said: Any) -> Any:
-    """A server may choose another one: samples have the same distribution."""
+def _compared(key: str, told: Mapping[str, Any]) -> Any:
+    """What a server says, but of the window: with another one, samples have the same law."""
+    said = told.get(key)
+    if key == "limits":
+        return said["robots"]  # by which they are numbered
     return {k: v for k, v in said.items() if k != "window"} if isinstance(said, dict) else said
 
 

@@ -23,14 +23,14 @@ from asd_policy.policy.horizon import RecedingHorizon
 from asd_policy.serving.batcher import Batcher
 from asd_policy.serving.connection import LOOK_S, Left, ServerConnection
 from asd_policy.serving.metadata import metadata_of
-from asd_policy.serving.protocol import error_text, pack
+from asd_policy.serving.protocol import IDLE, error_text, pack
 from asd_policy.serving.requests import Seen
 from asd_policy.serving.session import Session
 from asd_policy.serving.token import one_word
 
 logger = logging.getLogger(__name__)
 HEALTH = "/healthz"  # as openpi's
-_GOING, _POLICY, _IDLE = 1001, 1008, 1000  # codes of RFC 6455
+_GOING, _POLICY, _FAULT = 1001, 1008, 1011  # codes of RFC 6455, as IDLE is
 _ENDING = "the server is ending"
 _HANDSHAKE_S, _GOODBYE_S, _GRACE_S = 10.0, 2.0, 0.5
 _SPARE = 64  # connections beside the clients: handshakes, questions after its health
@@ -230,6 +230,7 @@ class Server:
             pass  # the client has gone, or takes nothing more, or says nothing
         except Exception as error:
             logger.error("a fault while serving %s", connection.address, exc_info=error)
+            connection.close(_FAULT, "a fault of the server's", _GOODBYE_S)
         finally:
             with self._counting:
                 self._open.pop(connection, None)
@@ -280,7 +281,7 @@ class Server:
                 data = connection.receive(self.limits.idle_s)
             except TimeoutError:
                 why = f"no message came in {self.limits.idle_s:g} s"
-                connection.close(_IDLE, why, _GOODBYE_S)
+                connection.close(IDLE, why, _GOODBYE_S)
                 return
             except Left:
                 break

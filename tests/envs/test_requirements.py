@@ -66,7 +66,7 @@ def test_the_pythons_that_are_said_are_those_of_the_markers(python):
 def test_an_old_gymnasium_is_one_sentence(refused, monkeypatch, tmp_path, command):
     pytest.importorskip("robosuite")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(requirements, "_version", {"gymnasium": "1.0.0"}.get)
+    monkeypatch.setattr(requirements, "installed_version", {"gymnasium": "1.0.0"}.get)
     refused(r"error: the simulator .* gymnasium .*needs 1.1 or later, found 1.0.0", command)
     assert list(tmp_path.iterdir()) == []
 
@@ -81,7 +81,7 @@ def test_another_python_is_one_sentence(refused, monkeypatch, tmp_path, command)
 
 
 def test_help_needs_no_simulator(run, monkeypatch):
-    monkeypatch.setattr(requirements, "_version", {"gymnasium": "1.0.0"}.get)
+    monkeypatch.setattr(requirements, "installed_version", {"gymnasium": "1.0.0"}.get)
     status, output, _ = run("eval", "--help")
     assert status == 0
     assert "--episodes" in output
@@ -90,7 +90,7 @@ def test_help_needs_no_simulator(run, monkeypatch):
 def test_in_python_too(monkeypatch):
     pytest.importorskip("robosuite")
     check_simulator()
-    monkeypatch.setattr(requirements, "_version", {"mujoco": "3.2.0"}.get)
+    monkeypatch.setattr(requirements, "installed_version", {"mujoco": "3.2.0"}.get)
     with pytest.raises(IntegrationError, match=r"mujoco .*needs 3.3 or later, found 3.2.0"):
         check_simulator()
     monkeypatch.setattr(requirements.importlib.util, "find_spec", lambda name: None)
@@ -114,7 +114,7 @@ def test_making_an_environment_says_it_first():
 
 
 def test_an_oracle_needs_no_simulator(run, monkeypatch):
-    monkeypatch.setattr(requirements, "_version", {"gymnasium": "1.0.0"}.get)
+    monkeypatch.setattr(requirements, "installed_version", {"gymnasium": "1.0.0"}.get)
     status, _, errors = run("verify", "--oracle", "--chunks", "nine")
     assert status == 2
     assert "gymnasium" not in errors

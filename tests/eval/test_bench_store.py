@@ -26,10 +26,15 @@ def test_a_cell_is_kept_once(tmp_path):
 def test_what_is_gone_on_with_is_not_complete_and_loses_no_setting(tmp_path):
     kept = read_bench(ROOT / "eval" / "results" / "cpu-2-cores" / "one_chain.json")
     settings, machine = kept["settings"] | {"samplers": ["ddpm", "ddim-2"]}, kept["machine"][0]
-    BenchFile.claim(tmp_path, settings, machine, resume=False).write(complete=True)
+    first = BenchFile.claim(tmp_path, settings, machine, resume=False)
+    assert not first.owes
+    killed = BenchFile.claim(tmp_path, settings | {"samplers": ["ddpm"]}, machine, resume=True)
+    assert killed.owes, "what was asked first is not done"
+    first.write(complete=True)
     other = settings | {"samplers": ["asd", "ddim-2"]}
     again = BenchFile.claim(tmp_path, other, machine | {"threads": 7}, resume=True)
     assert not read_bench(tmp_path)["complete"]
+    assert not again.owes
     assert again.content["settings"]["samplers"] == ["ddpm", "ddim-2", "asd"]
     again.add_cell({"key": "a", "error": "none"})
     assert again.content["cells"][0]["machine"] == 1

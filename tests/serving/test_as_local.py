@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("websockets")
-from asd_policy.errors import LimitError, ServerError
+from asd_policy.errors import ConnectionLostError, InputError, LimitError, ServerError
 from asd_policy.policy import Controller, DiffusionPolicy, RecedingHorizon, SamplerConfig
 from asd_policy.serving import Client, Limits, RemotePolicy, Server
 from reference.rounding import assert_same_draws
@@ -88,6 +88,10 @@ def test_messages_of_the_client_s_own_do_not_touch_its_policies() -> None:
             got.append(policy.act(observation(t)))
             client.infer(observation(90 + t))
             client.reset(t)
+        with pytest.raises(
+            InputError, match=r"reset\(\) would begin the robots of .* policies anew"
+        ):
+            client.reset()
     assert_same_draws(got, expected)
 
 
@@ -103,6 +107,7 @@ def test_as_many_robots_as_a_connection_may_have() -> None:
 
 
 OTHERS = {
+    "limits": lambda: tiny_policy("ddpm"),
     "steps": lambda: tiny_policy("ddpm", num_steps=7),
     "sampler_config": lambda: tiny_policy("ddim", steps=3),
     "action_horizon": lambda: DiffusionPolicy(
@@ -116,11 +121,32 @@ def test_a_server_that_draws_otherwise_is_not_gone_on_with(what: str) -> None:
     with served(tiny_policy("ddpm")) as server:
         policy, port = RemotePolicy(Client(address(server))), server.port
         policy.reset(0)
-    other = Server(OTHERS[what](), port=port)  # the port is free at once
+    limits = Limits(robots=5 if what == "limits" else Limits.robots)
+    other = Server(OTHERS[what](), port=port, limits=limits)  # the port is free at once
     other.start()
     try:
         with pytest.raises(ServerError, match=f"another policy now: {what} was"):
             policy.source.reconnect()
+        with pytest.raises(ConnectionLostError, match="is closed"):
+            policy.act(observation(0))
+        policy.client.reconnect()  # by another policy of the same client, say
+        with pytest.raises(ServerError, match=f"another policy now: {what} was"):
+            policy.act(observation(0))
     finally:
         policy.close()
         other.drain()
+
+
+def test_a_fault_of_the_server_s_is_no_pause(caplog: pytest.LogCaptureFixture) -> None:
+    policy = tiny_policy()
+    with served(policy) as server, Client(address(server)) as client:
+        remote = RemotePolicy(client)
+        remote.reset(3)
+
+        def fails(streams: object) -> None:
+            raise RuntimeError("broken")
+
+        policy.source.ahead = fails  # type: ignore[method-assign]
+        with pytest.raises(ConnectionLostError, match="a fault of the server's"):
+            [remote.act(observation(t)) for t in range(9)]
+    assert "broken" in caplog.text

@@ -85,7 +85,8 @@ class LeRobotSource(SampledSource):
         for key, value in rows.items():
             if key in self.pictures and value.dtype != np.uint8:
                 raise InputError(f"picture {key!r} must be of uint8, 0 to 255, got {value.dtype}")
-        return [[{key: value[i] for key, value in rows.items()}] for i in range(batch)]
+        # Copies: robots use their buffers again, and histories keep these.
+        return [[{key: np.array(v[i]) for key, v in rows.items()}] for i in range(batch)]
 
     @torch.inference_mode()
     @own_precision(networks_too=True)

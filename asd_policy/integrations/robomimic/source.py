@@ -81,7 +81,8 @@ class RobomimicSource(SampledSource):
         lead = (batch, *([self.horizons[0]] * stacked))
         self._check(rows, lead)
         self.stacked = stacked
-        return [[{key: value[i] for key, value in rows.items()}] for i in range(batch)]
+        # Copies: robots use their buffers again, and histories keep these.
+        return [[{key: np.array(v[i]) for key, v in rows.items()}] for i in range(batch)]
 
     def _check(self, rows: dict[str, np.ndarray], lead: tuple[int, ...]) -> None:
         got = {k: v.shape for k, v in rows.items()}
@@ -155,8 +156,8 @@ class RobomimicSource(SampledSource):
 
 
 def as_array(value: Any) -> np.ndarray:
-    """A copy of an array or a tensor, from any device: histories keep it."""
-    return np.array(value.detach().cpu() if isinstance(value, Tensor) else value)
+    """An array of an array or a tensor, from any device."""
+    return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
 
 
 def _finite(values: Tensor) -> bool:

@@ -51,7 +51,9 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
     torch.set_num_threads(options.threads or choose_threads(largest))
     store = open_store(options, name, {})
     if options.calls_against_steps:
+        owes = store.owes or any("error" in cell for cell in store.content["cells"])
         scale(store, options.quick, say)
+        store.write(complete=not owes)
     else:
         measure(store, subjects, groups, options, device, say)
     return finish(store, say)
@@ -105,19 +107,18 @@ def measure(
     quick = options.quick
     runner = Runner(store, subjects, device, chunks, options.seed, quick, say, deadline)
     complete = runner.run(groups)
-    store.write(complete=complete)
+    store.write(complete=complete and not store.owes)
     return complete
 
 
 def scale(store: BenchFile, quick: bool, say: Say) -> None:
     """Calls against K, unless the store has them."""
     if store.content["calls_against_steps"]:
-        store.write(complete=True)
         return
     say("Calls against K, on a mixture of Gaussians")
     results = calls_against_steps((20, 40), seeds=2, chains=2) if quick else None
     results = results or calls_against_steps(say=say)
-    store.write(calls_against_steps=results, complete=True)
+    store.write(calls_against_steps=results)
 
 
 def finish(store: BenchFile, say: Say) -> int:

@@ -31,11 +31,11 @@ class BenchFile:
     """One benchmark's file.
 
     Attributes:
-        content: what the file holds.
+        content: what the file holds. owes: cells of what was asked before, and is not now.
     """
 
-    def __init__(self, folder: Path, content: Json, machine: int) -> None:
-        self.folder, self.content, self._machine = folder, content, machine
+    def __init__(self, folder: Path, content: Json, machine: int, owes: bool) -> None:
+        self.folder, self.content, self._machine, self.owes = folder, content, machine, owes
 
     @classmethod
     def claim(cls, out: Path | None, settings: Json, machine: Json, resume: bool) -> BenchFile:
@@ -60,10 +60,15 @@ class BenchFile:
                 "calls_against_steps": [],
                 "complete": False,
             }
-        there |= {"settings": _with_those_of(there["settings"], settings), "complete": False}
+        whole = _with_those_of(there["settings"], settings)
+        owes = not there["complete"] and any(
+            isinstance(value, list) and len(value) > len(settings[key])
+            for key, value in whole.items()
+        )
+        there |= {"settings": whole, "complete": False}
         if machine not in there["machine"]:
             there["machine"].append(machine)
-        store = cls(folder, there, there["machine"].index(machine))
+        store = cls(folder, there, there["machine"].index(machine), owes)
         store.write()
         return store
 

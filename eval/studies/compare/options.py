@@ -81,8 +81,6 @@ class EvalAndCompareOptions(EvalOptions):
         if len(set(self.compare)) != 2 or len(self.compare) != 2:
             raise InputError(f"--compare takes two samplers, got {' '.join(self.compare)}")
         check_samplers(self.compare, "--compare")
-        if self.samplers not in (EvalOptions.samplers, self.compare):
-            raise InputError("--compare A B is in place of --samplers; give one of the two")
         out = self.out or default_folder(self.name or "-".join(self.compare))
         return EvalOptions(**values | {"samplers": self.compare, "out": out})
 

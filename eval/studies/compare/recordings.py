@@ -57,7 +57,7 @@ def compare_recordings(options: CompareOptions) -> int:
     if known < pair["n"]:
         print(
             f"Whether {pair['n'] - known} of these seeds began with the same scene in both is not "
-            "known: a recording does not hold their first observations (an older version made it)"
+            "known: a recording does not hold their first observations"
         )
     verdict = verdict_of(("a", "b"), success_of(a, b, options.margin), options.margin)
     print(f"{verdict['word']}: {verdict['sentence']}")

@@ -82,7 +82,8 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
     roles = roles_of(options, subject)
     assert options.out is not None
     again = command_line(dataclasses.replace(options, resume=True), "verify")
-    with continued_with(again, f" in {options.out}", lambda: True):
+    draws = options.out / "draws"
+    with continued_with(again, f" in {options.out}", lambda: any(draws.rglob("*.npz"))):
         drawn = _draw(options, subject, roles)
         with Stage("comparing the chunks (minutes, where there are tens of thousands)"):
             result = _judge(options, subject, roles, drawn)

@@ -61,11 +61,6 @@ def test_a_run_that_is_there_is_gone_on_with_only_if_asked(tmp_path, quiet):
     assert seeds(options.out) == 30
 
 
-def test_samplers_are_named_once(refused, tmp_path):
-    words = ("--samplers", "asd", "ddim", "--compare", "asd", "ddpm", "--out", tmp_path / "run")
-    refused("--compare A B is in place of --samplers", "eval", *words)
-
-
 def test_what_was_finished_is_kept_and_how_to_go_on_is_said(tmp_path, quiet, capsys):
     options = EvalAndCompareOptions(
         compare=("asd", "ddpm"), until_decided=True, out=tmp_path / "run", margin=0.1
