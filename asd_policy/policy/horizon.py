@@ -193,7 +193,7 @@ class RecedingHorizon:
                 None for a single environment. None draws a seed.
 
         Raises:
-            ValueError: what is no seed; nothing is forgotten then. LimitError: too many for a server.
+            ValueError: what is no seed; nothing is forgotten then. LimitError: a server's.
         """
         checked = listed_seeds(seeds)
         self.environments = []  # their streams, which may be numbered elsewhere, are free for these

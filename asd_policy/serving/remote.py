@@ -193,9 +193,9 @@ def _was_idle(end: BaseException | None) -> bool:
 
 def _compared(key: str, told: Mapping[str, Any]) -> Any:
     """What a server says, but of the window: with another one, samples have the same law."""
-    said = told.get(key)
     if key == "limits":
-        return said["robots"]  # by which they are numbered
+        return told[key]["robots"]  # by which they are numbered
+    said = told.get(key)
     return {k: v for k, v in said.items() if k != "window"} if isinstance(said, dict) else said
 
 
