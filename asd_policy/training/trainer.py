@@ -271,6 +271,8 @@ class Trainer:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             there = state["identity"]
+            if not all(isinstance(each, str) for each in there["demonstrations"]):
+                raise TypeError("these are no digests")
         except OSError:
             raise
         except Exception as error:  # whatever a damaged file does to the pickle's reader
