@@ -323,7 +323,7 @@ def test_workers_draw_what_one_process_draws(run, tmp_path):
 def test_ctrl_c_while_comparing_leaves_what_was_drawn(run, tmp_path, monkeypatch):
     """With many chunks that takes minutes, too, and is said."""
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     words = (*ORACLE[:4], "--batch", 20, "--steps", 5, "--chunks", 20, "--out", tmp_path / "out")
