@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy.errors import OutputExistsError
-from asd_policy.files import replacing, writing
+from asd_policy.files import claimed, replacing, writing
 
 
 def default_folder(name: str, root: Path = Path("outputs/eval")) -> Path:
@@ -54,6 +54,21 @@ def reserved(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # not empty: so are those above it
             for folder in made:
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def alone_in(path: Path | None) -> Iterator[None]:
+    """`reserved`, and no other process may be at work there until the block is left. None: the
+    folder will be a new one, which no other knows.
+
+    Raises:
+        OutputError, OutputExistsError: as `reserved`, or another process is at work there.
+    """
+    with contextlib.ExitStack() as stack:
+        if path is not None:
+            stack.enter_context(reserved(path))
+            stack.enter_context(claimed(path))
+        yield
 
 
 def check_output_folder(path: Path) -> None:

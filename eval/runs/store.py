@@ -16,7 +16,7 @@ from typing import Any
 from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.eval.runs.files import check_is_folder
 from asd_policy.eval.runs.schemas import VERSION, read_json
-from asd_policy.files import writing
+from asd_policy.files import LOCK_FILE, writing
 
 Json = dict[str, Any]
 _NO_OPTIONS = ("checkpoint_sha256", "schema_version", "code", "observations_from")
@@ -121,7 +121,7 @@ class Store:
         others = [
             name
             for name in sizes
-            if name != "episodes.jsonl" and not fnmatch(name, f"{self.file}.*part")
+            if name not in ("episodes.jsonl", LOCK_FILE) and not fnmatch(name, f"{self.file}.*part")
         ]
         return not others and not sizes.get("episodes.jsonl", 0)
 

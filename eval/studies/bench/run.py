@@ -12,7 +12,7 @@ import torch
 from asd_policy.device import resolve_device
 from asd_policy.envs.requirements import installed_version
 from asd_policy.eval.demonstrations import load_demonstrations
-from asd_policy.eval.runs.files import check_output_folder
+from asd_policy.eval.runs.files import alone_in, check_output_folder
 from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.studies.bench.cells import Group, plan
 from asd_policy.eval.studies.bench.options import BenchOptions, check_device, check_options
@@ -42,6 +42,11 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
     check_output_folder(options.out or Path("outputs/bench"))
     name = resolve_device(options.device)
     check_device(options, name)
+    with alone_in(options.out):
+        return _bench(options, name, say)
+
+
+def _bench(options: BenchOptions, name: str, say: Say) -> int:
     device = torch.device(name)
     with Stage(f"loading {', '.join(options.networks)}"):
         subjects = {} if options.calls_against_steps else load_subjects(options, device)

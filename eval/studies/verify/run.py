@@ -20,7 +20,13 @@ from asd_policy.device import resolve_device
 from asd_policy.errors import InputError
 from asd_policy.eval.options import command_line
 from asd_policy.eval.resume import continued_with
-from asd_policy.eval.runs.files import check_output_folder, default_folder, now, write_json
+from asd_policy.eval.runs.files import (
+    alone_in,
+    check_output_folder,
+    default_folder,
+    now,
+    write_json,
+)
 from asd_policy.eval.runs.machine import describe_machine, drawing_code
 from asd_policy.eval.runs.schemas import VERSION
 from asd_policy.eval.studies.verify.draws import Drawn, Role, Sampling, batch_file, collect
@@ -78,6 +84,11 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
         raise InputError(f"--workers is for a CPU; leave it out on {options.device}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    with alone_in(options.out):
+        return _verify(options, console or plain_console())
+
+
+def _verify(options: VerifyOptions, console: Console) -> int:
     options, subject = _open(options)
     roles = roles_of(options, subject)
     assert options.out is not None
@@ -89,7 +100,7 @@ def run_verify(options: VerifyOptions, console: Console | None = None) -> int:
             result = _judge(options, subject, roles, drawn)
     write_json(options.out / "verify.json", result)
     save_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
-    print_verification(console or plain_console(), result, options.out)
+    print_verification(console, result, options.out)
     return int(result["verdict"]["status"])
 
 

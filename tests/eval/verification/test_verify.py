@@ -15,6 +15,7 @@ from asd_policy.data.replay import save_npz
 from asd_policy.errors import DatasetError
 from asd_policy.eval.studies.verify.options import VerifyOptions
 from asd_policy.eval.studies.verify.oracle import Oracle
+from asd_policy.files import LOCK_FILE, claimed
 from asd_policy.policy import save_checkpoint
 from asd_policy.schedule import Schedule
 from reference.tiny import tiny_checkpoint, tiny_replay
@@ -215,6 +216,16 @@ def test_demonstrations_of_something_else_are_refused(refused, checkpoint, tmp_p
     message = r"error: .*demos.npz: expected observations \{'object': 3, 'arm': 2\}"
     refused(message, *words, "--source", tmp_path / "demos.npz")
     assert issubclass(DatasetError, ValueError)
+
+
+def test_two_at_once_in_one_folder_are_told_apart(run, refused, checkpoint, tmp_path):
+    words, out = words_for(checkpoint, tmp_path / "out"), tmp_path / "out"
+    with claimed(out):
+        refused(r"error: another process is at work in .*out; wait for it", *words)
+        refused(r"error: another process is at work in", "bench", "--quick", "--out", out)
+    (out / LOCK_FILE).touch()  # as a kill leaves it
+    assert run(*words)[0] == 0
+    assert not (out / LOCK_FILE).exists()
 
 
 def test_a_finished_run_is_not_overwritten(run, refused, checkpoint, tmp_path):
