@@ -16,6 +16,7 @@ from asd_policy.eval.runs.forms import (
     Moment,
     Positive,
     Precision,
+    Sha256,
     Share,
     Some,
     Two,
@@ -63,6 +64,8 @@ class BenchMachine(Machine):
 class Network(Closed):
     """A network that is measured."""
 
+    sha256: NotRequired[Sha256 | None]
+    """Of the checkpoint's weights; none of random ones, and in files older than this entry."""
     parameters: Positive
     trained: bool
     trained_steps: Positive

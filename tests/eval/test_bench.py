@@ -216,6 +216,10 @@ def test_a_folder_in_use_is_refused(run, refused, words, tmp_path):
     run(*words, "--samplers", "ddpm")
     refused(r"error: .* already holds a benchmark.*add --resume", *words, "--samplers", "ddpm")
     refused(r"with other settings \(--seed: 0 there, 3 now\)", *words, "--resume", "--seed", 3)
+    trained = tiny_checkpoint()
+    trained.network.final_conv[1].bias.data += 1
+    save_checkpoint(tmp_path / "tiny", trained)
+    refused(r"measurements of another network .*tiny, with weights", *words, "--resume")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     refused("other holds other files", *words[:-1], tmp_path / "other", "--samplers", "ddpm")

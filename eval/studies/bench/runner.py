@@ -92,7 +92,8 @@ class Runner:
             with Stage("measuring what this machine can do: copies, products"):
                 ceilings = measure_ceilings(self.device, tuple(sorted(asked - {"-"})), self.quick)
         networks = {name: subject.describe() for name, subject in self.subjects.items()}
-        self.store.write(ceilings=ceilings, networks=self.store.content["networks"] | networks)
+        self.store.add_networks(networks)
+        self.store.write(ceilings=ceilings)
 
     def _measure(self, cells: Sequence[Cell]) -> bool:
         """One group. False if the deadline came before it had rounds enough."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from asd_policy.errors import InputError
+from asd_policy.errors import InputError, OutputExistsError
 from asd_policy.eval.runs.files import default_folder, now, write_json
 from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.eval.runs.store import Store
@@ -76,6 +76,22 @@ class BenchFile:
     def done(self) -> set[str]:
         """Keys of the cells that were measured (those that failed are tried again)."""
         return {c["key"] for c in self.content["cells"] if "error" not in c}
+
+    def add_networks(self, networks: dict[str, Json]) -> None:
+        """Keep what the networks are, by name.
+
+        Raises:
+            OutputExistsError: cells are there of another network of such a name.
+        """
+        there = self.content["networks"]
+        for name, network in networks.items():
+            kept = there.get(name, {}).get("sha256")
+            if kept not in (None, network["sha256"]):
+                raise OutputExistsError(
+                    f"{self.folder} holds measurements of another network {name}, with weights "
+                    f"{kept[:12]}…; now they are {network['sha256'][:12]}…; choose another --out"
+                )
+        self.write(networks=there | networks)
 
     def add_cell(self, cell: Json) -> None:
         """Keep a cell, in place of a failure of the same one; on the disk before this returns."""

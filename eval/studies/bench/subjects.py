@@ -37,6 +37,7 @@ class Subject:
         shape: of a chunk. conditions: (M, C), taken in turn; said in ``conditions_from``.
         trained: False where weights are random and acceptance means nothing.
         calibration: of the drafts, stored with the checkpoint; empty if there is none.
+        sha256: of the checkpoint's weights; None of random ones, which are the seed's.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Subject:
     trained: bool
     calibration: dict[str, Any]
     size: NetworkSize
+    sha256: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -84,6 +86,7 @@ class Subject:
     def describe(self) -> dict[str, Any]:
         """For bench.json."""
         return {
+            "sha256": self.sha256,
             "parameters": self.parameters,
             "trained": self.trained,
             "trained_steps": self.schedule.num_steps,
@@ -148,6 +151,7 @@ def load_subject(name: str, device: torch.device, replay: Replay | None, seed: i
         checkpoint is not None,
         card.get("calibration") or {},
         network_size(network, x, conditions[:1]),
+        card.get("sha256"),
     )
 
 
