@@ -24,7 +24,7 @@ from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_setting
 from asd_policy.envs.workers import follow_parent
 from asd_policy.envs.world import RobosuiteEnv
 from asd_policy.errors import DatasetError
-from asd_policy.files import LOCK_FILE, writing
+from asd_policy.files import LOCK_FILE, replacing
 
 
 class LearnerSource(Protocol):
@@ -85,13 +85,8 @@ def run_attempt(number: int, place: int) -> tuple[bool, float] | None:
         _worker["learner"],
     )
     path = attempt_path(_worker["folder"], number)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with writing(path):
-        with temporary.open("wb") as file:
-            np.savez(file, success=episode.success, **(episode.arrays() if episode.success else {}))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)  # atomic: a file that is there is whole
+    with replacing(path, f".{os.getpid()}.tmp") as file:
+        np.savez(file, success=episode.success, **(episode.arrays() if episode.success else {}))
     return episode.success, time.time() - began
 
 

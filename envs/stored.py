@@ -52,28 +52,15 @@ class StoredEpisodes:
             )
         return self._actions[first:end]
 
-
-class EpisodeModels:
-    """MuJoCo models (XML) of a store's episodes, rebuilt from their seeds.
-
-    A model differs between episodes (Lift's cube has a size of its own), and a recorded state
-    means little without it.
-
-    Args:
-        store: path of a store that `asd_policy.envs.demos.collect` wrote.
-    """
-
-    def __init__(self, store: Path) -> None:
-        self._episodes = StoredEpisodes(store)
-
-    def __call__(self, episode: int) -> str:
-        """XML of the model of stored episode number `episode`.
+    def model(self, episode: int) -> str:
+        """MuJoCo's model (XML) of stored episode `episode`, rebuilt from its seed: a recorded state
+        means little without it (Lift's cube has another size in each).
 
         Raises:
-            DatasetError: see `StoredEpisodes.begin`.
+            DatasetError: as `begin`.
         """
-        self._episodes.begin(episode)
-        return str(self._episodes.env.simulation.sim.model.get_xml())
+        self.begin(episode)
+        return str(self.env.simulation.sim.model.get_xml())
 
 
 def film(

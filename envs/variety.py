@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from asd_policy.data.zarr_store import ZarrStore
+from asd_policy.files import replacing
 
 _ROWS = 4000  # of the store, at most, that look for their neighbours
 
@@ -42,13 +42,8 @@ def draw_variety(store: Path, out: Path) -> None:
     if every := said.get("interruptions", {}).get("every"):
         title += f", interrupted every {every} steps"
     figure.suptitle(title, fontsize=10)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.stem}.part{out.suffix}")  # the name's end says the format
-    try:
-        figure.savefig(unfinished, dpi=150)
-        os.replace(unfinished, out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(out) as file:
+        figure.savefig(file, dpi=150, format=out.suffix[1:])
 
 
 def _draw_arm(demonstrations: ZarrStore, arm: int, hand: str, row: np.ndarray) -> None:

@@ -46,7 +46,7 @@ def export_hdf5(
         zarr_path: a store that `asd_policy.envs.demos.collect` wrote.
         hdf5_path: the file to make; it appears when it is whole.
         model_file: gives the MuJoCo model (XML) of an episode by its number;
-            `asd_policy.envs.stored.EpisodeModels` does. Needed to play states back.
+            `asd_policy.envs.stored.StoredEpisodes.model` does. Needed to play states back.
 
     Raises:
         DatasetError: `zarr_path` is no such store.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from asd_policy.denoiser import Network, PreparedNetwork, owner
 from asd_policy.errors import EngineError
+from asd_policy.interrupts import handled_after
 from asd_policy.schedule import Schedule
 
 MAKE, CONDITION, EVALUATE, EXPLAIN, RESULT, STOP, END = range(7)  # what a header can announce
@@ -238,21 +239,8 @@ def reached_at_start() -> Iterator[None]:
 def speaking() -> Iterator[None]:
     """An exchange from its header to its end: neither another thread's nor Ctrl-C comes between,
     after which ranks would wait for different things."""
-    held: list[int] = []
-    here = threading.current_thread() is threading.main_thread()
-    names = (signal.SIGINT, signal.SIGTERM) if here else ()
-    before = {name: signal.getsignal(name) for name in names}
-    before = {name: handler for name, handler in before.items() if callable(handler)}
-    with _lock:
-        for name in before:
-            signal.signal(name, lambda number, frame: held.append(number))
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
-    for number in held:
-        signal.raise_signal(number)
+    with _lock, handled_after():
+        yield
 
 
 @contextmanager

@@ -194,10 +194,10 @@ def _write_extras(
     store = summary.path
     if hdf5 is not None and not hdf5.exists():
         from asd_policy.data.robomimic_hdf5 import export_hdf5
-        from asd_policy.envs.stored import EpisodeModels
+        from asd_policy.envs.stored import StoredEpisodes
 
         with Stage(f"exporting to {hdf5}", summary.episodes) as stage, writing(hdf5):
-            models = EpisodeModels(store)
+            models = StoredEpisodes(store).model
             export_hdf5(store, hdf5, lambda episode: _told(stage, episode, models))
             stage.update(summary.episodes)
     if figure is not None:

@@ -11,6 +11,7 @@ from asd_policy.envs.experts.grasp import CLOSE, Grasp, bent, let_go, nearest_tu
 from asd_policy.envs.experts.servo import (
     Gripper,
     pointing_down,
+    pose_of,
     position_command,
     rotation_command,
     yaw_of,
@@ -99,8 +100,7 @@ class CanExpert:
 
     def _can(self) -> tuple[np.ndarray, np.ndarray]:
         """Position (3,) and rotation (3, 3) of the can."""
-        data, body = self._simulation.sim.data, self._simulation.obj_body_id["Can"]
-        return data.body_xpos[body].copy(), data.body_xmat[body].reshape(3, 3).copy()
+        return pose_of(self._simulation, self._simulation.obj_body_id["Can"])
 
     def _grasp(self, position: np.ndarray, rotation: np.ndarray) -> Grasp:
         """Around a can that stands, whichever way the hand is turned, or across one that lies."""

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from asd_policy.envs.experts.grasp import CLOSE, OPEN
 from asd_policy.envs.experts.servo import (
     Gripper,
     pointing_down,
+    pose_of,
     position_command,
     rotation_command,
     wrap,
     yaw_of,
 )
 
-OPEN, CLOSE = -1.0, 1.0
 _SLACK_XY = 0.006  # metres beside the goal at which the hand may be all the way down
 _SLACK_YAW = 0.1  # radians, likewise
 _QUARTER = np.pi / 2
@@ -91,8 +92,7 @@ class LiftExpert:
 
     def _cube(self) -> tuple[np.ndarray, np.ndarray]:
         """Position (3,) and rotation (3, 3) of the cube."""
-        data, body = self._simulation.sim.data, self._simulation.cube_body_id
-        return data.body_xpos[body].copy(), data.body_xmat[body].reshape(3, 3).copy()
+        return pose_of(self._simulation, self._simulation.cube_body_id)
 
     def _grasp(self, gripper: Gripper) -> tuple[np.ndarray, np.ndarray, float]:
         """Grasp position (3,) and rotation (3, 3), and how far off, from 0 (go down) to 1."""

@@ -55,6 +55,12 @@ class Gripper:
         )
 
 
+def pose_of(simulation: Any, body: int) -> tuple[np.ndarray, np.ndarray]:
+    """Position (3,) and rotation (3, 3) of a body in the world, in a robosuite environment."""
+    data = simulation.sim.data
+    return data.body_xpos[body].copy(), data.body_xmat[body].reshape(3, 3).copy()
+
+
 def position_command(gripper: Gripper, target: np.ndarray, speed: float = 1.0) -> np.ndarray:
     """Command (3,) that brings the gripper to `target` (3,) and stops it there.
 

@@ -11,6 +11,7 @@ from asd_policy.envs.experts.grasp import CLOSE, Grasp, bent, let_go, nearest_tu
 from asd_policy.envs.experts.servo import (
     Gripper,
     pointing_down,
+    pose_of,
     position_command,
     rotation_command,
     wrap,
@@ -103,8 +104,7 @@ class SquareExpert:
 
     def _nut(self) -> tuple[np.ndarray, np.ndarray]:
         """Position (3,) and rotation (3, 3) of the nut; its handle is along x."""
-        data, body = self._simulation.sim.data, self._simulation.obj_body_id["SquareNut"]
-        return data.body_xpos[body].copy(), data.body_xmat[body].reshape(3, 3).copy()
+        return pose_of(self._simulation, self._simulation.obj_body_id["SquareNut"])
 
     def _grasp(self, position: np.ndarray, rotation: np.ndarray) -> Grasp:
         """Across the handle, from the side that turns the wrist least."""

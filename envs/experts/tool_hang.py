@@ -13,7 +13,13 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from asd_policy.envs.experts.grasp import CLOSE, OPEN, Grasp, bent
-from asd_policy.envs.experts.servo import Gripper, position_command, rotation_command, yaw_of
+from asd_policy.envs.experts.servo import (
+    Gripper,
+    pose_of,
+    position_command,
+    rotation_command,
+    yaw_of,
+)
 
 # Points of the objects in their own coordinates, metres. The frame's rod is along z, its bar points
 # to -x and the prong to z; the tool's ring is at its -x end, around z.
@@ -148,8 +154,7 @@ class ToolHangExpert:
         return np.concatenate([move, turn, [command.fingers]])
 
     def _pose(self, name: str) -> Pose:
-        data, body = self._simulation.sim.data, self._simulation.obj_body_id[name]
-        return Pose(data.body_xpos[body].copy(), data.body_xmat[body].reshape(3, 3).copy())
+        return Pose(*pose_of(self._simulation, self._simulation.obj_body_id[name]))
 
     def _above_table(self, position: np.ndarray) -> float:
         return float(position[2] - self._table_z)

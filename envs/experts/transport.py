@@ -16,6 +16,7 @@ from asd_policy.envs.experts.grasp import CLOSE, OPEN, Grasp, bent, let_go, near
 from asd_policy.envs.experts.servo import (
     Gripper,
     pointing_down,
+    pose_of,
     position_command,
     rotation_command,
     yaw_of,
@@ -177,9 +178,8 @@ class TransportExpert:
 
     def _pose(self, name: str) -> Pose:
         """Pose of an object of the task."""
-        data, model = self._simulation.sim.data, self._simulation.sim.model
-        body = model.body_name2id(self._simulation.transport.objects[name].root_body)
-        return data.body_xpos[body].copy(), data.body_xmat[body].reshape(3, 3).copy()
+        root = self._simulation.transport.objects[name].root_body
+        return pose_of(self._simulation, self._simulation.sim.model.body_name2id(root))
 
     def _look(self) -> Scene:
         hands = Gripper.of(self._simulation, 0), Gripper.of(self._simulation, 1)

@@ -13,14 +13,14 @@ import zarr
 from asd_policy.data.robomimic_hdf5 import export_hdf5
 from asd_policy.data.zarr_store import write_zarr
 from asd_policy.envs.simulator import quiet_robosuite
-from asd_policy.envs.stored import EpisodeModels
+from asd_policy.envs.stored import StoredEpisodes
 from asd_policy.errors import DatasetError, OutputExistsError
 
 
 @pytest.fixture(scope="module")
 def exported(store, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "lift.hdf5"
-    export_hdf5(store, path, EpisodeModels(store))
+    export_hdf5(store, path, StoredEpisodes(store).model)
     with h5py.File(path) as file:
         yield file
 
@@ -133,4 +133,4 @@ def test_a_store_of_another_simulator_is_found_out(store, tmp_path):
     root = zarr.open_group(str(other), mode="a")
     root.attrs["seed"] = 6  # as if the same seed gave another episode
     with pytest.raises(DatasetError, match="episode 0 starts in another state here"):
-        EpisodeModels(other)(0)
+        StoredEpisodes(other).model(0)

@@ -132,11 +132,11 @@ def test_a_policy_is_trained_and_rolled_out_by_robomimics_scripts(tmp_path, caps
     """train.py on demonstrations of ours, run_trained_agent.py with a sampler of ours, playback."""
     from asd_policy.data.robomimic_hdf5 import export_hdf5
     from asd_policy.envs.demos import collect
-    from asd_policy.envs.stored import EpisodeModels
+    from asd_policy.envs.stored import StoredEpisodes
 
     store = tmp_path / "lift.zarr"
     collect("lift", 2, 0.1, store, workers=1, seed=5, progress=False)
-    export_hdf5(store, tmp_path / "lift.hdf5", EpisodeModels(store))
+    export_hdf5(store, tmp_path / "lift.hdf5", StoredEpisodes(store).model)
     config = {
         "algo_name": "diffusion_policy",
         "experiment": {"epoch_every_n_steps": 2, "rollout": {"enabled": False},

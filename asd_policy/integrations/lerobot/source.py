@@ -20,6 +20,7 @@ from asd_policy.integrations.hooked import Place
 from asd_policy.integrations.lerobot import configuration_asd_diffusion  # noqa: F401  # its type
 from asd_policy.integrations.lerobot.accelerating import hook_of
 from asd_policy.integrations.lerobot.folders import opened
+from asd_policy.integrations.lerobot.history import TYPES
 from asd_policy.integrations.lerobot.hook import LeRobotSample
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.horizon import Chunks, Frame, Observation
@@ -27,7 +28,6 @@ from asd_policy.policy.observations import numbers, text
 from asd_policy.policy.sampled import SampledSource
 from asd_policy.samplers.config import SamplerConfig
 
-TYPES = ("diffusion", "asd_diffusion", "multi_task_dit")
 # Steps of processors that take each row by itself, so that many can be given at once.
 _ROWWISE = {
     "rename_observations_processor", "to_batch_processor", "device_processor",
