@@ -49,7 +49,7 @@ def _robomimic(path: Path, place: Place) -> Make:
     file = read_checkpoint(path)
     digest = _digest(path)
     if file.image_keys:
-        return lambda config: _image_policy(file, config, place, digest)
+        return _of_file(_images(file, place), digest)
     made = to_checkpoint(file)
     made.card["sha256"] = digest
     return lambda config: DiffusionPolicy(made, config, **place)
@@ -77,14 +77,7 @@ def _lerobot(path: Path, place: Place) -> Make:
         raise IntegrationError(
             f"{path} is a policy of LeRobot's, whose encoder and processors it needs: {error}"
         ) from error
-    make, digest = open_folder(path, place), _digest(path / MODEL_FILE)
-
-    def made(config: SamplerConfig) -> Any:
-        policy = make(config)
-        policy.card["sha256"] = digest
-        return policy
-
-    return made
+    return _of_file(open_folder(path, place), _digest(path / MODEL_FILE))
 
 
 def _digest(path: Path) -> str:
@@ -92,19 +85,26 @@ def _digest(path: Path) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def _image_policy(
-    file: RobomimicCheckpoint, sampler: SamplerConfig, place: Place, digest: str
-) -> Any:
+def _images(file: RobomimicCheckpoint, place: Place) -> Make:
     try:
-        from asd_policy.integrations.robomimic.evaluation import ImagePolicy
+        from asd_policy.integrations.robomimic.evaluation import open_file
     except IntegrationError as error:
         raise IntegrationError(
             f"{file.path} sees {', '.join(file.image_keys)}, through an encoder that robomimic "
             f"has: {error}"
         ) from error
-    policy = ImagePolicy(file, sampler, place)
-    policy.card["sha256"] = digest
-    return policy
+    return open_file(file, place)
+
+
+def _of_file(make: Make, digest: str) -> Make:
+    """Policies whose cards hold the file's digest."""
+
+    def made(config: SamplerConfig) -> Any:
+        policy = make(config)
+        policy.card["sha256"] = digest
+        return policy
+
+    return made
 
 
 # (is it one of these?, how it is read); the first that fits is taken.

@@ -12,16 +12,14 @@ import torch
 from asd_policy.device import usable_device
 from asd_policy.errors import CheckpointError, check_kind
 from asd_policy.policy.checkpoint import Checkpoint, difference_table, load_checkpoint
-from asd_policy.policy.horizon import RecedingHorizon
+from asd_policy.policy.sampled import SampledPolicy
 from asd_policy.policy.source import CheckpointSource
-from asd_policy.sampler import Sampler
-from asd_policy.samplers.calibration import Calibration
 from asd_policy.samplers.config import SamplerConfig
 from asd_policy.samplers.result import Stats
 from asd_policy.samplers.table import Plan
 
 
-class DiffusionPolicy(RecedingHorizon):
+class DiffusionPolicy(SampledPolicy):
     """Receding-horizon control with a diffusion model of action chunks (Chi et al., 2023).
 
     To observations condition a chunk of Tp actions, of which Ta are executed, from the one of the
@@ -69,12 +67,7 @@ class DiffusionPolicy(RecedingHorizon):
         place = self.device, engine, precision, compile, threads
         super().__init__(CheckpointSource(checkpoint, self.sampler, *place))
         self.network = self.source.network
-        self.schedule, self.engine = self._sampler.schedule, self._sampler.engine
         self.reset()
-
-    @property
-    def _sampler(self) -> Sampler:
-        return self.source.sampler
 
     @classmethod
     def load(
@@ -121,41 +114,12 @@ class DiffusionPolicy(RecedingHorizon):
         """Numbers in the network."""
         return sum(p.numel() for p in self.network.parameters())
 
-    @property
-    def calibration(self) -> Calibration:
-        """What chunks are drawn with: slopes, acceptance, and costs of this machine."""
-        return self._sampler.calibration
-
-    @property
-    def threads(self) -> int:
-        """CPU threads that chunks are drawn with."""
-        assert self._sampler.threads is not None
-        return self._sampler.threads
-
-    @property
-    def window(self) -> int | None:
-        """θ of the next chunks (1: sequentially); None of a sampler without a window."""
-        return self._sampler.window
-
-    def measure(self) -> None:
-        """Time the network on this machine again, for ``window="auto"``, and keep the result."""
-        self._sampler.measure()
-
     def check_observation_space(self, keys: Mapping[str, int]) -> None:
         """Raise a CheckpointError with one table unless ``keys`` (key → dim) are the policy's."""
         expected = {k: (dim,) for k, dim in self.config.observation_keys.items()}
         table = difference_table(expected, {k: (dim,) for k, dim in keys.items()})
         if table:
             raise CheckpointError(f"the policy was made for other observations:\n{table}")
-
-    def stream(self, seed: int | None, drawn: int = 0) -> torch.Generator:
-        """The random stream of an environment with this seed (None draws one), after ``drawn``
-        chunks."""
-        return self.source.stream(seed, drawn)
-
-    def close(self) -> None:
-        """Release what the engine keeps on its device. The policy can still be used."""
-        self.source.close()
 
     def sample(
         self,

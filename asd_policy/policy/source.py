@@ -67,10 +67,10 @@ class CheckpointSource(SampledSource):
         )
 
     def expect(self, batch: int) -> None:
+        super().expect(batch)
         self._robots = batch
-        for sampler in (self.sampler, self._after):
-            if sampler is not None:
-                sampler.expect(batch)
+        if self._after is not None:
+            self._after.expect(batch)
 
     def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[np.ndarray]]:
         """(Do,) float32 rows, keys in the policy's order."""

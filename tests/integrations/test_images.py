@@ -60,12 +60,12 @@ def test_it_acts_on_what_its_cameras_see(path) -> None:
     import robomimic.utils.file_utils as file_utils
 
     from asd_policy.integrations.robomimic import VERSION, accelerate
-    from asd_policy.integrations.robomimic.evaluation import ImagePolicy
+    from asd_policy.integrations.robomimic.evaluation import open_file
     from asd_policy.integrations.robomimic_checkpoint import read_checkpoint
     from asd_policy.samplers.config import SamplerConfig
 
     place = {"device": "cpu", "engine": "eager"}
-    ours = ImagePolicy(read_checkpoint(path), SamplerConfig("ddpm"), place)
+    ours = open_file(read_checkpoint(path), place)(SamplerConfig("ddpm"))
     loaded, _ = file_utils.policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
     theirs = accelerate(loaded, "ddpm", verbose=False)
     env = cameras.CameraObservations(gym.make("asd_policy:asd_policy/Lift-v0"), ours.pictures)

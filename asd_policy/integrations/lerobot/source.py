@@ -15,7 +15,6 @@ from torch import Tensor
 
 from asd_policy.ambient import own_precision
 from asd_policy.errors import CheckpointError, InputError, NonFiniteError
-from asd_policy.integrations.driven import DrivenPolicy
 from asd_policy.integrations.hooked import Place
 from asd_policy.integrations.lerobot import configuration_asd_diffusion  # noqa: F401  # its type
 from asd_policy.integrations.lerobot.accelerating import hook_of
@@ -25,7 +24,7 @@ from asd_policy.integrations.lerobot.hook import LeRobotSample
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.horizon import Chunks, Frame, Observation
 from asd_policy.policy.observations import numbers, text
-from asd_policy.policy.sampled import SampledSource
+from asd_policy.policy.sampled import EncodedPolicy, SampledSource
 from asd_policy.samplers.config import SamplerConfig
 
 # Steps of processors that take each row by itself, so that many can be given at once.
@@ -151,7 +150,7 @@ def _name(step: Any) -> str:
     return getattr(type(step), "_registry_name", None) or type(step).__name__
 
 
-def open_folder(folder: Path, place: Mapping[str, Any]) -> Callable[[SamplerConfig], DrivenPolicy]:
+def open_folder(folder: Path, place: Mapping[str, Any]) -> Callable[[SamplerConfig], EncodedPolicy]:
     """Read a folder of LeRobot's once.
 
     Args:
@@ -175,8 +174,8 @@ def open_folder(folder: Path, place: Mapping[str, Any]) -> Callable[[SamplerConf
         )
     parameters = sum(p.numel() for p in policy.parameters())
 
-    def made(config: SamplerConfig) -> DrivenPolicy:
+    def made(config: SamplerConfig) -> EncodedPolicy:
         source = LeRobotSource(policy, before, after, hook_of(policy, config, Place(**options)))
-        return DrivenPolicy(source, source.shapes, parameters, {}, threads)
+        return EncodedPolicy(source, source.shapes, parameters, {}, threads)
 
     return made

@@ -36,6 +36,8 @@ class RobomimicSource(SampledSource):
 
     Attributes:
         sampler: of the chunks. stacked: whether the last observations came as To frames each.
+        pictures: those that come as this package's environments give them, uint8; none under
+            ``accelerate``, whose environments are robomimic's.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class RobomimicSource(SampledSource):
     ) -> Sequence[Sequence[dict[str, np.ndarray]]]:
         """(\\*shape) of each of the policy's keys, or (To, \\*shape) where they come stacked."""
         rows = {k: as_array(observations[k]) for k in self.shapes if k in observations}
+        for key in rows.keys() & self.pictures if not self.takes_raw_pictures else ():
+            rows[key] = _as_robomimic_03(rows[key])
         first = next(iter(self.shapes))
         stacked = first in rows and rows[first].ndim == len(self.shapes[first]) + 2
         lead = (batch, *([self.horizons[0]] * stacked))
@@ -153,6 +157,11 @@ class RobomimicSource(SampledSource):
             prepared = self.wrapped._prepare_observation(dict(frames), batched_ob=True)
             return {key: prepared[key] for key in self.shapes}
         return self._scaling.apply(frames, self.device)
+
+
+def _as_robomimic_03(pictures: np.ndarray) -> np.ndarray:
+    """(B, height, width, 3) of 0 to 255 → (B, 3, height, width) of 0 to 1, as its environments."""
+    return np.moveaxis(pictures.astype(np.float32) / 255, -1, -3)
 
 
 def as_array(value: Any) -> np.ndarray:
