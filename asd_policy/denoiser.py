@@ -179,6 +179,11 @@ class Denoiser:
                 f"the network must return the shape it is given, {tuple(points.shape)}; "
                 f"got {tuple(prediction.shape)}"
             )
+        if prediction.device != points.device:
+            raise InputError(
+                f"the network must answer where it is asked, on {points.device}; its prediction is "
+                f"on {prediction.device}"
+            )
         return prediction.reshape(x.shape).to(x.dtype)
 
     def x0(self, x: Tensor, prediction: Tensor, steps: Tensor) -> Tensor:

@@ -98,6 +98,8 @@ def whole(value: Any) -> Any:
     """A whole number of any kind (NumPy's, PyTorch's) as an int; anything else as it is."""
     if isinstance(value, (int, float, str)) or value is None or getattr(value, "ndim", None):
         return value
+    if str(getattr(value, "dtype", "")).endswith("bool"):  # which NumPy takes for 0 or 1
+        return value
     try:
         return operator.index(value)
     except TypeError:
@@ -110,6 +112,20 @@ def whole_from(least: int, name: str, value: Any) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise InputError(f"{name} must be a whole number from {least} on, got {value!r:.80}")
     return number
+
+
+def listed_indices(indices: Sequence[int] | None, count: int) -> Sequence[int]:
+    """Different numbers from 0 to count − 1; None are all. Raises ValueError for others."""
+    if indices is None:
+        return range(count)
+    found = [whole(index) for index in indices]
+    right = all(type(index) is int and 0 <= index < count for index in found)
+    if not right or len(set(found)) < len(found):
+        raise InputError(
+            f"indices must be different numbers from 0 to {count - 1}, and no mask; "
+            f"got {list(indices)!r:.80}"
+        )
+    return found
 
 
 def check_kind(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:

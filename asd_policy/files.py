@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from asd_policy.errors import AsdPolicyError, OutputError, OutputExistsError
+from asd_policy.errors import AsdPolicyError, CheckpointError, OutputError, OutputExistsError
 
 try:
     import fcntl
@@ -133,3 +134,21 @@ def sync_tree(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_archive(path: Path) -> None:
+    """Raise a CheckpointError unless every byte is as it was written: PyTorch does not compare the
+    archive's checksums, and reads tensors that were changed."""
+    if path.is_dir():
+        raise CheckpointError(f"expected one file, and {path} is a folder")
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # the zip reader may raise anything
+        raise CheckpointError(
+            f"{path} is no whole PyTorch file (a zip archive): {error}"
+        ) from error
+    if bad is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of {bad} is another")

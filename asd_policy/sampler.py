@@ -112,9 +112,8 @@ class Sampler:
                 f"dtype={dtype} and device={device}"
             )
         steps, wanted = engine.schedule.num_steps, self.schedule.num_steps
-        if (engine.source, engine.schedule.to_dict(), engine.shape) != (
-            denoiser, self.schedule.to_dict(), self.shape,
-        ):  # fmt: skip
+        same = engine.schedule.same_as(self.schedule)
+        if engine.source != denoiser or not same or engine.shape != self.shape:
             other = "network" if engine.source != denoiser else "schedule"
             if (engine.shape, steps) != (self.shape, wanted):
                 other = f"shape or chain ({self.shape} in {wanted} steps)"

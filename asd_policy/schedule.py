@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -169,6 +169,13 @@ class Schedule:
     b: Tensor = field(repr=False)
     sigma: Tensor = field(repr=False)
     c: Tensor = field(repr=False)
+
+    def same_as(self, other: Schedule) -> bool:
+        """Whether both are one chain, by what they were made from and by their tables."""
+        tables = [f.name for f in fields(self) if f.name != "config"]
+        return self.config == other.config and all(
+            torch.equal(getattr(self, name), getattr(other, name)) for name in tables
+        )
 
     @classmethod
     def ddpm(

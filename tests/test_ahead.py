@@ -54,6 +54,20 @@ def test_a_stream_that_moved_is_drawn_from_where_it_is() -> None:
     assert same(twice, draw_noise([plain, plain], STEPS, LIKE))
 
 
+def test_a_draw_that_fails_leaves_the_stream_where_it_was(monkeypatch) -> None:
+    ahead, (ours,), (plain,) = Ahead(STEPS, LIKE), seeded(1), seeded(1)
+
+    def failing(generators: list[torch.Generator], *rest: object) -> None:
+        torch.rand(1, generator=generators[0])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("asd_policy.samplers.ahead.draw_noise", failing)
+        with pytest.raises(KeyboardInterrupt):
+            ahead.draw([ours])
+    assert same(ahead.take([ours]), draw_noise([plain], STEPS, LIKE))
+
+
 def test_what_was_drawn_ahead_is_really_used(monkeypatch: pytest.MonkeyPatch) -> None:
     ahead, streams = Ahead(STEPS, LIKE), seeded(1, 2)
     ahead.draw(streams)

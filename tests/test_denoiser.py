@@ -101,6 +101,15 @@ def test_a_network_of_another_shape_is_refused() -> None:
         )
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "asd", "asd-paper", "asd-rejoin"])
+def test_a_network_that_answers_elsewhere_is_refused(sampler: str) -> None:
+    """Its numbers' address would be read as one of the chains' device."""
+    with pytest.raises(ValueError, match=r"answer where it is asked, on cpu; .* is on meta"):
+        asd_policy.sample(
+            lambda x, t, cond: x.to("meta"), Schedule.ddpm(4), shape=(2, *SHAPE), sampler=sampler
+        )
+
+
 def test_a_network_with_a_member_called_condition_is_still_a_network() -> None:
     """Only one that has both members of a prepared network is called as one."""
 

@@ -223,3 +223,30 @@ def test_a_recorder_that_fails_leaves_the_noise_too() -> None:
         act(other, 1.0)
     np.testing.assert_array_equal(act(other, 1.0), act(one, 1.0))
     assert other.environments[0].drawn == 1
+
+
+@pytest.mark.parametrize(
+    "indices", [[True] * 3, np.ones(3, bool), [0, 0, 1], [0, 1, 3], [0, 1, -1], [0.0, 1.0, 2.0]]
+)
+def test_indices_are_numbers_of_environments(indices) -> None:  # type: ignore[no-untyped-def]
+    """A mask would be read as environments 0 and 1."""
+    loop = RecedingHorizon(Told())
+    loop.reset([0, 1, 2])
+    for call in (loop.act_batch, loop.observe):
+        with pytest.raises(ValueError, match="indices must be different numbers from 0 to 2"):
+            call({"x": np.zeros(3)}, indices)
+    assert not any(environment.history for environment in loop.environments)
+
+
+def test_what_fails_ahead_of_its_time_takes_no_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = RecedingHorizon(Told())
+    loop.reset([3])
+    act(loop, 1.0)
+    kept = loop.coming(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.source, "ahead", lambda streams: 1 / 0)
+        for call in (lambda: act(loop, 2.0), lambda: loop.next(0)):
+            with pytest.raises(ZeroDivisionError):
+                call()
+    np.testing.assert_array_equal(loop.coming(0), kept)
+    np.testing.assert_array_equal(act(loop, 2.0)[0], kept[0])

@@ -171,3 +171,20 @@ def test_a_network_that_writes_into_its_input_is_conditioned_as_one_that_does_no
     said = asis.evaluate(points, steps, torch.tensor([0, 0]), asis.condition(None, 1))
     assert torch.equal(points, torch.ones(2, 3))
     assert torch.equal(said, layer(torch.full((2, 3), 0.5)))
+
+
+def test_a_conditioned_chunk_has_the_window_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the robots there were when the first was drawn."""
+    made = policy("asd")
+    monkeypatch.setattr(type(made.calibration), "window", lambda self, batch, steps: 8 // batch)
+
+    def drawn(robots: int) -> tuple[np.ndarray, int]:
+        made.reset(list(range(robots)))
+        made.source.draw_after(histories(1), [made.stream(3)], [COMMITTED])
+        streams = [made.stream(3)]
+        chunk = made.source.draw_after(histories(1), streams, [COMMITTED])
+        return chunk.actions, chunk.stats.window
+
+    one, window = drawn(1)
+    assert (window, drawn(4)[1], drawn(1)[1]) == (8, 2, 8)
+    np.testing.assert_array_equal(drawn(1)[0], one)

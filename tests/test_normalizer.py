@@ -104,3 +104,19 @@ def test_quaternions_become_rotation_matrices_after_the_other_columns() -> None:
         matrices = normalized[0, :, 3:].view(5, 3, 3).numpy()
         np.testing.assert_allclose(matrices, rotations.as_matrix(), atol=1e-6)
     assert torch.isfinite(normalizer.normalize(torch.zeros(7))).all()
+
+
+@pytest.mark.parametrize("value", [2e7, 1.7e9, -1e30])
+def test_large_columns_that_stand_still_are_centred(value: float) -> None:
+    """A clock's, say: a unit to both sides is less than their last place."""
+    normalizer = Normalizer.fit({"t": np.full((3, 1), value)})
+    assert normalizer.normalize(torch.tensor([value])).item() == 0
+
+
+def test_the_widest_columns_do_not_overflow() -> None:
+    for low, high in ((-3e38, 3e38), (2e38, 3e38)):
+        normalizer = Normalizer.fit({"x": np.array([[low], [high]])})
+        ends = normalizer.normalize(torch.tensor([[low], [high]]))
+        assert ends.isfinite().all() or low < 0  # x − centre is beyond float32 there
+        assert normalizer._scale.isfinite().all()
+        assert normalizer._centre.isfinite().all()

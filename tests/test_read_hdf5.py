@@ -38,7 +38,7 @@ def test_all_episodes_in_the_order_of_their_numbers(path) -> None:
     assert np.floor(replay.observations["object"][replay.episode_ends - 1, 0]).tolist() == list(
         range(11)
     )
-    assert replay.stacked_observations().shape == (replay.episode_ends[-1], 19)
+    assert sum(rows.shape[1] for rows in replay.observations.values()) == 19
 
 
 def test_interrupted_rows_are_read_where_they_are_marked(path) -> None:

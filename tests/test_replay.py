@@ -90,7 +90,7 @@ def test_a_store_comes_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.actions, made.actions)
     assert read.episode_ends.tolist() == made.episode_ends.tolist()
     assert read.attributes["task"] == "toy"
-    stacked = read.stacked_observations()
+    stacked = read.stacked_observations(KEYS)
     assert stacked.shape == (26, 5)
     np.testing.assert_array_equal(stacked[:, 3:], made.observations["arm"])
     # In the order that is asked for.

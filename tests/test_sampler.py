@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,6 +246,7 @@ def test_what_of_an_engine_is_another_is_said() -> None:
     for change, other in [
         ({"network": lambda x, t, c: 0 * x}, "got another network"),
         ({"schedule": Schedule.ddpm(20, beta_schedule="linear")}, "got another schedule"),
+        ({"schedule": replace(SCHEDULE, sigma=SCHEDULE.sigma / 2)}, "got another schedule"),
         ({"shape": (3, 6)}, r"got another shape or chain \(\(6,\) in 20 steps\)"),
         ({"steps": 10}, r"got another shape or chain \(\(2, 3\) in 10 steps\)"),
     ]:

@@ -340,3 +340,29 @@ def test_how_often_a_policy_looks_is_chosen_and_is_no_matter_of_its_weights(
         train(store, tmp_path / "never", action_horizon=0)
     with pytest.raises(InputError, match="the chunk is too short"):
         train(store, tmp_path / "never", action_horizon=16)
+
+
+def test_nothing_is_left_of_a_run_that_is_started_over(tmp_path: Path, monkeypatch, capsys) -> None:
+    store, out = write_store(tmp_path / "lift.zarr"), tmp_path / "out"
+
+    def stopped_after(step: int) -> None:
+        take = Trainer.train_step
+
+        def until(self: Trainer) -> float:
+            if self.step == step:
+                raise KeyboardInterrupt
+            return take(self)
+
+        monkeypatch.setattr(Trainer, "train_step", until)
+
+    stopped_after(9)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, out)
+    assert (out / "step-000009").exists()
+    assert "step 9; the same command goes on" in capsys.readouterr().out
+    monkeypatch.undo()
+    stopped_after(3)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, out, seed=1, resume=False)
+    assert not list(out.glob("step-*"))
+    assert "the same command without --no-resume goes on" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from asd_policy import CheckpointError, NonFiniteError, Schedule
-from asd_policy.errors import OutputError
+from asd_policy.errors import DatasetError, OutputError
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
 from asd_policy.training.ema import EMA
 from asd_policy.training.trainer import TrainConfig, Trainer
@@ -193,8 +193,8 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number from 1 on, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 on, got 0"),
         ({"learning_rate": 0.0}, r"learning_rate must be positive, got 0\.0"),
     ],
 )
@@ -227,7 +227,9 @@ def test_batches_are_windows_of_the_data() -> None:
     assert clean.shape == noise.shape == (8, 8, 2)
     assert cond.shape == (8, 10)
     assert 0 <= int(timesteps.min()) <= int(timesteps.max()) < 20
-    rows = trainer.observation_normalizer.normalize(torch.from_numpy(replay.stacked_observations()))
+    rows = trainer.observation_normalizer.normalize(
+        torch.from_numpy(replay.stacked_observations(KEYS))
+    )
     actions = trainer.action_normalizer.normalize(torch.from_numpy(replay.actions))
     windows = trainer._windows
     candidates = {tuple(rows[w[:2]].flatten().tolist()): actions[w] for w in windows}
@@ -244,7 +246,8 @@ def test_the_checkpoint_is_the_average_and_acts() -> None:
     for _ in range(3):
         trainer.train_step()
     checkpoint = trainer.checkpoint({"task": "toy"})
-    assert checkpoint.network is trainer.ema.network
+    ours, theirs = (n.state_dict() for n in (checkpoint.network, trainer.ema.network))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     policy = DiffusionPolicy(checkpoint, SamplerConfig("ddpm"))
     action = policy.act({key: np.zeros(dim) for key, dim in KEYS.items()})
     assert action.shape == (2,)
@@ -281,3 +284,47 @@ def test_the_state_of_other_demonstrations_is_refused(
         return
     with pytest.raises(CheckpointError, match=r"another training run \(other demonstrations\)"):
         again.load_state(path)
+
+
+def test_columns_are_those_of_the_policys_keys_in_its_order() -> None:
+    """Its weights know a column by its place."""
+    swapped = {"arm": 2, "object": 3}
+    schedule, recipe = Schedule.ddpm(20), TrainConfig(2)
+    trainer = Trainer(tiny_replay(), tiny_config(observation_keys=swapped), schedule, recipe)
+    arm = torch.from_numpy(tiny_replay().observations["arm"])
+    torch.testing.assert_close(trainer.observation_normalizer.high[:2], arm.amax(0))
+    for other in ({"object": 2, "arm": 3}, {"object": 3, "leg": 2}):
+        with pytest.raises(DatasetError, match="expected observations"):
+            Trainer(tiny_replay(), tiny_config(observation_keys=other), schedule, recipe)
+    with pytest.raises(DatasetError, match="expected actions of 3 numbers, got 2"):
+        Trainer(tiny_replay(), tiny_config(action_dim=3), schedule, recipe)
+
+
+def test_a_state_with_a_changed_byte_is_damaged(tmp_path: Path) -> None:
+    trainer, file = make(), tmp_path / "state.pt"
+    trainer.train_step()
+    trainer.save_state(file)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        make().load_state(file)
+
+
+def test_a_checkpoint_is_of_the_moment_that_it_was_asked_for() -> None:
+    trainer = make()
+    made = trainer.checkpoint({})
+    before = copy.deepcopy(made.network.state_dict())
+    trainer.train_step()
+    assert all(torch.equal(v, before[k]) for k, v in made.network.state_dict().items())
+    Trainer(tiny_replay(), tiny_config(), Schedule.ddpm(20), TrainConfig(2), start=made)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 5.5), ("batch_size", 2.0), ("seed", 1.5), ("gradient_clip", 0), ("ema_power", -1),
+     ("learning_rate", math.inf)],
+)  # fmt: skip
+def test_a_recipe_that_is_none_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        TrainConfig(**{name: value})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,17 @@ class Replay:
     interrupted: np.ndarray
     attributes: dict[str, Any]
 
-    def stacked_observations(self) -> np.ndarray:
-        """(T, sum of dims) observations, keys concatenated in their order."""
-        return np.concatenate(list(self.observations.values()), axis=1)
+    def in_order(self, keys: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """The observations in the order of ``keys``, key → dim: a policy's, whose weights know
+        columns by their place. Raises DatasetError where they are others."""
+        found = {key: rows.shape[1] for key, rows in self.observations.items()}
+        if found != dict(keys):
+            raise DatasetError(f"expected observations {dict(keys)}; got {found}")
+        return {key: self.observations[key] for key in keys}
+
+    def stacked_observations(self, keys: Mapping[str, int]) -> np.ndarray:
+        """(T, sum of dims) observations, as :meth:`in_order` gives them."""
+        return np.concatenate(list(self.in_order(keys).values()), axis=1)
 
 
 def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:

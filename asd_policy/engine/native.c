@@ -269,16 +269,16 @@ static int NAME(to_x0)(const State *s, int64_t n, const REAL *at, const REAL *pr
     return test == 0;
 }
 
-static void NAME(remember)(const State *s, int64_t c, int64_t n, int secants, int learn,
-                           const REAL *at, const REAL *prediction) {
+/* Whether it was finite. If not, what was known stays, and x̂0 = 0 where nothing was. */
+static int NAME(remember)(const State *s, int64_t c, int64_t n, int secants, int learn,
+                          const REAL *at, const REAL *prediction) {
     const int64_t dim = s->dim, row = c * s->rows + n;
     REAL *value = (REAL *)s->value + row * dim, *point = (REAL *)s->point + row * dim;
     REAL *x0 = (REAL *)s->scratch;
-    if (!NAME(to_x0)(s, n, at, prediction, x0) && s->bad[c] < 0) s->bad[c] = n;
-    const int known = n <= s->last[c];
+    const int finite = NAME(to_x0)(s, n, at, prediction, x0), known = n <= s->last[c];
     if (learn) {
         REAL cross = 0, square = 0;
-        if (known)
+        if (known && finite)
             for (int64_t i = 0; i < dim; i++) {
                 REAL moved = at[i] - point[i];
                 cross += moved * (x0[i] - value[i]);
@@ -287,10 +287,18 @@ static void NAME(remember)(const State *s, int64_t c, int64_t n, int secants, in
         ((REAL *)s->cross)[row] = cross;
         ((REAL *)s->square)[row] = square;
     }
+    if (!finite && known) return 0;
+    if (!finite) memset(x0, 0, dim * sizeof(REAL));
     if (secants && known && n == s->n[c])
         NAME(add_secant)(s, c, ((REAL *)s->slopes)[n], x0, at, value, point);
     memcpy(value, x0, dim * sizeof(REAL));
     memcpy(point, at, dim * sizeof(REAL));
+    return finite;
+}
+
+/* Note a step at which the network was not finite, if the chain itself was there: asd._blame. */
+static void NAME(blame)(const State *s, int64_t c, int64_t broken, int64_t reached) {
+    if (broken <= reached && s->bad[c] < 0) s->bad[c] = broken;
 }
 
 /* Whether the proposal of mean target + σ·delta, made with this noise, stands for one without
@@ -361,13 +369,16 @@ static void NAME(verify)(const State *s, int64_t c, int64_t width, int64_t ahead
     prediction += c * width * dim;
     const int64_t left = at_least(at_most(width, s->num_steps - n - ahead), 0);
     const int64_t use = s->fresh[c] && !ahead ? 0 : left;
+    int64_t broken = s->num_steps + 1; /* none */
     for (int64_t m = 0; m < use; m++)
-        NAME(remember)(s, c, n + ahead + m, secants && !ahead && !m, learn,
-                       points + (couple ? m + ahead : m) * dim, prediction + m * dim);
+        if (!NAME(remember)(s, c, n + ahead + m, secants && !ahead && !m, learn,
+                            points + (couple ? m + ahead : m) * dim, prediction + m * dim))
+            broken = at_most(broken, n + ahead + m);
     s->last[c] = at_least(s->last[c], at_most(n + ahead + width, s->num_steps) - 1);
     s->calls[c] += use > 0;
     s->evaluations[c] += use;
     if (couple) NAME(couple)(s, c, width, ahead, learn, points, drafts + c * width * dim);
+    NAME(blame)(s, c, broken, couple ? s->n[c] - 1 + s->fresh[c] : n);
 }
 
 /* coupling.left_over. */
@@ -451,11 +462,12 @@ static void NAME(settle)(const State *s, int64_t c, int64_t width, int secants, 
     points += c * width * dim;
     steps += c * width;
     prediction += c * width * dim;
-    int64_t use = 0;
+    int64_t use = 0, broken = s->num_steps + 1; /* none */
     for (; use < width && steps[use] < s->num_steps; use++) {
-        NAME(remember)(s, c, steps[use], secants && !use, learn, points + use * dim,
-                       prediction + use * dim);
-        s->met[row + steps[use]] = 1;
+        const int finite = NAME(remember)(s, c, steps[use], secants && !use, learn,
+                                          points + use * dim, prediction + use * dim);
+        s->met[row + steps[use]] = finite;
+        if (!finite) broken = at_most(broken, steps[use]);
     }
     s->last[c] = at_least(s->last[c], end - 1);
     s->calls[c] += use > 0;
@@ -470,5 +482,6 @@ static void NAME(settle)(const State *s, int64_t c, int64_t width, int secants, 
     const int64_t here = s->n[c];
     memcpy(path + here * dim, x, dim * sizeof(REAL));
     s->met[row + here] = 0;
+    NAME(blame)(s, c, broken, here - 1);
 }
 #endif

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from asd_policy.engine.triton_source import (
     POSITIONS,
+    blame,
     clipped,
     couple,
     row_of,
@@ -106,10 +107,9 @@ def settle_kernel(
         step = tl.load(listed + position, mask=position < width, other=num_steps)
         used = step < num_steps
         wanted += tl.sum(tl.where(used, 1, 0), axis=0)
-        tl.store(met_ptr + row + step, (step * 0 + 1).to(tl.uint8), mask=used)
-    take_in(
+    broken = take_in(
         points_ptr + chain * width * D, prediction_ptr + chain * width * D, listed,
-        last_ptr, bad_ptr, pushed_ptr, calls_ptr, evaluations_ptr, value_ptr, point_ptr,
+        last_ptr, met_ptr, pushed_ptr, calls_ptr, evaluations_ptr, value_ptr, point_ptr,
         displacement_ptr, residual_ptr, slopes_ptr, cross_ptr, square_ptr, uv_ptr,
         chain, row, n, n, last, tl.maximum(last, end - 1), width, wanted,
         D, BLOCK, TILE, SECANTS, LEARN, CLIP, PAIRS, True,
@@ -125,3 +125,4 @@ def settle_kernel(
     tl.store(path_ptr + (row + here) * D + column, x, mask=column < D)
     tl.store(met_ptr + row + here, tl.zeros((), tl.uint8))
     tl.store(n_ptr + chain, here)
+    blame(bad_ptr, chain, broken, here - 1)

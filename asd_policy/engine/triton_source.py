@@ -123,17 +123,24 @@ def propose_kernel(
 
 
 @triton.jit
+def all_finite(x0, axis: tl.constexpr):
+    return tl.min(tl.where(tl.abs(x0) < float("inf"), 1, 0), axis=axis) > 0
+
+
+@triton.jit
 def push_secant(
     points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr,
     slopes_ptr, chain, row, n, pushed, usable, column,
     D: tl.constexpr, CLIP: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """Put the pair of step n in place of the oldest, if ``usable``."""
+    """Put the pair of step n in place of the oldest, if ``usable``; whether it was, and finite."""
     u = tl.load(uv_ptr + 2 * n, mask=usable, other=0.0)
     v = tl.load(uv_ptr + 2 * n + 1, mask=usable, other=0.0)
     here, said = row_of(points_ptr, 0, column, D), row_of(prediction_ptr, 0, column, D)
     displacement = here - row_of(point_ptr, row, column, D)
-    change = predicted(here, said, u, v, CLIP) - row_of(value_ptr, row, column, D)
+    x0 = predicted(here, said, u, v, CLIP)
+    usable = usable & all_finite(x0, 0)
+    change = x0 - row_of(value_ptr, row, column, D)
     residual = change - tl.load(slopes_ptr + n) * displacement
     length = tl.sqrt(tl.sum(displacement * displacement, axis=0))
     scale = tl.where(length > 0, 1.0 / length, 0.0)
@@ -141,17 +148,19 @@ def push_secant(
     inside = column < tl.where(usable, D, 0)
     tl.store(displacement_ptr + to, displacement * scale, mask=inside)
     tl.store(residual_ptr + to, residual * scale, mask=inside)
+    return usable
 
 
 @triton.jit
 def remember(
     points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr, steps_ptr,
-    row, first, last, width, wanted,
+    met_ptr, row, first, last, width, wanted,
     D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CLIP: tl.constexpr,
     LEARN: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
-    """Store x̂0 and points of the steps from ``first`` on, whose first ``wanted`` were evaluated;
-    if LISTED, of the first ``wanted`` of the steps that are listed.
+    """Store x̂0 and points of the steps from ``first`` on, whose first ``wanted`` were evaluated; if
+    LISTED, of the first ``wanted`` listed ones, which are met where finite. Where they are not,
+    what was known stays, and x̂0 = 0 where nothing was.
 
     Pointers are at the chain's first row of points and predictions; ``row`` is the chain's first
     of the (B, R, …) tensors. Returns the first position that is not finite, or ``width``.
@@ -172,17 +181,23 @@ def remember(
         v = tl.load(uv_ptr + 2 * step + 1, mask=used, other=0.0)
         x0 = predicted(here, said, u[:, None], v[:, None], CLIP)
         x0 = tl.where(used[:, None], x0, before)
-        broken = tl.max(tl.where(tl.abs(x0) < float("inf"), 0, 1), axis=1)
-        bad = tl.minimum(bad, tl.min(tl.where(used & (broken > 0), position, width), axis=0))
+        finite = all_finite(x0, 1)
+        broken, known = tl.where(finite, 0, 1) * tl.where(used, 1, 0), step <= last
+        bad = tl.minimum(bad, tl.min(tl.where(broken > 0, position, width), axis=0))
+        then = tl.load(point_ptr + at, mask=inside, other=0.0)
+        stays = ((broken > 0) & known)[:, None]
+        x0 = tl.where((broken > 0)[:, None], tl.where(stays, before, 0.0), x0)
+        if LISTED:
+            tl.store(met_ptr + row + step, tl.where(finite, 1, 0).to(tl.uint8), mask=used)
         if LEARN:
-            displacement = here - tl.load(point_ptr + at, mask=inside, other=0.0)
-            known = used & (step <= last)
+            displacement = here - then
+            known = known & used & finite
             cross = tl.where(known, tl.sum(displacement * (x0 - before), axis=1), 0.0)
             square = tl.where(known, tl.sum(displacement * displacement, axis=1), 0.0)
             tl.store(cross_ptr + row + step, cross, mask=used)
             tl.store(square_ptr + row + step, square, mask=used)
         tl.store(value_ptr + at, x0, mask=inside)
-        tl.store(point_ptr + at, here, mask=inside)
+        tl.store(point_ptr + at, tl.where(stays, then, here), mask=inside)
     return bad
 
 
@@ -248,17 +263,17 @@ def count(
 
 @triton.jit
 def take_in(
-    points_ptr, prediction_ptr, steps_ptr, last_ptr, bad_ptr, pushed_ptr, calls_ptr,
+    points_ptr, prediction_ptr, steps_ptr, last_ptr, met_ptr, pushed_ptr, calls_ptr,
     evaluations_ptr, value_ptr, point_ptr, displacement_ptr, residual_ptr, slopes_ptr, cross_ptr,
     square_ptr, uv_ptr, chain, row, n, first, last, reached, width, wanted,
     D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, PAIR: tl.constexpr,
     LEARN: tl.constexpr, CLIP: tl.constexpr, PAIRS: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
-    """:func:`remember`, after a secant pair is kept if PAIR, and count it: a step whose prediction
-    was not finite, the furthest step that is ``reached``, calls and rows."""
+    """:func:`remember`, after a secant pair is kept if PAIR, and count it: the furthest step
+    ``reached``, calls, rows. Returns the first step that was not finite, or one beyond all."""
     pushed, usable = tl.load(pushed_ptr + chain), (n <= last) & (wanted > 0)
     if PAIR:
-        push_secant(
+        usable = push_secant(
             points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, displacement_ptr,
             residual_ptr, slopes_ptr, chain, row + n, n, pushed, usable, tl.arange(0, BLOCK),
             D, CLIP, PAIRS,
@@ -266,19 +281,23 @@ def take_in(
         tl.debug_barrier()  # before what it read is replaced
     bad = remember(
         points_ptr, prediction_ptr, uv_ptr, value_ptr, point_ptr, cross_ptr, square_ptr, steps_ptr,
-        row, first, last, width, wanted, D, BLOCK, TILE, CLIP, LEARN, LISTED,
+        met_ptr, row, first, last, width, wanted, D, BLOCK, TILE, CLIP, LEARN, LISTED,
     )  # fmt: skip
-    broken = first + bad
-    if LISTED:
-        broken = tl.load(steps_ptr + bad, mask=bad < width, other=0)
+    broken = tl.load(steps_ptr + bad, mask=bad < width, other=0) if LISTED else first + bad
     tl.debug_barrier()
-    known = tl.load(bad_ptr + chain)
-    tl.store(bad_ptr + chain, tl.where((known < 0) & (bad < width), broken, known))
     tl.store(last_ptr + chain, reached)
     tl.store(calls_ptr + chain, tl.load(calls_ptr + chain) + tl.where(wanted > 0, 1, 0))
     tl.store(evaluations_ptr + chain, tl.load(evaluations_ptr + chain) + wanted)
     if PAIR:
         tl.store(pushed_ptr + chain, pushed + tl.where(usable, 1, 0))
+    return tl.where(bad < width, broken, 1 << 30)
+
+
+@triton.jit
+def blame(bad_ptr, chain, broken, reached):
+    """``samplers.asd._blame``: a step at which the network was not finite, and the chain was."""
+    known = tl.load(bad_ptr + chain)
+    tl.store(bad_ptr + chain, tl.where((known < 0) & (broken <= reached), broken, known))
 
 
 @triton.jit
@@ -332,13 +351,14 @@ def verify_kernel(
         wanted = tl.where(fresh != 0, 0, wanted)
     first_point = points_ptr + chain * (width + (1 if COUPLE else 0)) * D
     reached = tl.maximum(last, tl.minimum(n + AHEAD + width, num_steps) - 1)
-    take_in(
+    broken = take_in(
         first_point + (AHEAD * D if COUPLE else 0), prediction_ptr + chain * width * D, uv_ptr,
-        last_ptr, bad_ptr, pushed_ptr, calls_ptr, evaluations_ptr, value_ptr, point_ptr,
+        last_ptr, fresh_ptr, pushed_ptr, calls_ptr, evaluations_ptr, value_ptr, point_ptr,
         displacement_ptr, residual_ptr, slopes_ptr, cross_ptr, square_ptr, uv_ptr,
         chain, row, n, n + AHEAD, last, reached, width, wanted,
         D, BLOCK, TILE, SECANTS and AHEAD == 0, LEARN, CLIP, PAIRS, False,
     )  # fmt: skip
+    here = n  # the furthest step whose point is the chain's own
     if COUPLE:
         at, x, rejected = couple(
             first_point, drafts_ptr + chain * width * D, noise_ptr, log_uniform_ptr, value_ptr,
@@ -348,8 +368,11 @@ def verify_kernel(
         )  # fmt: skip
         tl.store(x_ptr + chain * D + column, x, mask=column < D)
         stale = rejected | (n + width >= num_steps)
+        here = tl.minimum(at + 1, num_steps)
         tl.store(fresh_ptr + chain, tl.where(stale, 0, AHEAD).to(tl.uint8))
-        tl.store(n_ptr + chain, tl.minimum(at + 1, num_steps))
+        tl.store(n_ptr + chain, here)
+        here += tl.where(stale, 0, AHEAD) - 1
+    blame(bad_ptr, chain, broken, here)
 
 
 @triton.jit(do_not_specialize=["noise_rows", "num_steps"])

@@ -35,12 +35,19 @@ def trained_schedule(scheduler: Any, **changes: Any) -> Schedule:
         changes: settings in place of the scheduler's.
 
     Raises:
-        ValueError: as :func:`schedule_of`.
+        ValueError: as :func:`schedule_of`, or its tables are not those of its settings.
     """
     config = dict(scheduler.config) | changes
     if config.get("beta_schedule", BETA_SCHEDULES[0]) not in BETA_SCHEDULES:
         config |= {"beta_schedule": BETA_SCHEDULES[0], "trained_betas": scheduler.betas.tolist()}
-    return schedule_of(type(scheduler).__name__, config)
+    schedule = schedule_of(type(scheduler).__name__, config)
+    kept, made = getattr(scheduler, "alphas_cumprod", None), schedule.alphas_cumprod
+    if kept is not None and not np.allclose(np.asarray(kept), made.numpy(), rtol=1e-3, atol=1e-6):
+        raise InputError(
+            f"the alphas_cumprod of the {type(scheduler).__name__} are not those of its settings; "
+            "expected a scheduler that is changed by its settings (trained_betas, say)"
+        )
+    return schedule
 
 
 def schedule_of(kind: str, config: Mapping[str, Any]) -> Schedule:

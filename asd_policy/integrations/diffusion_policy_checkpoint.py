@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.errors import CheckpointError
+from asd_policy.files import check_archive
 from asd_policy.integrations.diffusers_chain import schedule_of
 from asd_policy.integrations.diffusion_policy_config import Settings
-from asd_policy.integrations.plain_files import allowed, check_archive, refused
+from asd_policy.integrations.plain_files import allowed, refused
 from asd_policy.integrations.robomimic_format import (
     architecture,
     check_finite,

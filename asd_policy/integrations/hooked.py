@@ -104,7 +104,7 @@ class Hook:
         self.calls: float | None = None
         self._samplers: OrderedDict[Any, Sampler] = OrderedDict()
         self._chains: dict[tuple[int, float], tuple[SamplerConfig, Schedule]] = {}
-        self._scheduler: Any = None
+        self._scheduler: tuple[Any, Any] = (None, None)  # and its settings
 
     def check_place(self, device: torch.device | str | None = None) -> None:
         """Refuse now what the robot's first chunk would be refused with.
@@ -149,7 +149,7 @@ class Hook:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes its samplers itself, for the network that it belongs to."""
-        made: dict[str, Any] = {"_samplers": OrderedDict(), "_chains": {}, "_scheduler": None}
+        made = {"_samplers": OrderedDict(), "_chains": {}, "_scheduler": (None, None)}
         return vars(self) | made
 
     def again(self, config: SamplerConfig) -> Hook:
@@ -170,8 +170,9 @@ class Hook:
             eta: of the policy's own DDIM.
         """
         scheduler, steps = self.owner.noise_scheduler, int(self.owner.num_inference_steps)
-        if scheduler is not self._scheduler:  # another one in its place: all that was made is stale
-            self._scheduler = scheduler
+        now = scheduler, scheduler.config  # which is another object once an entry is
+        if any(one is not other for one, other in zip(now, self._scheduler, strict=True)):
+            self._scheduler = now  # all that was made is stale
             self._chains.clear()
             self._samplers.clear()
         if (steps, eta) not in self._chains:

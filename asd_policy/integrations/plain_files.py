@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from asd_policy.errors import CheckpointError
 
 
 @contextmanager
@@ -35,19 +31,3 @@ def refused(error: Exception) -> str:
     if reason := re.search(r"WeightsUnpickler error:\s*(\S.*)", text):
         return reason[1]
     return text.split("\n")[0].removeprefix("Weights only load failed. ")
-
-
-def check_archive(path: Path) -> None:
-    """Raise a CheckpointError unless every byte is as it was written: PyTorch does not compare the
-    archive's checksums, and reads tensors that were changed."""
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except Exception as error:  # the zip reader may raise anything
-        raise CheckpointError(
-            f"{path} is no whole PyTorch file (a zip archive): {error}"
-        ) from error
-    if bad is not None:
-        raise CheckpointError(f"{path} is damaged: the checksum of {bad} is another")

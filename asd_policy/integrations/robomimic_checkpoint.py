@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from asd_policy.errors import CheckpointError, DatasetError
-from asd_policy.integrations.plain_files import allowed, check_archive, refused
+from asd_policy.files import check_archive
+from asd_policy.integrations.plain_files import allowed, refused
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
-    ENCODER_PREFIX,
     NETWORK_PREFIX,
     architecture,
     ddim_steps,
@@ -224,7 +224,8 @@ def to_checkpoint(file: RobomimicCheckpoint) -> Checkpoint:
 def _network(file: RobomimicCheckpoint) -> ConditionalUnet1D:
     start = len(NETWORK_PREFIX)
     own = {k[start:]: v for k, v in file.weights.items() if k.startswith(NETWORK_PREFIX)}
-    other = [k for k in file.weights if not k.startswith((NETWORK_PREFIX, ENCODER_PREFIX))]
+    # (Low-dimensional observations, of which the encoder has none.)
+    other = [k for k in file.weights if not k.startswith(NETWORK_PREFIX)]
     if other:
         raise CheckpointError(f"{file.path}: weights that are not known: {', '.join(other[:5])}")
     try:

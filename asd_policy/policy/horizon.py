@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asd_policy.errors import InputError, listed_seeds, seed_number
+from asd_policy.errors import InputError, listed_indices, listed_seeds, seed_number
 from asd_policy.policy.draws import ChunkStats, Draw, chunk_stats
 from asd_policy.policy.observations import named, one_row
 from asd_policy.samplers.result import Stats, go_back, states_of
@@ -266,17 +266,19 @@ class RecedingHorizon:
 
         Args:
             observations: one row for each environment.
-            indices: which environments the rows belong to (default: all, in order).
+            indices: which environments the rows belong to (default: all, in order); numbers, no
+                mask.
 
         Raises:
             ValueError, NonFiniteError: as :meth:`act`; nothing is drawn or remembered then, and
                 the same observations can be acted on again.
         """
-        indices = range(len(self.environments)) if indices is None else indices
+        indices = listed_indices(indices, len(self.environments))
         return self.act_on(self.frames(observations, len(indices)), indices)
 
     def act_on(self, frames: Sequence[Sequence[Frame]], indices: Sequence[int]) -> np.ndarray:
         """:meth:`act_batch` for what the source has made of observations already."""
+        indices = listed_indices(indices, len(self.environments))
         before = self.remembered(indices)
         self.remember(frames, indices)
         try:
@@ -298,10 +300,9 @@ class RecedingHorizon:
                 self.enqueue(indices[row], actions)
             cost = _Cost(len(environments), rows, self._cost.stats, self._cost.seconds)
         self._cost = cost
-        actions = np.stack([environment.queue.popleft() for environment in environments])
         if not rows:  # a call that took no time
-            self.source.ahead([e.stream for e in environments if not e.queue])
-        return actions
+            self.source.ahead([e.stream for e in environments if len(e.queue) == 1])
+        return np.stack([environment.queue.popleft() for environment in environments])
 
     def enqueue(self, index: int, actions: np.ndarray) -> None:
         """Have the first Ta of a chunk's actions executed by one environment."""
@@ -310,17 +311,16 @@ class RecedingHorizon:
     def next(self, index: int) -> np.ndarray:
         """The next queued action (action_dim,) of one environment."""
         self._cost, environment = _Cost(1), self.environments[index]
-        action = environment.queue.popleft()
-        if not environment.queue:
+        if len(environment.queue) == 1:
             self.source.ahead([environment.stream])
-        return action
+        return environment.queue.popleft()
 
     def observe(self, observations: Observation, indices: Sequence[int] | None = None) -> None:
         """Take in one observation of each environment, and draw nothing.
 
         Args, errors: as for :meth:`act_batch`, which begins with this.
         """
-        indices = range(len(self.environments)) if indices is None else indices
+        indices = listed_indices(indices, len(self.environments))
         self.remember(self.frames(observations, len(indices)), indices)
 
     def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
@@ -359,7 +359,7 @@ class RecedingHorizon:
         Raises:
             NonFiniteError: a NaN or infinity in the network's output or an action.
         """
-        indices = range(len(self.environments)) if indices is None else indices
+        indices = listed_indices(indices, len(self.environments))
         environments, start = [self.environments[i] for i in indices], time.perf_counter()
         histories, streams = [e.history for e in environments], [e.stream for e in environments]
         if not histories or not all(histories):

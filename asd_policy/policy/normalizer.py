@@ -57,7 +57,7 @@ class Normalizer:
         self.quaternions = tuple(quaternions)
         turned = {first + i for first in self.quaternions for i in range(4)}
         self._others = [column for column in range(len(low)) if column not in turned]
-        self._scale, self._centre = (high - low) / 2, (high + low) / 2
+        self._scale, self._centre = high / 2 - low / 2, high / 2 + low / 2  # none overflows
 
     @classmethod
     def fit(cls, columns: Mapping[str, np.ndarray], quaternions: Sequence[int] = ()) -> Normalizer:
@@ -72,9 +72,11 @@ class Normalizer:
         table = np.concatenate([np.asarray(v, dtype=np.float32) for v in columns.values()], axis=1)
         names = [f"{key}[{i}]" for key, v in columns.items() for i in range(v.shape[1])]
         low, high = torch.from_numpy(table.min(0)), torch.from_numpy(table.max(0))
-        still, centre = high - low < LEAST_RANGE, (low + high) / 2
+        still, centre = high - low < LEAST_RANGE, low / 2 + high / 2
+        side = (1e-6 * centre.abs()).clamp_min(1)  # some units in the last place of large ones
         low, high = (
-            torch.where(still, centre + side, bound) for side, bound in ((-1, low), (1, high))
+            torch.where(still, centre + sign * side, bound)
+            for sign, bound in ((-1, low), (1, high))
         )
         return cls(low, high, names, quaternions)
 

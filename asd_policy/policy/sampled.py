@@ -20,11 +20,12 @@ class SampledSource(ChunkSource):
     """A source with a sampler: its random streams can be gone on with where they were.
 
     Attributes:
-        sampler: of the chunks. device: where they are drawn.
+        sampler: of the chunks. device: where they are drawn. robots: that are expected.
     """
 
     sampler: Sampler
     device: torch.device
+    robots = 1
 
     def stream(self, seed: int | None, drawn: int = 0) -> torch.Generator:
         """The random stream of an environment with this seed (None draws one), after ``drawn``
@@ -46,6 +47,7 @@ class SampledSource(ChunkSource):
         self.sampler.ahead(streams)
 
     def expect(self, batch: int) -> None:
+        self.robots = batch
         self.sampler.expect(batch)
 
 

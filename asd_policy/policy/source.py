@@ -52,7 +52,6 @@ class CheckpointSource(SampledSource):
         self.horizons = self.config.horizons
         self._engine, self._trained = engine, checkpoint.schedule
         self._after: Sampler | None = None
-        self._robots = 1
         self.sampler = chunk_sampler(
             self.network,
             checkpoint.schedule,
@@ -68,7 +67,6 @@ class CheckpointSource(SampledSource):
 
     def expect(self, batch: int) -> None:
         super().expect(batch)
-        self._robots = batch
         if self._after is not None:
             self._after.expect(batch)
 
@@ -98,12 +96,13 @@ class CheckpointSource(SampledSource):
     ) -> Chunks:
         stacked = np.stack([np.stack(history) for history in histories])
         known, which = self._known(committed)
-        sampler = self._sampler_after()
+        sampler, window = self._sampler_after(), self.sampler.plan(len(stacked)).window
         with torch.inference_mode(), own_precision(networks_too=True):
             history = torch.from_numpy(stacked).to(self.device)
             cond = self._observation_normalizer.normalize(history).flatten(1)
             cond = torch.cat([cond, known.flatten(1).to(cond), which.flatten(1).to(cond)], 1)
-            chunks, stats = sampler.draw(sampler.noise(streams), cond)
+            plan = replace(sampler.plan(len(stacked)), window=window)  # the other chain's
+            chunks, stats = sampler.draw(sampler.noise(streams), cond, plan)
             actions = self._action_normalizer.unnormalize(chunks).cpu().numpy()
         if not np.isfinite(actions).all():
             raise NonFiniteError("the sampler returned a NaN or infinite action")
@@ -142,21 +141,18 @@ class CheckpointSource(SampledSource):
                 network, engine = self.sampler.engine.network, "eager"
             if not isinstance(network, PreparedNetwork):
                 network = AsItIs(network, first.schedule.timesteps.to(self.device))
-            config = first.config
-            if first.window is not None and config.method.window is None:
-                config = replace(config, window=first.window)
             inpainted = Inpainted(network, first.schedule, first.shape, self.device)
             self._after = Sampler(
                 inpainted,
                 self._trained,
                 first.shape,
-                config,
+                first.config,
                 engine=engine,
                 device=self.device,
                 calibration=Calibration(first.calibration.learned, frozen=True),
                 threads=first.threads,
             )
-            self._after.expect(self._robots)
+            self._after.expect(self.robots)
         return self._after
 
     def sample(

@@ -37,10 +37,12 @@ class Ahead:
         """Have the next noise of these streams at hand."""
         for generator in generators:
             before = generator.get_state()
-            noise = draw_noise([generator], *self._given)
             self._kept.pop(id(generator), None)
-            self._kept[id(generator)] = before, noise, generator.get_state()
-            generator.set_state(before)
+            try:
+                noise = draw_noise([generator], *self._given)
+                self._kept[id(generator)] = before, noise, generator.get_state()
+            finally:
+                generator.set_state(before)
         while len(self._kept) > max(MOST, len(generators)):
             del self._kept[next(iter(self._kept))]  # the oldest
 

@@ -37,22 +37,45 @@ def observe(
     form: Form,
     ahead: int = 0,
 ) -> None:
-    """Remember what the network said at points (B, W, D) of the steps from n + ``ahead`` on.
+    """Remember what the network said at points (B, W, D) of the steps from n + ``ahead`` on, the
+    first of them where the chain is.
 
     Args:
         prediction: (B, W, D), the network's; unused where not :func:`wanted`.
     """
+    _blame(chains, _observe(chains, denoiser, points, prediction, form, ahead), chains.n)
+
+
+def _observe(
+    chains: Chains, denoiser: Denoiser, points: Tensor, prediction: Tensor, form: Form, ahead: int
+) -> Tensor:
+    """:func:`observe`, but for what was not finite: (B,) the first such step, or K + 1."""
     width = points.shape[1]
     steps, use = chains.steps(width, ahead), wanted(chains, width, ahead)
-    _remember(chains, denoiser, points, prediction, steps, use, form, pair=not ahead)
+    broken = _remember(chains, denoiser, points, prediction, steps, use, form, pair=not ahead)
     _reach(chains, steps[:, -1].clamp(max=chains.num_steps - 1))
+    return _first(chains, broken, steps)
+
+
+def _first(chains: Chains, which: Tensor, steps: Tensor) -> Tensor:
+    """(B,) the first of the steps (B, W) that are meant, K + 1 where none is."""
+    return torch.where(which, steps, chains.num_steps + 1).amin(1)
+
+
+def _blame(chains: Chains, broken: Tensor, reached: Tensor) -> None:
+    """Note step ``broken`` (B,), at which the network was not finite, where the chain itself was
+    there, at steps up to ``reached`` (B,). Elsewhere it was a guess: an error of it would be one
+    that the chain, step by step, does not have, and the samples without it of another law."""
+    real = (chains.bad < 0) & (broken <= reached)
+    chains.bad.copy_(torch.where(real, broken, chains.bad))
 
 
 def _remember(
     chains: Chains, denoiser: Denoiser, points: Tensor, prediction: Tensor, steps: Tensor,
     use: Tensor, form: Form, pair: bool = True,
-) -> None:  # fmt: skip
-    """Remember predictions (B, W, D) at points of steps (B, W), where they are of ``use``.
+) -> Tensor:  # fmt: skip
+    """Remember predictions (B, W, D) at points of steps (B, W), where they are of ``use``; (B, W)
+    where they were not finite, and what was known stays (x̂0 = 0 where nothing was).
 
     Where step n was evaluated before, at the guess that a rejection has since replaced, the
     difference becomes a secant ``pair``.
@@ -61,12 +84,11 @@ def _remember(
     before, origin = (chains.take(t, memory, width) for t in (chains.value, chains.point))
     x0 = denoiser.x0(points, prediction, steps)
     x0 = torch.where(use.unsqueeze(2), x0, before)
-    bad = use & ~x0.isfinite().all(-1)
-    where = steps.gather(1, bad.long().argmax(1, keepdim=True)).squeeze(1)
-    first = torch.where(bad.any(1), where, -1)
-    chains.bad.copy_(torch.where(chains.bad < 0, first, chains.bad))
+    broken, known = use & ~x0.isfinite().all(-1), steps <= chains.last.unsqueeze(1)
+    x0 = torch.where(broken.unsqueeze(2), torch.where(known.unsqueeze(2), before, 0.0), x0)
     displacement, change = points - origin, x0 - before
-    known = (steps <= chains.last.unsqueeze(1)) & use
+    points = torch.where((broken & known).unsqueeze(2), origin, points)
+    known = known & use & ~broken
     if form.learn:
         for total, other in ((chains.cross, change), (chains.square, displacement)):
             sums = torch.where(known, (displacement * other).sum(-1), 0.0)
@@ -78,6 +100,7 @@ def _remember(
         tensor.flatten(0, 1).index_copy_(0, memory, values.reshape(len(memory), -1))
     chains.calls.add_(use.any(1))
     chains.evaluations.add_(use.sum(1))
+    return broken
 
 
 def _reach(chains: Chains, step: Tensor) -> None:
@@ -167,8 +190,9 @@ def verify(
     :func:`observe`, then :func:`couple`.
     """
     later = points[:, form.ahead : form.ahead + drafts.shape[1]]
-    observe(chains, denoiser, later, prediction, form, form.ahead)
+    broken = _observe(chains, denoiser, later, prediction, form, form.ahead)
     couple(chains, points, drafts, form)
+    _blame(chains, broken, chains.n - 1 + chains.fresh.long())  # what is fresh is at n itself
 
 
 def _move(
@@ -199,15 +223,17 @@ def settle(
     """
     paths, size = chains.paths, chains.num_steps
     assert paths is not None
-    _remember(chains, denoiser, points, prediction, steps, steps < size, form)
+    broken = _remember(chains, denoiser, points, prediction, steps, steps < size, form)
     _reach(chains, paths.end - 1)
     paths.met[:, :size] |= to_evaluate(chains)
+    paths.met.scatter_(1, steps, paths.met.gather(1, steps) & ~broken)
     points, drafts = paths.point[:, :size], paths.draft[:, :size]
     every = chains.position[:size].expand(chains.batch, size)
     _couple(chains, points, drafts, every, chains.n.clone(), paths.end, form)
     here = chains.n.view(-1, 1, 1)
     paths.point.scatter_(1, here.expand(-1, 1, chains.dim), chains.x.unsqueeze(1))
     paths.met.scatter_(1, here.squeeze(2), False)
+    _blame(chains, _first(chains, broken, steps), chains.n - 1)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
@@ -161,7 +162,8 @@ def _train(
         calibration = trainer.calibration(progress)
         save_checkpoint(folder, trainer.checkpoint(_card(task, trainer, replay, calibration)))
 
-    _run(trainer, state_file, console, marks, lambda: save(_step_folder(out, trainer.step)))
+    mark = lambda: save(_step_folder(out, trainer.step))  # noqa: E731
+    _run(trainer, state_file, console, marks, mark, resume)
     with Stage("chunks of the calibration") as stage:
         save(out, stage.update)
     console.print(f"Final loss {trainer.loss:.4f}. Checkpoint: {out}")
@@ -209,6 +211,10 @@ def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
             finished = (out / CARD_FILE).exists()  # and is not started over
             advice = "" if finished else ", or --no-resume to start over"
             raise CheckpointError(f"{error}; choose another --out{advice}") from error
+    else:
+        for folder in out.glob("step-*"):  # networks of a run that is started over
+            if (folder / CARD_FILE).exists():
+                shutil.rmtree(folder)
     return state_file
 
 
@@ -218,6 +224,7 @@ def _run(
     console: Console,
     marks: Collection[int],
     save: Callable[[], None],
+    resume: bool,
 ) -> None:
     """Train to the end; `save` at the steps in `marks`."""
     if trainer.step in marks:  # stopped there, perhaps before it was saved
@@ -232,7 +239,8 @@ def _run(
 
             trainer.run(state_file, after)
     except KeyboardInterrupt:
-        console.print(f"Stopped at step {trainer.step}; run the same command to go on.")
+        without = "" if resume else " without --no-resume"
+        console.print(f"Stopped at step {trainer.step}; the same command{without} goes on.")
         raise
 
 

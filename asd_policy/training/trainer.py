@@ -6,6 +6,7 @@ that was killed and resumed, on a CPU or a GPU, sees the same batches as one tha
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +23,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from asd_policy.ambient import untouched
 from asd_policy.data.replay import Replay, training_windows
 from asd_policy.data.zarr_store import array_digest
-from asd_policy.errors import CheckpointError, InputError, NonFiniteError
-from asd_policy.files import replacing
+from asd_policy.errors import (
+    CheckpointError,
+    DatasetError,
+    InputError,
+    NonFiniteError,
+    whole_from,
+)
+from asd_policy.files import check_archive, replacing
 from asd_policy.interrupts import handled_after
 from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.config import PolicyConfig
@@ -33,6 +40,7 @@ from asd_policy.schedule import Schedule, check_choice
 from asd_policy.training.ema import EMA
 
 PRECISIONS = ("fp32", "bf16")
+_PARTS = ("network", "ema", "optimizer", "step", "loss", "seconds")  # of a state, as they are kept
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
+            object.__setattr__(self, name, whole_from(least, name, getattr(self, name)))
+        for name in ("learning_rate", "gradient_clip", "ema_power"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step ``step`` (from 0)."""
@@ -94,6 +102,7 @@ class Trainer:
 
     Raises:
         CheckpointError: ``start`` has another architecture or schedule.
+        DatasetError: observations or actions that are not the policy's.
     """
 
     @untouched()
@@ -108,9 +117,14 @@ class Trainer:
     ) -> None:
         self.policy, self.schedule, self.config = policy, schedule, config
         self.device = torch.device(device)
-        self.observation_normalizer = Normalizer.fit(replay.observations, policy.quaternions)
+        seen = replay.in_order(policy.observation_keys)
+        if replay.actions.shape[1] != policy.action_dim:
+            raise DatasetError(
+                f"expected actions of {policy.action_dim} numbers, got {replay.actions.shape[1]}"
+            )
+        self.observation_normalizer = Normalizer.fit(seen, policy.quaternions)
         self.action_normalizer = Normalizer.fit({"action": replay.actions})
-        stacked = torch.from_numpy(replay.stacked_observations())
+        stacked = torch.from_numpy(replay.stacked_observations(policy.observation_keys))
         self._observations = self.observation_normalizer.normalize(stacked).to(self.device)
         actions = torch.from_numpy(replay.actions)
         self._actions = self.action_normalizer.normalize(actions).to(self.device)
@@ -147,7 +161,7 @@ class Trainer:
                 "its weights would mean something else"
             )
         self.network.load_state_dict(start.network.state_dict())
-        self.started_from = start.card["sha256"]
+        self.started_from = start.card.get("sha256")  # none of one that was never saved
 
     def _gradients(self, noisy: Tensor, target: Tensor, timesteps: Tensor, cond: Tensor) -> Tensor:
         """The loss of a batch, its gradients in the parameters."""
@@ -272,8 +286,9 @@ class Trainer:
     def load_state(self, path: Path) -> None:
         """Go on from :meth:`save_state`. Raises CheckpointError if it is of another run."""
         try:
+            check_archive(path)
             state = torch.load(path, map_location=self.device, weights_only=True)
-            there = state["identity"]
+            there, *parts = (state[key] for key in ("identity", *_PARTS))
             if not all(isinstance(each, str) for each in there["demonstrations"]):
                 raise TypeError("these are no digests")
         except OSError:
@@ -285,10 +300,10 @@ class Trainer:
             raise CheckpointError(
                 f"{path} belongs to another training run ({_differing(there, ours)})"
             )
-        self.network.load_state_dict(state["network"])
-        self.ema.network.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
+        network, average, optimizer, self.step, self.loss, self.seconds = parts
+        self.network.load_state_dict(network)
+        self.ema.network.load_state_dict(average)
+        self.optimizer.load_state_dict(optimizer)
 
     @untouched(gradients=False)
     def calibration(self, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
@@ -308,9 +323,9 @@ class Trainer:
         return calibration.to_dict()
 
     def checkpoint(self, card: dict[str, Any]) -> Checkpoint:
-        """The averaged network as a checkpoint, with ``card`` entries to be reported."""
+        """The averaged network of now as a checkpoint, with ``card`` entries to be reported."""
         return Checkpoint(
-            self.ema.network,
+            copy.deepcopy(self.ema.network),
             self.policy,
             self.schedule,
             self.observation_normalizer,

@@ -147,6 +147,14 @@ def test_steps_weights_and_networks_are_those_of_the_call():
     policy.conditional_sample(*known, **conds)
     (made,) = policy.conditional_sample._samplers.values()
     assert made.schedule.config.prediction_type == "sample"
+    policy.noise_scheduler.register_to_config(prediction_type="v_prediction")
+    policy.conditional_sample(*known, **conds)
+    (made,) = policy.conditional_sample._samplers.values()
+    assert made.schedule.config.prediction_type == "v_prediction"
+    policy.noise_scheduler = ddpm(20)
+    policy.noise_scheduler.alphas_cumprod = policy.noise_scheduler.alphas_cumprod**2
+    with pytest.raises(ValueError, match="alphas_cumprod of the DDPMScheduler are not those"):
+        policy.conditional_sample(*known, **conds)
 
 
 def test_without_a_copy_the_network_is_called_as_it_is():
@@ -191,7 +199,7 @@ def test_a_seed_gives_the_same_chunk_whatever_was_drawn_before():
 
 def test_a_check_fails_and_needs_sizes():
     policy = make()
-    policy.noise_scheduler.alphas_cumprod[5] *= 0.8
+    policy.noise_scheduler.one = torch.tensor(0.8)  # what a last step ends at
     with pytest.raises(InputError, match="the self-check failed: sequential ddpm equals your loop"):
         asd.accelerate(policy, check=True, verbose=False)
     del policy.obs_dim

@@ -137,8 +137,10 @@ class RobomimicSource(SampledSource):
         nets, self.uses_ema = rollout_networks(algo)
         self.encoder = nets["obs_encoder"]
         if nets["noise_pred_net"] is not self._network:
-            self._network = nets["noise_pred_net"]
+            self._network, before = nets["noise_pred_net"], self.sampler
             self.sampler = chunk_sampler(algo, *self._options)
+            self.sampler.threads = before.threads
+            self.sampler.expect(self.robots)
 
     def _whole(self, history: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """(To, \\*shape) of each key: the newest as it is, if it came stacked."""

@@ -181,7 +181,7 @@ def _conditions(
 
 
 def _from_replay(replay: Replay, config: PolicyConfig, normalizer: Normalizer) -> Tensor:
-    rows = torch.from_numpy(replay.stacked_observations())
+    rows = torch.from_numpy(replay.stacked_observations(config.observation_keys))
     last = np.linspace(config.obs_horizon - 1, len(rows) - 1, 256).round().astype(int)
     picks = last[:, None] + np.arange(1 - config.obs_horizon, 1)
     return normalizer.normalize(rows[picks]).flatten(1)

@@ -63,12 +63,11 @@ def _synthetic(options: VerifyOptions, made: Checkpoint) -> tuple[Array, str]:
 def _from_file(path: Path, made: Checkpoint, count: int) -> tuple[Array, str]:
     """Moments spread evenly over demonstrations."""
     replay = load_demonstrations(path)
-    wanted = dict(made.config.observation_keys)
-    found = {key: rows.shape[1] for key, rows in replay.observations.items()}
-    if found != wanted:
-        raise DatasetError(f"{path}: expected observations {wanted}, in this order; got {found}")
+    try:
+        rows = replay.stacked_observations(made.config.observation_keys)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
     history = made.config.obs_horizon
-    rows = replay.stacked_observations()
     starts = np.concatenate([[0], replay.episode_ends[:-1]])
     last = np.linspace(0, len(rows) - 1, count + 2)[1:-1].round().astype(int)
     first = starts[np.searchsorted(replay.episode_ends, last, side="right")]

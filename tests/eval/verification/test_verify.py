@@ -201,7 +201,7 @@ def test_observations_from_demonstrations(run, checkpoint, tmp_path):
     assert status == 0, output + errors
     assert "demonstrations in demos.npz" in output
     windows = np.load(tmp_path / "out" / "moments.npz")["windows"]
-    rows = tiny_replay().stacked_observations()
+    rows = np.concatenate(list(tiny_replay().observations.values()), axis=1)
     for before, now in windows:
         at = int(np.flatnonzero((rows == now).all(1))[0])
         first = at in (0, 12, 17)  # of an episode: there is nothing before it
