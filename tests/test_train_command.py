@@ -194,7 +194,7 @@ def test_how_the_network_sees_rotations(tmp_path: Path) -> None:
         (["--threads", "0"], r"--threads must be 1 or more, got 0"),
         (["--seed", "-1"], r"--seed must be from 0 to 2\^64 - 1, got -1"),
         (["--seed", str(2**64)], r"--seed must be from 0 to 2\^64 - 1, got 18446744073709551616"),
-        (["--steps", "0"], r"steps must be at least 1, got 0"),
+        (["--steps", "0"], r"steps must be a whole number from 1 on, got 0"),
         (["--down-dims", "0"], r"each of down_dims must be a whole number from 1 on, got 0"),
         (
             ["--down-dims", "-8", "16"],

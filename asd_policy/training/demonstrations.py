@@ -34,12 +34,10 @@ def load_demonstrations(data: Path, task: Task, filter_key: str | None = None) -
     """
     replay = _read(data, list(task.observation_keys), filter_key)
     env_args = _as_mapping(replay.attributes.get("env_args"))
-    made = str(env_args.get("env_name", task.robosuite_name))
-    if made != task.robosuite_name:
-        others = {each.robosuite_name: each.name for each in TASKS.values()}
-        raise InputError(
-            f"--task {task.name}: {data} holds demonstrations of {others.get(made, made)}"
-        )
+    others = {each.robosuite_name: each.name for each in TASKS.values()}
+    made = others.get(str(env_args.get("env_name", "")), task.name)  # a stranger's may be any's
+    if made != task.name:
+        raise InputError(f"--task {task.name}: {data} holds demonstrations of {made}")
     sizes = {key: rows.shape[1:] for key, rows in replay.observations.items()}
     table = difference_table(
         {key: (dim,) for key, dim in {**task.observation_keys, "action": task.action_dim}.items()},
