@@ -16,31 +16,9 @@ import mujoco
 # isort: on
 import numpy as np
 
-from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task
+from asd_policy.envs.tasks import Task, environment_options
 from asd_policy.errors import CopyError
 
-# The controller of the published robomimic datasets. robosuite 1.5's own default differs in the
-# frame of the commands: "base", which is rotated against the world for Transport's robots.
-_ARM_CONTROLLER: dict[str, Any] = {
-    "type": "OSC_POSE",
-    "input_max": 1,
-    "input_min": -1,
-    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
-    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
-    "kp": 150,
-    "damping_ratio": 1,
-    "impedance_mode": "fixed",
-    "kp_limits": [0, 300],
-    "damping_ratio_limits": [0, 10],
-    "position_limits": None,
-    "orientation_limits": None,
-    "uncouple_pos_ori": True,
-    "input_type": "delta",
-    "input_ref_frame": "world",
-    "interpolation": None,
-    "ramp_ratio": 0.2,
-    "gripper": {"type": "GRIP"},
-}
 _GIVEN = ("mesh_", "tex_", "hfield_", "skin_", "bvh_", "oct_", "name")  # of a model, by its files
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 
@@ -62,31 +40,6 @@ def quiet_robosuite() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_error)
-
-
-def environment_options(task: Task) -> dict[str, Any]:
-    """Keyword arguments of `robosuite.make`: low-dimensional, 20 Hz, no OpenGL, no own horizon.
-
-    `lite_physics` skips one of two identical forward passes in each of the 25 simulation steps;
-    trajectories are the same, bitwise, and a third more of them come in a second.
-    """
-    options: dict[str, Any] = {
-        "robots": list(task.robots),
-        "controller_configs": [
-            {"type": "BASIC", "body_parts": {"right": _ARM_CONTROLLER}} for _ in task.robots
-        ],
-        "has_renderer": False,
-        "has_offscreen_renderer": False,
-        "use_camera_obs": False,
-        "use_object_obs": True,
-        "reward_shaping": False,
-        "control_freq": CONTROL_FREQUENCY_HZ,
-        "lite_physics": True,
-        "ignore_done": True,
-    }
-    if task.env_configuration is not None:
-        options["env_configuration"] = task.env_configuration
-    return options
 
 
 def environment_arguments(task: Task) -> dict[str, Any]:

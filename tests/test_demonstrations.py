@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from asd_policy.data.replay import load_replay, save_npz
-from asd_policy.envs.tasks import get_task
+from asd_policy.envs.tasks import environment_options, get_task
 from asd_policy.errors import CheckpointError, DatasetError, InputError, OutputExistsError
 from asd_policy.policy import load_checkpoint, save_checkpoint, update_card
 from asd_policy.training.collect import CheckpointLearner
@@ -169,3 +169,24 @@ def test_a_learner_of_other_actions_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "five", made)
     with pytest.raises(InputError, match=r"'lift' takes actions of 7 numbers.*makes actions of 5"):
         CheckpointLearner.of(tmp_path / "five", "lift")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"control_freq": 10}, "control_freq +10 +20"),
+        ({"robots": ["Sawyer"]}, "robots +.'Sawyer'. +.'Panda'."),
+        ({"controller_configs": ["mine"]}, "controller 0 +mine"),
+    ],
+)
+def test_another_robot_s_demonstrations_are_refused(tmp_path: Path, changes, said) -> None:
+    """A policy of them would be let loose on the task's."""
+    kwargs = environment_options(get_task("lift")) | {"has_renderer": True} | changes
+    env_args = {"env_name": "Lift", "env_version": "1.5.1", "type": 1, "env_kwargs": kwargs}
+    store = write_zarr(tmp_path / "a.zarr", arrays(), env_args=env_args)
+    if said is None:
+        load_demonstrations(store, get_task("lift"))
+        return
+    with pytest.raises(DatasetError, match=rf"another environment than .* 'lift'(.|\n)*{said}"):
+        load_demonstrations(store, get_task("lift"))

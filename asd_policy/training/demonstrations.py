@@ -12,6 +12,7 @@ from typing import Any
 
 from asd_policy.data.replay import HDF5_FORMAT, OWN_FORMAT, Replay, load_npz, load_replay
 from asd_policy.data.robomimic_hdf5 import OBJECT_LAYOUT, in_published_order, read_hdf5
+from asd_policy.envs.described import differences
 from asd_policy.envs.tasks import TASKS, Task
 from asd_policy.errors import DatasetError, InputError
 from asd_policy.policy.checkpoint import difference_table
@@ -28,8 +29,8 @@ def load_demonstrations(data: Path, task: Task, filter_key: str | None = None) -
             HDF5. filter_key: of the latter.
 
     Raises:
-        DatasetError: nothing that can be read, or observations or actions of other sizes than the
-            task's (all differences in one table).
+        DatasetError: nothing that can be read; observations or actions of other sizes than the
+            task's (all differences in one table); another robot, controller or rate.
         InputError: demonstrations of another task, or a filter key for another file.
     """
     replay = _read(data, list(task.observation_keys), filter_key)
@@ -38,6 +39,11 @@ def load_demonstrations(data: Path, task: Task, filter_key: str | None = None) -
     made = others.get(str(env_args.get("env_name", "")), task.name)  # a stranger's may be any's
     if made != task.name:
         raise InputError(f"--task {task.name}: {data} holds demonstrations of {made}")
+    if other := differences(env_args, task):
+        raise DatasetError(
+            f"{data} was recorded in another environment than that of the task {task.name!r}, "
+            f"where its policy would act:\n{other}"
+        )
     sizes = {key: rows.shape[1:] for key, rows in replay.observations.items()}
     table = difference_table(
         {key: (dim,) for key, dim in {**task.observation_keys, "action": task.action_dim}.items()},

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from asd_policy.device import resolve_device
+from asd_policy.envs.described import check_environment
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, get_task
 from asd_policy.errors import CheckpointError, counted
@@ -19,7 +20,6 @@ from asd_policy.eval.rollout.remote import remote_policies
 from asd_policy.eval.slots import make_env, open_slots
 from asd_policy.eval.subject import checkpoint_of
 from asd_policy.integrations.loaders import open_policies
-from asd_policy.integrations.robomimic_environment import check_environment
 from asd_policy.progress import Stage
 
 

@@ -23,9 +23,9 @@ import robomimic.utils.env_utils as env_utils
 import robomimic.utils.obs_utils as obs_utils
 
 from asd_policy.data.robomimic_hdf5 import has_published_layout
+from asd_policy.envs.described import migrated
 from asd_policy.envs.simulator import compose_observation, read_observables
 from asd_policy.envs.tasks import get_task
-from asd_policy.integrations.robomimic_environment import migrated
 
 CONTROLLER = {
     "type": "OSC_POSE", "input_max": 1, "input_min": -1,

@@ -11,11 +11,10 @@ pytest.importorskip("robosuite")
 import torch
 
 from asd_policy import CheckpointError
-from asd_policy.envs.simulator import environment_options
-from asd_policy.envs.tasks import get_task
+from asd_policy.envs.described import check_environment
+from asd_policy.envs.tasks import environment_options, get_task
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.subject import other_sampler, with_its_task
-from asd_policy.integrations.robomimic_environment import check_environment
 from asd_policy.policy import PolicyConfig
 
 CONTROLLER = {

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from asd_policy.data.robomimic_hdf5 import has_published_layout
+from asd_policy.envs.described import ROBOSUITE, migrated
 from asd_policy.envs.opengl import before_mujoco
 from asd_policy.errors import IntegrationError
 from asd_policy.files import replacing
 from asd_policy.integrations.robomimic.actions import ActionScale, statistics_of
-from asd_policy.integrations.robomimic_environment import ROBOSUITE, migrated
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
     GROUPS,

@@ -1,4 +1,5 @@
-"""What a robomimic file says of its environment, against the tasks here. Needs no robomimic."""
+"""What a robomimic file says of its environment, against the tasks here. Needs no robomimic, and no
+simulator."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from asd_policy.envs.tasks import Task
+from asd_policy.envs.tasks import Task, environment_options
 from asd_policy.errors import CheckpointError
 
 ROBOSUITE = 1  # robomimic's number of the kind
@@ -72,14 +73,23 @@ _IDLE_IN_CONTROLLER = ("gripper", "ramp_ratio", "kp_limits", "damping_ratio_limi
 
 
 def check_environment(env_meta: Any, task: Task, checkpoint: Path) -> None:
-    """Raise a CheckpointError with one table unless a policy's environment is that of the task.
+    """Raise a CheckpointError with one table unless a policy's environment is that of the task."""
+    if table := differences(env_meta, task):
+        raise CheckpointError(
+            f"{checkpoint} was trained in another environment than that of the task "
+            f"{task.name!r}:\n{table}\n"
+            "robomimic's own run_trained_agent can roll it out: "
+            "python -m asd_policy.integrations.robomimic run_trained_agent --agent FILE"
+        )
+
+
+def differences(env_meta: Any, task: Task) -> str:
+    """A table of what differs from the task's environment; empty where nothing does.
 
     Only what ``env_kwargs`` says is compared; what it leaves out is robosuite's default, as here.
     """
     if not isinstance(env_meta, Mapping) or not isinstance(env_meta.get("env_kwargs"), Mapping):
-        return
-    from asd_policy.envs.simulator import environment_options
-
+        return ""
     theirs = dict(_settings(migrated(env_meta)["env_kwargs"], len(task.robots)))
     ours = dict(_settings(environment_options(task), len(task.robots)))
     rows = [
@@ -88,15 +98,10 @@ def check_environment(env_meta: Any, task: Task, checkpoint: Path) -> None:
         if not _alike(value, ours.get(name, "default"))
     ]
     if not rows:
-        return
+        return ""
     wide = max(len(name) for name, *_ in rows)
     table = "\n".join(f"  {name:<{wide}}  {value!s:<24}  {here}" for name, value, here in rows)
-    raise CheckpointError(
-        f"{checkpoint} was trained in another environment than that of the task {task.name!r}:\n"
-        f"  {'setting':<{wide}}  {'of the file':<24}  here\n{table}\n"
-        "robomimic's own run_trained_agent can roll it out: "
-        "python -m asd_policy.integrations.robomimic run_trained_agent --agent FILE"
-    )
+    return f"  {'setting':<{wide}}  {'of the file':<24}  here\n{table}"
 
 
 def _settings(kwargs: Mapping[str, Any], arms: int) -> Iterator[tuple[str, Any]]:
@@ -113,6 +118,9 @@ def _controllers(configs: Any, arms: int) -> Iterator[tuple[str, Any]]:
         return
     configs = list(configs) if isinstance(configs, list | tuple) else [configs] * arms
     for i, config in enumerate(configs):
+        if not isinstance(config, Mapping):
+            yield f"controller {i}", config
+            continue
         yield f"controller {i}: type", config.get("type")
         parts = config.get("body_parts", {})
         for name, value in parts.get("arms", parts).get("right", {}).items():
