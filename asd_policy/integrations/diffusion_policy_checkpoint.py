@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from asd_policy.errors import CheckpointError
-from asd_policy.files import check_archive
+from asd_policy.integrations import plain_files
 from asd_policy.integrations.diffusers_chain import schedule_of
 from asd_policy.integrations.diffusion_policy_config import Settings
-from asd_policy.integrations.plain_files import allowed, refused
 from asd_policy.integrations.robomimic_format import (
     architecture,
     check_finite,
@@ -105,18 +103,10 @@ def read_checkpoint(path: str | Path) -> DiffusionPolicyCheckpoint:
             ``save_checkpoint`` writes, or something else's.
     """
     path = Path(path)
-    check_archive(path)
-    try:
-        with allowed(_ALLOWED):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} was not opened: expected what diffusion_policy's save_checkpoint writes "
-            "(weights, configuration, plain values), got more, or a damaged file "
-            f"({refused(error)})"
-        ) from error
-    except Exception as error:  # a damaged file may make the reader raise anything
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    expected = (
+        "what diffusion_policy's save_checkpoint writes (weights, configuration, plain values)"
+    )
+    content = plain_files.read(path, _ALLOWED, expected)
     if not isinstance(content, dict) or not {"cfg", "state_dicts"} <= content.keys():
         raise CheckpointError(f"{path} is no checkpoint of diffusion_policy: no cfg, state_dicts")
     tree = _tree(content["cfg"])

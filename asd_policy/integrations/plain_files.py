@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from asd_policy.errors import CheckpointError
+from asd_policy.files import check_archive
 
 
 @contextmanager
@@ -21,6 +26,29 @@ def allowed(names: Sequence[Any]) -> Iterator[None]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+def read(path: Path, names: Sequence[Any], expected: str) -> Any:
+    """What a file holds, every byte of it as it was written; nothing in it is run.
+
+    Args:
+        names: classes and functions that it may call for, beside PyTorch's own. expected: what it
+            should hold, for the message.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one that holds more.
+    """
+    check_archive(path)
+    try:
+        with allowed(names):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} was not opened: expected {expected}, got more, or a damaged file "
+            f"({refused(error)})"
+        ) from error
+    except Exception as error:  # a damaged file may make the reader raise anything
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def refused(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,7 @@ import numpy as np
 import torch
 
 from asd_policy.errors import CheckpointError, DatasetError
-from asd_policy.files import check_archive
-from asd_policy.integrations.plain_files import allowed, refused
+from asd_policy.integrations import plain_files
 from asd_policy.integrations.robomimic_format import (
     ALGO_NAME,
     NETWORK_PREFIX,
@@ -35,10 +33,7 @@ from asd_policy.policy.normalizer import Normalizer
 
 DIGEST = "asd_policy_weights_sha256"  # in files that this package writes; robomimic ignores it
 _NEEDED = ("model", "config", "algo_name", "env_metadata", "shape_metadata")
-_CONVERT = (
-    "`asd-policy convert {path} FOLDER --trust-pickle` unpickles it, running whatever it holds: "
-    "only for a file from someone you trust"
-)
+_EXPECTED = "weights and plain values, as robomimic's training writes them (diffusion_policy's end in .ckpt)"
 
 
 def _numpy_number(module: str) -> Any:
@@ -62,32 +57,19 @@ _ALLOWED: list[Any] = [
 ]
 
 
-def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
+def read_file(path: str | Path) -> dict[str, Any]:
     """The dictionary of a ``.pth`` file, its archive checked byte for byte.
 
     A changed byte is found by the archive's checksums. Tensors that changed places are found in
     files that this package wrote, which hold a digest; in robomimic's own, only where they differ
     in shape, since nothing there says which is which.
 
-    Args:
-        trust_pickle: run the file's own code where it has some.
-
     Raises:
         CheckpointError: no such file, a damaged one, one that holds more than weights and plain
             values, or no robomimic checkpoint.
     """
     path = Path(path)
-    check_archive(path)
-    try:
-        with allowed(_ALLOWED):
-            content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} was not opened: it holds more than weights and plain values, or is damaged "
-            f"({refused(error)}). {_CONVERT.format(path=path)}"
-        ) from error
-    except Exception as error:  # a damaged file may make the reader raise anything
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    content = plain_files.read(path, _ALLOWED, _EXPECTED)
     missing = [key for key in _NEEDED if not isinstance(content, dict) or key not in content]
     if missing:
         raise CheckpointError(f"{path} is no robomimic checkpoint: it has no {', '.join(missing)}")
@@ -146,13 +128,13 @@ class RobomimicCheckpoint:
         return [key for key in self.shapes if key not in low]
 
 
-def read_checkpoint(path: str | Path, trust_pickle: bool = False) -> RobomimicCheckpoint:
+def read_checkpoint(path: str | Path) -> RobomimicCheckpoint:
     """Read and check a diffusion policy's file.
 
     Raises:
         CheckpointError: as :func:`read_file`; another algorithm; entries of the wrong kind.
     """
-    content = read_file(path, trust_pickle)
+    content = read_file(path)
     name = content["algo_name"]
     if name != ALGO_NAME:
         raise CheckpointError(f"{path}: expected the algorithm {ALGO_NAME!r}, got {name!r}")

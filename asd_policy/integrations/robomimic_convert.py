@@ -12,7 +12,7 @@ import tyro
 
 from asd_policy.data.robomimic_hdf5 import SIMULATED_LAYOUT
 from asd_policy.envs.tasks import TASKS
-from asd_policy.errors import CheckpointError, InputError, OutputExistsError
+from asd_policy.errors import CheckpointError, OutputExistsError
 from asd_policy.files import check_writable, replacing
 from asd_policy.integrations import diffusion_policy_checkpoint
 from asd_policy.integrations.robomimic_checkpoint import (
@@ -45,7 +45,6 @@ DEFAULT_SIZES = {
 def main_convert(
     source: Annotated[Path, tyro.conf.Positional],
     folder: Annotated[Path, tyro.conf.Positional],
-    trust_pickle: bool = False,
 ) -> None:
     """Turn a low-dimensional policy of robomimic or diffusion_policy into a checkpoint folder.
 
@@ -54,12 +53,11 @@ def main_convert(
     Args:
         source: The file: robomimic's model.pth, or diffusion_policy's latest.ckpt.
         folder: The checkpoint folder to write.
-        trust_pickle: Run the file's own code where it has some: only for a file that you trust.
     """
     if (folder / CARD_FILE).exists():
         raise OutputExistsError(f"{folder} already holds a checkpoint; choose another folder")
     check_writable(folder / CARD_FILE)
-    made = _converted(source, trust_pickle)
+    made = _converted(source)
     save_checkpoint(folder, made)
     weights = "averaged (EMA) weights" if made.card["uses_ema"] else "weights without averages"
     print(f"{folder}: {weights}, {made.schedule.num_steps} steps, {_of_task(made)}")
@@ -67,15 +65,13 @@ def main_convert(
         print(made.card["note"])
 
 
-def _converted(source: Path, trust_pickle: bool) -> Checkpoint:
+def _converted(source: Path) -> Checkpoint:
     """By the file's ending: both projects' training gives it theirs."""
     if source.suffix == diffusion_policy_checkpoint.SUFFIX:
-        if trust_pickle:
-            raise InputError("--trust-pickle is for robomimic's files; a .ckpt is never run")
         return diffusion_policy_checkpoint.to_checkpoint(
             diffusion_policy_checkpoint.read_checkpoint(source)
         )
-    made = to_checkpoint(read_checkpoint(source, trust_pickle))
+    made = to_checkpoint(read_checkpoint(source))
     task = task_name(made.card["env_metadata"])
     if task is not None:
         made.card["task"] = task

@@ -67,9 +67,11 @@ def test_convert_and_act(name, run, tmp_path):
     policy = DiffusionPolicy.load(folder, sampler="asd", window=8)
     policy.reset(0)
     assert policy.act({"obs": torch.zeros(3).numpy()}).shape == (2,)
-    status, _, errors = run("convert", str(file), str(tmp_path / "other"), "--trust-pickle")
+    renamed = file.rename(file.with_suffix(".pth"))
+    status, _, errors = run("convert", str(renamed), str(tmp_path / "other"))
     assert status == 2
-    assert "never run" in errors
+    assert "diffusion_policy's end in .ckpt" in errors
+    renamed.rename(file)
     status, _, errors = run("convert", str(file), str(file / "inside"))
     assert status == 2
     assert errors.startswith(f"error: {file}/inside/"), errors
