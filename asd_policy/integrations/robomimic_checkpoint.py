@@ -33,7 +33,7 @@ from asd_policy.policy.normalizer import Normalizer
 
 DIGEST = "asd_policy_weights_sha256"  # in files that this package writes; robomimic ignores it
 _NEEDED = ("model", "config", "algo_name", "env_metadata", "shape_metadata")
-_EXPECTED = "weights and plain values, as robomimic's training writes them (diffusion_policy's end in .ckpt)"
+_EXPECTED = "weights and plain values of robomimic's (diffusion_policy's end in .ckpt)"
 
 
 def _numpy_number(module: str) -> Any:

@@ -19,7 +19,7 @@ from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.files import LOCK_FILE, writing
 
 Json = dict[str, Any]
-_NO_OPTIONS = ("checkpoint_sha256", "schema_version", "code", "observations_from")
+_NO_OPTIONS = ("checkpoint_sha256", "schema_version", "code", "observations_from", "horizons")
 _OF_A_MACHINE = ("device", "engine", "precision", "compile", "threads")
 
 

@@ -26,6 +26,7 @@ from asd_policy.eval.runs.files import now, reserved
 from asd_policy.eval.runs.folder import STORE, RunFolder, read_run
 from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.runs.schemas import VERSION
+from asd_policy.eval.runs.store import check_same
 from asd_policy.eval.show.page import keep_page
 from asd_policy.eval.show.progress import RunProgress
 from asd_policy.eval.show.terminal import print_report
@@ -111,6 +112,11 @@ def _claim(plan: Plan, setup: Setup, there: Json | None) -> RunFolder:
         "resolved": setup.resolved,
     }
     env = {"schema_version": VERSION["env"]} | setup.describe_machine()
+    if there is not None:  # which the weights' digest does not say
+        kept, ours = (
+            {"horizons": each["horizons"]} for each in (there["resolved"], setup.resolved)
+        )
+        check_same(plan.out, kept, ours)
     folder = RunFolder.claim(plan.out, json.loads(json.dumps(config)), env, plan.resume)
     if there is not None:
         _say_moved(there["resolved"], setup.resolved)

@@ -89,6 +89,18 @@ def test_another_checkpoint_is_refused_to_resume(options, quiet, run):
         evaluate(again(options), prepare=retrained, console=quiet)
 
 
+def test_another_action_horizon_is_refused_to_resume(options, quiet, run):
+    """Of the same weights: a card that was changed since, say."""
+    run(options)
+
+    def shorter(options):
+        made = prepare(options)
+        return dataclasses.replace(made, resolved=made.resolved | {"horizons": [1, 2, 9]})
+
+    with pytest.raises(OutputExistsError, match=r"\(horizons: 1 .* there, 1 2 9 now\)"):
+        evaluate(again(options), prepare=shorter, console=quiet)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_with_other_files_is_refused(options, run, resume):
     options.out.mkdir()

@@ -132,7 +132,7 @@ class Foreign:
 def test_foreign_code_is_not_run(tmp_path, refused) -> None:
     path, mark = tmp_path / "model.pth", tmp_path / "mark"
     torch.save(content(variable_state=Foreign(str(mark))), path)
-    with pytest.raises(CheckpointError, match="expected weights and plain values, as robomimic"):
+    with pytest.raises(CheckpointError, match="expected weights and plain values of robomimic"):
         read_file(path)
     refused("was not opened: expected weights", "convert", path, tmp_path / "mine")
     assert not mark.exists()

@@ -110,6 +110,12 @@ def check_alike(a: Run, b: Run, allow_different_checkpoints: bool) -> None:
             f"{theirs[key][:12]}… in {b.path}); add --allow-different-checkpoints to compare "
             "them nevertheless"
         )
+    one, other = (run.config["resolved"]["horizons"] for run in (a, b))
+    if one != other and not allow_different_checkpoints:
+        raise InputError(
+            f"the runs' policies look back, act and plan for {one} steps in {a.path}, {other} in "
+            f"{b.path}; add --allow-different-checkpoints to compare them nevertheless"
+        )
 
 
 def common_seeds(a: Side, b: Side) -> list[int]:

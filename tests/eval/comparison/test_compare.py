@@ -210,6 +210,15 @@ def test_other_checkpoints_are_refused_unless_asked_for(run, refused, make):
     assert "The checkpoints differ." in output
 
 
+def test_other_action_horizons_are_refused_unless_asked_for(run, refused, make):
+    a, b = make("a"), make("b")
+    config = json.loads((b / "config.json").read_text())
+    config["resolved"]["horizons"] = [2, 4, 16]
+    write_json(b / "config.json", config)
+    refused(r"error: the runs' policies look back, act and plan for", "compare", a, b)
+    assert run("compare", a, b, "--allow-different-checkpoints")[0] in (0, 2)
+
+
 @pytest.mark.parametrize(("key", "other"), [("task", "can"), ("horizon", 300)])
 def test_other_tasks_and_horizons_are_refused(refused, make, key, other):
     a, b = make("a"), make("b")
