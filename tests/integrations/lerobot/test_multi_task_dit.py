@@ -222,7 +222,7 @@ def test_a_served_folder_gives_lerobots_own_actions(cameras, tmp_path, monkeypat
         got = np.stack([robot.act(each) for each in episode])
     stream, drawn = ours.source.stream(3), []
     for _ in range(2):
-        made = ours.sampler.noise([stream])
+        made = ours.source.sampler.noise([stream])
         rows = [made.initial, *made.steps.unbind(1)][: ours.schedule.num_steps]
         drawn.extend(row.reshape(1, 16, 2) for row in rows)
     policy, before, after = asd.load(folder, verbose=False)

@@ -71,7 +71,7 @@ def own_actions(
     ours = opened(folder)
     stream, drawn = ours.source.stream(seed), list[torch.Tensor]()
     for _ in range(0, len(episode), 8):
-        made = ours.sampler.noise([stream])
+        made = ours.source.sampler.noise([stream])
         rows = [made.initial, *made.steps.unbind(1)][: ours.schedule.num_steps]  # none in the last
         drawn.extend(row.reshape(1, 16, 2) for row in rows)
     policy, before, after = asd.load(folder, verbose=False)
