@@ -40,25 +40,38 @@ def open_policies(checkpoint: str | Path, place: Place) -> Callable[[Mapping[str
     return lambda settings: made(SamplerConfig.named(**settings))
 
 
-def _own(path: Path, place: Place) -> Make:
-    made = load_checkpoint(path)
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint whose policy needs no other library: a folder of this package's, robomimic's
+    .pth that sees no pictures, diffusion_policy's .ckpt. Its card holds the digest of the file.
+
+    Raises:
+        CheckpointError: none of them, or damaged.
+    """
+    if path.suffix == ".pth":
+        return _of(path, to_checkpoint(read_checkpoint(path)))
+    if path.suffix == chi.SUFFIX:
+        return _of(path, chi.to_checkpoint(chi.read_checkpoint(path)))
+    return load_checkpoint(path)  # says what is expected of a folder
+
+
+def _of(path: Path, made: Checkpoint) -> Checkpoint:
+    made.card["sha256"] = _digest(path)
+    return made
+
+
+def _plain(path: Path, place: Place) -> Make:
+    return _policies(open_checkpoint(path), place)
+
+
+def _policies(made: Checkpoint, place: Place) -> Make:
     return lambda config: DiffusionPolicy(made, config, **place)
 
 
 def _robomimic(path: Path, place: Place) -> Make:
     file = read_checkpoint(path)
-    digest = _digest(path)
     if file.image_keys:
-        return _of_file(_images(file, place), digest)
-    made = to_checkpoint(file)
-    made.card["sha256"] = digest
-    return lambda config: DiffusionPolicy(made, config, **place)
-
-
-def _diffusion_policy(path: Path, place: Place) -> Make:
-    made: Checkpoint = chi.to_checkpoint(chi.read_checkpoint(path))
-    made.card["sha256"] = _digest(path)
-    return lambda config: DiffusionPolicy(made, config, **place)
+        return _of_file(_images(file, place), _digest(path))
+    return _policies(_of(path, to_checkpoint(file)), place)
 
 
 def is_lerobot(path: Path) -> bool:
@@ -110,7 +123,6 @@ def _of_file(make: Make, digest: str) -> Make:
 # (is it one of these?, how it is read); the first that fits is taken.
 LOADERS: tuple[tuple[Callable[[Path], bool], Callable[[Path, Place], Make]], ...] = (
     (lambda path: path.suffix == ".pth", _robomimic),
-    (lambda path: path.suffix == chi.SUFFIX, _diffusion_policy),
     (is_lerobot, _lerobot),
-    (lambda path: True, _own),  # says what is expected of a folder
+    (lambda path: True, _plain),
 )

@@ -63,8 +63,8 @@ class VerifyOptions:
     sampler: Annotated[str, arg("NAME", _SAMPLER_HELP)] = "asd"
     task: Annotated[str | None, arg("NAME")] = None
     """Whose shipped policy is sampled; None is the checkpoint's, else lift."""
-    checkpoint: Annotated[Path | None, arg("NAME|DIR|FILE.pth")] = None
-    """A shipped policy (lift, can …), a folder, or robomimic's file."""
+    checkpoint: Annotated[Path | None, arg("NAME|DIR|FILE.pth|FILE.ckpt")] = None
+    """A shipped policy (lift, can …), a folder, robomimic's file, or diffusion_policy's."""
     oracle: Annotated[bool, arg(None, _ORACLE_HELP)] = False
     chunks: int = 1000
     """Chunks of each sampler, over all observations (rounded up to whole batches)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,11 @@ from asd_policy.denoiser import Network, PreparedNetwork
 from asd_policy.envs.tasks import agreed_task
 from asd_policy.errors import InputError
 from asd_policy.eval.studies.verify.options import VerifyOptions
-from asd_policy.eval.subject import ROBOMIMIC_SUFFIX, checkpoint_of, with_its_task
-from asd_policy.integrations.robomimic_checkpoint import read_checkpoint, to_checkpoint
+from asd_policy.eval.subject import checkpoint_of, with_its_task
+from asd_policy.integrations import loaders
 from asd_policy.integrations.robomimic_convert import task_name
 from asd_policy.networks.prepare import prepare
-from asd_policy.policy import Checkpoint, load_checkpoint
+from asd_policy.policy import Checkpoint
 from asd_policy.schedule import Schedule
 
 Array = np.ndarray
@@ -74,12 +73,8 @@ def open_checkpoint(options: VerifyOptions) -> tuple[Checkpoint, Path, str | Non
     if options.checkpoint is None:
         options = with_its_task(options)
     path = checkpoint_of(options)
-    if path.suffix != ROBOMIMIC_SUFFIX:
-        made = load_checkpoint(path)
-        return made, path, agreed_task(options.task, made.card.get("task"), path)
-    made = to_checkpoint(read_checkpoint(path))
-    made.card["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    own = task_name(made.card.get("env_metadata"))
+    made = loaders.open_checkpoint(path)
+    own = made.card.get("task") or task_name(made.card.get("env_metadata"))
     return made, path, agreed_task(options.task, own, path)
 
 

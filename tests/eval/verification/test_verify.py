@@ -1,11 +1,14 @@
 """`asd-policy verify` as a user types it: the oracle, and small untrained policies."""
 
+import gzip
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from asd_policy.policy import save_checkpoint
 from asd_policy.schedule import Schedule
 from reference.tiny import tiny_checkpoint, tiny_replay
 
+DATA = Path(__file__).parents[2] / "data"
 COMMAND = [sys.executable, "-m", "asd_policy"]
 # What verify.json may not hold.
 WRONG = [
@@ -192,6 +196,16 @@ def test_a_checkpoint_of_no_known_task_gets_synthetic_observations(run, checkpoi
     low, high = content["power"]["by_action"][0], content["power"]["hardest"]
     assert low["deviation"] > 0
     assert high["shift_deviations"] >= low["shift_deviations"]
+
+
+def test_a_file_of_diffusion_policy_is_verified(run, tmp_path):
+    path = tmp_path / "latest.ckpt"
+    path.write_bytes(gzip.decompress((DATA / "diffusion_policy.ckpt.gz").read_bytes()))
+    status, output, errors = run(*words_for(path, tmp_path / "out"))
+    assert status == 0, output + errors
+    content = result(tmp_path / "out")
+    assert content["subject"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert content["subject"]["name"] == "latest.ckpt"
 
 
 def test_observations_from_demonstrations(run, checkpoint, tmp_path):
