@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +49,13 @@ def check_mode(network: object) -> None:
         return
     for name, layer in network.named_modules():
         of = f"{type(layer).__name__} {name!r}" if name else type(layer).__name__
-        if isinstance(layer, _BatchNorm) and not layer.training and layer.running_mean is None:
+        mixes = _is(layer, _BatchNorm)
+        if mixes and not layer.training and layer.running_mean is None:
             raise InputError(
                 f"the network's {of} has no running statistics, so that the rows of a call are not "
                 "independent; expected batch norm with track_running_stats, or group norm"
             )
-        if layer.training and (_drops(layer) or isinstance(layer, _BatchNorm)):
+        if layer.training and (_drops(layer) or mixes):
             why = "draws at random" if _drops(layer) else "mixes the rows of a call"
             raise InputError(f"the network's {of} {why} in training mode; call network.eval()")
 
@@ -70,14 +71,22 @@ def owner(network: object) -> object:
     return getattr(network, "__self__", network)
 
 
-def _drops(layer: nn.Module) -> bool:
+def _drops(layer: Any) -> bool:
     """Whether a layer draws random numbers in training."""
-    if isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)):
-        return layer.dropout > 0
-    if isinstance(layer, _DropoutNd):
-        return layer.p > 0
+    if _is(layer, nn.MultiheadAttention, nn.RNNBase):
+        return bool(layer.dropout > 0)
+    if _is(layer, _DropoutNd):
+        return bool(layer.p > 0)
     share = getattr(layer, "dropout_prob", 0)  # of labels that diffusers leaves out, for guidance
-    return isinstance(layer, nn.RReLU) or (isinstance(share, float) and share > 0)
+    return _is(layer, nn.RReLU) or (isinstance(share, float) and share > 0)
+
+
+def _is(layer: Any, *kinds: type) -> bool:
+    """Whether a layer is one of PyTorch's; scripted, it keeps no more than the name."""
+    if not isinstance(layer, torch.jit.ScriptModule):
+        return isinstance(layer, kinds)
+    kind = getattr(nn, layer.original_name, None)
+    return isinstance(kind, type) and issubclass(kind, kinds)
 
 
 class Denoiser:

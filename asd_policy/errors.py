@@ -7,7 +7,7 @@ import operator
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,16 +114,28 @@ def whole_from(least: int, name: str, value: Any) -> int:
     return number
 
 
-def listed_indices(indices: Sequence[int] | None, count: int) -> Sequence[int]:
-    """Different numbers from 0 to count − 1; None are all. Raises ValueError for others."""
-    if indices is None:
-        return range(count)
-    found = [whole(index) for index in indices]
-    right = all(type(index) is int and 0 <= index < count for index in found)
+def listed_indices(
+    indices: Sequence[int] | None, count: int, left: Collection[int] = ()
+) -> Sequence[int]:
+    """Different numbers from 0 to count − 1; None are all. Raises ValueError for others, and for
+    those of environments that have left."""
+    found = range(count) if indices is None else _numbers(indices, count)
+    if left and (gone := sorted({*left} & {*found})):
+        raise InputError(
+            f"of the environments, {', '.join(map(str, gone))} left; reset_env() brings one back, "
+            "and indices name the others"
+        )
+    return found
+
+
+def _numbers(indices: Sequence[int], count: int) -> list[int]:
+    several = isinstance(indices, Iterable) and getattr(indices, "ndim", 1) != 0
+    found = [whole(index) for index in indices] if several else []
+    right = several and all(type(index) is int and 0 <= index < count for index in found)
     if not right or len(set(found)) < len(found):
         raise InputError(
             f"indices must be different numbers from 0 to {count - 1}, and no mask; "
-            f"got {list(indices)!r:.80}"
+            f"got {list(indices) if several else indices!r:.80}"
         )
     return found
 

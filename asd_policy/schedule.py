@@ -67,6 +67,9 @@ def _spaced_timesteps(num_steps: int, steps: int, spacing: str) -> Tensor:
     return torch.from_numpy(grid.astype(np.int64))
 
 
+_SWITCHES = ("clip_sample", "set_alpha_to_one", "use_clipped_model_output")
+
+
 @dataclass(frozen=True)
 class ScheduleConfig:
     """What defines a schedule; JSON-serialisable. Names follow diffusers' schedulers."""
@@ -91,6 +94,9 @@ class ScheduleConfig:
         """Numbers of other libraries become Python's, which JSON knows."""
         for name in ("num_steps", "inference_steps", "steps_offset"):
             object.__setattr__(self, name, whole(getattr(self, name)))
+        for name in _SWITCHES:
+            if isinstance(value := getattr(self, name), np.bool_):
+                object.__setattr__(self, name, bool(value))
         for name in ("clip_range", "beta_start", "beta_end", "eta"):
             value = getattr(self, name)
             if isinstance(value, (np.number, Tensor)):
@@ -104,6 +110,9 @@ class ScheduleConfig:
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
         check_choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
+        for name in _SWITCHES:
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, got {value!r:.80}")
         if not (isinstance(self.num_steps, int) and self.num_steps >= 1):
             raise InputError(f"num_steps must be a whole number from 1 on, got {self.num_steps}")
         for name in ("clip_range", "beta_start", "beta_end", "eta"):

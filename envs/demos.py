@@ -24,7 +24,14 @@ from asd_policy.envs.attempts import (
 )
 from asd_policy.envs.crew import run_attempts
 from asd_policy.envs.recipe import Recipe, check_same_recipe, check_same_settings
-from asd_policy.envs.store import KeptStore, put_back, read_store, replace_store, write_store
+from asd_policy.envs.store import (
+    KeptStore,
+    check_nothing_else,
+    put_back,
+    read_store,
+    replace_store,
+    write_store,
+)
 from asd_policy.envs.tasks import get_task
 from asd_policy.errors import DatasetError, InputError, OutputExistsError, counted
 from asd_policy.files import check_writable, claimed, writing
@@ -194,6 +201,7 @@ def _check(
         if episodes == have:
             return kept
         check_same_settings(str(out), kept.attributes, recipe)
+        check_nothing_else(out)
     check_folder(_folder(out), recipe)
     if recipe.learner is not None and learner is None:
         raise DatasetError(

@@ -84,6 +84,18 @@ def read_store(path: Path) -> KeptStore | None:
     return KeptStore(path, recipe, attributes, attempts, numbers, lengths)
 
 
+def check_nothing_else(store: Path) -> None:
+    """Raise OutputExistsError where a store's folder holds more than the store: it is replaced
+    whole when it grows."""
+    own = {"data", "meta", ".zgroup", ".zattrs", ".zmetadata", "zarr.json"}
+    others = sorted({path.name for path in store.iterdir()} - own)
+    if others:
+        raise OutputExistsError(
+            f"{store} holds more than demonstrations ({', '.join(others):.200}), and grows by "
+            "being replaced; move that away, or choose another --out"
+        )
+
+
 def write_store(
     path: Path, recipe: Recipe, done: Mapping[int, bool], folder: Path, kept: KeptStore | None
 ) -> None:

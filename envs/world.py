@@ -23,7 +23,7 @@ from asd_policy.envs.simulator import (
 )
 from asd_policy.envs.stages import STAGES
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task, get_task
-from asd_policy.errors import InputError, NonFiniteError
+from asd_policy.errors import InputError, NonFiniteError, check_kind
 
 if TYPE_CHECKING:
     from asd_policy.envs.rendering import OffscreenCamera
@@ -177,11 +177,25 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         return WorldState(self._episode_seed, self._steps, *save_physics(self.simulation))
 
     def flat_state(self) -> np.ndarray:
-        """MuJoCo's time, qpos and qvel, (n,) float64: the `states` of robomimic's datasets."""
+        """MuJoCo's time, qpos and qvel, (n,) float64: the `states` of robomimic's datasets.
+
+        Raises:
+            gymnasium.error.ResetNeeded: there has been no reset yet.
+        """
+        self._need_reset()
         return np.asarray(self.simulation.sim.get_state().flatten())
 
     def set_state(self, state: WorldState) -> tuple[Observation, dict[str, Any]]:
-        """Return to a moment; what follows is what followed then, bitwise."""
+        """Return to a moment; what follows is what followed then, bitwise.
+
+        Raises:
+            ValueError: what is no moment of this task's; nothing has changed then.
+        """
+        check_kind("state", state, WorldState, "a WorldState, of get_state()")
+        if self._episode_seed is not None:  # there is an episode to be lost
+            here = save_physics(self.simulation)[0].shape
+            if (got := np.shape(state.physics)) != here:
+                raise InputError(f"a moment of {self.task.name} has physics {here}; got {got}")
         first = state.steps == 0
         if state.episode_seed != self._episode_seed:
             self._begin(state.episode_seed)

@@ -27,22 +27,7 @@ from asd_policy.envs.workers import follow_parent, interrupts_held
 from asd_policy.errors import AsdPolicyError, MissingExtraError, missing_extra
 
 Observation = Mapping[str, np.ndarray]
-
-
-class Env(Protocol):
-    """What is asked of an environment (gymnasium's interface)."""
-
-    def reset(self, *, seed: int) -> tuple[Observation, dict[str, Any]]:
-        """Start the episode of this seed."""
-
-    def step(self, action: np.ndarray) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
-        """One control step."""
-
-    def render(self) -> Any:
-        """The scene as a (height, width, 3) uint8 frame."""
-
-    def close(self) -> None:
-        """Let go of the simulator."""
+Env = gym.Env[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,6 +141,13 @@ def test_what_hold_returns_is_an_action_or_none(answer: object) -> None:
         run([0.01, 3 * H / RATE, 0.01], 60, robot=robot)
 
 
+def test_a_robot_is_not_held_at_nothing() -> None:
+    robot = Holds()
+    robot.hold = lambda last: np.array([np.nan])  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError, match=r"hold\(last\) returned a NaN"):
+        run([0.01, 0.01], 60, robot=robot)
+
+
 def test_a_lost_connection_holds_still_and_is_made_again() -> None:
     lost = ConnectionLostError("gone")
     robot = Holds()

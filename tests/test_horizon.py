@@ -250,3 +250,27 @@ def test_what_fails_ahead_of_its_time_takes_no_action(monkeypatch: pytest.Monkey
                 call()
     np.testing.assert_array_equal(loop.coming(0), kept)
     np.testing.assert_array_equal(act(loop, 2.0)[0], kept[0])
+
+
+def test_an_environment_that_left_is_named_until_it_is_back() -> None:
+    loop = RecedingHorizon(Told())
+    loop.reset([0, 1, 2])
+    loop.leave(1)
+    rows = {"x": np.zeros(3)}
+    for indices in (None, [0, 1, 2]):
+        with pytest.raises(InputError, match=r"of the environments, 1 left; reset_env\(\)"):
+            loop.act_batch(rows, indices)
+    assert loop.act_batch({"x": np.zeros(2)}, [0, 2]).shape[0] == 2
+    loop.reset_env(1, 1)
+    assert loop.act_batch(rows).shape[0] == 3
+
+
+@pytest.mark.parametrize("index", [-1, 2, "0", True, 1.0])
+def test_one_environment_is_a_number_too(index) -> None:  # type: ignore[no-untyped-def]
+    loop = RecedingHorizon(Told())
+    loop.reset([0, 1])
+    for call in (loop.reset_env, loop.leave, loop.queued):
+        with pytest.raises(InputError, match="indices must be different numbers from 0 to 1"):
+            call(index)
+    with pytest.raises(InputError, match="indices must be different numbers from 0 to 1"):
+        loop.act_batch({"x": np.zeros(1)}, 1)

@@ -130,6 +130,7 @@ def test_asd_draws_the_distribution_of_ddpm() -> None:
             r"must be \(n, 2\), n up to 7; got \(8, 2\)",
         ),
         (np.zeros((1, 3), np.float32), InputError, r"got \(1, 3\)"),
+        (np.ones((1, 2), bool), InputError, "must be numbers; got a mask"),
         (np.full((1, 2), np.nan, np.float32), NonFiniteError, "'committed' holds a NaN"),
     ],
 )

@@ -380,3 +380,11 @@ def test_a_policy_is_made_of_a_checkpoint_and_a_sampler() -> None:
         DiffusionPolicy("lift")
     with pytest.raises(InputError, match="sampler must be a SamplerConfig, or None; got str"):
         DiffusionPolicy(tiny_checkpoint(), "asd")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_type_are_refused(dtype: torch.dtype) -> None:
+    made = tiny_checkpoint()
+    made.network.to(dtype)
+    with pytest.raises(ValueError, match=rf"weights must be float32, got {dtype}.*network\.float"):
+        DiffusionPolicy(made)

@@ -245,9 +245,26 @@ def test_a_network_in_training_mode_is_refused_where_that_matters(
         asd_policy.sample(network, SCHEDULE, shape=(2, 4), sampler=sampler, engine=kept.engine)
 
 
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (torch.nn.BatchNorm1d(4), "mixes the rows of a call in training"),
+        (torch.nn.Dropout(0.1), "draws at random in training mode"),
+        (torch.nn.RReLU(), "draws at random in training mode"),
+    ],
+)
+def test_so_is_one_that_was_scripted(layer: torch.nn.Module, message: str) -> None:
+    scripted = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(4, 4), layer).train())
+    network = Wrapped(scripted)
+    with pytest.raises(ValueError, match=message):
+        asd_policy.sample(network, SCHEDULE, shape=(2, 4))
+    asd_policy.sample(network.eval(), SCHEDULE, shape=(2, 4))
+
+
 def test_training_mode_is_allowed_where_it_changes_nothing() -> None:
     for layer in (torch.nn.Dropout(0.0), torch.nn.LayerNorm(4), torch.nn.Mish()):
         asd_policy.sample(Wrapped(layer).train(), SCHEDULE, shape=(2, 4))
+        asd_policy.sample(Wrapped(torch.jit.script(layer)).train(), SCHEDULE, shape=(2, 4))
 
 
 def test_batch_norm_without_running_statistics_is_refused_in_every_mode() -> None:

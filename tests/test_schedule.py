@@ -24,6 +24,9 @@ from asd_policy import Schedule
         ({"inference_steps": 101}, r"between 1 and the 100 training steps, got 101"),
         ({"inference_steps": 2.5}, r"a whole number between 1 and the 100 training .*, got 2\.5"),
         ({"num_steps": 2.5}, r"num_steps must be a whole number from 1 on, got 2\.5"),
+        ({"clip_sample": "False"}, r"clip_sample must be True or False, got 'False'"),
+        ({"clip_sample": None}, r"clip_sample must be True or False, got None"),
+        ({"set_alpha_to_one": 1}, r"set_alpha_to_one must be True or False, got 1"),
         ({"eta": -0.1}, r"eta must be between 0 and 1, got -0\.1"),
         ({"eta": 1.5}, r"eta must be between 0 and 1, got 1\.5"),
         (

@@ -342,6 +342,23 @@ def test_how_often_a_policy_looks_is_chosen_and_is_no_matter_of_its_weights(
         train(store, tmp_path / "never", action_horizon=16)
 
 
+def test_what_others_made_is_not_taken_for_a_run_s(tmp_path: Path) -> None:
+    store, out = write_store(tmp_path / "lift.zarr"), tmp_path / "out"
+    train(store, out / "step-ablation", steps=1)
+    train(store, out / "step-000003", steps=1)
+    with pytest.raises(
+        OutputExistsError, match=r"holds networks \(step-000003\) and no train_state"
+    ):
+        train(store, out, steps=1)
+    (out / "step-000003").rename(out / "third")
+    train(store, out, steps=1)
+    assert (out / "step-ablation" / "card.json").exists()
+    with pytest.raises(
+        OutputExistsError, match=r"lift\.zarr is a zarr store; choose another --out"
+    ):
+        train(store, store, steps=1)
+
+
 def test_nothing_is_left_of_a_run_that_is_started_over(tmp_path: Path, monkeypatch, capsys) -> None:
     store, out = write_store(tmp_path / "lift.zarr"), tmp_path / "out"
 

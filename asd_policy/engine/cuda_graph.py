@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -45,31 +45,6 @@ PROBABLY_LAST = 0.1
 SKIPPED = False
 
 
-class Recorder(Protocol):
-    """What the engine asks of a device."""
-
-    @property
-    def skips(self) -> bool:
-        """Whether what is recorded can be left out by a flag on the device."""
-
-    def record(
-        self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None = None
-    ) -> tuple[Replay, int]:
-        """Warm ``work`` up and capture it: a function that replays it, and the bytes it took.
-
-        Args:
-            when: makes a boolean () on the device; what is replayed does nothing where it is false.
-        """
-
-    def read_later(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
-        """Copy to the host what the work launched so far leaves; calling waits and returns it."""
-
-    def working(self) -> AbstractContextManager[Any]:
-        """Where replays and copies are launched, after what the caller has launched."""
-
-    def synchronize(self) -> None: ...
-
-
 class CudaRecorder:
     """CUDA graphs in one memory pool, on a stream of their own. A copy has others."""
 
@@ -83,11 +58,17 @@ class CudaRecorder:
 
     @property
     def skips(self) -> bool:
+        """Whether what is recorded can be left out by a flag on the device."""
         return SKIPPED and hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node")
 
     def record(
         self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None = None
     ) -> tuple[Replay, int]:
+        """Warm ``work`` up and capture it: a function that replays it, and the bytes it took.
+
+        Args:
+            when: makes a boolean () on the device; what is replayed does nothing where it is false.
+        """
         before = torch.cuda.memory_allocated(self._device)
         graph = torch.cuda.CUDAGraph()
         cudnn = torch.backends.cudnn
@@ -183,7 +164,7 @@ class CudaGraphEngine(Engine):
     def __init__(
         self,
         *args: Any,
-        recorder: Recorder | None = None,
+        recorder: CudaRecorder | None = None,
         fallback: bool = False,
         **options: Any,
     ) -> None:
@@ -191,7 +172,7 @@ class CudaGraphEngine(Engine):
         device = self.like.device
         if recorder is None and device.type != "cuda":
             raise EngineError(f"CUDA graphs need a CUDA device, got {str(device)!r}")
-        self._recorder: Recorder = recorder or CudaRecorder(device)
+        self._recorder = recorder or CudaRecorder(device)
         self._fallback = fallback
 
     def _keep(self) -> None:

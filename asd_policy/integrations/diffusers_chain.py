@@ -84,6 +84,11 @@ def schedule_of(kind: str, config: Mapping[str, Any]) -> Schedule:
     return Schedule.ddpm(steps, clip_range=clip, **given)
 
 
+def of_steps(schedule: Schedule, steps: int) -> Schedule:
+    """The schedule in as many steps as are taken, which are all where more are asked for."""
+    return schedule if steps >= schedule.num_steps else schedule.respaced(steps)
+
+
 def check_spacing(schedule: Schedule, steps: int) -> None:
     """Raise a ValueError for the few numbers of steps of which diffusers' own loop runs one more.
 
@@ -117,7 +122,7 @@ def chain_of(
         return config, schedule
     check_spacing(schedule, steps)
     if type(scheduler).__name__ == "DDPMScheduler":
-        return config, schedule if steps >= schedule.num_steps else schedule.respaced(steps)
+        return config, of_steps(schedule, steps)
     if config.name == "ddim":
         eta = eta if config.eta is None else config.eta
         return replace(config, steps=steps, eta=eta), schedule

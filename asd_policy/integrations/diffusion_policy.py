@@ -184,8 +184,9 @@ class _AsItIs(nn.Module):
         self.global_cond_dim = len(self._fixed) + sum(size.numel() for _, size in sizes)
 
     def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
-        whole = x.new_empty(len(x), self._shape.numel())
-        whole[:, self._free] = x.flatten(1)
+        dtype = x.dtype if cond is None else cond.dtype  # the network's; a chain's is float32
+        whole = x.new_empty(len(x), self._shape.numel(), dtype=dtype)
+        whole[:, self._free] = x.flatten(1).to(dtype)
         named = {}
         if cond is not None:
             fixed, *parts = cond.split(
@@ -196,7 +197,7 @@ class _AsItIs(nn.Module):
                 named[name] = part.unflatten(1, size)
         model = unasking(self.model, self._stacks)
         out: Tensor = model(whole.unflatten(1, self._shape), timesteps, **named)
-        return out.flatten(1)[:, self._free].view_as(x)
+        return out.flatten(1)[:, self._free].view_as(x).to(x)
 
 
 def _eta_of(step: Mapping[str, Any]) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from asd_policy.errors import CheckpointError
 from asd_policy.integrations import plain_files
-from asd_policy.integrations.diffusers_chain import schedule_of
+from asd_policy.integrations.diffusers_chain import of_steps, schedule_of
 from asd_policy.integrations.diffusion_policy_config import Settings
 from asd_policy.integrations.robomimic_format import (
     architecture,
@@ -267,9 +267,7 @@ def trained_schedule(settings: Settings) -> Schedule:
     kind = _scheduler(settings)
     schedule = schedule_of(kind, settings.get("policy.noise_scheduler") or {})
     steps = int(settings.get("policy.num_inference_steps") or schedule.num_steps)
-    if kind == "DDIMScheduler" or steps >= schedule.num_steps:
-        return schedule
-    return schedule.respaced(steps)
+    return schedule if kind == "DDIMScheduler" else of_steps(schedule, steps)
 
 
 def _scheduler(settings: Settings) -> str:

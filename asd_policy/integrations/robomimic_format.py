@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from asd_policy.ambient import untouched
 from asd_policy.errors import CheckpointError
+from asd_policy.integrations.diffusers_chain import of_steps, schedule_of
 from asd_policy.networks.others import sizes_of
 from asd_policy.networks.unet1d import ConditionalUnet1D
 from asd_policy.policy.checkpoint import difference_table
@@ -26,7 +27,6 @@ GROUPS = "n_groups"  # of a file's network, beside its weights
 _BUILT_BY_05 = {
     "diffusion_step_embed_dim": 256, "down_dims": (256, 512, 1024), "kernel_size": 5,
 }  # fmt: skip
-ENCODER_PREFIX = "policy.obs_encoder."
 RECORDING_VERSION = 2  # schema of `run_trained_agent --record`; the first had none, and no scenes
 
 
@@ -43,30 +43,15 @@ def trained_schedule(algo: Mapping[str, Any]) -> Schedule:
         CheckpointError: neither ``ddpm`` nor ``ddim`` is enabled, or a value makes no sense.
     """
     kind = _chain(algo)
-    values = algo[kind]
-    steps = int(values["num_inference_timesteps"])
     try:
-        schedule = Schedule.ddpm(
-            int(values["num_train_timesteps"]),
-            values["beta_schedule"],
-            values["prediction_type"],
-            clip_sample=bool(values["clip_sample"]),
-            **_ddim_settings(values) if kind == "ddim" else {},
-        )
-        return schedule if kind == "ddim" else _respaced(schedule, steps)
+        schedule = schedule_of(f"{kind.upper()}Scheduler", algo[kind])
+        return schedule if kind == "ddim" else of_steps(schedule, _steps(algo, kind))
     except ValueError as error:
         raise CheckpointError(f"algo.{kind}: {error}") from error
 
 
-def _ddim_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "set_alpha_to_one": bool(values.get("set_alpha_to_one", True)),
-        "steps_offset": int(values.get("steps_offset", 0)),
-    }
-
-
-def _respaced(schedule: Schedule, steps: int) -> Schedule:
-    return schedule if steps >= schedule.num_steps else schedule.respaced(steps)
+def _steps(algo: Mapping[str, Any], kind: str) -> int:
+    return int(algo[kind]["num_inference_timesteps"])
 
 
 def ddim_steps(algo: Mapping[str, Any]) -> int | None:
@@ -77,7 +62,7 @@ def ddim_steps(algo: Mapping[str, Any]) -> int | None:
     """
     if _chain(algo) == "ddpm":
         return None
-    return int(algo["ddim"]["num_inference_timesteps"])
+    return _steps(algo, "ddim")
 
 
 def _chain(algo: Mapping[str, Any]) -> str:

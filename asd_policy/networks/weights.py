@@ -14,7 +14,8 @@ class Watch:
     A tensor has changed where it is another object, lies elsewhere (``param.data = new``), counts
     more changes in place, or where one number that is sampled of it differs. Counts alone do not
     do: neither ``param.data.copy_(…)`` nor a fused optimizer raises them, and inference tensors
-    have none.
+    have none. Part of a tensor that is changed through ``.data`` or as a NumPy array is not seen
+    unless that number is in it.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -19,7 +19,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from asd_policy.errors import ConnectionLostError, InputError, check_kind, whole_from
+from asd_policy.errors import (
+    ConnectionLostError,
+    InputError,
+    NonFiniteError,
+    check_kind,
+    whole_from,
+)
 from asd_policy.policy.horizon import Frame, Observation, RecedingHorizon
 from asd_policy.policy.observations import one_row
 from asd_policy.policy.warmup import needs_warmth, warm_up
@@ -207,13 +213,15 @@ class _Loop:
         try:
             still = np.array(action)
             good = still.dtype.kind in "fiu" and still.ndim == 1 and shape in (None, still.shape)
-        except ValueError:  # of lists of several lengths
+        except (ValueError, TypeError, RuntimeError):  # of lists of several lengths, of tensors
             good = False
         if not good:
             wanted = "(action_dim,)" if shape is None else f"{shape}"
             raise InputError(
                 f"the robot's hold(last) must return an action {wanted} or None, got {action!r:.80}"
             )
+        if not np.isfinite(still).all():
+            raise NonFiniteError(f"the robot's hold(last) returned a NaN or infinity: {still}")
         return still
 
     def _ask(self, now: int) -> None:

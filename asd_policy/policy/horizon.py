@@ -70,10 +70,7 @@ class ChunkSource(ABC):
     def stream(self, seed: int | None) -> Stream:
         """The random stream of an environment with this seed; None draws one."""
         generator = torch.Generator("cpu")
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed_number(seed))
+        generator.seed() if seed is None else generator.manual_seed(seed_number(seed))
         return generator
 
     def draw_after(
@@ -204,6 +201,7 @@ class RecedingHorizon:
 
     def reset_env(self, index: int, seed: int | None = None) -> None:
         """Start a new episode in one environment; in one that had left, it is there again."""
+        (index,) = listed_indices([index], len(self.environments))
         seed = None if seed is None else seed_number(seed)
         self.environments[index] = Environment(None, None)  # its stream's number may be the last
         self.environments[index] = self._environment(seed)
@@ -222,6 +220,7 @@ class RecedingHorizon:
 
     def leave(self, index: int) -> None:
         """Forget an environment; its index may become another's."""
+        (index,) = listed_indices([index], len(self.environments))
         self.environments[index] = Environment(None, None)
         if index not in self._free:
             self._free.append(index)
@@ -231,13 +230,16 @@ class RecedingHorizon:
         """Environments that there are."""
         return len(self.environments) - len(self._free)
 
+    def _listed(self, indices: Sequence[int] | None) -> Sequence[int]:
+        return listed_indices(indices, len(self.environments), self._free)
+
     def _environment(self, seed: int | None) -> Environment:
-        seed = None if seed is None else seed_number(seed)
         return Environment(seed, self.source.stream(seed))
 
     def queued(self, index: int) -> int:
         """How many actions of one environment are drawn and not yet taken: at 0, its next needs a
         chunk. Environments that need one together have it drawn in one batch."""
+        (index,) = self._listed([index])
         return len(self.environments[index].queue)
 
     def coming(self, index: int) -> list[np.ndarray]:
@@ -273,12 +275,12 @@ class RecedingHorizon:
             ValueError, NonFiniteError: as :meth:`act`; nothing is drawn or remembered then, and
                 the same observations can be acted on again.
         """
-        indices = listed_indices(indices, len(self.environments))
+        indices = self._listed(indices)
         return self.act_on(self.frames(observations, len(indices)), indices)
 
     def act_on(self, frames: Sequence[Sequence[Frame]], indices: Sequence[int]) -> np.ndarray:
         """:meth:`act_batch` for what the source has made of observations already."""
-        indices = listed_indices(indices, len(self.environments))
+        indices = self._listed(indices)
         before = self.remembered(indices)
         self.remember(frames, indices)
         try:
@@ -320,7 +322,7 @@ class RecedingHorizon:
 
         Args, errors: as for :meth:`act_batch`, which begins with this.
         """
-        indices = listed_indices(indices, len(self.environments))
+        indices = self._listed(indices)
         self.remember(self.frames(observations, len(indices)), indices)
 
     def frames(self, observations: Observation, batch: int) -> Sequence[Sequence[Frame]]:
@@ -359,7 +361,7 @@ class RecedingHorizon:
         Raises:
             NonFiniteError: a NaN or infinity in the network's output or an action.
         """
-        indices = listed_indices(indices, len(self.environments))
+        indices = self._listed(indices)
         environments, start = [self.environments[i] for i in indices], time.perf_counter()
         histories, streams = [e.history for e in environments], [e.stream for e in environments]
         if not histories or not all(histories):
@@ -390,11 +392,5 @@ class RecedingHorizon:
 
     def _told(self, environments: Sequence[Environment], made: Chunks) -> Draw:
         costs = [cost for cost in self._cost.by_row() if cost is not None]
-        return Draw(
-            [environment.seed for environment in environments],
-            [environment.drawn for environment in environments],
-            made.histories,
-            made.slopes,
-            made.actions,
-            costs,
-        )
+        seeds, drawn = [e.seed for e in environments], [e.drawn for e in environments]
+        return Draw(seeds, drawn, made.histories, made.slopes, made.actions, costs)

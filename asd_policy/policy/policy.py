@@ -27,7 +27,8 @@ class DiffusionPolicy(SampledPolicy):
 
     Args:
         checkpoint: a policy, whose network is moved to the device and otherwise left as it is: it
-            may be trained on, and the next chunk is drawn with the weights of then.
+            may be trained on, and the next chunk is drawn with the weights of then. (Make another
+            policy where single numbers of a weight were changed through ``.data`` or NumPy.)
         sampler: how chunks are drawn. device: where.
         engine: what draws them, one of ``asd_policy.engine.ENGINES``.
         precision: of the network: "fp32", "tf32" (on CUDA) or "bf16".

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asd_policy.ambient import own_precision
 from asd_policy.denoiser import PreparedNetwork
@@ -45,6 +45,7 @@ class CheckpointSource(SampledSource):
         compile: bool = False,
         threads: int | None = None,
     ) -> None:
+        _check_float32(checkpoint.network)
         self.config, self.device = checkpoint.config, device
         self.network = checkpoint.network.to(device)  # else as it is: it may be training
         self._observation_normalizer = checkpoint.observation_normalizer.to(device)
@@ -122,6 +123,8 @@ class CheckpointSource(SampledSource):
         which = torch.zeros(raw.shape, device="cpu")
         for row, given in enumerate(committed):
             actions = numbers("committed", given)
+            if actions.dtype == bool:
+                raise InputError("committed actions must be numbers; got a mask")
             if actions.ndim != 2 or actions.shape[1] != dim or len(actions) > tp - to + 1:
                 raise InputError(
                     f"committed actions must be (n, {dim}), n up to {tp - to + 1}; "
@@ -184,3 +187,12 @@ class CheckpointSource(SampledSource):
         if not np.isfinite(actions).all():
             raise NonFiniteError("the sampler returned a NaN or infinite action")
         return actions, stats
+
+
+def _check_float32(network: nn.Module) -> None:
+    for name, weight in network.named_parameters():
+        if weight.dtype != torch.float32:
+            raise InputError(
+                f"a policy's weights must be float32, got {weight.dtype} ({name}); expected "
+                "network.float() (it is run in bfloat16 with precision='bf16')"
+            )

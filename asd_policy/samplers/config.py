@@ -27,6 +27,7 @@ class SamplerConfig:
             ``eta``),
             "ddim-clipped" (the chain that it reproduces) and "ddim-16" (16 steps, or any other
             number).
+        draft, calls_per_round, window: other samplers leave them aside.
         draft: of ASD: "secant" (None), "slope", "memory" or "frozen".
         calls_per_round: of ASD: 1 (None), or 2 (with ``draft="frozen"``, the paper's algorithm).
         window: θ, steps guessed ahead; "auto" chooses it from measured cost and acceptance.

@@ -83,6 +83,7 @@ class Noise:
         fitted = {}
         for name, shape in shapes.items():
             given = getattr(self, name)
+            check_kind(f"noise.{name}", given, Tensor, "a tensor")
             lead = shape[:-1] if name != "log_uniform" else shape
             if given.shape[: len(lead)] != lead or given.numel() != math.prod(shape):
                 raise InputError(f"noise.{name} must be {shape}; got {tuple(given.shape)}")

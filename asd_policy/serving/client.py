@@ -10,13 +10,14 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.uri import parse_uri
 
 from asd_policy.errors import (
     ConnectionLostError,
+    CopyError,
     InputError,
     LimitError,
     ServerError,
@@ -47,7 +48,7 @@ class Client:
         taking_turns: a lock that may be held over several messages.
 
     Raises:
-        ValueError: an address or a token that is none.
+        ValueError: an address, a token or a time that is none.
         ConnectionLostError: nobody listens there, or the connection is refused.
         ServerError: the server does not let this client in.
     """
@@ -62,7 +63,9 @@ class Client:
             parse_uri(address)
         except (InvalidURI, ValueError) as error:
             raise InputError(f"expected an address like ws://host:8000, got {address!r}") from error
-        self.address, self.timeout_s = address, timeout_s
+        if not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
+            raise InputError(f"timeout_s must be seconds, more than 0, got {timeout_s!r:.80}")
+        self.address, self.timeout_s = address, float(timeout_s)
         self._token = _token(token)
         self.taking_turns = threading.RLock()
         self._connection: ClientConnection | None = None
@@ -71,6 +74,9 @@ class Client:
         self.connections = 0
         self._robots, self._free = 0, list[int]()
         self.reconnect()
+
+    def __reduce__(self) -> NoReturn:
+        raise CopyError("a connection can be neither copied nor pickled; make another Client")
 
     def __enter__(self) -> Client:
         return self

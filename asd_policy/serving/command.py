@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import ipaddress
 import logging
+import math
 import os
 import signal
 import sys
@@ -75,6 +76,8 @@ def main_serve(
     from asd_policy.serving.server import Limits, Server
 
     _share_memory()
+    if not math.isfinite(max_message_mb):
+        raise InputError(f"--max-message-mb must be positive, got {max_message_mb:g}")
     limits = Limits(int(max_message_mb * 2**20), max_rate, idle_s, clients=max_clients)
     _check(limits, port, robots, wait_ms)
     token = None if token_file is None else _token(token_file)
@@ -135,7 +138,7 @@ def _open(
         from asd_policy.integrations.loaders import open_policies
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
     if window != "auto":
-        options["window"] = int(window) if window.isdigit() else window
+        options["window"] = int(window) if window.isdecimal() else window
     with Stage("loading the policy (a network that is new here is timed)"):
         return open_policies(checkpoint, place)({"sampler": sampler, **options})
 

@@ -26,6 +26,7 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 LOOK_S = 5.0  # between looks at a connection that nobody reads; a ping may go 20 s unanswered
+_LONGEST_S = 1e8  # more than a socket's timer counts is for ever
 _PONG_S = 1.0  # that the answer to a ping or a goodbye may take to be sent
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError)
@@ -217,7 +218,7 @@ class ClientConnection(Connection):
 
     def __init__(self, address: str, headers: Mapping[str, str], timeout_s: float) -> None:
         uri, until = parse_uri(address), time.monotonic() + timeout_s
-        made = socket.create_connection((uri.host, uri.port), timeout_s)
+        made = socket.create_connection((uri.host, uri.port), _left(until))
         try:
             if uri.secure:
                 context = ssl.create_default_context()
@@ -302,11 +303,11 @@ class ServerConnection(Connection):
 
 
 def _left(until: float) -> float:
-    """Seconds. Raises TimeoutError where there are none."""
+    """Seconds, as many as a socket can count. Raises TimeoutError where there are none."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError
-    return left
+    return min(left, _LONGEST_S)
 
 
 def _watch_over(made: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -197,6 +198,8 @@ def _check(threads: int | None, seed: int, out: Path) -> None:
         raise InputError(f"--seed must be from 0 to 2^64 - 1, got {seed}")
     if out.exists() and not out.is_dir():
         raise OutputExistsError(f"the output must be a folder, but {out} is a file")
+    if any((out / name).exists() for name in (".zgroup", ".zattrs", "zarr.json")):
+        raise OutputExistsError(f"{out} is a zarr store; choose another --out")
     check_writable(out / CARD_FILE)
 
 
@@ -212,10 +215,21 @@ def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
             advice = "" if finished else ", or --no-resume to start over"
             raise CheckpointError(f"{error}; choose another --out{advice}") from error
     else:
-        for folder in out.glob("step-*"):  # networks of a run that is started over
-            if (folder / CARD_FILE).exists():
-                shutil.rmtree(folder)
+        _clear(out, state_file)
     return state_file
+
+
+def _clear(out: Path, state_file: Path) -> None:
+    """Remove the networks of a run that is started over."""
+    kept = [f for f in out.glob("step-*") if re.fullmatch(r"step-\d{6,}", f.name)]
+    kept = [folder for folder in kept if (folder / CARD_FILE).exists()]
+    if kept and not state_file.exists():
+        raise OutputExistsError(
+            f"{out} holds networks ({', '.join(sorted(f.name for f in kept)):.200}) and no "
+            f"{STATE_FILE} of the run that made them; choose another --out"
+        )
+    for folder in kept:
+        shutil.rmtree(folder)
 
 
 def _run(

@@ -25,7 +25,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ import numpy as np
 from asd_policy.data.replay import DAMAGED_NPZ
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.runs.episode import Episode
-from asd_policy.files import writing
+from asd_policy.files import replacing
 
 if TYPE_CHECKING:
     from asd_policy.eval.rollout.loop import Policy
@@ -136,9 +135,7 @@ class FlightRecorder:
         }
         header |= {"seed": episode.seed, **self._header}
         path = self._run / FOLDER / f"{episode.sampler}_seed{episode.seed}.npz"
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
-            write_flight(path, header, _arrays(chunks))
+        write_flight(path, header, _arrays(chunks))
 
 
 def _arrays(chunks: Sequence[tuple[Draw, int]]) -> dict[str, np.ndarray]:
@@ -169,19 +166,11 @@ def _arrays(chunks: Sequence[tuple[Draw, int]]) -> dict[str, np.ndarray]:
 
 def write_flight(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write a file that is whole and on the disk, or not there."""
-    partial = path.with_name(path.name + ".part")
     packed = io.BytesIO()  # a zip file on a full disk would say so again when it is collected
     said = json.dumps(header, allow_nan=False)
     np.savez_compressed(packed, header=np.array(said), **arrays)
-    try:
-        with open(partial, "wb") as file:
-            file.write(packed.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, path)
+    with replacing(path) as file:
+        file.write(packed.getbuffer())
 
 
 def read_flight(path: Path) -> Flight:

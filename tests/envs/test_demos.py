@@ -18,12 +18,7 @@ from asd_policy.errors import CheckpointError, DatasetError, OutputExistsError
 from asd_policy.files import claimed
 from asd_policy.policy.checkpoint import read_card
 from asd_policy.training.collect import CheckpointLearner, main_collect
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
+from reference.files import files_of
 
 # --- the store ----------------------------------------------------------------------------------
 

@@ -15,15 +15,11 @@ from asd_policy.checkpoints import shipped
 from asd_policy.envs import demos
 from asd_policy.envs.attempts import attempt_path, open_folder, saved_numbers
 from asd_policy.envs.recipe import Recipe
-from asd_policy.errors import DatasetError
+from asd_policy.errors import DatasetError, OutputExistsError
 from asd_policy.training.collect import main_collect
+from reference.files import files_of
 
 OUTCOMES = [True, False, True, True, False, False, True]  # of made-up attempts
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def made_up(out: Path, recipe: Recipe = Recipe(), attempts: int = len(OUTCOMES)) -> Path:  # noqa: B008
@@ -89,6 +85,15 @@ def test_each_difference_is_named(small):
             "there, 0 here; --interrupt-every is 0 there, 40 here. Leave what differs out to take "
             "it from there, or choose another --out"
         )
+    assert files_of(small) == before
+
+
+def test_what_lies_in_a_store_is_not_removed(small):
+    (small / "notes.txt").write_text("mine")
+    before = files_of(small)
+    assert grow(small, 2, noise=0.05, seed=7).episodes == 2
+    with pytest.raises(OutputExistsError, match=r"holds more than demonstrations \(notes\.txt\)"):
+        grow(small, 3, noise=0.05, seed=7)
     assert files_of(small) == before
 
 

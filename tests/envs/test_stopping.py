@@ -17,13 +17,9 @@ from asd_policy.envs import demos, rendering
 from asd_policy.envs.attempts import saved_numbers
 from asd_policy.envs.films import FilmWriter
 from asd_policy.envs.workers import interrupts_held
+from reference.files import files_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX process groups")
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 MANY = ["--episodes", "300", "--noise", "0.1", "--seed", "5", "--workers", "2"]

@@ -279,3 +279,20 @@ def test_a_state_returns_in_another_environment(worlds, flat, name, steps):
     env.set_state(state)
     assert np.array_equal([flat(env.step(action)[0]) for action in future], expected)
     other.close()
+
+
+def test_a_moment_of_another_task_changes_nothing(lift, worlds):
+    can = worlds("can")
+    lift.reset(seed=1)
+    can.reset(seed=0)
+    can.step(np.full(7, 0.5))
+    before = can.get_state()
+    with pytest.raises(ValueError, match=r"a moment of can has physics \(\d+,\); got \(\d+,\)"):
+        can.set_state(lift.get_state())
+    with pytest.raises(ValueError, match="state must be a WorldState"):
+        can.set_state("start")
+    after = can.get_state()
+    assert (after.episode_seed, after.steps) == (before.episode_seed, before.steps)
+    assert np.array_equal(after.physics, before.physics)
+    with pytest.raises(ResetNeeded):
+        RobosuiteEnv("lift").flat_state()

@@ -8,7 +8,7 @@ from eval_schemas import check
 torch = pytest.importorskip("torch")
 
 from asd_policy.eval.studies.bench import gpu, layers  # noqa: E402
-from asd_policy.eval.studies.bench.layers import plan, read_layers  # noqa: E402
+from asd_policy.eval.studies.bench.layers import plan  # noqa: E402
 
 WORDS = ["--layers", "--device", "cpu", "--quick", "--networks", "shipped", "--chunks", "1"]
 
@@ -36,7 +36,7 @@ def test_cells_are_measured_kept_and_not_measured_again(short, tmp_path, capsys)
     assert "ddim-4" in capsys.readouterr().out
     assert gpu.main(words) == 0
     assert "ddim-4" not in capsys.readouterr().out
-    assert read_layers(tmp_path) == content
+    assert json.loads((tmp_path / "layers.json").read_text()) == content
     assert gpu.main([*words[:-3], "2", *words[-2:]]) == 2  # other chunks
     assert "chunks" in capsys.readouterr().out
 
@@ -53,7 +53,9 @@ def test_a_cell_that_fails_is_said_and_tried_again(short, tmp_path, capsys, monk
         (True, "call"), (False, "chunk"),
     ]  # fmt: skip
     assert gpu.main(words) == 0
-    assert all("failed" not in c for c in read_layers(tmp_path)["cells"])
+    assert all(
+        "failed" not in c for c in json.loads((tmp_path / "layers.json").read_text())["cells"]
+    )
 
 
 def test_on_a_gpu_both_forms_of_all_networks_are_measured():

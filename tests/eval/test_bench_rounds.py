@@ -41,7 +41,7 @@ def test_forms_are_measured_kept_and_not_measured_again(tmp_path, capsys, monkey
     assert "skipped, before" in capsys.readouterr().out
     assert gpu.main(words) == 0
     assert "skipped, before" not in capsys.readouterr().out
-    assert rounds.read_rounds(tmp_path) == content
+    assert json.loads((tmp_path / "rounds.json").read_text()) == content
 
 
 def test_on_a_gpu_large_batches_are_measured_too():

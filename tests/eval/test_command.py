@@ -2,11 +2,8 @@
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -15,20 +12,11 @@ import pytest
 import torch
 from gymnasium.error import DependencyNotInstalled
 
-from asd_policy.checkpoints import shipped
 from asd_policy.envs.tasks import get_task
-from asd_policy.errors import CheckpointError
 from asd_policy.policy import Checkpoint, Normalizer, PolicyConfig, save_checkpoint
 from asd_policy.schedule import Schedule
 
 COMMAND = [sys.executable, "-m", "asd_policy"]
-
-
-def lift_is_shipped() -> bool:
-    try:
-        return shipped("lift").is_dir()
-    except CheckpointError:
-        return False
 
 
 # --- options of eval ----------------------------------------------------------------------------
@@ -203,7 +191,6 @@ def test_an_evaluation_of_every_sampler_and_its_continuation(run, checkpoint, tm
     assert {s["success"]["n"] for s in results["samplers"].values()} == {2}
 
 
-@pytest.mark.skipif(not lift_is_shipped(), reason="no checkpoint is shipped for lift yet")
 @pytest.mark.slow
 def test_the_shipped_policy_lifts_the_cube(tmp_path):
     done = subprocess.run(
@@ -220,23 +207,6 @@ def test_the_shipped_policy_lifts_the_cube(tmp_path):
     assert results["samplers"]["ddpm"]["network_calls_per_chunk"] == 100
     assert results["samplers"]["asd"]["network_calls_per_chunk"] < 20
     assert results["samplers"]["asd"]["speedup"]["algorithmic"] > 5
-
-
-def test_ctrl_c_of_an_evaluation_exits_with_130(checkpoint, tmp_path):
-    out = tmp_path / "out"
-    words = ["--checkpoint", checkpoint, "--out", out, "--episodes", 500, "--horizon", 9]
-    process = subprocess.Popen(
-        [*COMMAND, "eval", "--threads", "1", *map(str, words)], stderr=subprocess.PIPE, text=True
-    )
-    lines = out / "episodes.jsonl"
-    while process.poll() is None and not (lines.exists() and lines.read_bytes().count(b"\n") > 1):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-    assert re.search(r"(\d+) of 1000 episodes were finished and are kept in", errors)
-    assert errors.endswith("interrupted\n")
 
 
 # --- videos -------------------------------------------------------------------------------------

@@ -7,23 +7,13 @@ import json
 import numpy as np
 import pytest
 from eval_numbered import HOLD, Numbered, table
-from eval_standin import PushPolicy, prepare
+from eval_standin import PushPolicy, lines, prepare, timeless
 
-from asd_policy.checkpoints import shipped
-from asd_policy.errors import CheckpointError
 from asd_policy.eval.options import EvalOptions, check_options
 from asd_policy.eval.rollout.delay import DelayedPolicy, steps_of
 from asd_policy.eval.rollout.flight import read_flight
 from asd_policy.eval.stats.summary import summarize
 from asd_policy.eval.studies.evaluate import evaluate
-
-
-def lift_is_shipped() -> bool:
-    try:
-        return shipped("lift").is_dir()
-    except CheckpointError:
-        return False
-
 
 # Each row: delay in steps; what is executed at steps 0, 1, 2 …; when the policy was asked.
 TABLES = [
@@ -129,24 +119,7 @@ def options(tmp_path):
     return EvalOptions(episodes=5, out=tmp_path / "run")
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
-
-
 DELAY = ("asked_at_step", "delay_steps", "held_steps", "useless")
-
-
-def timeless(folder, *without):
-    """Of each episode, what the clock did not decide; and of its chunks, without some keys."""
-    kept = {}
-    for line in lines(folder):
-        chunks = [
-            {k: v for k, v in c.items() if not k.endswith("_s") and k not in without}
-            for c in line["chunks"]
-        ]
-        rest = {k: v for k, v in line.items() if not k.endswith("_s") and k not in without}
-        kept[line["sampler"], line["seed"]] = rest | {"chunks": chunks}
-    return kept
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
@@ -179,7 +152,6 @@ def test_no_delay_is_the_ordinary_loop_of_a_real_policy(options, quiet, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not lift_is_shipped(), reason="no checkpoint is shipped for lift")
 def test_no_delay_is_the_ordinary_loop_of_the_shipped_policy(tmp_path, quiet):
     options = EvalOptions(
         episodes=1, samplers=("asd",), window=16, horizon=24, threads=1, out=tmp_path / "run"

@@ -1,15 +1,10 @@
-"""The output folder: refusals, resuming, torn lines, kills, interruptions."""
+"""The output folder: refusals, resuming, torn lines, locks."""
 
 import dataclasses
 import errno
 import functools
 import json
-import os
-import random
 import re
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +15,6 @@ from asd_policy.errors import OutputExistsError
 from asd_policy.eval.options import EvalOptions, command_line
 from asd_policy.eval.runs.files import default_folder, write_json
 from asd_policy.eval.runs.folder import is_held, read_run
-from asd_policy.eval.stats.summary import summarize
 from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.files import has_lock
 
@@ -228,78 +222,7 @@ def test_the_command_to_continue_repeats_the_options():
     )
 
 
-# --- processes that are killed ------------------------------------------------------------------
-
-PROGRAM = """
-import functools
-from pathlib import Path
-from eval_standin import prepare
-from asd_policy.eval.studies.evaluate import evaluate
-from asd_policy.eval.options import EvalOptions
-options = EvalOptions(episodes={episodes}, out=Path({out!r}), resume={resume})
-evaluate(options, prepare=functools.partial(prepare, step_s=0.01))
-"""
-
-
-def start(script, options: EvalOptions) -> subprocess.Popen:
-    command = script(
-        PROGRAM.format(episodes=options.episodes, out=str(options.out), resume=options.resume)
-    )
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=-1
-    )
-
-
-def wait_for_lines(process: subprocess.Popen, folder: Path, least: int) -> None:
-    path = folder / "episodes.jsonl"
-    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < least):
-        time.sleep(0.002)
-
-
-def test_killed_at_random_moments_nothing_is_lost_or_counted_twice(tmp_path, script):
-    options = EvalOptions(episodes=30, out=tmp_path / "run", resume=True)
-    rng = random.Random(0)
-    kept: list[str] = []
-    for kill in range(4):
-        process = start(script, options)
-        wait_for_lines(process, options.out, len(kept) + rng.randint(1, 6))
-        time.sleep(rng.uniform(0, 0.05))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"finished before kill {kill}"
-        text = (options.out / "episodes.jsonl").read_text()
-        lines = text[: text.rfind("\n") + 1].splitlines()
-        assert lines[: len(kept)] == kept, "a finished episode was lost"
-        assert len(lines) > len(kept)
-        kept = lines
-    process = start(script, options)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert sorted(keys(options.out)) == sorted(every(options))
-    results = json.loads((options.out / "results.json").read_text())
-    assert results == json.loads(json.dumps(summarize(*read_run(options.out))))
-    assert results["samplers"]["asd"]["success"]["n"] == 30
-    cold = [e for e in read_run(options.out)[1] if e.cold and e.sampler == "asd"]
-    assert 2 <= len(cold) <= 6, "each process pays for its own first call"
-    assert "30/30" in output
-
-
-def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(tmp_path, script, run):
-    options = EvalOptions(episodes=200, out=tmp_path / "run")
-    process = start(script, options)
-    wait_for_lines(process, options.out, 5)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode not in (0, None)
-    finished = keys(options.out)
-    assert 5 <= len(finished) < 400
-    results = json.loads((options.out / "results.json").read_text())
-    assert results["complete"] is False
-    assert sum(s["success"]["n"] for s in results["samplers"].values()) == len(finished)
-    assert f"{len(finished)} of 400 episodes were finished and are kept in {options.out}" in errors
-    assert re.search(r"continue with\s+asd-policy eval --episodes 200 --out .*--resume", errors)
-    assert run(again(options))["complete"]
-    assert sorted(keys(options.out)) == sorted(every(options))
+# --- locks --------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="needs file locks")

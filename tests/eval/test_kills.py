@@ -1,6 +1,7 @@
 """Fifty kills at random moments: what they leave, continued, is what an unkilled run leaves."""
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from eval_standin import timeless
 
 from asd_policy.eval.rollout.flight import read_flight
 from asd_policy.eval.runs.folder import read_run
@@ -86,18 +88,6 @@ def whole_lines(folder: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def timeless(folder: Path) -> dict:
-    kept = {}
-    for line in whole_lines(folder):
-        record = json.loads(line)
-        key = record["sampler"], record["seed"]
-        assert key not in kept, f"{key} is counted twice"
-        chunks = [{k: v for k, v in c.items() if not k.endswith("_s")} for c in record["chunks"]]
-        rest = {k: v for k, v in record.items() if not k.endswith("_s") and k != "cold"}
-        kept[key] = rest | {"chunks": chunks}
-    return kept
-
-
 def flights(folder: Path) -> dict:
     return {
         path.name: (flight.action.tobytes(), flight.chunk[:, :3].tobytes())
@@ -106,23 +96,26 @@ def flights(folder: Path) -> dict:
     }
 
 
-@pytest.mark.slow
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
     ("kills", "share", "fields"),
     [
-        (20, 0.3, {"episodes": 8}),
-        (20, 0.3, {"episodes": 6, "record": True, "delay": 90.0}),
-        (10, 0.9, {"episodes": 12, "record": True, "num_envs": 2, "workers": True}),
+        (4, 0.3, {"episodes": 8}),
+        slow(20, 0.3, {"episodes": 8}),
+        slow(20, 0.3, {"episodes": 6, "record": True, "delay": 90.0}),
+        slow(10, 0.9, {"episodes": 12, "record": True, "num_envs": 2, "workers": True}),
     ],
-    ids=["alone", "recorded", "workers"],
+    ids=["few", "alone", "recorded", "workers"],
 )
 def test_kills_at_random_moments_change_nothing(tmp_path, nursery, kills, share, fields):
     fields = {"workers": False, **fields}
     begin = time.monotonic()
     assert nursery.run({"out": str(tmp_path / "whole"), **fields}) == 0
     takes = time.monotonic() - begin
-    expected, recorded = timeless(tmp_path / "whole"), flights(tmp_path / "whole")
+    expected, recorded = timeless(tmp_path / "whole", "cold"), flights(tmp_path / "whole")
     assert len(expected) == 2 * fields["episodes"]
     assert len(recorded) == len(expected) * fields.get("record", False)
     rng = random.Random(0)
@@ -139,7 +132,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path, nursery, kills, share,
             lines = whole_lines(folder)
             assert lines[: len(kept)] == kept, "a finished episode was lost or changed"
             kept = lines
-        assert timeless(folder) == expected
+        assert timeless(folder, "cold") == expected
         assert flights(folder) == recorded
         results = json.loads((folder / "results.json").read_text())
         assert results["complete"]

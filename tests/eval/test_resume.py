@@ -116,6 +116,11 @@ def test_the_command_that_is_said_goes_on(shell, words, folders, number, status,
     again = command_after(errors)
     assert again[0] == words[0]
     before = shell.lines()
+    if words is EVAL:
+        assert f"{before} of 12 episodes were finished and are kept in {said[1]}" in errors
+        results = json.loads((root / "results.json").read_text())
+        assert not results["complete"]
+        assert sum(s["success"]["n"] for s in results["samplers"].values()) == before
     code, errors = shell.run(*again)
     assert code == 0, errors
     assert "continued: " in errors

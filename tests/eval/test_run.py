@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from eval_standin import LineEnv, PushPolicy, prepare
+from eval_standin import LineEnv, PushPolicy, lines, prepare
 from gymnasium.error import DependencyNotInstalled
 
 from asd_policy.errors import AsdPolicyError, NonFiniteError
@@ -22,10 +22,6 @@ from asd_policy.policy import ChunkStats
 @pytest.fixture
 def options(tmp_path):
     return EvalOptions(episodes=4, out=tmp_path / "run")
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
 
 
 def without_times(line):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import multiprocessing
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eval_standin import LineEnv, prepare
+from eval_standin import LineEnv, prepare, timeless
 from eval_workers import Dies, Fails, NotMade, Traced
 
 from asd_policy.errors import AsdPolicyError, NonFiniteError
@@ -41,19 +40,8 @@ def run(options, quiet, env_class=LineEnv):
     return evaluate(options, prepare=make, console=quiet)
 
 
-def episodes(folder: Path) -> dict[tuple[str, int], dict]:
-    """Of each episode, what the clock did not decide."""
-    kept = {}
-    for line in (folder / "episodes.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        chunks = [{k: v for k, v in c.items() if not k.endswith("_s")} for c in record["chunks"]]
-        timeless = {k: v for k, v in record.items() if not k.endswith("_s")}
-        kept[record["sampler"], record["seed"]] = timeless | {"chunks": chunks}
-    return kept
-
-
 def outcomes(folder: Path) -> dict[tuple[str, int], tuple]:
-    return {k: (e["success"], e["steps"], e["return"]) for k, e in episodes(folder).items()}
+    return {k: (e["success"], e["steps"], e["return"]) for k, e in timeless(folder).items()}
 
 
 def test_workers_and_this_process_give_the_same_episodes(options, quiet, tmp_path):
@@ -63,7 +51,7 @@ def test_workers_and_this_process_give_the_same_episodes(options, quiet, tmp_pat
     evaluate(here, prepare=prepare, console=quiet)
     assert outcomes(both.out) == outcomes(here.out)
     assert len(outcomes(here.out)) == 10
-    assert {e["num_envs"] for e in episodes(both.out).values()} == {3}
+    assert {e["num_envs"] for e in timeless(both.out).values()} == {3}
 
 
 @pytest.mark.parametrize("at", [0, 3])
@@ -76,7 +64,7 @@ def test_a_dead_worker_is_replaced_and_its_episode_run_again(options, quiet, tmp
         console=quiet,
     )
     assert outcomes(options.out) == outcomes(tmp_path / "here")
-    restarts = {seed: e["restarts"] for (_, seed), e in episodes(options.out).items()}
+    restarts = {seed: e["restarts"] for (_, seed), e in timeless(options.out).items()}
     assert restarts == {100_000: 0, 100_001: 2, 100_002: 0, 100_003: 0, 100_004: 0}
     assert results["restarts"] == 2
     assert "Worker processes died 2 times" in quiet.file.getvalue()
@@ -98,7 +86,7 @@ def test_a_film_of_an_episode_that_was_run_again_is_whole(options, quiet, tmp_pa
     films = list((options.out / "videos").iterdir())
     assert [film.name for film in films] == ["lift_seed100000_asd_success.mp4"]
     with imageio.get_reader(films[0]) as film:
-        assert sum(1 for _ in film) == episodes(options.out)["asd", 100_000]["steps"] + 1
+        assert sum(1 for _ in film) == timeless(options.out)["asd", 100_000]["steps"] + 1
 
 
 @pytest.mark.parametrize(
@@ -279,10 +267,10 @@ def test_a_worker_that_is_killed_from_outside_is_replaced(tmp_path, script):
     os.kill(workers[0], signal.SIGKILL)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if sum(e["restarts"] for e in episodes(tmp_path / "run").values()):
+        if sum(e["restarts"] for e in timeless(tmp_path / "run").values()):
             break
         time.sleep(0.2)
-    assert sum(e["restarts"] for e in episodes(tmp_path / "run").values()) == 1
+    assert sum(e["restarts"] for e in timeless(tmp_path / "run").values()) == 1
     assert len(list(tmp_path.glob("pid-*"))) == 4
     process.kill()
     process.communicate()
@@ -310,7 +298,7 @@ def test_success_of_the_shipped_policy_does_not_depend_on_the_number_of_environm
     many = dataclasses.replace(one, num_envs=3, out=tmp_path / "many")
     for options in (one, many):
         assert evaluate(options, console=quiet)["restarts"] == 0
-    a, b = episodes(one.out), episodes(many.out)
+    a, b = timeless(one.out), timeless(many.out)
     assert a.keys() == b.keys()
     assert {e["num_envs"] for e in b.values()} == {3}
     pair = paired_success(*({k[1]: e["success"] for k, e in run.items()} for run in (a, b)))

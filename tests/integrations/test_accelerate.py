@@ -227,6 +227,11 @@ def test_missing_and_misshapen_observations_are_one_table() -> None:
     bad["object"][0, 3] = np.nan
     with pytest.raises(NonFiniteError, match="object"):
         ours(bad)
+    ours(observation(0))
+    with pytest.raises(NonFiniteError, match="object"):  # with actions queued, too
+        ours(bad)
+    for t in range(20):
+        ours(observation(t))
 
 
 def test_ddim_checkpoints() -> None:

@@ -331,19 +331,6 @@ def test_training_mode_is_refused_after_the_first_chunk_too():
         policy.conditional_sample(*known, **conds)
 
 
-def test_conditions_of_any_layout_in_memory():
-    policy = asd.accelerate(make(), verbose=False)
-    (data, mask), conds = policy.inputs(observed())
-    turned = data.transpose(1, 2).contiguous().transpose(1, 2)
-    assert not turned.is_contiguous()
-    chunks = [
-        policy.conditional_sample(each, mask, generator=torch.Generator().manual_seed(0), **conds)
-        for each in (data, turned)
-    ]
-    assert torch.equal(*chunks)
-    assert float(chunks[0].abs().max()) > 0
-
-
 def test_a_compiler_leaves_sampling_alone():
     """LeRobot's rollout compiles the method around it; rounds are no graph, and were retraced."""
     policy = asd.accelerate(make(), verbose=False)

@@ -33,7 +33,7 @@ class SmallTransformer(nn.Module):
         self.register_buffer("memory_mask", later[:, : 1 + STEPS_SEEN].triu(2))
 
     def forward(self, sample: Tensor, timestep: Tensor, cond: Tensor | None = None) -> Tensor:
-        time = self.time(timestep.expand(len(sample)).float()[:, None, None] / 100)
+        time = self.time(timestep.expand(len(sample)).to(sample)[:, None, None] / 100)
         tokens = self.into(sample)
         if self.decoder is not None:
             memory = torch.cat([time, self.seen(cond)], 1)
@@ -61,7 +61,7 @@ class LocalNetwork(nn.Module):
         global_cond: Tensor | None = None,
     ) -> Tensor:
         assert local_cond is not None
-        time = timestep.expand(len(sample)).float()[:, None, None] / 100
+        time = timestep.expand(len(sample)).to(sample)[:, None, None] / 100
         whole = torch.cat([sample, local_cond, time.expand(-1, HORIZON, 1)], -1)
         return self.last(self.first(whole.moveaxis(1, 2)).tanh()).moveaxis(1, 2)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import importlib.util
+import math
 import shutil
 from pathlib import Path
 
@@ -13,12 +15,13 @@ pytest.importorskip("websockets")
 pytest.importorskip("tyro")
 from asd_policy.cli import main
 from asd_policy.engine import ENGINES
-from asd_policy.errors import CheckpointError
+from asd_policy.errors import CheckpointError, CopyError, InputError
 from asd_policy.integrations.loaders import open_policies
 from asd_policy.policy import save_checkpoint
 from asd_policy.policy.warmup import warm_up
 from asd_policy.serving import Client
-from reference.served import served
+from asd_policy.serving.server import Limits
+from reference.served import address, observation, served
 from reference.tiny import tiny_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
@@ -32,6 +35,8 @@ PLACE = {"device": "cpu", "engine": "eager", "precision": "fp32", "compile": Fal
         (["--robots", "0"], "--robots must be 1 or more, got 0"),
         (["--wait-ms", "-1"], "--wait-ms must be from 0 to 1000, got -1"),
         (["--max-message-mb", "0"], "--max-message-mb must be positive, got 0"),
+        (["--max-message-mb", "inf"], "--max-message-mb must be positive, got inf"),
+        (["--window", "²"], 'window must be "auto" or a whole number'),
         (["--idle-s", "0"], "--idle-s must be positive, got 0"),
         (["--max-rate", "0"], "--max-rate must be positive, got 0"),
         (["--token-file", "nowhere"], "--token-file nowhere cannot be read"),
@@ -64,6 +69,17 @@ def test_a_port_that_is_taken_is_said(refused, tmp_path):
     with served() as server:
         words = ["--checkpoint", folder, "--port", server.port, "--device", "cpu"]
         refused(f"cannot listen at 127.0.0.1:{server.port}", "serve", *words)
+
+
+def test_for_ever_is_a_time():
+    with served(limits=Limits(idle_s=math.inf)) as server:
+        with Client(address(server), timeout_s=math.inf) as client:
+            assert client.infer(observation(0))["actions"].ndim == 2
+            with pytest.raises(CopyError, match="can be neither copied nor pickled"):
+                copy.deepcopy(client)
+        for seconds in (0, -1, math.nan, None):
+            with pytest.raises(InputError, match="timeout_s must be seconds, more than 0"):
+                Client(address(server), timeout_s=seconds)
 
 
 def test_a_policy_of_diffusion_policy_is_served(tmp_path):

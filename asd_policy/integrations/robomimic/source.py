@@ -21,6 +21,7 @@ from asd_policy.integrations.robomimic_format import trained_schedule
 from asd_policy.policy import chunks as made_ready
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.horizon import Chunks, Observation
+from asd_policy.policy.observations import numbers
 from asd_policy.policy.sampled import SampledSource
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
@@ -77,7 +78,8 @@ class RobomimicSource(SampledSource):
         self, observations: Observation, batch: int
     ) -> Sequence[Sequence[dict[str, np.ndarray]]]:
         """(\\*shape) of each of the policy's keys, or (To, \\*shape) where they come stacked."""
-        rows = {k: as_array(observations[k]) for k in self.shapes if k in observations}
+        seen = [key for key in self.shapes if key in observations]
+        rows = {key: numbers(key, as_array(observations[key])) for key in seen}
         for key in rows.keys() & self.pictures if not self.takes_raw_pictures else ():
             rows[key] = _as_robomimic_03(rows[key])
         first = next(iter(self.shapes))
@@ -145,6 +147,10 @@ class RobomimicSource(SampledSource):
     def _whole(self, history: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """(To, \\*shape) of each key: the newest as it is, if it came stacked."""
         first, newest = next(iter(self.shapes)), history[-1]
+        if len({frame[first].ndim for frame in history}) > 1:
+            raise InputError(
+                "stacked and single observations in one episode; start_episode() first"
+            )
         if newest[first].ndim > len(self.shapes[first]):
             return newest
         return {key: np.stack([frame[key] for frame in history]) for key in self.shapes}

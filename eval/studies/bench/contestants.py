@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,23 +43,6 @@ class Chunk:
     result_s: float = 0.0
 
 
-class Contestant(Protocol):
-    """A cell that can sample."""
-
-    cell: Cell
-
-    def warm_up(self) -> Json:
-        """Everything that happens once; its seconds."""
-
-    def draw(self, chunk: int) -> Chunk:
-        """One chunk, synchronised before and after. The number decides noise and condition."""
-
-    def describe(self) -> Json:
-        """What was really used."""
-
-    def close(self) -> None: ...
-
-
 class Forms:
     """Prepared networks, shared by the contestants of a group: a copy of the weights each.
 
@@ -89,7 +72,7 @@ class Forms:
 
 def make_contestant(
     cell: Cell, subject: Subject, forms: Forms, device: torch.device, seed: int
-) -> Contestant:
+) -> EagerLoop | EngineContestant:
     """The contestant of a cell. Errors are those of networks and engines."""
     if cell.sampler == EAGER_LOOP:
         return EagerLoop(cell, subject, device, seed)
@@ -237,3 +220,6 @@ class EngineContestant:
 
     def close(self) -> None:
         self.engine.close()
+
+
+Contestant = EagerLoop | EngineContestant  # a cell that can sample

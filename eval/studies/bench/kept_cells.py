@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from asd_policy.eval.runs.files import now, write_json
 from asd_policy.eval.runs.schemas import VERSION
@@ -16,18 +18,21 @@ Json = dict[str, Any]
 Say = Callable[[str], None]
 
 
-class Cell(Protocol):
+@dataclass(frozen=True)
+class KeptCell:
     """What one measurement is of."""
 
     @property
     def key(self) -> str:
         """Names it in the file."""
+        return "/".join(map(str, dataclasses.astuple(self)))
 
     def described(self) -> Json:
         """For the file."""
+        return {"key": self.key, **dataclasses.asdict(self)}
 
 
-Kind = TypeVar("Kind", bound=Cell)
+Kind = TypeVar("Kind", bound=KeptCell)
 
 
 def measure_cells(

@@ -6,7 +6,6 @@ Triton's kernels are compiled before, by a process for each network and precisio
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import statistics
 import subprocess
 import sys
@@ -22,12 +21,11 @@ import torch
 from torch import Tensor
 
 from asd_policy.engine.cuda_graph import CudaRecorder
-from asd_policy.eval.runs.schemas import read_json
 from asd_policy.eval.runs.store import Store
 from asd_policy.eval.studies.bench.ceilings import matmul_precision, synchronize
 from asd_policy.eval.studies.bench.cells import cell
 from asd_policy.eval.studies.bench.contestants import Chunk, Contestant, Forms, make_contestant
-from asd_policy.eval.studies.bench.kept_cells import Say, measure_cells
+from asd_policy.eval.studies.bench.kept_cells import KeptCell, Say, measure_cells
 from asd_policy.eval.studies.bench.options import EAGER_LOOP
 from asd_policy.eval.studies.bench.subjects import Subject
 from asd_policy.eval.studies.bench.summary import latency_figures
@@ -44,7 +42,7 @@ SIDES = ("fused", "whole")  # as it is, and as it may become
 
 
 @dataclass(frozen=True)
-class LayersCell:
+class LayersCell(KeptCell):
     """What is measured of one form: "call"s by rows, or "chunk"s of a batch."""
 
     kind: str
@@ -54,12 +52,8 @@ class LayersCell:
     pdl: bool = False
     batch: int = 1
 
-    @property
-    def key(self) -> str:
-        return "/".join(map(str, dataclasses.astuple(self)))
-
     def described(self) -> Json:
-        said = {"key": self.key, **dataclasses.asdict(self)}
+        said = super().described()
         return said if self.kind == "chunk" else {k: v for k, v in said.items() if k != "batch"}
 
 
@@ -94,11 +88,6 @@ def measure_layers(
 
     given = plan(device, list(subjects)), measure, summary, settings, machine, say, deadline
     return measure_cells(STORE, out, *given)
-
-
-def read_layers(folder: Path) -> Json:
-    """The content of a folder's file. ValueError where it has another form."""
-    return read_json(folder / FILE, "layers")
 
 
 def summary(found: Json) -> str:

@@ -9,7 +9,6 @@ and after the chunk before, by when a control loop has its actions.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +19,10 @@ import numpy as np
 import torch
 
 from asd_policy.engine import cuda_graph
-from asd_policy.eval.runs.schemas import read_json
 from asd_policy.eval.runs.store import Store
 from asd_policy.eval.studies.bench.cells import cell
 from asd_policy.eval.studies.bench.contestants import Chunk, EngineContestant, Forms
-from asd_policy.eval.studies.bench.kept_cells import Say, measure_cells
+from asd_policy.eval.studies.bench.kept_cells import KeptCell, Say, measure_cells
 from asd_policy.eval.studies.bench.subjects import Subject
 from asd_policy.eval.studies.bench.summary import latency_figures
 
@@ -38,19 +36,12 @@ OTHERS = ("ddim-10", "ddpm")
 
 
 @dataclass(frozen=True)
-class RoundsCell:
+class RoundsCell(KeptCell):
     """One network at one precision, sampling a batch."""
 
     network: str
     precision: str
     batch: int
-
-    @property
-    def key(self) -> str:
-        return "/".join(map(str, dataclasses.astuple(self)))
-
-    def described(self) -> Json:
-        return {"key": self.key, **dataclasses.asdict(self)}
 
 
 def plan(device: torch.device, networks: Sequence[str]) -> list[RoundsCell]:
@@ -71,11 +62,6 @@ def measure_rounds(
     work = partial(_measured, subjects, settings)
     given = plan(device, list(subjects)), work, summary, settings, machine, say, deadline
     return measure_cells(STORE, out, *given)
-
-
-def read_rounds(folder: Path) -> Json:
-    """The content of a folder's file. ValueError where it has another form."""
-    return read_json(folder / FILE, "rounds")
 
 
 def summary(found: Json) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -46,10 +47,9 @@ def ratio_of(
         return {"a": None, "b": None, "ratio": None, "ci95": None}
     count = len(a)
     picks = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-    weights = np.stack([np.bincount(row, minlength=count) for row in picks])
-    whole = np.ones((1, count), dtype=weights.dtype)
+    whole = np.arange(count)[None]
     first, second = (float(_summaries(side, whole, quantile)[0]) for side in (a, b))
-    above, below = (_summaries(side, weights, quantile) for side in (a, b))
+    above, below = (_summaries(side, picks, quantile) for side in (a, b))
     usable = np.isfinite(above) & (below > 0)
     found = above[usable] / below[usable]
     return {
@@ -60,21 +60,8 @@ def ratio_of(
     }
 
 
-def _summaries(episodes: Sequence[Array], weights: Array, quantile: float | None) -> Array:
-    """(R,) means or quantiles of the chunks, each episode counted (R, E) weights times; NaN where
-    there is no chunk. The same as repeating the episodes and asking NumPy."""
-    values = np.concatenate(episodes)
-    order = np.argsort(values, kind="stable")
-    owner = np.repeat(np.arange(len(episodes)), [len(chunks) for chunks in episodes])[order]
-    values, counts = values[order], weights[:, owner]
-    total = counts.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if quantile is None:
-            return (counts @ values) / total
-        place = np.maximum(quantile * (total - 1), 0.0)
-    reached = counts.cumsum(1)
-    below, above = (
-        values[(reached <= k[:, None]).sum(1).clip(max=len(values) - 1)]
-        for k in (np.floor(place), np.minimum(np.floor(place) + 1, total - 1))
-    )
-    return np.where(total > 0, below + (place % 1) * (above - below), np.nan)
+def _summaries(episodes: Sequence[Array], picks: Array, quantile: float | None) -> Array:
+    """(R,) means or quantiles of the chunks of (R, E) episodes; NaN where there is no chunk."""
+    resampled = (np.concatenate([episodes[i] for i in row]) for row in picks)
+    of = np.mean if quantile is None else functools.partial(np.quantile, q=quantile)
+    return np.array([of(chunks) if len(chunks) else np.nan for chunks in resampled])

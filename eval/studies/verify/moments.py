@@ -67,6 +67,9 @@ def _from_file(path: Path, made: Checkpoint, count: int) -> tuple[Array, str]:
         rows = replay.stacked_observations(made.config.observation_keys)
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
+    if len(rows) < count:
+        have = counted(len(rows), "observation")
+        raise InputError(f"{path} holds {have}, and --observations asks for {count}")
     history = made.config.obs_horizon
     starts = np.concatenate([[0], replay.episode_ends[:-1]])
     last = np.linspace(0, len(rows) - 1, count + 2)[1:-1].round().astype(int)

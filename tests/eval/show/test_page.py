@@ -12,39 +12,20 @@ from pathlib import Path
 import matplotlib.colors
 import numpy as np
 import pytest
-from eval_standin import prepare
 from rich.console import Console
 
-from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.show import page as module
 from asd_policy.eval.show import page_figures
 from asd_policy.eval.show.page import FORMATS, PAGE, render_page, write_page
 from asd_policy.eval.show.terminal import print_report
 from asd_policy.eval.stats.summary import summarize
-from asd_policy.eval.studies.evaluate import evaluate
 
 NAMES = ("asd", "ddpm", "ddim")
 FIGURES = (
     "success/count", "success/ci95/0", "chunk_latency_ms/p99", "speedup/wall_clock",
     "overhead_ms_per_chunk/draft", "time/share/rendering", "chunks_over/step",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A run with films, in which some seeds fail and some do not."""
-    out = tmp_path_factory.mktemp("report") / "run"
-    options = EvalOptions(samplers=NAMES, episodes=6, horizon=9, video=2, out=out)
-    evaluate(options, prepare=prepare, console=Console(file=io.StringIO(), width=100))
-    outcomes = {episode.success for episode in read_run(out)[1]}
-    assert outcomes == {True, False}, "the stand-in's horizon is chosen so that both occur"
-    return out
-
-
-@pytest.fixture
-def page(folder):
-    return (folder / PAGE).read_text()
 
 
 def content(folder):

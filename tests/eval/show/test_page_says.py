@@ -10,35 +10,16 @@ import shlex
 import shutil
 
 import numpy as np
-import pytest
-from eval_standin import prepare
 from PIL import Image
-from rich.console import Console
 
-from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.show import page as module
 from asd_policy.eval.show.headline import as_text, headlines
-from asd_policy.eval.show.page import PAGE, render_page, write_page
+from asd_policy.eval.show.page import render_page, write_page
 from asd_policy.eval.show.terminal import is_busy
 from asd_policy.eval.stats.summary import summarize
-from asd_policy.eval.studies.evaluate import evaluate
 
 NAMES = ("asd", "ddpm", "ddim")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A run with films."""
-    out = tmp_path_factory.mktemp("says") / "run"
-    options = EvalOptions(samplers=NAMES, episodes=6, horizon=9, video=2, out=out)
-    evaluate(options, prepare=prepare, console=Console(file=io.StringIO(), width=100))
-    return out
-
-
-@pytest.fixture
-def page(folder):
-    return (folder / PAGE).read_text()
 
 
 def read(folder, name):

@@ -8,8 +8,10 @@ Imports no torch: tests start many processes of this.
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -187,3 +189,23 @@ def prepare(
             "steps": {name: s["steps"] or K for name, s in settings.items()},
         },
     )
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The episodes of a run, as they are kept."""
+    return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+
+
+def timeless(folder: Path, *without: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """Of each episode what the clock did not decide; and of its chunks, without some keys."""
+
+    def kept(record: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in record.items() if not k.endswith("_s") and k not in without}
+
+    found = lines(folder)
+    made = {
+        (e["sampler"], e["seed"]): kept(e) | {"chunks": [kept(c) for c in e["chunks"]]}
+        for e in found
+    }
+    assert len(made) == len(found), "an episode is counted twice"
+    return made

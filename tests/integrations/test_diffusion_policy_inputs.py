@@ -1,0 +1,48 @@
+"""What diffusion_policy's policies hand to the sampler: any layout in memory, any precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from diffusers import DDPMScheduler
+
+import asd_policy.integrations.diffusion_policy as asd
+from reference.diffusion_policy_standin import OBSERVED, STEPS_SEEN, TransformerPolicy, UnetPolicy
+
+
+def make(kind=UnetPolicy, how="global"):
+    torch.manual_seed(0)
+    scheduler = DDPMScheduler(20, beta_schedule="squaredcos_cap_v2")
+    return kind(scheduler, how).eval()
+
+
+def observed(batch=3):
+    return torch.randn(batch, STEPS_SEEN, OBSERVED, generator=torch.Generator().manual_seed(1))
+
+
+def test_conditions_of_any_layout_in_memory():
+    policy = asd.accelerate(make(), verbose=False)
+    (data, mask), conds = policy.inputs(observed())
+    turned = data.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not turned.is_contiguous()
+    chunks = [
+        policy.conditional_sample(each, mask, generator=torch.Generator().manual_seed(0), **conds)
+        for each in (data, turned)
+    ]
+    assert torch.equal(*chunks)
+    assert float(chunks[0].abs().max()) > 0
+
+
+@pytest.mark.parametrize("how", ["cond", "fixed"])
+def test_a_transformer_in_its_own_precision(how):
+    """Its own loop takes float64; the chain is float32, and the network is called as it is."""
+    chunks = []
+    for dtype in (torch.float32, torch.float64):
+        policy = asd.accelerate(make(TransformerPolicy, how).to(dtype), "ddpm", verbose=False)
+        known, conds = policy.inputs(observed().to(dtype))
+        noise = torch.Generator().manual_seed(0)
+        chunks.append(policy.conditional_sample(*known, generator=noise, **conds))
+    torch.testing.assert_close(chunks[1].float(), chunks[0].float(), rtol=0, atol=1e-4)
