@@ -227,11 +227,18 @@ def test_missing_and_misshapen_observations_are_one_table() -> None:
     bad["object"][0, 3] = np.nan
     with pytest.raises(NonFiniteError, match="object"):
         ours(bad)
-    ours(observation(0))
-    with pytest.raises(NonFiniteError, match="object"):  # with actions queued, too
-        ours(bad)
-    for t in range(20):
+    # One by one they are remembered, and looked at with actions queued, too.
+    alone = [{key: value[-1] for key, value in observation(t).items()} for t in range(12)]
+    ours(alone[0])
+    with pytest.raises(NonFiniteError, match="object"):
+        ours(alone[1] | {"object": np.full_like(alone[1]["object"], np.nan)})
+    for ob in alone[1:]:
+        ours(ob)
+    ours.start_episode(0)
+    for t in range(8):  # a whole chunk
         ours(observation(t))
+    with pytest.raises(ValueError, match=r"stacked and single .* start_episode\(\) first"):
+        ours(alone[8])
 
 
 def test_ddim_checkpoints() -> None:

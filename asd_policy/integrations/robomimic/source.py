@@ -147,12 +147,12 @@ class RobomimicSource(SampledSource):
     def _whole(self, history: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """(To, \\*shape) of each key: the newest as it is, if it came stacked."""
         first, newest = next(iter(self.shapes)), history[-1]
+        if newest[first].ndim > len(self.shapes[first]):
+            return newest
         if len({frame[first].ndim for frame in history}) > 1:
             raise InputError(
                 "stacked and single observations in one episode; start_episode() first"
             )
-        if newest[first].ndim > len(self.shapes[first]):
-            return newest
         return {key: np.stack([frame[key] for frame in history]) for key in self.shapes}
 
     def encode(self, frames: Mapping[str, Tensor]) -> Tensor:
