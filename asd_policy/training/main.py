@@ -249,6 +249,7 @@ def _run(
             def after(now: Report) -> None:
                 stage.update(now.step, f"loss {now.loss:.4f}")
                 if now.step in marks:
+                    trainer.save_state(state_file)  # no network without the run that made it
                     save()
 
             trainer.run(state_file, after)
