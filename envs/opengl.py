@@ -33,6 +33,8 @@ mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, draw)
 box, pixels = mujoco.MjrRect(0, 0, 8, 8), numpy.zeros((8, 8, 3), numpy.uint8)
 mujoco.mjr_render(box, scene, draw)
 mujoco.mjr_readPixels(pixels, None, box, draw)
+for name in sys.argv[2:]:
+    importlib.import_module(name)
 import os; os._exit(0 if pixels.max() > 0 else 3)
 """
 
@@ -74,11 +76,11 @@ def preferred_backends() -> tuple[str, ...]:
     return _PREFERRED.get(platform.system(), ("glfw",))
 
 
-def works(backend: str) -> bool:
-    """Whether the backend draws."""
+def works(backend: str, *then_import: str) -> bool:
+    """Whether the backend draws, and modules can be loaded after it."""
     try:
         trial = subprocess.run(
-            [sys.executable, "-c", _TRIAL, backend],
+            [sys.executable, "-c", _TRIAL, backend, *then_import],
             env={**os.environ, "MUJOCO_GL": backend},
             capture_output=True,
             timeout=60,
