@@ -87,8 +87,8 @@ def sample(
         seed: in place of a generator, that of one on the chains' device.
         noise: in place of both, all randomness of the samples, on a chain of as many steps as
             this sampler takes; see ``Noise``, whose ``draw`` makes what a seed gives here.
-        calibration: slopes, acceptance and costs from earlier calls (``result.calibration`` or
-            :func:`calibrate`); it is updated. Without one, "auto" means a window of 16.
+        calibration: slopes and acceptance from earlier calls (``result.calibration``), costs too
+            from :func:`calibrate`; it is updated. Without costs, "auto" means a window of 16.
         device: of the chains (default: an earlier engine's; else that of ``cond``, else of the
             generator, else the CPU).
         dtype: of the chains (default: an earlier engine's, else float32).

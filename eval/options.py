@@ -153,7 +153,7 @@ class EvalOptions:
     name: Annotated[str | None, arg("STR")] = None
     """End of the output folder's name; None is the task."""
     out: Annotated[Path | None, arg("DIR")] = None
-    """Output folder; None is outputs/eval/<date>-<time>-<name>."""
+    """Output folder; None is outputs/<this command>/<date>-<time>-<name>."""
     resume: Annotated[bool, arg(None, _RESUME_HELP)] = False
 
 
