@@ -226,7 +226,8 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from asd_policy.envs import demos
-sys.path.insert(0, str(Path(sys.argv[2]).parent))
+here = Path(sys.argv[2]).parent
+sys.path[:0] = [str(here), str(here.parent)]
 from test_growing import files_of, grow, made_up
 
 def in_child(function):
