@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Schema → the files under eval/results that are of it.
 KEPT = {
     "bench": ("cpu-2-cores/*.json", "h200/bench.json"), "rates": ("rates/*.json",),
-    "tasks": ("*.json", "ddim/*.json", "shipped/*.json"), "first_minutes": ("first_minutes/*.json",),
+    "tasks": ("*.json", "ddim/*.json", "shipped/*.json"),
+    "first_minutes": ("first_minutes/*.json",),
     "verify": ("verify/*.json",), "pusht": ("pusht/*.json",), "rejoining": ("rejoining/*.json",),
     "pictures_calls": ("pictures/*/calls.json",), "pictures_clock": ("pictures/*/clock.json",),
     "pictures_quality": ("pictures/*/quality.json",),
