@@ -87,7 +87,7 @@ def read_store(path: Path) -> KeptStore | None:
 def check_nothing_else(store: Path) -> None:
     """Raise OutputExistsError where a store's folder holds more than the store: it is replaced
     whole when it grows."""
-    own = {"data", "meta", ".zgroup", ".zattrs", ".zmetadata", "zarr.json"}
+    own = {"data", "meta", ".zgroup", ".zattrs", ".zmetadata", "zarr.json", ".DS_Store"}
     others = sorted({path.name for path in store.iterdir()} - own)
     if others:
         raise OutputExistsError(
