@@ -10,7 +10,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from asd_policy.ambient import untouched
 from asd_policy.data.replay import Replay, training_windows
@@ -37,6 +35,7 @@ from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
 from asd_policy.sampling import calibrate
 from asd_policy.schedule import Schedule, check_choice
+from asd_policy.training.cpu_layers import faster_on_cpu
 from asd_policy.training.ema import EMA
 
 PRECISIONS = ("fp32", "bf16")
@@ -169,7 +168,7 @@ class Trainer:
         # A graph must cast the weights anew each time: casts are not kept on a GPU.
         half, keep = self.config.precision == "bf16", self.device.type != "cuda"
         cast = torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=keep)
-        with cast, _attention(self.device):
+        with cast, faster_on_cpu(self.device):
             predicted = self.network(noisy, timesteps, cond)
         torch.clear_autocast_cache()  # kept, within another autocast, after the weights have moved
         loss = (predicted.float() - target).square().mean()
@@ -332,12 +331,6 @@ class Trainer:
             self.action_normalizer,
             card,
         )
-
-
-def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """A transformer's attention as plain products on a CPU. Its fused kernel goes back through a
-    chunk's few tokens so slowly that a step of Chi et al.'s transformer takes a third longer."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _as_weights_know_it(config: PolicyConfig) -> dict[str, Any]:
