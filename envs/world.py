@@ -242,7 +242,10 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
             raise NonFiniteError(f"expected finite {what} in the simulation, which diverged")
 
     def _checked(self, action: np.ndarray) -> np.ndarray:
-        action = np.asarray(action, dtype=np.float64)
+        action = np.asarray(action)
+        if action.dtype.kind not in "biuf":
+            raise InputError(f"expected an action of numbers, got {action.dtype}")
+        action = action.astype(np.float64)
         if action.shape != self.action_space.shape:
             raise InputError(
                 f"expected an action of shape {self.action_space.shape}, got {action.shape}"

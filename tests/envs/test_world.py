@@ -208,6 +208,13 @@ def test_an_action_of_the_wrong_shape(lift, shape):
         lift.step(np.zeros(shape))
 
 
+@pytest.mark.parametrize("action", [np.zeros(7) + 1j, np.full(7, "1"), np.full(7, None)])
+def test_an_action_of_something_else_than_numbers(lift, action):
+    lift.reset(seed=0)
+    with pytest.raises(ValueError, match="expected an action of numbers, got "):
+        lift.step(action)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_non_finite_action_never_reaches_the_world(lift, value):
     lift.reset(seed=0)

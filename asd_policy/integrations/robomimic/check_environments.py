@@ -93,6 +93,8 @@ def _pictures() -> tuple[str, str]:
         choose_backend()
     except DependencyNotInstalled:
         return NONE, "not tried: there is no working OpenGL"
+    if importlib.util.find_spec("egl_probe") is None:  # which it imports before it draws
+        return NONE, "not tried: robomimic's pictures need egl_probe, which is not installed"
     description = environment_arguments(TASKS["lift"])
     cameras = {"camera_names": ["agentview"], "camera_heights": SIZE, "camera_widths": SIZE}
     description["env_kwargs"].update(cameras)
