@@ -8,6 +8,7 @@ window that reaches past the end accepts them all and moves nothing.
 from __future__ import annotations
 
 import functools
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -54,10 +55,17 @@ class Tables:
         self.draft, self.noise = (behind * a).to(like), (behind * sigma).to(like)
 
 
-@functools.lru_cache(maxsize=16)
+_Kind = tuple[int, torch.dtype, torch.device]
+_made: WeakKeyDictionary[Schedule, dict[_Kind, Tables]] = WeakKeyDictionary()
+
+
 def make_tables(schedule: Schedule, extra: int, dtype: torch.dtype, device: torch.device) -> Tables:
-    """The tables of a schedule, made once."""
-    return Tables(schedule, extra, torch.empty(0, dtype=dtype, device=device))
+    """The tables of a schedule, made once, and kept as long as it is: they are large."""
+    tables = _made.setdefault(schedule, {})
+    kind = extra, dtype, device
+    if kind not in tables:
+        tables[kind] = Tables(schedule, extra, torch.empty(0, dtype=dtype, device=device))
+    return tables[kind]
 
 
 class Paths:
@@ -137,7 +145,7 @@ class Chains:
         self.accepted, self.decided = counts.view(2, batch, rows).unbind()
         self.fresh = torch.zeros(batch, dtype=torch.bool, device=like.device)
         self.learned = torch.zeros((2, rows), dtype=torch.float64, device=like.device)
-        self.offset = torch.arange(batch, device=like.device).unsqueeze(1) * rows
+        self.chain = torch.arange(batch, device=like.device).unsqueeze(1)
         self.position = torch.arange(rows, device=like.device)
         self.paths = Paths(batch, rows, self.x) if rejoin else None
         self.reset()
@@ -175,22 +183,20 @@ class Chains:
 
     def rows(self, steps: Tensor) -> Tensor:
         """(B, W) steps → (B·W,) rows of the flattened (B·R, …) tensors."""
-        return (steps + self.offset).view(-1)
+        return (steps + self.chain * self.tables.rows).view(-1)
 
     def memory_rows(self, steps: Tensor) -> Tensor:
         """(B, W) steps → (B·W,) rows of the flattened memory, ``value`` and ``point``."""
         if not self.lean:
             return self.rows(steps)
-        chain = torch.arange(self.batch, device=steps.device).unsqueeze(1)
-        return (steps % self.kept + chain * self.kept).view(-1)
+        return (steps % self.kept + self.chain * self.kept).view(-1)
 
     def noise_of(self, steps: Tensor) -> Tensor:
         """(B, W) steps → (B, W, D) ξ. (Lean, of absorbing steps that of the last, which counts for
         nothing there.)"""
         if not self.lean:
             return self.take(self.noise, self.rows(steps), steps.shape[1])
-        chain = torch.arange(self.batch, device=steps.device).unsqueeze(1)
-        where = chain, steps.clamp(max=self.num_steps - 1)
+        where = self.chain, steps.clamp(max=self.num_steps - 1)
         return self.noise[tuple(index.to(self.noise.device) for index in where)].to(self.x)
 
     def take(self, tensor: Tensor, rows: Tensor, width: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,8 @@ def sample(
         noise: in place of both, all randomness of the samples, on a chain of as many steps as
             this sampler takes; see ``Noise``, whose ``draw`` makes what a seed gives here.
         calibration: slopes and acceptance from earlier calls (``result.calibration``), costs too
-            from :func:`calibrate`; it is updated. Without costs, "auto" means a window of 16.
+            from :func:`calibrate`; it is updated. Without costs, "auto" means a window of 16. What
+            one seed has taught it should not serve samples of the same seed.
         device: of the chains (default: an earlier engine's; else that of ``cond``, else of the
             generator, else the CPU).
         dtype: of the chains (default: an earlier engine's, else float32).
@@ -190,7 +191,10 @@ def _device(
         return device
     if isinstance(engine, Engine):
         return engine.like.device
-    return cond.device if cond is not None else getattr(generator, "device", "cpu")
+    if cond is not None:
+        return cond.device
+    first = generator[0] if isinstance(generator, Sequence) and generator else generator
+    return getattr(first, "device", "cpu")
 
 
 def calibrate(
@@ -222,7 +226,8 @@ def calibrate(
         options: of the sampler, as for :func:`sample`.
 
     Returns:
-        A calibration for the sampler, the number of steps and the network it was made with.
+        A calibration for the sampler, the number of steps and the network it was made with; without
+        slopes and acceptance for a sampler that guesses nothing.
     """
     shape = checked_shape(shape, cond)
     chunks, window = whole_from(1, "chunks", chunks), whole_from(1, "window", window)
@@ -234,7 +239,8 @@ def calibrate(
     steps = made.schedule.num_steps
 
     def learn() -> Calibration:
-        made.calibrate(inputs, chunks, min(window, steps), candidates(steps), progress)
+        if "draft" in config.method.options:  # else there is nothing to learn
+            made.calibrate(inputs, chunks, min(window, steps), candidates(steps), progress)
         if measure_costs:
             made.measure(again=False)
         return made.calibration

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import asd_policy
-from asd_policy import Calibration, SamplerConfig, Schedule, Stats
+from asd_policy import Calibration, Noise, SamplerConfig, Schedule, Stats, chains, sampling
 from asd_policy.drafts import DRAFTS
 from asd_policy.samplers import asd
 from asd_policy.schedule import BETA_SCHEDULES, PREDICTION_TYPES, VARIANCE_TYPES
@@ -272,6 +275,45 @@ def test_one_generator_seeds_a_stream_for_each_chain() -> None:
     assert not torch.equal(first, draw(torch.Generator().manual_seed(6), 6))
     torch.testing.assert_close(first[:4], draw(torch.Generator().manual_seed(5), 4))
     assert len({tuple(row.tolist()) for row in first}) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_guess_is_accepted_as_seldom_as_it_should_be(dtype: torch.dtype) -> None:
+    """Whatever the chain's numbers are: of bfloat16's own uniforms the least is 1/256."""
+    noise = Noise.draw((4, 1), 100_000, seed=0, dtype=dtype)
+    assert noise.log_uniform.dtype == dtype
+    for probable in (1e-1, 1e-2, 1e-3):
+        share = float((noise.log_uniform <= math.log(probable)).double().mean())
+        assert share == pytest.approx(probable, rel=4 / math.sqrt(400_000 * probable) + 0.01)
+
+
+def test_several_generators_say_where_chains_are_as_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schedule, seen = Schedule.ddpm(5), []
+
+    def sampler(*args: object) -> None:
+        seen.append(args[-2])
+        raise InterruptedError
+
+    monkeypatch.setattr(sampling, "_sampler", sampler)
+    elsewhere = SimpleNamespace(device="cuda:1")
+    for generator in (elsewhere, [elsewhere, elsewhere], None, []):
+        with pytest.raises(InterruptedError):
+            asd_policy.sample(wild(1.0), schedule, shape=(2, 4), generator=generator)
+    assert seen == ["cuda:1", "cuda:1", "cpu", "cpu"]
+
+
+def test_tables_go_with_their_schedule() -> None:
+    """They grow with the square of the steps; each draw with ``steps=`` makes a schedule."""
+    schedule = Schedule.ddpm(20)
+    network = Mixture(4).network(schedule)
+    gc.collect()
+    before = len(chains._made)
+    for _ in range(3):
+        asd_policy.sample(network, schedule, shape=(1, 4), steps=7)
+        gc.collect()
+        assert len(chains._made) == before
 
 
 def test_chains_that_finish_early_are_left_alone() -> None:

@@ -355,6 +355,14 @@ def test_calibrate_takes_every_option_of_sample() -> None:
     assert calibration.costs.rows[0] == 1
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim-10", "paradigms"])
+def test_what_guesses_nothing_has_nothing_to_learn(sampler: str) -> None:
+    calibration = asd_policy.calibrate(
+        lambda x, t, cond: pytest.fail("called"), SCHEDULE, shape=(2, 4), sampler=sampler
+    )
+    assert calibration.costs is None
+
+
 @pytest.mark.parametrize("wrong", [{"window": "auto"}, {"window": 0}, {"chunks": 1.5}])
 def test_calibrate_says_what_is_no_number(wrong: dict) -> None:
     with pytest.raises(InputError, match=f"{next(iter(wrong))} must be"):

@@ -252,6 +252,24 @@ def test_what_fails_ahead_of_its_time_takes_no_action(monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(act(loop, 2.0)[0], kept[0])
 
 
+def test_an_environment_without_a_stream_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = RecedingHorizon(Told())
+    loop.reset([0, 1])
+
+    def fails(*args: object) -> None:
+        raise ConnectionError("of a server")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.source, "stream", fails)
+        with pytest.raises(ConnectionError):
+            loop.reset_env(1, 5)
+    with pytest.raises(InputError, match="of the environments, 1 left"):
+        loop.act_batch({"x": np.zeros(2)})
+    loop.reset_env(1, 5)
+    assert loop.present == 2
+    act(loop, 0.0, 1.0)
+
+
 def test_an_environment_that_left_is_named_until_it_is_back() -> None:
     loop = RecedingHorizon(Told())
     loop.reset([0, 1, 2])

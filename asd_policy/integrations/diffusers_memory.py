@@ -15,7 +15,7 @@ from torch import Tensor
 from asd_policy.chains import PAIRS
 from asd_policy.errors import AsdPolicyError, counted
 from asd_policy.integrations.hooked import human
-from asd_policy.samplers.result import Noise
+from asd_policy.samplers.result import Noise, at_least_float32
 
 # Rows of a window at once: points twice, drafts, predictions, and what they are made of.
 _ROUND = 14
@@ -25,7 +25,8 @@ _LEAN = "with sampler='{}' and engine='eager'"
 
 @dataclass(frozen=True)
 class Memory:
-    """The most that B samples take beside the network, its activations and what it is given.
+    """The most that B samples take beside the network, its activations, what it is given and the
+    chain's coefficients (3·(K + θ + 2)² numbers for all of them, 13 MB with K = 1000).
 
     Of a chain of K steps, noise and the drafts' memory of the window's steps are kept and no
     others: noise is drawn when the window reaches it. That changes no sample. All K of them are
@@ -181,14 +182,15 @@ def picture_noise(generators: Sequence[torch.Generator], memory: Memory, like: T
     """All randomness of a sample from each stream: a first point, uniforms, and then step by step;
     the same numbers whether all are kept or not."""
     batch, steps = len(generators), memory.steps
-    initial, uniform = like.new_empty(batch, like.shape[-1]), like.new_empty(batch, steps)
+    initial, wide = like.new_empty(batch, like.shape[-1]), at_least_float32(like.dtype)
+    uniform = like.new_empty(batch, steps, dtype=wide)
     for i, generator in enumerate(generators):
         _normal(generator, initial[i])
-        drawn = torch.rand(steps, generator=generator, device=generator.device, dtype=like.dtype)
+        drawn = torch.rand(steps, generator=generator, device=generator.device, dtype=wide)
         uniform[i] = drawn
     later = LaterNoise(generators, steps if memory.whole else memory.window + 1, like)
     if memory.whole:
         later.reach([steps - 1] * batch)
     # Until then it is asked for steps as a tensor is, and is none.
     kicks = later.ring if memory.whole else cast(Tensor, later)
-    return Noise(initial, kicks, torch.log1p(-uniform))
+    return Noise(initial, kicks, torch.log1p(-uniform).to(like.dtype))

@@ -76,7 +76,9 @@ def _make_ready(sampler: Sampler, cond: Tensor | None) -> None:
     sampler.measure(again=False)
     if "draft" in sampler.config.method.options and not sampler.calibration.frozen:
         device = sampler.engine.like.device
-        generators = [torch.Generator(device).manual_seed(n) for n in range(CHUNKS)]
+        # Not the seeds of people's episodes: slopes must not come from the noise they serve.
+        seeds = range(2**63, 2**63 + CHUNKS)
+        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         # (A network that is not finite is named when a robot asks for a chunk, not here.)
         with torch.inference_mode(), own_precision(networks_too=True), suppress(NonFiniteError):
             # With a fixed window, for "auto" may have found sequential, which teaches nothing.

@@ -227,8 +227,7 @@ class _Loop:
     def _ask(self, now: int) -> None:
         committed = None
         if self.condition and self.plan is not None:
-            until = self.plan.asked + len(self.plan.actions)
-            committed = self.plan.actions[now - self.plan.asked : until][: self.delay]
+            committed = self.plan.actions[now - self.plan.asked :][: self.delay]
         self.coming = Joined(now, 0, 0.0, False, 0 if committed is None else len(committed))
         self.ask_at = now + self.policy.horizons[1]
         self.drawer.ask(self.frames, committed)

@@ -203,10 +203,9 @@ class RecedingHorizon:
         """Start a new episode in one environment; in one that had left, it is there again."""
         (index,) = listed_indices([index], len(self.environments))
         seed = None if seed is None else seed_number(seed)
-        self.environments[index] = Environment(None, None)  # its stream's number may be the last
+        self.leave(index)  # its stream's number may be the last; and there may be no new one
         self.environments[index] = self._environment(seed)
-        if index in self._free:
-            self._free.remove(index)
+        self._free.remove(index)
 
     def join(self, environment: Environment) -> int:
         """Take in one more environment, whatever the number that was expected; returns its index,

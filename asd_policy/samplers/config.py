@@ -98,7 +98,7 @@ class SamplerConfig:
         check_choice("calls_per_round", self.calls_per_round, (1, 2))
         check_choice("rejoin", self.rejoin, (False, True))
         window = self.window
-        if window != "auto" and not (isinstance(window, int) and window >= 1):
+        if window != "auto" and not (type(window) is int and window >= 1):
             raise InputError(f'window must be "auto" or a whole number from 1 on, got {window!r}')
         if self.steps is not None:
             whole_from(1, "inference steps", self.steps)

@@ -26,7 +26,7 @@ class Noise:
     Samples have the right distribution if all of it is independent, ``initial`` and ``steps``
     standard normal and exp(``log_uniform``) uniform. On the same machine and engine, with the same
     window and calibration, the same noise gives the same samples bit for bit; one row's sample
-    depends on the other rows in its last bits at most.
+    depends on the other rows in its last bits at most, unless a decision falls on its edge.
 
     Attributes:
         initial: (B, D) x at the first step. steps: (B, K, D) ξ of each step, in the order in which
@@ -151,12 +151,18 @@ def draw_noise(generators: Sequence[torch.Generator], num_steps: int, like: Tens
     dim = like.shape[-1]
     # All in one block, filled chain by chain: with K large, it is most of what a sampler keeps.
     normal = like.new_empty(len(generators), num_steps + 1, dim)
-    uniform = like.new_empty(len(generators), num_steps)
+    # Of a half-precision chain too: the least of bfloat16's few numbers would be log p = −5.5.
+    uniform = normal.new_empty(len(generators), num_steps, dtype=at_least_float32(like.dtype))
     for i, generator in enumerate(generators):
         fill = functools.partial(_fill, generator=generator)
         fill(torch.randn, normal[i])
         fill(torch.rand, uniform[i])
-    return Noise(normal[:, 0], normal[:, 1:], torch.log1p(-uniform))
+    return Noise(normal[:, 0], normal[:, 1:], torch.log1p(-uniform).to(like.dtype))
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """What uniforms are drawn in: in float32 they reach far into improbable acceptances."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _fill(make: Callable[..., Tensor], out: Tensor, generator: torch.Generator) -> None:
