@@ -144,7 +144,8 @@ class RecedingHorizon:
     """Executes chunks of one source in any number of environments.
 
     Each environment has its own history, queue and random stream, so that its actions depend
-    neither on how many others are stepped beside it nor on their order.
+    neither on how many others are stepped beside it nor on their order, but for the last bits of
+    arithmetic (which turn a decision that falls on its edge).
 
     Attributes:
         source: of the chunks. environments: the state of each.
