@@ -105,6 +105,11 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK_FILE, "a")  # noqa: SIM115 - closed below
     with lock:
+        if os.fstat(lock.fileno()).st_size:  # a lock of ours is empty, and is removed at the end
+            raise OutputExistsError(
+                f"{folder / LOCK_FILE} is a file with something in it, and no lock of this "
+                "package; move it, or choose another output folder"
+            )
         if not has_lock(lock, folder) or not _is_at(lock, folder / LOCK_FILE):
             raise OutputExistsError(
                 f"another process is at work in {folder}; wait for it, or choose another --out"

@@ -50,6 +50,14 @@ def test_one_at_a_time(tmp_path):
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="needs file locks")
+def test_a_file_of_the_user_s_is_no_lock(tmp_path):
+    """It would be removed at the end. A folder of results may be one's home."""
+    (tmp_path / LOCK_FILE).write_text("the number of mine")
+    with pytest.raises(OutputExistsError, match="a file with something in it"), claimed(tmp_path):
+        pytest.fail("entered")
+    assert (tmp_path / LOCK_FILE).read_text() == "the number of mine"
+
+
 def test_who_waits_for_a_lock_does_not_take_another_file_for_it(tmp_path, monkeypatch):
     """Between opening and locking, its owner ended, and a third one began with a new file."""
     real = files.fcntl.flock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -199,6 +200,7 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
+@functools.lru_cache(maxsize=1024)  # Python parses a class's whole module to find it
 def _code(kind: type) -> str:
     try:
         return inspect.getsource(kind)

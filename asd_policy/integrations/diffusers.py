@@ -91,7 +91,8 @@ def sample(
     """
     SamplerConfig.named(sampler, asked_of=sample, **options)  # draw would not list batch_size
     network, scheduler = (getattr(pipeline, part, None) for part in ("unet", "scheduler"))
-    if network is None or scheduler is None or hasattr(pipeline, "vae"):
+    more = set(getattr(pipeline, "components", ())) - {"unet", "scheduler"}
+    if network is None or scheduler is None or hasattr(pipeline, "vae") or more:  # a "vqvae", too
         raise InputError(
             "expected a DDPMPipeline (a pipeline of a UNet2DModel and a DDPMScheduler), got a "
             f"{type(pipeline).__name__}; its network can be given to draw(denoiser, scheduler, …)"
@@ -105,6 +106,11 @@ def sample(
             f"got a {type(network).__name__}; draw(denoiser, scheduler, shape, …) takes any module"
         )
     size = network.config.sample_size
+    if size is None:
+        raise InputError(
+            "the UNet2DModel's sample_size is None, so it does not say how large pictures are; "
+            "draw(denoiser, scheduler, shape, …) takes their shape"
+        )
     sides = (size, size) if isinstance(size, int) else tuple(size)
     x, stats = draw(
         network,
@@ -237,7 +243,8 @@ def _kernels(
     """Those that keep all steps, where these are little and there is room; else PyTorch's."""
     most = _room(device, max_memory)
     enough = _LITTLE if most is None else min(_LITTLE, most)
-    little = Memory(shape, steps, WINDOW, whole=True).total <= enough
+    window = WINDOW if config.window == "auto" else min(int(config.window), steps)
+    little = Memory(shape, steps, window, whole=True).total <= enough
     return "auto" if config.rejoin or (little and device.type == "cpu") else "torch"
 
 

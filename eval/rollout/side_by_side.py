@@ -34,9 +34,17 @@ def side_by_side(
     Raises:
         AsdPolicyError: a film cannot be read, or the picture cannot be written.
     """
+    if not (fps > 0 and round(fps * seconds) >= 1 and width >= 1):
+        raise AsdPolicyError(
+            f"expected --fps, --seconds and --width from which a frame comes, got {fps:g}, "
+            f"{seconds:g} and {width}"
+        )
     columns = [
         list(itertools.islice(_frames(film, width, fps), round(fps * seconds))) for film in films
     ]
+    heights = sorted({frame.shape[0] for column in columns for frame in column[:1]})
+    if len(heights) > 1:
+        raise AsdPolicyError(f"expected films of one shape, got heights of {heights} at one width")
     longest = max(map(len, columns))
     whole = [column + column[-1:] * (longest - len(column)) for column in columns]
     pictures = [Image.fromarray(np.hstack(row)) for row in zip(*whole, strict=True)]
@@ -67,9 +75,12 @@ def _frames(film: Path, width: int, fps: float) -> Iterator[np.ndarray]:
 
 
 def _thinned(frames: Iterable[np.ndarray], every: float) -> Iterator[np.ndarray]:
+    """The frame of each moment: some are left out, or shown more than once."""
+    shown = 0
     for number, frame in enumerate(frames):
-        if int(number / every) != int((number - 1) / every) or number == 0:
+        while int(shown * every) == number:
             yield frame
+            shown += 1
 
 
 def _scaled(frame: np.ndarray, width: int) -> np.ndarray:

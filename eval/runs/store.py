@@ -128,7 +128,9 @@ class Store:
     def _check_same(self, folder: Path, there: Json, now: Json) -> None:
         found = differing(there, now, self.free, self.may_grow)
         if found:
-            raise OutputExistsError(_refusal(folder, self.what, found, self.restores))
+            raise OutputExistsError(
+                _refusal(folder, self.what, found, "go on with --resume" * self.restores)
+            )
 
 
 def check_same(folder: Path, there: Json, now: Json) -> None:
@@ -136,7 +138,7 @@ def check_same(folder: Path, there: Json, now: Json) -> None:
     where the options `now` are not those of the run in `folder`."""
     found = differing(there, now)
     if found:
-        raise OutputExistsError(_refusal(folder, "a run", found, True))
+        raise OutputExistsError(_refusal(folder, "a run", found, "go on"))
 
 
 def differing(
@@ -152,13 +154,13 @@ def differing(
     return found
 
 
-def _refusal(folder: Path, what: str, found: dict[str, str], restores: bool) -> str:
+def _refusal(folder: Path, what: str, found: dict[str, str], going_on: str) -> str:
     named = "; ".join(f"{_option(key)}: {text}" for key, text in found.items())
     why = "; a run has one machine setting, so that its latencies are of one" * bool(
         found.keys() & set(_OF_A_MACHINE)
     )
-    leave = restores and not found.keys() & set(_NO_OPTIONS)
-    mend = "leave them out to go on with --resume, or " * leave + "choose another --out"
+    leave = bool(going_on) and not found.keys() & set(_NO_OPTIONS)
+    mend = f"leave them out to {going_on}, or " * leave + "choose another --out"
     return f"{folder} holds {what} with other settings ({named}){why}; {mend}"
 
 

@@ -54,6 +54,13 @@ def measured(monkeypatch) -> list[int]:
     return times
 
 
+def test_a_layer_s_code_is_looked_up_once(cache, measured, monkeypatch) -> None:
+    """Python parses the module that it is in each time, which takes longer than many a sample."""
+    network_costs(engine(), torch.zeros(1, 4))
+    monkeypatch.setattr(timing.inspect, "getsource", lambda kind: pytest.fail(f"{kind} again"))
+    network_costs(engine(), torch.zeros(1, 4))
+
+
 def test_costs_are_kept_and_read_again(cache, measured, monkeypatch) -> None:
     cond = torch.zeros(1, 4)
     first = network_costs(engine(), cond)

@@ -20,11 +20,13 @@ pytest.importorskip("robosuite")
 
 from asd_policy.data.replay import load_npz
 from asd_policy.envs.episodes import run_episode
+from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.runs.schemas import read_json
 from asd_policy.eval.studies.modes import board as boards
 from asd_policy.eval.studies.modes import law
 from asd_policy.eval.studies.modes.__main__ import main
 from asd_policy.eval.studies.modes.board import HALF, MIDDLE, ROWS, Board, Walker, posts
+from asd_policy.eval.studies.modes.demos import joined
 from asd_policy.eval.studies.modes.known import Case, count
 from asd_policy.eval.studies.modes.show import print_findings
 from asd_policy.eval.studies.modes.summary import gap, summarize, ways_apart
@@ -271,6 +273,15 @@ def test_the_commands_run_and_go_on_after_a_kill(tmp_path):
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):
+    for words, said in [
+        (["demos", "--episodes", "0"], "--episodes takes whole numbers from 1 on; got 0"),
+        (["measure", "--exact", "0"], "--exact takes numbers from 1 on"),
+    ]:
+        assert main([*words, "--out", str(tmp_path / "new")]) == 2
+        assert said in capsys.readouterr().err
+    (tmp_path / "1.npz").write_bytes(b"PK damaged")
+    with pytest.raises(AsdPolicyError, match=r"1\.npz is damaged"):
+        joined([tmp_path / "1.npz"])
     assert main(["train", "--out", str(tmp_path)]) == 2
     assert "`demos` makes it" in capsys.readouterr().err
     assert main(["measure", "--out", str(tmp_path)]) == 2

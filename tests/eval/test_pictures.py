@@ -1,9 +1,8 @@
-"""The study of pictures: distances against closed forms, and its commands on a tiny model."""
+"""The study of pictures: its commands on a tiny model."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import signal
@@ -18,91 +17,6 @@ import torch
 from eval_schemas import check
 
 from asd_policy.errors import AsdPolicyError, InputError
-from asd_policy.eval.studies.pictures.distances import compare, frechet, kernel
-
-# ---- distances -----------------------------------------------------------------------------------
-
-
-def ones(*sets):
-    """Weights of sets as they are."""
-    return [np.ones((1, len(x))) for x in sets]
-
-
-def test_frechets_distance_of_gaussians_is_the_closed_form():
-    """Sets with exactly these moments: |m|² + Σ(s − r)² for covariances that commute."""
-    random = np.random.default_rng(0)
-    m, s, r = np.array([0.5, -1.0, 2.0]), np.array([1.0, 2.0, 0.3]), np.array([0.5, 1.0, 1.0])
-    turn = np.linalg.qr(random.normal(size=(3, 3)))[0]
-    sets = []
-    for mean, spread in ((0 * m, r), (m, s)):
-        x = random.normal(size=(50, 3))
-        x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T
-        sets.append((x * spread) @ turn.T + mean)
-    expected = (m**2).sum() + ((s - r) ** 2).sum()
-    assert frechet(*sets)(*ones(*sets))[0] == pytest.approx(expected)
-    assert frechet(sets[0], sets[0])(*ones(sets[0], sets[0]))[0] == pytest.approx(0, abs=1e-9)
-
-
-def test_the_kernels_distance_of_gaussians_is_the_closed_form_without_bias():
-    """On a line (xy + 1)³ gives 3(m₁ − n₁)² + 3(m₂ − n₂)² + (m₃ − n₃)² of raw moments; sets of
-    eight, whose biased estimate would be far off, have it in the mean."""
-    random = np.random.default_rng(1)
-    mean, spread = 0.6, 1.5
-    raw = np.array([mean, mean**2 + spread**2, mean**3 + 3 * mean * spread**2])
-    expected = (np.array([3, 3, 1]) * (np.array([0, 1, 0]) - raw) ** 2).sum()
-    a, b = random.normal(size=(6000, 8, 1)), mean + spread * random.normal(size=(6000, 8, 1))
-    found = [kernel(x, y)(*ones(x, y))[0] for x, y in zip(a, b, strict=True)]
-    assert abs(np.mean(found) - expected) < 4 * np.std(found) / 6000**0.5
-    alike = [kernel(x, y)(*ones(x, y))[0] for x, y in itertools.pairwise(a)]
-    assert abs(np.mean(alike)) < 4 * np.std(alike) / 3000**0.5
-
-
-def test_the_kernels_distance_pair_by_pair():
-    random = np.random.default_rng(2)
-    a, b = random.normal(size=(5, 3)), random.normal(size=(4, 3))
-
-    def k(x, y):
-        return (x @ y / 3 + 1) ** 3
-
-    within = [np.mean([k(x, y) for x, y in itertools.permutations(s, 2)]) for s in (a, b)]
-    expected = sum(within) - 2 * np.mean([k(x, y) for x in a for y in b])
-    assert kernel(a, b)(*ones(a, b))[0] == pytest.approx(expected)
-
-
-def test_weights_are_repeated_pictures():
-    """Of Fréchet's; the kernel's leaves out pairs of a picture with its own copies."""
-    random = np.random.default_rng(3)
-    a, b = random.normal(size=(6, 2)), random.normal(size=(5, 2))
-    weights = np.array([3, 0, 1, 1, 0, 2]), np.array([1, 1, 2, 0, 1])
-    again = [np.repeat(x, w, axis=0) for x, w in zip((a, b), weights, strict=True)]
-    found = frechet(a, b)(*(w[None] for w in weights))[0]
-    assert found == pytest.approx(frechet(*again)(*ones(*again))[0])
-
-
-@pytest.mark.parametrize("kind", ["frechet", "kernel"])
-def test_what_is_beyond_chance(kind):
-    random = np.random.default_rng(4)
-    sets = {name: random.normal(size=(300, 8)) for name in ("ddpm", "again", "alike")}
-    sets["off"] = sets["alike"] * 1.2 + 0.2
-    found = compare(sets, "ddpm", "again")
-    assert found["again"][kind]["beyond"] is None
-    low, high = found["alike"][kind]["beyond"]["ci95"]
-    assert low < 0 < high
-    low, high = found["off"][kind]["beyond"]["ci95"]
-    assert 0 < low < found["off"][kind]["beyond"]["estimate"] < high
-    low, high = found["off"][kind]["ci95"]
-    assert low < found["off"][kind]["estimate"] < high
-
-
-def test_features_that_cannot_be_compared_are_refused():
-    x = np.zeros((3, 2))
-    for other, said in (
-        (np.zeros((3, 4)), "one width"),
-        (x[:1], "two pictures"),
-        (x * np.nan, "finite"),
-    ):
-        with pytest.raises(InputError, match=said):
-            compare({"a": x, "b": other}, "a", None)
 
 
 def test_features_are_standardized_by_the_training_pictures():
@@ -180,6 +94,16 @@ def test_costs_are_counted_and_gone_on_with(study, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "about as K^" in told
     assert all(len(line.rstrip()) <= 80 for line in told.splitlines() if "Kept" not in line)
+    assert study("calls", "digits", out, "--steps", "5", "--window=3", "--chains=4") == 0
+    again = json.loads(file.read_text())
+    of = {(tuple(each["steps"]), each["window"]) for each in again["growth"].values()}
+    assert of == {((5, 10, 20), 8)}, "with which steps were counted"
+    assert study("calls", "digits", out, *few[:-1], "--chains=4", "--windows", "4") == 0
+    again = {
+        (c["sampler"], c["steps"], c["window"]): c for c in json.loads(file.read_text())["cells"]
+    }
+    assert again.keys() > cells.keys()
+    assert {c["chains"] for (_, _, window), c in again.items() if window < 20} == {4}
     changed = found | {"settings": found["settings"] | {"parameters": 1}}
     file.write_text(json.dumps(changed))
     assert study("calls", "digits", out, *few) == 2
@@ -237,6 +161,13 @@ def test_time_is_kept_turn_by_turn(study, tmp_path, capsys):
     found = json.loads((tmp_path / "digits" / "clock.json").read_text())
     check("pictures_clock", found, [("cells/0/wall_s", [-1.0])])
     assert len(found["cells"]) == 6
+    assert study(*words, "--turns=2", "--windows", "4", "50") == 0  # 50 of 20 steps are 20
+    assert study(*words, "--turns=2", "--windows", "50") == 0
+    wide = json.loads((tmp_path / "digits" / "clock.json").read_text())["cells"]
+    assert sorted(c["window"] for c in wide if c not in found["cells"] and not c["auto"]) == [
+        20,
+        20,
+    ]
     assert {len(c["wall_s"]) for c in found["cells"]} == {2}
     sequential = [c for c in found["cells"] if c["window"] == 1 and not c["auto"]]
     assert [c["calls"] for c in sequential] == [20, 20]

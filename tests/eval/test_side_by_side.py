@@ -32,6 +32,38 @@ def test_the_shorter_film_keeps_its_last_frame(tmp_path):
     assert last[24:, 44:].min() > 180
 
 
+@pytest.mark.parametrize("fps", [4, 10, 40])
+def test_it_runs_as_fast_as_the_films(tmp_path, fps):
+    from PIL import Image
+
+    out = tmp_path / "one.webp"
+    main([film(tmp_path / "a.mp4", 20, 20), "--out", str(out), "--fps", str(fps), "--width", "80"])
+    with Image.open(out) as picture:
+        frames, lasted = picture.n_frames, []
+        for number in range(frames):
+            picture.seek(number)
+            picture.load()
+            lasted.append(picture.info["duration"])
+    assert sum(lasted) == pytest.approx(1000, abs=1000 / fps)
+
+
+@pytest.mark.parametrize("wrong", [["--fps", "0"], ["--fps=-1"], ["--seconds", "0"], ["--width=0"]])
+def test_numbers_of_which_no_frame_comes_are_one_line(tmp_path, capsys, wrong):
+    with pytest.raises(SystemExit) as end:
+        main([film(tmp_path / "a.mp4", 3, 20), "--out", str(tmp_path / "both.webp"), *wrong])
+    assert end.value.code == 2
+    assert "from which a frame comes" in capsys.readouterr().err
+
+
+def test_films_of_two_shapes_are_one_line(tmp_path, capsys):
+    wide = tmp_path / "wide.mp4"
+    with imageio.get_writer(wide, fps=20, macro_block_size=2) as writer:
+        writer.append_data(np.zeros((32, 160, 3), np.uint8))
+    with pytest.raises(SystemExit):
+        main([film(tmp_path / "a.mp4", 3, 20), str(wide), "--out", str(tmp_path / "both.webp")])
+    assert "expected films of one shape" in capsys.readouterr().err
+
+
 def test_what_is_no_film_is_one_line(tmp_path, capsys):
     (tmp_path / "a.mp4").write_text("no film")
     with pytest.raises(SystemExit) as end:

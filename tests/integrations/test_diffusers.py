@@ -225,6 +225,9 @@ def test_mistakes_are_one_sentence():
     wrapped = SimpleNamespace(
         unet=torch.nn.DataParallel(made.unet), scheduler=made.scheduler, numpy_to_pil=None
     )
+    decoder = {"vqvae": diffusers.VQModel(block_out_channels=(8,), norm_num_groups=8)}
+    latent = diffusers.LDMPipeline(unet=made.unet, scheduler=made.scheduler, **decoder)
+    sizeless = diffusers.DDPMPipeline(unet=unet(sample_size=None), scheduler=made.scheduler)
     for call, message in [
         (lambda: asd.sample(object()), "expected a DDPMPipeline"),
         (lambda: asd.draw(made.unet, made.scheduler, ()), "shape must be (chains, sizes of one"),
@@ -251,6 +254,8 @@ def test_mistakes_are_one_sentence():
             "guidance needs a cond of shape (B, 2, …)",
         ),
         (lambda: asd.sample(wrapped), "expected a UNet2DModel, whose config says"),
+        (lambda: asd.sample(latent), "expected a DDPMPipeline (a pipeline of a UNet2DModel and a"),
+        (lambda: asd.sample(sizeless), "the UNet2DModel's sample_size is None"),
         (lambda: asd.draw(made.unet, ddim, shape), "expected a DDPMScheduler, got a DDIMScheduler"),
         (lambda: asd.sample(by_ddim), "expected a DDPMScheduler, got a DDIMScheduler"),
         (lambda: asd.draw(made.unet, flow, shape), "there is no DDPM that such a network was tra"),

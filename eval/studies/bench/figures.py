@@ -271,5 +271,6 @@ def split_figure(cells: Sequence[Json], content: Json) -> Figure | None:
     form = f"K={chosen[0]['steps']}, {precision_of(chosen)}"
     axes.set_title(f"Where the time goes · {network}, {form}", loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.text(0.01, -0.08, machine_line(content), fontsize=8, color="#555555")
+    below = -0.4 / figure.get_figheight()  # inches: with few bars a share of the height is less
+    figure.text(0.01, below, machine_line(content), fontsize=8, color="#555555")
     return figure

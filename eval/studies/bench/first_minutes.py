@@ -10,7 +10,6 @@ and kept for the others, as on a user's machine; with --fresh every run measures
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -22,10 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from asd_policy.errors import AsdPolicyError, InputError
+from asd_policy.eval.runs.files import write_json
 from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.eval.script import run_script
 from asd_policy.eval.show.tables import as_text
+from asd_policy.files import check_writable
 
 Json = dict[str, Any]
 SPIN = "while True: pass"
@@ -49,12 +51,15 @@ def run_once(episodes: int, cache: Path) -> Json:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "asd_policy", "eval", "--episodes", str(episodes)]
         start = time.perf_counter()
-        subprocess.run(
+        done = subprocess.run(
             [*command, "--out", str(out)],
             env=os.environ | {"ASD_POLICY_CACHE": str(cache)},
             capture_output=True,
-            check=True,
+            text=True,
+            check=False,
         )
+        if done.returncode:
+            raise AsdPolicyError(f"`{' '.join(command)}` failed: {done.stderr[-2000:]}")
         seconds = time.perf_counter() - start
         results = read_json(out / "results.json", "results")
     asd, ddpm = results["samplers"]["asd"], results["samplers"]["ddpm"]
@@ -83,6 +88,9 @@ def main(
         fresh: Let every run measure what the network costs, as on a machine that is new.
         out: JSON file, written after every run.
     """
+    if runs < 1 or episodes < 1:
+        raise InputError(f"--runs and --episodes are 1 or more; got {runs}, {episodes}")
+    check_writable(out)
     busy = os.cpu_count() or 1
     kept: list[Json] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +103,7 @@ def main(
                 machine = describe_machine({"threads": found["threads"], "gpu": None})
                 content: Json = {"schema_version": VERSION["first_minutes"], "fresh": fresh}
                 content |= {"episodes": episodes, "machine": machine, "runs": kept}
-                out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                write_json(out, content)
                 print(_line(kept[-1]), flush=True)
     print(table(kept))
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from asd_policy.console import say
-from asd_policy.data.replay import Replay, save_npz
+from asd_policy.data.replay import DAMAGED_NPZ, Replay, save_npz
 from asd_policy.envs.episodes import Episode, run_episode
+from asd_policy.errors import AsdPolicyError, InputError
 from asd_policy.eval.studies.modes.board import Board
 from asd_policy.files import claimed
 from asd_policy.progress import Stage
@@ -29,6 +30,8 @@ def demos(out: Path = OUT, episodes: int = 120, noise: float = 0.03, seed: int =
             actions that are kept are without.
         seed: Of the whole collection.
     """
+    if episodes < 1:
+        raise InputError(f"--episodes takes whole numbers from 1 on; got {episodes}")
     made, raw = out / DEMOS, out / f"episodes-{seed}-{noise:g}"
     with claimed(out):
         raw.mkdir(exist_ok=True)
@@ -57,8 +60,13 @@ def joined(files: list[Path]) -> Replay:
     """The episodes of these files, in order."""
     episodes = []
     for path in files:
-        with np.load(path) as arrays:
-            episodes.append({name: arrays[name] for name in arrays.files})
+        try:
+            with np.load(path) as arrays:
+                episodes.append({name: arrays[name] for name in arrays.files})
+        except DAMAGED_NPZ as error:
+            raise AsdPolicyError(
+                f"{path} is damaged ({error}); remove it to record others"
+            ) from error
     rows = {name: np.concatenate([each[name] for each in episodes]) for name in episodes[0]}
     sides = [each["sides"].tolist() for each in episodes]
     start = "observation/"

@@ -51,6 +51,11 @@ def measure(
         played: Samplers of which episodes are played.
     """
     file = file or out / "modes.json"
+    if exact < 1 or chunks < 0 or episodes < 0:
+        raise InputError(
+            f"--exact takes numbers from 1 on, --chunks and --episodes from 0; got {exact}, "
+            f"{chunks}, {episodes}"
+        )
     if chunks % BLOCK:
         raise InputError(f"--chunks takes multiples of {BLOCK}, which are drawn together; {chunks}")
     if not (out / POLICY / "card.json").is_file():

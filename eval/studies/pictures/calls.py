@@ -57,7 +57,7 @@ def calls(
         steps: Numbers of steps, with --window.
         windows: Windows, with all steps that the model was trained for.
         window: Of the chains with other numbers of steps.
-        chains: Pictures in each cell.
+        chains: Pictures in each cell; one that has fewer is counted again.
         rows: The most rows in one run of the network.
     """
     model_called(name)
@@ -76,12 +76,14 @@ def calls(
             kept = there["cells"]
         pairs = [(k, min(window, k)) for k in steps] + [(most, min(w, most)) for w in windows]
         wanted = [(s, k, w) for k, w in dict.fromkeys(pairs) for s in samplers]
-        todo = [each for each in wanted if each not in {identity(c) for c in kept}]
+        known = {identity(c) for c in kept if c["chains"] >= chains}
+        todo = [each for each in wanted if each not in known]
         with Stage("cells", len(wanted), len(wanted) - len(todo)) as stage:
             for done, each in enumerate(todo, start=len(wanted) - len(todo)):
                 sampler, many, wide = each
                 stage.update(done, f"{sampler}, K = {many}, window {wide}")
-                kept.append(cell(pipeline, sampler, many, wide, chains, rows))
+                made = cell(pipeline, sampler, many, wide, chains, rows)
+                kept = [c for c in kept if identity(c) != each] + [made]
                 write_json(path, summarize(settings, kept, window))
             stage.update(len(wanted))
         found = summarize(settings, kept, window)
@@ -153,8 +155,15 @@ def summarize(settings: Json, cells: Sequence[CallsCell], window: int) -> Pictur
 
 
 def growth(cells: Sequence[CallsCell], window: int) -> Growth | None:
-    """How calls grow with K; None of fewer than two numbers of steps."""
-    found = {c["steps"]: c["calls"] for c in cells if c["window"] == min(window, c["steps"])}
+    """How calls grow with K; None of fewer than two numbers of steps. Where fewer
+    were counted with the window, of the one with which most were."""
+
+    def with_window(wide: int) -> dict[int, float]:
+        return {c["steps"]: c["calls"] for c in cells if c["window"] == min(wide, c["steps"])}
+
+    if len(with_window(window)) < 2:
+        window = max((c["window"] for c in cells), key=lambda wide: len(with_window(wide)))
+    found = with_window(window)
     if len(found) < 2:
         return None
     steps = sorted(found)

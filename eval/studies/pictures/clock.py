@@ -83,7 +83,9 @@ def _timed(
 ) -> None:
     """Add one turn to the cell of this batch and window, unless it has it."""
     options: Json = {"sampler": "ddpm"} if asked == "ddpm" else {"window": asked}
-    window = {"ddpm": 1, "auto": None}.get(str(asked), asked)
+    window: Any = {"ddpm": 1, "auto": None}.get(str(asked), asked)
+    if window is not None:
+        window = min(window, steps)  # as it is kept
     mine = [c for c in cells if c["batch"] == batch and _is(c, window)]
     if mine and len(mine[0]["wall_s"]) > turn:
         return

@@ -109,6 +109,8 @@ def compare(
 def _weights(pictures: int, random: np.random.Generator) -> Array:
     """Of the set as it is, and of the bootstrap's."""
     again = random.multinomial(pictures, np.full(pictures, 1 / pictures), REPEATS)
+    while (alone := again.max(1) == pictures).any():  # one picture has no distance within
+        again[alone] = random.multinomial(pictures, np.full(pictures, 1 / pictures), alone.sum())
     return np.vstack([np.ones(pictures), again])
 
 
