@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asd_policy.checkpoints import find_checkpoint
-from asd_policy.errors import IntegrationError
+from asd_policy.errors import CheckpointError, IntegrationError
 from asd_policy.integrations import diffusion_policy_checkpoint as chi
 from asd_policy.integrations.robomimic_checkpoint import (
     RobomimicCheckpoint,
@@ -47,6 +47,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: none of them, or damaged.
     """
+    if is_lerobot(path):
+        raise CheckpointError(
+            f"{path} is a policy of LeRobot's, which runs with its own encoder and processors; "
+            "expected a folder of this package's, robomimic's .pth or diffusion_policy's .ckpt"
+        )
     if path.suffix == ".pth":
         return _of(path, to_checkpoint(read_checkpoint(path)))
     if path.suffix == chi.SUFFIX:

@@ -158,12 +158,12 @@ def _train(
         return
     console.print(_intention(task, trainer, replay))
 
-    def save(folder: Path, progress: Callable[[int], None] = lambda done: None) -> None:
+    def save(folder: Path, progress: Callable[[int], None]) -> None:
         console.print(f"Calibrating the drafts (slopes and acceptance) for {folder} …")
         calibration = trainer.calibration(progress)
         save_checkpoint(folder, trainer.checkpoint(_card(task, trainer, replay, calibration)))
 
-    mark = lambda: save(_step_folder(out, trainer.step))  # noqa: E731
+    mark = lambda progress: save(_step_folder(out, trainer.step), progress)  # noqa: E731
     _run(trainer, state_file, console, marks, mark, resume)
     with Stage("chunks of the calibration") as stage:
         save(out, stage.update)
@@ -237,20 +237,21 @@ def _run(
     state_file: Path,
     console: Console,
     marks: Collection[int],
-    save: Callable[[], None],
+    save: Callable[[Callable[[int], None]], None],
     resume: bool,
 ) -> None:
     """Train to the end; `save` at the steps in `marks`."""
-    if trainer.step in marks:  # stopped there, perhaps before it was saved
-        save()
     try:
         with Stage("step", trainer.config.steps, trainer.step) as stage:
+            calibrating = lambda done: stage.update(note=f"calibrating, {done} chunks")  # noqa: E731
+            if trainer.step in marks:  # stopped there, perhaps before it was saved
+                save(calibrating)
 
             def after(now: Report) -> None:
                 stage.update(now.step, f"loss {now.loss:.4f}")
                 if now.step in marks:
                     trainer.save_state(state_file)  # no network without the run that made it
-                    save()
+                    save(calibrating)
 
             trainer.run(state_file, after)
     except KeyboardInterrupt:

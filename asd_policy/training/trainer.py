@@ -30,6 +30,7 @@ from asd_policy.errors import (
 )
 from asd_policy.files import check_archive, replacing
 from asd_policy.interrupts import handled_after
+from asd_policy.networks.prepare import prepare
 from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.policy.normalizer import Normalizer
@@ -310,7 +311,7 @@ class Trainer:
         `progress` is called with the number of chunks that were drawn for it."""
         chains = 16
         calibration = calibrate(
-            self.ema.network,
+            prepare(self.ema.network, self.schedule.timesteps),  # convolutions in their fast form
             self.schedule,
             shape=(chains, *self.policy.chunk_shape),
             cond=self.conditions(chains),

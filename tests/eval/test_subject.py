@@ -141,3 +141,5 @@ def test_a_folder_of_lerobots_is_for_other_commands(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"type": "diffusion"}')
     with pytest.raises(CheckpointError, match=r"a policy of LeRobot's, and no task here has its"):
         with_its_task(EvalOptions(checkpoint=tmp_path))
+    with pytest.raises(CheckpointError, match="runs with its own encoder and processors; exp"):
+        open_checkpoint(VerifyOptions(task="lift", checkpoint=tmp_path))

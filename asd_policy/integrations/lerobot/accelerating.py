@@ -95,6 +95,7 @@ def _found(policy: Any) -> tuple[type[LeRobotSample], Any]:
     ]
     for kind, part, needed in parts:
         owner = getattr(policy, part, None)
+        owner = getattr(owner, "_orig_mod", owner)  # before torch.compile, whose methods are its
         if owner is not None and all(hasattr(owner, each) for each in needed):
             return kind, owner
     objective = getattr(getattr(policy, "config", None), "objective", None)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from asd_policy.device import usable_device
 from asd_policy.errors import CheckpointError
 from asd_policy.integrations.lerobot.accelerating import accelerate
 from asd_policy.integrations.lerobot.version import check_version
@@ -55,6 +56,8 @@ def load(
 
 def opened(folder: str | Path, device: str | None = None) -> tuple[Any, Any, Any]:
     """:func:`load`, with LeRobot's own loop."""
+    if device is not None:
+        usable_device(device)
     with tempfile.TemporaryDirectory() as spare:
         found = renewed(downloaded(folder), spare)
         policy = _policy(found, device)
@@ -202,19 +205,26 @@ def _write_processors(folder: Path, into: Path, weights: dict[str, Tensor]) -> N
         if not all(bool(value.isfinite().all()) for value in values.values())
     ]
     if len(missing) == len(statistics) or infinite:
+        without = next(name for name in PROCESSORS if not (folder / name).exists())
         what = f"infinite ones of {', '.join(infinite)}" if infinite else "none in its weights"
         raise CheckpointError(
-            f"{folder} has no {PROCESSORS[0]}, and no statistics to make one of: found {what}"
+            f"{folder} has no {without}, and no statistics to make one of: found {what}"
         )
     for pipeline in make_pre_post_processors(config, dataset_stats=statistics):
         pipeline.save_pretrained(into)
 
 
 def _policy(folder: Path, device: str | None) -> Any:
+    import draccus
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class
 
-    config = PreTrainedConfig.from_pretrained(folder)
+    try:
+        config = PreTrainedConfig.from_pretrained(folder)
+    except draccus.utils.DraccusException as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} holds what LeRobot refuses: {error} ({error.__cause__})"
+        ) from error
     config.device = device or config.device
     kind = get_policy_class(config.type)
     return built(config, folder, lambda: kind.from_pretrained(folder, config=config))
@@ -276,6 +286,8 @@ def _saved_processors(config: Any, folder: Path) -> tuple[Any, Any]:
         made: tuple[Any, Any] = make_pre_post_processors(
             config, pretrained_path=str(folder), preprocessor_overrides=overrides
         )
-    except (ValueError, LookupError, TypeError, ImportError, OSError) as error:
+    except (
+        ValueError, LookupError, TypeError, ImportError, OSError, RuntimeError, SafetensorError
+    ) as error:  # fmt: skip
         raise CheckpointError(f"the processors in {folder} cannot be loaded: {error}") from error
     return made

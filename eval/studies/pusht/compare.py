@@ -78,7 +78,10 @@ def compare(
 
 def _settings(policy: Path) -> Json:
     weights = policy / "model.safetensors"
-    training = json.loads((policy.parent / "training_state" / "training_step.json").read_text())
+    kept = policy.parent / "training_state" / "training_step.json"
+    if not kept.is_file():
+        raise InputError(f"{kept} is missing; expected a policy where lerobot-train left it")
+    training = json.loads(kept.read_text())
     machine = describe_machine({"threads": torch.get_num_threads(), "gpu": None})
     return {
         "policy_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),

@@ -150,3 +150,29 @@ def test_processors_that_cannot_be_loaded(mine) -> None:
     (mine / PROCESSORS[0]).write_text("{")
     with pytest.raises(CheckpointError, match=r"policy_preprocessor\.json is damaged"):
         asd.load(mine)
+
+
+def test_a_normalizer_that_was_cut_short(mine) -> None:
+    kept = next(mine.glob("policy_preprocessor*.safetensors"))
+    kept.write_bytes(kept.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match=r"the processors in .* cannot be loaded"):
+        asd.load(mine)
+
+
+@pytest.mark.parametrize("values", [{"horizon": "abc"}, {"horizon": 15}])
+def test_settings_that_lerobot_refuses(mine, values) -> None:
+    edit(mine, **values)
+    with pytest.raises(CheckpointError, match=r"json holds what LeRobot refuses: .*horizon"):
+        asd.load(mine)
+
+
+def test_devices_that_are_not_there(folder) -> None:
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=device):
+            asd.load(folder, device=device)
+
+
+def test_the_processor_that_is_missing_is_named(mine) -> None:
+    (mine / PROCESSORS[1]).unlink()
+    with pytest.raises(CheckpointError, match=rf"has no {PROCESSORS[1]}, and no statistics"):
+        asd.load(mine)

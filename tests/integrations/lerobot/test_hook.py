@@ -61,6 +61,15 @@ def test_the_copy_takes_what_is_said(options, precision) -> None:
     assert int(said[1]) == pytest.approx(held / 1024, abs=0.5)
 
 
+def test_a_network_that_was_compiled_draws_by_the_hook_too() -> None:
+    """Its wrapper's methods are those of what it wraps, which does not look at the wrapper."""
+    policy = trained()
+    policy.diffusion = torch.compile(policy.diffusion, backend="eager")
+    quiet(policy, "ddpm")
+    policy.select_action(observation(2))
+    assert policy.diffusion.conditional_sample.stats.sampler == "ddpm"
+
+
 def test_a_check_that_finds_a_difference_fails() -> None:
     policy = trained()
     policy.diffusion.noise_scheduler.one = torch.tensor(0.8)  # what a last step ends at
