@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asd_policy.denoiser import Network
+from asd_policy.denoiser import Network, PreparedNetwork
 from asd_policy.engine import Engine
 from asd_policy.errors import InputError, NonFiniteError, check_kind, whole, whole_from
 from asd_policy.sampler import Sampler
@@ -130,7 +130,7 @@ def sample(
 
 
 def _sampler(
-    denoiser: Network,
+    denoiser: Network | PreparedNetwork,
     schedule: Schedule,
     shape: tuple[int, ...],
     cond: Tensor | None,
@@ -198,7 +198,7 @@ def _device(
 
 
 def calibrate(
-    denoiser: Network,
+    denoiser: Network | PreparedNetwork,
     schedule: Schedule,
     *,
     shape: tuple[int, ...],

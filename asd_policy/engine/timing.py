@@ -190,7 +190,7 @@ def _settings(network: nn.Module) -> list[Any]:
                 told[key] = value
         layers.append([name, f"{kind.__module__}.{kind.__qualname__}", told])
         if not kind.__module__.startswith("torch."):
-            codes.setdefault(kind.__qualname__, _code(kind))
+            codes.setdefault(kind.__qualname__, _code(kind))  # type: ignore[arg-type]
     return [layers, codes]
 
 
