@@ -20,7 +20,9 @@ from asd_policy.chains import PAIRS, RIDGE, Chains, Tables
 from asd_policy.coupling import EQUAL
 from asd_policy.denoiser import Denoiser
 from asd_policy.drafts import Form
+from asd_policy.errors import InputError
 
+DTYPES = (torch.float32, torch.float64)
 TILE_BYTES = 16384  # that a program verifies at a time: as many rows of D as fit
 
 
@@ -194,8 +196,10 @@ def advance(
 
 def _check(x: Tensor) -> None:
     assert x.is_contiguous(), "kernels work in place on contiguous points"
-    assert x.dtype in (torch.float32, torch.float64), x.dtype  # as choose_kernels has it
-    assert x.is_cuda or _interpreted(), x.device
+    if x.dtype not in DTYPES:
+        raise InputError(f"Triton kernels expect float32 or float64 chains; got {x.dtype}")
+    if not x.is_cuda and not _interpreted():
+        raise InputError(f"Triton kernels expect chains on a CUDA device; got {x.device}")
 
 
 def _power_of_two(number: int) -> int:
