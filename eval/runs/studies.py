@@ -156,6 +156,8 @@ class OnTask(Closed):
     success: Success
     against_ddpm: Pair | None
     """null for ddpm itself."""
+    failed_seeds: NotRequired[list[Count]]
+    """So that what is run later can be paired with it; absent in tables of earlier versions."""
     network_calls_per_chunk: Amount | None
     network_evaluations_per_chunk: Amount | None
     acceptance_rate: Share | None

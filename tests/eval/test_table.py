@@ -114,6 +114,19 @@ def test_a_table_is_the_runs_of_every_sampler(options, make, wide):
     assert {p.name for p in options.out.glob("tasks.*")} == {"tasks.json", "tasks.png", "tasks.svg"}
 
 
+def test_seeds_that_failed_are_kept(options, make):
+    make(options)
+    file = options.out / "lift" / "success-0of1" / "episodes.jsonl"
+    episodes = [json.loads(line) for line in file.read_text().splitlines()]
+    for episode in episodes:
+        if (episode["sampler"], episode["seed"]) == ("asd", HELD_OUT_SEED + 2):
+            episode["success"] = False
+    file.write_text("".join(json.dumps(episode) + "\n" for episode in episodes))
+    row = compute_table([options.out])["tasks"]["lift"]["samplers"]
+    assert (row["asd"]["failed_seeds"], row["ddpm"]["failed_seeds"]) == ([HELD_OUT_SEED + 2], [])
+    assert row["asd"]["success"]["count"] == 3
+
+
 @pytest.mark.parametrize(
     ("robots", "said"),
     [([], "one robot"), ([1], "one robot"), ([8], "8 robots in one"), ([1, 8], "1 or 8 robots in")],

@@ -138,6 +138,7 @@ def _sampler(
     return {
         "success": summary["success"],
         "against_ddpm": None if name == REFERENCE else same,
+        "failed_seeds": sorted(s for s, success in outcomes[name].items() if not success),
         "network_calls_per_chunk": summary["network_calls_per_chunk"],
         "network_evaluations_per_chunk": summary["network_evaluations_per_chunk"],
         "acceptance_rate": summary["acceptance_rate"],
