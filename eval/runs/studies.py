@@ -257,6 +257,8 @@ class RejoiningCell(Closed):
     """One policy that ships at one window."""
 
     task: str
+    checkpoint_sha256: NotRequired[Sha256]
+    """Absent in files of earlier versions, to which no chains are added."""
     window: Positive
     """Evaluations of a round at most."""
     chains: Count

@@ -98,6 +98,8 @@ def plan(rows: int = 8, fewer: float = 3.1) -> None:
         rows: Rows of a round.
         fewer: How many times fewer sequential calls there are.
     """
+    if rows < 1 or not fewer > 0:
+        raise InputError("--rows takes a whole number from 1 on, --fewer a number above 0")
     made = []
     for name, link in LINKS.items():
         rest = [

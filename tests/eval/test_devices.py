@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from asd_policy.errors import InputError
 from asd_policy.eval.runs.schemas import read_json
-from asd_policy.eval.studies.devices import CALLS, LINKS, Call, Link, round_seconds, speedup
+from asd_policy.eval.studies.devices import CALLS, LINKS, Call, Link, plan, round_seconds, speedup
 
 CALL = Call(fixed_s=0.002, row_s=0.01, row_bytes=1e6)
 
@@ -40,6 +41,11 @@ def test_the_clock_gains_no_more_than_calls_do_where_a_device_has_a_row(link: Li
     assert small < 3.1
     one_device = speedup(list(CALLS.values())[-1], 8, 1, link, 3.1)
     assert abs(small / one_device - 1) < 0.1
+
+
+def test_a_plan_has_rows() -> None:
+    with pytest.raises(InputError, match="--rows takes a whole number from 1 on"):
+        plan(rows=0)
 
 
 @pytest.mark.slow

@@ -61,6 +61,14 @@ def test_what_cannot_be_is_said_in_a_line(words, capsys, monkeypatch):
     assert rejoining.main([*given, "--chains", "2"]) == 0
     assert rejoining.main([*given, "--chains", "2", "--seed", "7"]) == 2
     assert "--seed: 5000 there, 7 now" in capsys.readouterr().err
+    content = json.loads(out.read_text())
+    content["cells"][1]["checkpoint_sha256"] = "0" * 64
+    out.write_text(json.dumps(content))
+    assert rejoining.main([*given, "--chains", "2"]) == 2  # nothing to draw, and of another policy
+    assert f"checkpoint_sha256: {'0' * 64} there" in " ".join(capsys.readouterr().err.split())
+    assert rejoining.main([*given, "--chains", "0"]) == 2
+    assert "numbers from 1 on" in capsys.readouterr().err
+    out.unlink()
     monkeypatch.undo()
     assert rejoining.main(["--out", str(out), "--observations", str(out.parent)]) == 2
     assert "lift_observations.json holds no observations" in capsys.readouterr().err

@@ -140,6 +140,8 @@ def study(
         seed: Seed of the first block.
         observations: Folder of TASK_observations.json, which condition the chunks.
     """
+    if not tasks or min(chains, *windows, 1 if windows else 0) < 1:
+        raise InputError("expected one task and window or more, and numbers from 1 on")
     with claimed(out.absolute().parent), limited_to(1):
         content: Json = {"schema_version": VERSION["rejoining"], "seed": seed, "cells": []}
         if out.exists():
@@ -148,8 +150,11 @@ def study(
         cells = {(c["task"], c["window"]): c for c in content["cells"]}
         blocks = range(-(-chains // BLOCK))
         places = [(task, window) for task in tasks for window in windows]
-        for place in places:
-            cells.setdefault(place, new_cell(*place))
+        policies = {task: load_checkpoint(shipped(task)).card["sha256"] for task in tasks}
+        for task, window in places:
+            policy = {"checkpoint_sha256": policies[task]}
+            cell = cells.setdefault((task, window), new_cell(task, window) | policy)
+            check_same(out, {name: cell.get(name, "unknown") for name in policy}, policy)
         content["cells"] = list(cells.values())
         todo = [
             (block, place)
