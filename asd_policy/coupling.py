@@ -58,10 +58,12 @@ def left_over(log_uniform: Tensor, ratio: Tensor, accepted: Tensor) -> Tensor:
 def reflect(noise: Tensor, delta: Tensor) -> Tensor:
     """The noise that a rejected proposal's target sample has: ξ mirrored across δ's hyperplane.
 
-    ξ − 2e⟨e, ξ⟩ with e = δ/‖δ‖; (…, D) → (…, D). Where ‖δ‖ ≤ 1e-10 the noise is unchanged.
+    ξ − 2e⟨e, ξ⟩ with e = δ/‖δ‖; (…, D) → (…, D). Where ‖δ‖ ≤ 1e-10 the noise is unchanged, and
+    where ‖δ‖² is not finite: a draft that far off is never kept, and ξ owes it nothing.
     """
     square = (delta * delta).sum(-1, keepdim=True)
     inner = (noise * delta).sum(-1, keepdim=True)
-    return torch.addcmul(
+    reflected = torch.addcmul(
         noise, delta, inner / square.masked_fill(square <= EQUAL**2, torch.inf), value=-2
     )
+    return torch.where(square < torch.inf, reflected, noise)

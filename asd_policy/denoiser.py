@@ -29,6 +29,12 @@ class PreparedNetwork(Protocol):
         """(N, *shape) points at (N,) steps of (N,) chains, with what :meth:`condition` gave."""
 
 
+class Around:
+    """What calls another ``network``, which is the one to be looked into."""
+
+    network: Any
+
+
 def check_mode(network: object) -> None:
     """Refuse a network whose layers do in training what no sampler can sample from: batch norm
     mixes the rows of a call, which must be independent, and dropout makes every call another
@@ -65,9 +71,9 @@ def _kind(cond: Tensor | None) -> tuple[object, ...] | None:
 
 
 def owner(network: object) -> object:
-    """The object behind methods and what ``functools.partial`` binds."""
-    while isinstance(network, functools.partial):
-        network = network.func
+    """The object behind methods, what ``functools.partial`` binds, and what is put around it."""
+    while isinstance(network, functools.partial | Around):
+        network = network.func if isinstance(network, functools.partial) else network.network
     return getattr(network, "__self__", network)
 
 
@@ -188,6 +194,8 @@ class Denoiser:
                 f"the network must return the shape it is given, {tuple(points.shape)}; "
                 f"got {tuple(prediction.shape)}"
             )
+        if prediction.is_complex():
+            raise InputError(f"the network must return real numbers; got {prediction.dtype}")
         if prediction.device != points.device:
             raise InputError(
                 f"the network must answer where it is asked, on {points.device}; its prediction is "

@@ -75,10 +75,15 @@ def propose(chains: Chains, denoiser: Denoiser, form: Form, width: int) -> tuple
     if kind == "secant":
         share = torch.bmm(displacement, chains.displacement.mT)
         drafts = drafts.baddbmm_(share, secant_coefficients(chains))
-    drafts = denoiser.clip(drafts)
+    drafts = finite(denoiser.clip(drafts), base)
     carried = (source - steps[:, :1]).clamp_(min=0).unsqueeze(2)
     drafts = drafts.gather(1, carried.expand_as(drafts))
     return scan(drafts), drafts
+
+
+def finite(drafts: Tensor, base: Tensor) -> Tensor:
+    """The memory where a correction overflowed, as it may far ahead: 0·∞ reaches every point."""
+    return torch.where(drafts.isfinite(), drafts, base)
 
 
 def secant_coefficients(chains: Chains) -> Tensor:

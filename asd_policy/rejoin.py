@@ -16,7 +16,8 @@ uniform are, given F[m], independent, standard normal and uniform: in the beginn
 drawn, and after a proposal by the following. Whether step m was proposed from before depends on how
 far windows reached, that is on which points up to the one at m had been evaluated, and on the
 draft, μ and μ': all in F[m]. So δ is too, and given F[m] both ξ + δ where P is kept and ξ reflected
-where not make a standard normal (which is what the coupling of two Gaussians says). The uniform u
+where not make a standard normal (which is what the coupling of two Gaussians says); where δ is not
+finite, ξ stays as it is. The uniform u
 that has decided is used up: of it remains, given the decision and ξ, a uniform number again,
 u/p where u ≤ p and (u − p)/(1 − p) where not (:func:`asd_policy.coupling.left_over`), and that
 takes its place. A draft at step m is made from evaluations at points of steps up to m, which are in
@@ -37,7 +38,7 @@ from torch import Tensor
 from asd_policy.chains import Chains
 from asd_policy.coupling import left_over, log_ratio, reflect, stands
 from asd_policy.denoiser import Denoiser
-from asd_policy.drafts import secant_coefficients
+from asd_policy.drafts import finite, secant_coefficients
 
 
 def walk(chains: Chains, denoiser: Denoiser, width: int) -> tuple[Tensor, Tensor]:
@@ -96,6 +97,7 @@ def _draft(
     share = torch.bmm(displacement.unsqueeze(1), chains.displacement.mT)
     draft = torch.addcmul(chains.value[:, m], chains.slopes[m], displacement)
     draft = denoiser.clip(draft + torch.bmm(share, coefficients).squeeze(1))
+    draft = finite(draft, chains.value[:, m])
     return torch.where((m <= chains.last).unsqueeze(1), draft, before)
 
 

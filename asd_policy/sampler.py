@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asd_policy.denoiser import Network, PreparedNetwork, check_mode
+from asd_policy.denoiser import Around, Network, PreparedNetwork, check_mode
 from asd_policy.device import usable_device
 from asd_policy.engine import Engine, make_engine
 from asd_policy.engine.timing import network_costs
@@ -89,6 +89,10 @@ class Sampler:
             "calibration", calibration, Calibration, "a Calibration, as calibrate() makes it"
         )
         self.engine, self.calibration = engine, calibration
+        # Then it may be in training when a chunk is drawn; prepared ones have no such layers.
+        self._as_it_is = not isinstance(engine.source, PreparedNetwork) or isinstance(
+            engine.source, Around
+        )
         if stored and config.has_stored_calibration(schedule):
             self.calibration = Calibration.from_dict(stored)
             self.freeze()
@@ -102,7 +106,6 @@ class Sampler:
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        check_mode(engine.source)
         place = engine.like.device
         if device is not None:  # with its index, as tensors have it
             place = torch.empty(0, device=usable_device(device)).device
@@ -160,6 +163,8 @@ class Sampler:
             )
         if not noise.fits(steps, like):
             noise = noise.fitted(batch, steps, like)
+        if self._as_it_is:
+            check_mode(self.engine.source)
         x, stats = config.method.draw(self.engine, config, plan, noise, cond)
         self.calibration.learned.update(stats)
         return x.view(-1, *self.shape), stats

@@ -69,9 +69,12 @@ def sample(
     floating-point arithmetic) for fewer sequential network calls; the same seed does not give
     the same sample.
 
-    No gradients are recorded. Within ``torch.autocast`` (or where
-    ``torch.set_float32_matmul_precision`` shortens products) the network is called as its owner
-    asked; a prepared network and all other arithmetic keep their own precision.
+    No gradients are recorded. (A network that takes some itself, as guidance by an energy does,
+    does it under ``torch.inference_mode(False), torch.enable_grad()``, on a clone of x.)
+
+    Within ``torch.autocast`` (or where ``torch.set_float32_matmul_precision`` shortens products)
+    the network is called as its owner asked; a prepared network and all other arithmetic keep their
+    own precision.
 
     Args:
         denoiser: ``denoiser(x, timesteps, cond)`` → what the network predicts; x (N, *shape[1:]),
@@ -140,7 +143,7 @@ def _sampler(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Sampler:
-    if cond is not None and cond.is_floating_point() and not bool(cond.isfinite().all()):
+    if cond is not None and not bool(cond.isfinite().all()):
         raise NonFiniteError("cond holds a NaN or infinite value")
     return Sampler(
         denoiser, schedule, shape[1:], config,
@@ -176,6 +179,8 @@ def checked_shape(shape: Any, cond: object) -> tuple[int, ...]:
             f"cond must be a tensor with a row for each chain, or None; got {found} (several "
             "conditions can be put side by side in one tensor, which the network takes apart)"
         )
+    if cond.layout != torch.strided:
+        raise InputError(f"cond must be a dense tensor; got {cond.layout}")
     if len(cond) != sizes[0]:
         raise InputError(
             f"cond must be of shape ({sizes[0]}, …), a row for each chain; got {tuple(cond.shape)}"

@@ -8,6 +8,7 @@ import torch
 
 import asd_policy
 from asd_policy import Schedule
+from asd_policy.errors import NonFiniteError
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,13 @@ def test_conditions_of_another_type_are_not_cut_down(sampler, first) -> None:
     cond = torch.tensor([[0.501, 0.702, -0.903]] * 2)
     again = asd_policy.sample(network, schedule, cond=cond, engine=begun.engine, **kept)
     torch.testing.assert_close(again.sample, cond, atol=1e-4, rtol=0)
+
+
+def test_conditions_are_dense_and_finite() -> None:
+    def call(cond: torch.Tensor) -> object:
+        return asd_policy.sample(lambda x, t, c: x, Schedule.ddpm(5), shape=(3, 4), cond=cond)
+
+    with pytest.raises(ValueError, match=r"^cond must be a dense tensor; got torch.sparse_coo"):
+        call(torch.eye(3).to_sparse())
+    with pytest.raises(NonFiniteError, match="cond holds a NaN"):
+        call(torch.full((3, 1), complex("nan")))

@@ -121,3 +121,10 @@ def test_a_network_with_a_member_called_condition_is_still_a_network() -> None:
 
     result = asd_policy.sample(Module(), Schedule.ddpm(5), shape=(2, *SHAPE), window=2)
     assert bool(torch.isfinite(result.sample).all())
+
+
+def test_a_network_of_complex_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must return real numbers; got torch.complex64"):
+        asd_policy.sample(
+            lambda x, t, cond: x.to(torch.complex64), Schedule.ddpm(4), shape=(2, *SHAPE)
+        )

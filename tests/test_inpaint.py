@@ -132,6 +132,7 @@ def test_asd_draws_the_distribution_of_ddpm() -> None:
         (np.zeros((1, 3), np.float32), InputError, r"got \(1, 3\)"),
         (np.ones((1, 2), bool), InputError, "must be numbers; got a mask"),
         (np.full((1, 2), np.nan, np.float32), NonFiniteError, "'committed' holds a NaN"),
+        (np.full((1, 2), 1e39), NonFiniteError, "'committed' holds a NaN"),
     ],
 )
 def test_wrong_commitments_are_named(committed: np.ndarray, error: type, message: str) -> None:

@@ -74,6 +74,7 @@ EXTRAS = {
 CORE_IMPORTS = {"torch", "numpy", "safetensors", "asd_policy"}
 # Kernels, imported by name only where they are asked for.
 OPTIONAL_IMPORTS = {
+    "asd_policy.engine.triton_parts": {"triton"},
     "asd_policy.engine.triton_source": {"triton"},
     "asd_policy.engine.triton_rejoin": {"triton"},
     "asd_policy.networks.follow_kernel": {"triton"},

@@ -13,6 +13,7 @@ import asd_policy
 from asd_policy import Noise, Sampler, SamplerConfig, Schedule
 from asd_policy.drafts import Form
 from asd_policy.errors import InputError
+from asd_policy.policy.inpaint import AsItIs
 from asd_policy.samplers.names import SAMPLER_FORMS
 from asd_policy.samplers.result import streams
 from asd_policy.samplers.table import METHODS, register
@@ -292,3 +293,38 @@ def test_a_ddim_schedule_s_own_steps_and_noise_are_the_default() -> None:
 def test_calls_a_round_are_whole_numbers(calls: object) -> None:
     with pytest.raises(ValueError, match="calls_per_round must be"):
         SamplerConfig(calls_per_round=calls)  # type: ignore[arg-type]
+
+
+class Dropping(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = torch.nn.Dropout(0.5)
+
+    def forward(self, x, timesteps, cond):  # type: ignore[no-untyped-def]
+        return self.drop(0.5 * x)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_network_that_went_back_to_training_is_refused_at_the_next_chunk(wrapped: bool) -> None:
+    network = Dropping().eval()
+    source = AsItIs(network, SCHEDULE.timesteps) if wrapped else network
+    made = Sampler(source, SCHEDULE, (6,), SamplerConfig(window=4))
+    noise = made.noise(streams(torch.Generator().manual_seed(0), 2))
+    made.draw(noise)
+    network.train()
+    with pytest.raises(InputError, match=r"Dropout 'drop' draws at random .* network.eval\(\)"):
+        made.draw(noise)
+
+
+def test_a_network_may_take_gradients_of_its_own() -> None:
+    """As the docstring says that guidance does."""
+
+    def guided(x, timesteps, cond):  # type: ignore[no-untyped-def]
+        with torch.inference_mode(False), torch.enable_grad():
+            at = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(0.25 * at.square().sum(), at)
+        return gradient
+
+    found = asd_policy.sample(guided, SCHEDULE, shape=SHAPE, seed=1, window=4).sample
+    plain = asd_policy.sample(lambda x, t, c: 0.5 * x, SCHEDULE, shape=SHAPE, seed=1, window=4)
+    torch.testing.assert_close(found, plain.sample)

@@ -173,11 +173,13 @@ static void NAME(inverse_gram)(const State *s, const REAL *moved, double gram[PA
     invert(gram);
 }
 
-static void NAME(clip)(const State *s, REAL *draft) {
-    if (!s->clipped) return;
+/* Clipped; the memory's value where a correction overflowed: drafts.finite. */
+static void NAME(bound)(const State *s, const REAL *value, REAL *draft) {
+    const REAL edge = s->clipped ? (REAL)s->clip : (REAL)INFINITY;
     for (int64_t i = 0; i < s->dim; i++) {
-        REAL low = draft[i] < -s->clip ? (REAL)-s->clip : draft[i];
-        draft[i] = low > s->clip ? (REAL)s->clip : low;
+        REAL low = draft[i] < -edge ? -edge : draft[i];
+        REAL bounded = low > edge ? edge : low;
+        draft[i] = bounded - bounded == 0 ? bounded : value[i];
     }
 }
 
@@ -220,6 +222,7 @@ static void NAME(propose)(const State *s, int64_t c, int kind, int64_t width, RE
     double inverse[PAIRS][PAIRS];
     if (pairs) NAME(inverse_gram)(s, moved, inverse);
     for (int64_t m = 0; m < width; m++) {
+        int64_t source = at_least(at_most(n + m, last), 0);
         REAL *draft = drafts + m * dim, *here = points + m * dim;
         if (m > 0 && n + m > last) {
             memcpy(draft, draft - dim, dim * sizeof(REAL));
@@ -231,7 +234,7 @@ static void NAME(propose)(const State *s, int64_t c, int kind, int64_t width, RE
             NAME(correct)(s, ((REAL *)s->slopes)[n + m], here, moved, residual, inverse, pairs,
                           draft);
         }
-        NAME(clip)(s, draft);
+        NAME(bound)(s, value + source * dim, draft);
     }
     memcpy(points, (REAL *)s->x + c * dim, dim * sizeof(REAL));
     for (int64_t m = 0; m < width; m++) {
@@ -318,8 +321,9 @@ static int NAME(stands)(const State *s, const REAL *noise, const REAL *delta, RE
 /* to = the noise reflected along delta: coupling.reflect. */
 static void NAME(reflect)(const State *s, const REAL *noise, const REAL *delta, REAL inner,
                           REAL square, REAL *to) {
-    REAL factor = square > (REAL)(EQUAL * EQUAL) ? 2 * inner / square : 0;
-    for (int64_t i = 0; i < s->dim; i++) to[i] = noise[i] - factor * delta[i];
+    const int apart = square > (REAL)(EQUAL * EQUAL) && square < (REAL)INFINITY;
+    REAL factor = apart ? 2 * inner / square : 0;
+    for (int64_t i = 0; i < s->dim; i++) to[i] = apart ? noise[i] - factor * delta[i] : noise[i];
 }
 
 /* Decide on step n at a point, and move on; whether the draft stood. It becomes δ. */
@@ -444,7 +448,7 @@ static void NAME(walk)(const State *s, int64_t c, int64_t width, REAL *points, i
             memcpy(draft, value + m * dim, dim * sizeof(REAL));
             for (int64_t i = 0; i < dim; i++) z[i] = path[m * dim + i] - origin[m * dim + i];
             NAME(correct)(s, ((REAL *)s->slopes)[m], z, moved, residual, inverse, pairs, draft);
-            NAME(clip)(s, draft);
+            NAME(bound)(s, value + m * dim, draft);
         } else /* carry the draft before on */
             memcpy(draft, m > s->n[c] ? draft - dim : value + at_least(last, 0) * dim,
                    dim * sizeof(REAL));

@@ -6,15 +6,8 @@ One program per chain, as in :mod:`asd_policy.engine.triton_source`, whose rules
 import triton
 import triton.language as tl
 
-from asd_policy.engine.triton_source import (
-    POSITIONS,
-    blame,
-    clipped,
-    couple,
-    row_of,
-    secants_of,
-    take_in,
-)
+from asd_policy.engine.triton_parts import bounded, reflected, row_of, secants_of
+from asd_policy.engine.triton_source import POSITIONS, blame, couple, take_in
 
 
 @triton.jit
@@ -60,16 +53,16 @@ def walk_kernel(
         a, b, sigma = tl.load(a_ptr + m), tl.load(b_ptr + m), tl.load(sigma_ptr + m)
         z = x - row_of(point_ptr, at, column, D)
         share = tl.sum(z[None, :] * stored, axis=1)
-        corrected = row_of(value_ptr, at, column, D) + tl.load(slopes_ptr + m) * z
+        base = row_of(value_ptr, at, column, D)
+        corrected = base + tl.load(slopes_ptr + m) * z
         corrected += tl.sum(share[:, None] * coefficients, axis=0)
-        draft = tl.where(known, clipped(corrected, CLIP), draft)
+        draft = tl.where(known, bounded(corrected, base, CLIP), draft)
         mean = a * draft + b * x
         delta = tl.where(known, (then - mean) / tl.where(proposing, sigma, 1.0), 0.0)
         inner, square = tl.sum(noise * delta, axis=0), tl.sum(delta * delta, axis=0)
         ratio = -(inner + 0.5 * square)
         back = known & (uniform <= ratio) & (ratio < float("inf"))  # false for a NaN
-        share = tl.where(square <= EQUAL * EQUAL, 0.0, inner / square)
-        found = tl.where(back, noise + delta, noise - 2.0 * share * delta)
+        found = tl.where(back, noise + delta, reflected(noise, delta, inner, square, EQUAL))
         x = tl.where(back, end_then, mean + sigma * found)
         met = tl.where(back, met_then, 0).to(tl.uint8)
         left = left_over(uniform, ratio, back, LEAST)

@@ -9,64 +9,9 @@ behind a ``debug_barrier``.
 import triton
 import triton.language as tl
 
-PADDED = tl.constexpr(8)  # secant pairs, padded to a power of two
+from asd_policy.engine.triton_parts import bounded, predicted, reflected, row_of, secants_of
+
 POSITIONS = tl.constexpr(64)  # of a window, counted at a time
-
-
-@triton.jit
-def clipped(x0, CLIP: tl.constexpr):
-    """Clip to ±CLIP; NaN stays NaN."""
-    if CLIP is not None:
-        edge = tl.full(x0.shape, CLIP, x0.dtype)
-        x0 = tl.where(x0 > edge, edge, tl.where(x0 < -edge, -edge, x0))
-    return x0
-
-
-@triton.jit
-def predicted(here, said, u, v, CLIP: tl.constexpr):
-    """Clipped x̂0 = u·x + v·prediction; not finite where the prediction is not."""
-    x0 = u * here + v * said
-    if CLIP is not None:  # which would hide an infinity
-        x0 = tl.where(tl.abs(said) < float("inf"), clipped(x0, CLIP), float("nan"))
-    return x0
-
-
-@triton.jit
-def row_of(ptr, row, column, D: tl.constexpr):
-    """One row of a (…, D) tensor, zero beyond D."""
-    return tl.load(ptr + row * D + column, mask=column < D, other=0.0)
-
-
-@triton.jit
-def secants_of(
-    displacement_ptr, residual_ptr, chain, column,
-    D: tl.constexpr, PAIRS: tl.constexpr, RIDGE: tl.constexpr,
-):  # fmt: skip
-    """A chain's Δx and (Δx Δxᵀ + λI)⁻¹R, both (PADDED, BLOCK).
-
-    Gauss–Jordan without a choice of pivots: the matrix is positive definite. Padded pairs are
-    zero.
-    """
-    pair = tl.arange(0, PADDED)
-    index = (chain * PAIRS + pair[:, None]) * D + column[None, :]
-    inside = (pair[:, None] < PAIRS) & (column[None, :] < D)
-    stored = tl.load(displacement_ptr + index, mask=inside, other=0.0)
-    solution = tl.load(residual_ptr + index, mask=inside, other=0.0)
-    line, across = pair[:, None], pair[None, :]
-    gram = tl.where(line == across, tl.full((PADDED, PADDED), RIDGE, stored.dtype), 0.0)
-    for j in tl.static_range(PAIRS):
-        other = row_of(displacement_ptr, chain * PAIRS + j, column, D)
-        inner = tl.sum(stored * other[None, :], axis=1)
-        gram += tl.where(across == j, inner[:, None], 0.0)
-    for k in tl.static_range(PAIRS):
-        here = tl.sum(tl.where(line == k, gram, 0.0), axis=0)  # row k
-        there = tl.sum(tl.where(line == k, solution, 0.0), axis=0)
-        factor = tl.sum(tl.where(across == k, gram, 0.0), axis=1)  # column k
-        pivot = tl.sum(tl.where(pair == k, here, 0.0), axis=0)
-        here, there = here / pivot, there / pivot
-        gram = tl.where(line == k, here[None, :], gram - factor[:, None] * here[None, :])
-        solution = tl.where(line == k, there[None, :], solution - factor[:, None] * there[None, :])
-    return stored, solution
 
 
 @triton.jit(do_not_specialize=["width", "rows"])
@@ -112,7 +57,8 @@ def propose_kernel(
                 share = tl.sum(z[None, :] * stored, axis=1)
                 corrected += tl.sum(share[:, None] * coefficients, axis=0)
             # Where nothing is known yet, the draft before is carried on.
-            draft = tl.where((m == 0) | (step <= last), clipped(corrected, CLIP), draft)
+            found = bounded(corrected, base, CLIP)
+            draft = tl.where((m == 0) | (step <= last), found, draft)
             provisional = a * base + b * provisional + sigma * noise
         else:
             draft = base
@@ -234,8 +180,8 @@ def moved(
     """a·x̂0 + b·x + σ·ξ', with ξ' = ξ reflected after a rejection and ξ + δ after an accept."""
     delta = tl.where(scale > 0, (draft - target) * scale, 0.0)
     square = tl.sum(delta * delta, axis=0)
-    share = tl.where(square <= EQUAL * EQUAL, 0.0, tl.sum(noise * delta, axis=0) / square)
-    noise = tl.where(rejected, noise - 2.0 * share * delta, noise + delta)
+    back = reflected(noise, delta, tl.sum(noise * delta, axis=0), square, EQUAL)
+    noise = tl.where(rejected, back, noise + delta)
     return a * target + b * point + sigma * noise
 
 

@@ -243,8 +243,8 @@ class RecedingHorizon:
         return len(self.environments[index].queue)
 
     def coming(self, index: int) -> list[np.ndarray]:
-        """The queued actions (action_dim,) of one environment, the next one first."""
-        return list(self.environments[index].queue)
+        """Copies of one environment's queued actions (action_dim,), the next one first."""
+        return [action.copy() for action in self.environments[index].queue]
 
     def act(self, observation: Observation) -> np.ndarray:
         """The action (action_dim,) of a single environment, for its observation.

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from asd_policy.ambient import as_asked
-from asd_policy.denoiser import PreparedNetwork
+from asd_policy.denoiser import Around, PreparedNetwork
 from asd_policy.schedule import Schedule
 
 
-class Inpainted:
+class Inpainted(Around):
     """A prepared network that says of the known actions what they are.
 
     A condition is (B, C + 2 D): the network's, the known values (normalized), and 1 where they are
@@ -62,7 +62,7 @@ class Inpainted:
         return torch.where(which > 0, p * known.to(x) + q * x, said.to(x))
 
 
-class AsItIs:
+class AsItIs(Around):
     """Any network, ``network(x, timesteps, cond)``, called as a prepared one is.
 
     Args:

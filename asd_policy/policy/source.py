@@ -122,9 +122,9 @@ class CheckpointSource(SampledSource):
         raw = np.zeros((len(committed), tp, dim), np.float32)
         which = torch.zeros(raw.shape, device="cpu")
         for row, given in enumerate(committed):
-            actions = numbers("committed", given)
-            if actions.dtype == bool:
+            if numbers("committed", given).dtype == bool:
                 raise InputError("committed actions must be numbers; got a mask")
+            actions = numbers("committed", given, np.float32)
             if actions.ndim != 2 or actions.shape[1] != dim or len(actions) > tp - to + 1:
                 raise InputError(
                     f"committed actions must be (n, {dim}), n up to {tp - to + 1}; "

@@ -79,8 +79,11 @@ class Learned:
         if stats.sums is None:
             return
         self._check_steps(stats.sums.shape[1])
-        self._cross += stats.sums[0]
-        self._square += stats.sums[1]
+        # A guess far off may have overflowed: of such a step nothing is learned.
+        sums = np.asarray(stats.sums)
+        cross, square = np.where(np.isfinite(sums).all(0), sums, 0.0)
+        self._cross += cross
+        self._square += square
         self._accepted += stats.accepted.sum(0).numpy()
         self._decided += stats.decided.sum(0).numpy()
         self.count_calls(stats)

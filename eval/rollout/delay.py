@@ -55,8 +55,8 @@ class Delay:
     """When a chunk was asked for, and how late it came.
 
     `step`: of the episode, at which it was asked for. `seconds`, `steps`: from there to its
-    arrival. `held_steps`: in which the robot had nothing to do but wait for it. `useless`: every
-    action was meant for a time that had passed.
+    arrival. `held_steps`: in which the robot had nothing to do but wait for it, one after another
+    from `held_from` on. `useless`: every action was meant for a time that had passed.
     """
 
     step: int
@@ -64,6 +64,17 @@ class Delay:
     steps: int
     useless: bool
     held_steps: int = 0
+    held_from: int = 0
+
+    def hold(self, step: int) -> None:
+        """The robot waits in this step."""
+        if not self.held_steps:
+            self.held_from = step
+        self.held_steps += 1
+
+    def held(self) -> range:
+        """The steps in which it waited."""
+        return range(self.held_from, self.held_from + self.held_steps)
 
     def record(self) -> Lateness:
         """For the chunk's record in `episodes.jsonl`."""
@@ -126,7 +137,7 @@ class _Robot:
         action = None if self._plan is None else self._plan.at(self.step)
         if action is None:
             assert self._coming is not None, "with no plan left, one must be on its way"
-            self._coming.delay.held_steps += 1
+            self._coming.delay.hold(self.step)
             action = self._hold(self._coming.actions[0])
         self.step += 1
         self._last = action

@@ -189,6 +189,11 @@ class _Run:
         if delay is None or not delay.useless:
             self.joins.append(len(self.latencies) - 1 + (0 if delay is None else delay.steps))
 
+    def _still(self) -> set[int]:
+        """The steps in which the robot waited."""
+        delays = (getattr(chunk, "delay", None) for chunk in self.chunks)
+        return {step for delay in delays if delay is not None for step in delay.held()}
+
     def record(self, num_envs: int) -> Episode:
         waited = processor_wait_s()
         return Episode(
@@ -213,7 +218,7 @@ class _Run:
             control_step_s=self.latencies,
             scene=self.scene,
             stages=dict(self.stages),
-            smoothness=self.motion.summary(self.joins[1:]),  # the first follows none
+            smoothness=self.motion.summary(self.joins[1:], self._still()),  # the first follows none
         )
 
 

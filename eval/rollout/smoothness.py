@@ -31,15 +31,18 @@ class Motion:
         self._hands.append(np.array(hands, dtype=np.float64))
         self._actions.append(np.delete(action, self._held))
 
-    def summary(self, joins: Collection[int]) -> Smoothness:
+    def summary(self, joins: Collection[int], still: Collection[int] = ()) -> Smoothness:
         """What it came to.
 
         Args:
             joins: steps at which the first action of a chunk followed another chunk's.
+            still: steps in which the robot waited for a chunk: to, in and from them nothing is
+                within one.
         """
         jumps = np.linalg.norm(np.diff(self._actions, axis=0), axis=-1) if self._actions else []
         at = [jump for step, jump in enumerate(jumps, 1) if step in joins]
-        within = [jump for step, jump in enumerate(jumps, 1) if step not in joins]
+        outside = {*joins, *still, *(step + 1 for step in still)}
+        within = [jump for step, jump in enumerate(jumps, 1) if step not in outside]
         return {
             "jerk": self._jerk(),
             "jump_at_joins": _mean(at),

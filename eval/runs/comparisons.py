@@ -151,7 +151,7 @@ class PairedSuccess(Closed):
     not_worse: bool
     worse: bool
     episodes_needed: Positive | None
-    """null: no number of them would do at these rates."""
+    """Looked at once, with a chance of 80%; null: no number of them would do at these rates."""
 
 
 class LogE(Closed):
@@ -168,6 +168,8 @@ class Sequential(Closed):
 
     log10_e: LogE
     difference_ci95: Annotated[list[Signed], Two]
+    difference_ci90: NotRequired[Annotated[list[Signed], Two]]
+    """That "not worse" goes by, a test on one side; absent in comparisons of earlier versions."""
     a_better: Share
     """Posterior probability that a succeeds more often (Jeffreys' prior)."""
     decision: Literal["worse", "better", "not worse"] | None
@@ -180,7 +182,8 @@ class Ratio(Closed):
     b: Amount | None
     ratio: Amount | None
     ci95: Annotated[list[Amount], Two] | None
-    """Bootstrap over episodes; null with fewer than two."""
+    """Bootstrap over episodes; null with fewer than two, and of latencies of robots that waited
+    for the same calls."""
 
 
 class Side(Closed):

@@ -69,7 +69,7 @@ class Smoothness(Closed):
     jump_at_joins: Amount | None
     """Mean change of an action, grippers apart (Euclidean norm), where a chunk follows another."""
     jump_within: Amount | None
-    """The same within chunks."""
+    """The same within chunks; where the robot waits for one, nothing counts."""
 
 
 def chunk_record(chunk: ChunkStats) -> ChunkRecord | LateChunk:

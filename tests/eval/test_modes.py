@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from asd_policy.envs.episodes import run_episode
 from asd_policy.errors import AsdPolicyError
 from asd_policy.eval.runs.schemas import read_json
 from asd_policy.eval.studies.modes import board as boards
-from asd_policy.eval.studies.modes import law
+from asd_policy.eval.studies.modes import law, measure
 from asd_policy.eval.studies.modes.__main__ import main
 from asd_policy.eval.studies.modes.board import HALF, MIDDLE, ROWS, Board, Walker, posts
 from asd_policy.eval.studies.modes.demos import joined
@@ -184,6 +186,19 @@ def test_the_summary_is_what_its_counts_say():
     assert pairs["asd", "ddpm"]["both"] == 2
 
 
+def test_rows_of_unlike_chunks_are_not_summed_to_a_gap():
+    """A kill may leave more before one row: the same law would then go to the right otherwise."""
+    drawn = [
+        swings("ddpm", 0, 150, 0, 50), swings("ddpm", 1, 20, 0, 80),
+        swings("asd", 0, 75, 0, 25), swings("asd", 1, 20, 0, 80),
+    ]  # fmt: skip
+    found = summarize(SETTINGS, [], MODES, law.EDGES.tolist(), drawn, [])["law"]
+    of = {(each["sampler"], each["row"]): each for each in found}
+    assert of["asd", "all"]["right_gap"] is None is of["asd", "all"]["between_gap"]
+    assert of["asd", "all"]["distance"] == 0
+    assert of["asd", 0]["right_gap"]["estimate"] == 0
+
+
 def test_a_gap_of_shares_has_newcombes_interval():
     found = gap(56, 70, 48, 80)  # his table II, (a), method 10
     assert found["estimate"] == pytest.approx(0.2)
@@ -207,6 +222,25 @@ def test_the_tables_fit_a_terminal():
     assert "50.0 10.0" in text
     assert "1/2" in text
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
+
+
+def test_more_chunks_of_an_exact_network_are_drawn_where_more_are_asked_for(tmp_path, monkeypatch):
+    drawn = []
+
+    def counted(case, sampler, chunks, seed):
+        drawn.append(chunks)
+        known = {"first": case.first, "second": case.second, "chance": case.chance}
+        return {"sampler": sampler, **known, "counts": [chunks, 0, 0]}
+
+    monkeypatch.setattr(measure, "count", counted)
+    monkeypatch.setattr(measure, "CASES", measure.CASES[:1])
+    monkeypatch.setattr(measure, "write_json", lambda file, content: None)
+    study = SimpleNamespace(known=[], file=tmp_path / "modes.json", content={})
+    study._counted = functools.partial(measure.Kept._counted, study)
+    for chunks in (10, 10, 30, 20):
+        measure.Kept.count(study, ("asd",), chunks)
+    assert drawn == [10, 30]
+    assert [each["counts"][0] for each in study.known] == [30]
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "asd", "ddim-10-trailing", "ddim-10"])

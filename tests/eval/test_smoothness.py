@@ -8,6 +8,7 @@ import pytest
 from eval_standin import prepare
 
 from asd_policy.eval.options import EvalOptions
+from asd_policy.eval.rollout.delay import Delay
 from asd_policy.eval.rollout.loop import _Run
 from asd_policy.eval.rollout.smoothness import Motion
 from asd_policy.eval.runs.episode import Episode
@@ -34,6 +35,30 @@ def test_jumps_are_told_by_where_they_are_and_without_grippers():
     assert Motion(20.0, ()).summary([]) == {
         "jerk": None, "jump_at_joins": None, "jump_within": None,
     }  # fmt: skip
+
+
+def test_waiting_is_not_within_a_chunk():
+    """Whatever the robot waits, chunks that move by 0.1 a step move by 0.1."""
+    for wait in (0, 2, 5):
+        motion, joins, still, step = Motion(20.0, held=()), [], set(), 0
+        for _ in range(3):
+            for _ in range(wait):
+                motion.add({}, np.array([0.0]))
+                still.add(step)
+                step += 1
+            joins.append(step)
+            for action in (0.5, 0.6, 0.7):
+                motion.add({}, np.array([action]))
+                step += 1
+        assert motion.summary(joins[1:], still)["jump_within"] == pytest.approx(0.1)
+
+
+def test_a_delay_tells_the_steps_in_which_the_robot_waited():
+    delay = Delay(step=4, seconds=0.2, steps=4, useless=False)
+    assert [*delay.held()] == []
+    delay.hold(6)
+    delay.hold(7)
+    assert [*delay.held()] == [6, 7]
 
 
 def test_a_late_chunk_joins_where_it_arrives_and_a_useless_one_nowhere():

@@ -50,6 +50,7 @@ class Case:
     rounds: int | None = None  # to stop after
     ddim: bool = False  # whose steps use the prediction itself
     rejoin: bool = False
+    slope: float = 1.2  # the largest; drafts overflow where it is huge
 
     @property
     def name(self) -> str:
@@ -110,6 +111,11 @@ def cases() -> list[Case]:
         for calls, rejoin in ((1, False), (2, False), (1, True))
         for holes in (0.9, 0.99)
     ]
+    found += [
+        Case(rejoin=rejoin, slope=slope, clip=None, learn=False)
+        for rejoin in (False, True)
+        for slope in (1e200, 1e308)
+    ]
     assert len({case.name for case in found}) == len(found)
     return found
 
@@ -150,7 +156,7 @@ def run_of(
     network = network or network_of(case, schedule)
     denoiser = Denoiser(network, schedule, shape, cond, initial)
     chains = Chains(schedule, case.batch, case.dim, case.window, initial, case.rejoin)
-    slopes = torch.linspace(0.0, 1.2, case.num_steps, dtype=torch.float64)
+    slopes = torch.linspace(0.0, case.slope, case.num_steps, dtype=torch.float64)
     chains.load(initial, steps, log_uniform, slopes.to(initial))
     chains.reset()
     form = Form(case.draft, case.calls, case.learn, case.rejoin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,33 +31,44 @@ from asd_policy.eval.studies.compare.pairing import (
 
 Json = dict[str, Any]
 NOT_WORSE, WORSE, COULD_NOT_TELL = 0, 1, 2  # exit statuses
+LATENCY, CALLS = "chunk latency, median (ms)", "network calls a chunk"
 # name -> (key of a chunk's record, factor, quantile or None for the mean)
 RATIOS: dict[str, tuple[str, float, float | None]] = {
-    "chunk latency, median (ms)": ("latency_s", 1e3, 0.5),
+    LATENCY: ("latency_s", 1e3, 0.5),
     "chunk latency, p95 (ms)": ("latency_s", 1e3, 0.95),
     "chunk latency, mean (ms)": ("latency_s", 1e3, None),
-    "network calls a chunk": ("calls", 1.0, None),
+    CALLS: ("calls", 1.0, None),
     "network evaluations a chunk": ("evaluations", 1.0, None),
 }
+_SHARED = {"latency_s"}  # by all robots that waited for one call
 
 
-def compare_sides(a: Side, b: Side, margin: float, seed: int, by_sequential: bool = False) -> Json:
+def compare_sides(
+    a: Side,
+    b: Side,
+    margin: float,
+    seed: int,
+    by_sequential: bool = False,
+    among: Collection[int] | None = None,
+) -> Json:
     """One comparison: a is judged against b.
 
     Args:
         margin: a loss of success that would not matter. seed: of the bootstrap.
-        by_sequential: the verdict goes by what is valid however often one looked.
+        by_sequential: the verdict goes by what is valid however often one looked. among: seeds
+            that count; None is all that both have done.
 
     Raises:
         ValueError: no seed was done by both, or seeds began with different scenes.
     """
-    seeds = common_seeds(a, b)
+    seeds = common_seeds(a, b, among)
     ours, theirs = ([side.episodes[s] for s in seeds] for side in (a, b))
     success = success_of(_outcomes(ours), _outcomes(theirs), margin)
     sequential = _sequential(success, margin)
     names = _names(a, b)
+    shared = any(chunk["batch"] > 1 for episode in (*ours, *theirs) for chunk in episode.chunks)
     ratios = {
-        name: ratio_of(_values(ours, key, unit), _values(theirs, key, unit), quantile, seed)
+        name: ratio_of(*_both(ours, theirs, key, unit), quantile, seed, shared and key in _SHARED)
         for name, (key, unit, quantile) in RATIOS.items()
     }
     return {
@@ -116,9 +127,16 @@ def _sequential(success: Json, margin: float) -> Json:
     return {
         "log10_e": {name: value / math.log(10) for name, value in e.items()},
         "difference_ci95": list(valid_interval(*counts)),
+        "difference_ci90": list(valid_interval(*counts, 2 * ALPHA)),
         "a_better": chance_better(*counts[:2]),
         "decision": str(decision(*counts, margin)) or None,
     }
+
+
+def _both(
+    ours: list[Episode], theirs: list[Episode], key: str, unit: float
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return _values(ours, key, unit), _values(theirs, key, unit)
 
 
 def _values(episodes: list[Episode], key: str, unit: float) -> list[np.ndarray]:
@@ -136,11 +154,16 @@ def _names(a: Side, b: Side) -> tuple[str, str]:
 def _decided(names: tuple[str, str], success: Json, sequential: Json, margin: float) -> Json:
     """By e-values of 20, at whatever number of seeds it ended."""
     a, b = names
-    low, high = (f"{100 * bound:+.1f}" for bound in sequential["difference_ci95"])
+    # Of a decision on one side at 5%, as "not worse" is, the interval is that of 90%. A difference
+    # is decided by another e-value than the interval's, which may still hold 0: both are told.
+    level = 90 if sequential["decision"] == "not worse" else 95
+    low, high = (f"{100 * bound:+.1f}" for bound in sequential[f"difference_ci{level}"])
+    e_value = 10 ** min(sequential["log10_e"]["difference"], 6)
+    by = f"e-value {e_value:.3g} of 20, " if sequential["decision"] in ("worse", "better") else ""
     seen = (
         f"after {counted(success['a']['n'], 'seed')}, difference "
-        f"{100 * success['difference']:+.1f} points, 95% interval that holds whenever one stops "
-        f"{low} to {high}"
+        f"{100 * success['difference']:+.1f} points, {by}{level}% interval that holds whenever one "
+        f"stops {low} to {high}"
     )
     allowed = f"{100 * margin:g} points"
     status, word, sentence = {
@@ -179,7 +202,8 @@ def verdict_of(names: tuple[str, str], success: Json, margin: float) -> Json:
         status, word = COULD_NOT_TELL, "COULD NOT TELL, TOO FEW EPISODES"
         needed = success["episodes_needed"]
         more = (
-            f"; at these rates {needed} common seeds would do (there are {success['a']['n']})"
+            f"; at these rates {needed} common seeds, looked at once, would tell with a chance of "
+            f"80% (there are {success['a']['n']})"
             if needed
             else ""
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +118,14 @@ def check_alike(a: Run, b: Run, allow_different_checkpoints: bool) -> None:
         )
 
 
-def common_seeds(a: Side, b: Side) -> list[int]:
-    """Seeds that both have done.
+def common_seeds(a: Side, b: Side, among: Collection[int] | None = None) -> list[int]:
+    """Seeds that both have done, of these (None: of all).
 
     Raises:
         ValueError: there is none.
     """
-    seeds = sorted(a.episodes.keys() & b.episodes.keys())
+    both = a.episodes.keys() & b.episodes.keys()
+    seeds = sorted(both if among is None else both & set(among))
     if not seeds:
         raise InputError(
             f"no seed was done by both: {a.sampler} in {a.folder} did {_range(a)}, {b.sampler} in "

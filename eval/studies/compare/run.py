@@ -28,7 +28,10 @@ def run_compare(options: CompareOptions, console: Console | None = None) -> int:
         check_output_folder(options.json.parent)
     console = console or plain_console()
     how = options.margin, options.seed, options.until_decided
-    found = [compare_sides(a, b, *how) for a, b in pairs_of(options)]
+    pairs, among = pairs_of(options), None
+    if len(options.samplers) > 2:  # one table, all of it of the seeds that all have done
+        among = set.intersection(*({*side.episodes} for pair in pairs for side in pair))
+    found = [compare_sides(a, b, *how, among) for a, b in pairs]
     for comparison in found:
         print_comparison(console, comparison)
     display = display_of(options.samplers, found) if len(options.samplers) > 2 else None

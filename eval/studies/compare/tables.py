@@ -9,6 +9,7 @@ from rich.table import Table
 
 from asd_policy.eval.runs.formats import MISSING, significant
 from asd_policy.eval.show.tables import print_lines, print_tables, print_verdict, table
+from asd_policy.eval.studies.compare.outcome import CALLS, LATENCY
 
 Json = dict[str, Any]
 
@@ -92,6 +93,12 @@ def _lines(found: Json) -> list[str]:
         lines.append(
             f"Left out, because the other has not done their seeds: {left[0]} of "
             f"{_label(found, 'a')}, {left[1]} of {_label(found, 'b')}"
+        )
+    latency, calls = (found["ratios"][name] for name in (LATENCY, CALLS))
+    if latency["ratio"] is not None and latency["ci95"] is None and calls["ci95"] is not None:
+        lines.append(
+            "Robots that waited for one call are no independent observations of its time: ratios "
+            "of latency have no interval. Measure them with --num-envs 1"
         )
     if found["different_settings"]:
         lines.append("The settings differ: " + "; ".join(found["different_settings"]))

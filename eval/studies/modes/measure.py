@@ -19,7 +19,7 @@ from asd_policy.eval.runs.store import check_same
 from asd_policy.eval.studies.modes import law
 from asd_policy.eval.studies.modes.board import ROWS, Board
 from asd_policy.eval.studies.modes.demos import DEMOS, OUT
-from asd_policy.eval.studies.modes.known import CASES, count, same
+from asd_policy.eval.studies.modes.known import CASES, Case, count, same
 from asd_policy.eval.studies.modes.play import play
 from asd_policy.eval.studies.modes.samplers import DRAWN, PLAYED, load
 from asd_policy.eval.studies.modes.show import print_findings
@@ -104,19 +104,25 @@ class Kept:
         return summarize(self._settings, self.known, self._rows, edges, swings, self.episodes)
 
     def count(self, samplers: tuple[str, ...], chunks: int) -> None:
-        """Draw chunks by the network that makes no errors, where there are none yet."""
+        """Draw chunks by the network that makes no errors, where there are fewer yet."""
         todo = [
             (case, sampler)
             for case in CASES
             for sampler in samplers
-            if not any(same(case, sampler, found) for found in self.known)
+            if self._counted(case, sampler) < chunks
         ]
         with Stage("cases of an exact network", len(todo), show=bool(todo)) as stage:
             for i, (case, sampler) in enumerate(todo, start=1):
                 first = first_seed(sampler, len(ROWS) + CASES.index(case))
+                fewer = [found for found in self.known if same(case, sampler, found)]
                 self.known.append(count(case, sampler, chunks, first))
+                for found in fewer:
+                    self.known.remove(found)
                 write_json(self.file, self.content)
                 stage.update(i, sampler)
+
+    def _counted(self, case: Case, sampler: str) -> int:
+        return sum(sum(found["counts"]) for found in self.known if same(case, sampler, found))
 
     def draw(self, samplers: tuple[str, ...], chunks: int) -> None:
         """Draw what is missing of so many chunks before each row."""

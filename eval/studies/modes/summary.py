@@ -68,7 +68,9 @@ def _triple(swings: Swings) -> np.ndarray:
 
 def _of(name: str, row: Any, mine: dict[int, np.ndarray], theirs: dict[int, np.ndarray]) -> LawOf:
     total = np.sum(list(mine.values()), axis=0)
-    other = np.sum(list(theirs.values()), axis=0) if theirs else None
+    # Where rows differ in chunks, as after a kill, sums over rows weigh them differently.
+    alike = len(theirs) == 1 or all(mine[r].sum() == theirs[r].sum() for r in theirs)
+    other = np.sum(list(theirs.values()), axis=0) if theirs and alike else None
     left, between, right = (int(n) for n in total)
     return {
         "sampler": name, "row": row,

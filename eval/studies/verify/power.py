@@ -8,7 +8,12 @@ from functools import partial
 
 import numpy as np
 
-from asd_policy.eval.studies.verify.equality import LEAST_DEVIATION, Array, kolmogorov_smirnov
+from asd_policy.eval.studies.verify.equality import (
+    LEAST_DEVIATION,
+    RESOLUTION,
+    Array,
+    kolmogorov_smirnov,
+)
 
 REPEATS = 100
 POWER = 0.9
@@ -52,7 +57,7 @@ def smallest_shifts(reference: Array, tests: int, alpha: float, seed: int) -> li
         ours, theirs = means[rows, picks[0]], means[rows, picks[1]]
 
         power = partial(_power, ours, theirs, deviation, alpha / tests)
-        found.append(Detectable(column, deviation, _least(power)))
+        found.append(Detectable(column, deviation, _least(power, 2 * RESOLUTION / deviation)))
     return found
 
 
@@ -62,11 +67,15 @@ def _power(ours: Array, theirs: Array, unit: float, level: float, shift: float) 
     return float((p <= level).mean())
 
 
-def _least(power: Callable[[float], float]) -> float | None:
-    """Bisection, on a logarithmic scale, for the shift at which the power is reached."""
+def _least(power: Callable[[float], float], visible: float) -> float | None:
+    """Bisection, on a logarithmic scale, for the shift at which the power is reached.
+
+    Args:
+        visible: less is lost where the tests round.
+    """
     if power(LARGEST) < POWER:
         return None
-    low, high = LEAST, LARGEST
+    low, high = max(LEAST, visible), LARGEST
     if power(low) >= POWER:
         return low
     while high / low > 1.03:

@@ -10,6 +10,8 @@ from eval_standin import prepare
 from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.episode import Episode
 from asd_policy.eval.runs.files import write_json
+from asd_policy.eval.studies.compare import outcome
+from asd_policy.eval.studies.compare.outcome import CALLS, LATENCY
 from asd_policy.eval.studies.compare.pairing import Side, differing_settings
 from asd_policy.eval.studies.evaluate import evaluate
 
@@ -74,6 +76,56 @@ def test_two_samplers_of_one_run(run, make, tmp_path):
     assert "0.3 to 0.3" in output
 
 
+def test_robots_that_waited_for_one_call_give_no_interval_of_latency(run, make, tmp_path):
+    folder = make("run", episodes=20)
+    rewrite(folder, lambda e: replace(e, chunks=[c | {"batch": 4} for c in e.chunks]))
+    _, output, _ = run("compare", folder, "--json", tmp_path / "c.json")
+    (found,) = json.loads((tmp_path / "c.json").read_text())["comparisons"]
+    latency, calls = (found["ratios"][name] for name in (LATENCY, CALLS))
+    assert latency["ci95"] is None
+    assert latency["ratio"] == pytest.approx(0.3)
+    assert calls["ci95"] == [0.3, 0.3]
+    assert "ratios of latency have no interval. Measure them with --num-envs 1" in output
+
+
+def test_a_table_of_several_is_of_the_seeds_that_all_have_done(run, make, tmp_path):
+    folder = make("run", episodes=12, samplers=("asd", "ddpm", "ddim"))
+    outcomes(folder, asd=6, ddpm=6)
+    path = folder / "episodes.jsonl"
+    lines = [line for line in path.open() if not _late(Episode.from_line(line), "ddim", 6)]
+    path.write_text("".join(lines))
+    words = "compare", folder, "--samplers", "asd", "ddpm", "ddim", "--json", tmp_path / "c.json"
+    run(*words)
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert {row["success"]["n"] for row in content["letters"]} == {6}
+    assert [found["seeds"]["left_out_of_a"] for found in content["comparisons"]] == [6, 6, 6]
+
+
+def _late(episode, sampler, first):
+    return episode.sampler == sampler and episode.seed % 100_000 >= first
+
+
+@pytest.mark.parametrize(
+    ("only_asd", "only_ddpm", "n", "word"),
+    [(4, 4, 206, "NOT WORSE"), (4, 18, 206, "WORSE"), (18, 4, 206, "BETTER")],
+)
+def test_what_is_decided_is_not_contradicted(only_asd, only_ddpm, n, word):
+    """The interval of a one-sided decision is that of 90%; a difference is told with its e-value,
+    which may be decided before the interval leaves 0."""
+    asd = {s: s >= only_ddpm for s in range(n)}
+    ddpm = {s: not only_ddpm <= s < only_ddpm + only_asd for s in range(n)}
+    success = outcome.success_of(asd, ddpm, 0.05)
+    sequential = outcome._sequential(success, 0.05)
+    found = outcome._decided(("asd", "ddpm"), success, sequential, 0.05)
+    assert found["word"] == word
+    if word == "NOT WORSE":
+        assert sequential["difference_ci90"][0] > -0.05 > sequential["difference_ci95"][0]
+        assert "90% interval that holds whenever one stops -4." in found["sentence"]
+    else:
+        assert "e-value 2" in found["sentence"]
+        assert " of 20, 95% interval" in found["sentence"]
+
+
 def test_worse_is_exit_status_1(run, make):
     folder = make("run", episodes=40)
     outcomes(folder, asd=20)
@@ -97,7 +149,7 @@ def test_too_few_episodes_are_exit_status_2(run, make):
     status, output, errors = run("compare", folder)
     assert status == 2
     assert "COULD NOT TELL, TOO FEW EPISODES (exit status 2)" in output
-    assert "common seeds would do (there are 6)" in output
+    assert "common seeds, looked at once, would tell with a chance of 80% (there are 6)" in output
     assert "error:" not in output + errors
     assert run("compare", folder, "--margin", 0.5)[0] == 0, "a wide margin needs few"
 

@@ -149,3 +149,20 @@ def test_the_bootstrap_covers_the_ratio():
         low, high = ratio_of(a, b, 0.5, seed)["ci95"]
         covered += low <= 0.5 <= high
     assert covered >= 176
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(("only_a", "only_b", "n"), [(5, 5, 100), (2, 6, 120), (1, 1, 20)])
+def test_episodes_that_would_do_tell_four_times_in_five(only_a, only_b, n):
+    needed = episodes_needed(only_a, only_b, n, 0.05)
+    rng, rates = np.random.default_rng(0), [only_a / n, only_b / n]
+    drawn = rng.multinomial(needed, [*rates, 1 - sum(rates)], size=400)
+    told = [difference_interval(int(a), int(b), needed, 0.90)[0] > -0.05 for a, b, _ in drawn]
+    assert 0.7 <= np.mean(told) <= 0.92
+
+
+def test_robots_that_wait_for_one_call_are_one_observation():
+    rng = np.random.default_rng(3)
+    found = ratio_of(episodes(rng, 1.0, 0.1, 9), episodes(rng, 2.0, 0.1, 9), 0.5, 0, shared=True)
+    assert found["ci95"] is None
+    assert found["ratio"] == pytest.approx(0.5, rel=0.2)

@@ -211,6 +211,17 @@ def test_the_stated_shift_is_found_and_a_third_of_it_is_not():
     assert hits[1 / 3] < 13
 
 
+def test_no_shift_is_promised_that_rounding_hides():
+    """Of a number that never varies: the tests see steps of 1e-5 of an action, and no less."""
+    reference = chunks(np.random.default_rng(15), 2, 200)
+    reference[..., 0] = 0.25
+    found = smallest_shifts(reference, 30, ALPHA, 0)[0]
+    assert found.shift * found.deviation >= 2e-5
+    shifted = reference.copy()
+    shifted[..., 0] += found.shift * found.deviation
+    assert smallest(reference, shifted) <= ALPHA
+
+
 def test_more_chunks_find_smaller_shifts():
     rng = np.random.default_rng(13)
     few, many = (smallest_shifts(chunks(rng, 2, n), 30, ALPHA, 0)[0].shift for n in (40, 640))

@@ -1,0 +1,88 @@
+"""Guesses ahead that overflow: they are the sampler's own, and must cost a chain nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import asd_policy
+from asd_policy import Calibration, Schedule
+from asd_policy.chains import Chains
+from asd_policy.coupling import reflect
+from asd_policy.denoiser import Denoiser
+from asd_policy.drafts import Form
+from asd_policy.engine.kernels import make_kernels
+from asd_policy.samplers.asd import AutospeculativeDecoding
+
+STEPS, BATCH, DIM = 100, 300, 4
+SCHEDULE = Schedule.ddpm(STEPS, clip_sample=False)
+
+
+def silent(x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
+    """ε = 0, as of a network that was not trained: each step moves a point away."""
+    return torch.zeros_like(x)
+
+
+def expected_deviation() -> float:
+    """Of that chain's end, whose steps are linear."""
+    variance = 1.0
+    scale = SCHEDULE.a / SCHEDULE.signal + SCHEDULE.b  # x̂0 = x / √ᾱ
+    for one, sigma in zip(scale.tolist(), SCHEDULE.sigma.tolist(), strict=True):
+        variance = one**2 * variance + sigma**2
+    return float(variance**0.5)
+
+
+@pytest.mark.parametrize("slope", [3.0, 1e30])
+@pytest.mark.parametrize("kernels", ["torch", "native"])
+@pytest.mark.parametrize("rejoin", [False, True])
+@pytest.mark.parametrize("window", [16, 101])
+def test_a_draft_that_overflows_costs_no_chain(
+    window: int, rejoin: bool, kernels: str, slope: float
+) -> None:
+    """Slopes as wrong as 3 at every step make guesses that grow without bound along a window."""
+    generator = torch.Generator().manual_seed(0)
+    initial, steps, uniform = (
+        torch.randn(BATCH, DIM, generator=generator),
+        torch.randn(BATCH, STEPS, DIM, generator=generator),
+        torch.rand(BATCH, STEPS, generator=generator),
+    )
+    chains = Chains(SCHEDULE, BATCH, DIM, window, initial, rejoin)
+    chains.load(initial, steps, uniform.log(), torch.full((STEPS,), slope))
+    chains.reset()
+    denoiser = Denoiser(silent, SCHEDULE, (DIM,), None, initial)
+    form = Form("secant", 1, False, rejoin)
+    run = AutospeculativeDecoding(denoiser, chains, form, make_kernels(kernels))
+    while min(n := chains.n.tolist()) < STEPS:
+        run.round(n)
+    assert chains.bad.max() < 0
+    ends = chains.x / expected_deviation()
+    assert ends.isfinite().all()
+    # 1,200 numbers: five standard errors of a mean, and of a deviation.
+    assert abs(float(ends.mean())) < 5 / 1200**0.5
+    assert abs(float(ends.std()) - 1) < 5 / 2400**0.5
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan, 1e30])
+def test_no_noise_is_mirrored_along_what_is_not_finite(bad: float) -> None:
+    noise = torch.randn(2, 3)
+    delta = torch.tensor([[1.0, bad, 0.5], [1.0, 2.0, 0.5]])
+    found = reflect(noise, delta)
+    assert torch.equal(found[0], noise[0])
+    assert not torch.equal(found[1], noise[1])
+    torch.testing.assert_close(found.norm(dim=1), noise.norm(dim=1))
+
+
+def test_nothing_is_learned_of_a_guess_that_overflowed() -> None:
+    """Else one would leave no slopes at all, of this step and of those beside it."""
+    stats = asd_policy.sample(lambda x, t, c: 0.5 * x, SCHEDULE, shape=(2, 3), seed=0).stats
+    sums = np.array(stats.sums)
+    sums[:, 7] = np.inf, np.nan
+    learned = Calibration().learned
+    for _ in range(2):
+        learned.update(replace(stats, sums=sums))
+    assert np.isfinite(learned.slopes(STEPS)).all()
+    assert learned.slopes(STEPS).count_nonzero()
