@@ -53,8 +53,8 @@ class CallsCell(Closed):
     window: Positive
     chains: Positive
     calls: Amount
-    calls_error: Amount
-    """Standard error of the mean."""
+    calls_error: Amount | None
+    """Standard error of the mean; null of one chain."""
     evaluations: Amount
     decided: Annotated[list[Amount], Len(BINS, BINS)]
     """Drafts decided upon, by fiftieths of the chain from its first step to its last."""

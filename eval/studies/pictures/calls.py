@@ -126,7 +126,7 @@ def cell(
     return {
         "sampler": sampler, "steps": steps, "window": window, "chains": chains,
         "calls": float(used.mean()),
-        "calls_error": float(used.std() / chains**0.5) if chains > 1 else 0.0,
+        "calls_error": float(used.std() / chains**0.5) if chains > 1 else None,
         "evaluations": float(stats.evaluations.double().mean()),
         "decided": _binned(decided), "rejected": _binned(decided - accepted),
     }  # fmt: skip

@@ -12,13 +12,17 @@ from asd_policy.eval.show.tables import print_lines, print_tables, table
 from asd_policy.eval.studies.pictures.figures import named
 
 
+def _error(of_mean: float | None) -> str:
+    return "" if of_mean is None else f" ± {of_mean:.1f}"
+
+
 def print_calls(console: Console, found: Any) -> None:
     """Calls, evaluations and rejections of each cell; how calls grow."""
     cells = sorted(found["cells"], key=lambda c: (c["steps"], c["window"], c["sampler"]))
     rows = [
         [
             named(c["sampler"]), str(c["steps"]), str(c["window"]),
-            f"{c['calls']:.1f} ± {c['calls_error']:.1f}", f"{c['evaluations']:.0f}",
+            f"{c['calls']:.1f}{_error(c['calls_error'])}", f"{c['evaluations']:.0f}",
             f"{sum(c['rejected']):.1f}", f"{c['steps'] / c['calls']:.1f}x",
         ]
         for c in cells
