@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from rich.console import Console
 
-_WIDE = 110  # columns where the output is no terminal: no table is squeezed
+_WIDE = 110  # columns where the output is no terminal and COLUMNS says none: no table is squeezed
 
 
 def plain_console(stderr: bool = False, least: int = 0) -> Console:
@@ -23,7 +24,7 @@ def plain_console(stderr: bool = False, least: int = 0) -> Console:
         markup=False,
         emoji=False,
         highlight=False,
-        width=None if stream.isatty() else _WIDE,
+        width=None if stream.isatty() or os.environ.get("COLUMNS") else _WIDE,
     )
     if console.width < least:
         console.width = least

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +28,27 @@ class PreparedNetwork(Protocol):
 
     def evaluate(self, x: Tensor, steps: Tensor, chains: Tensor, condition: Tensor) -> Tensor:
         """(N, *shape) points at (N,) steps of (N,) chains, with what :meth:`condition` gave."""
+
+
+def check_arguments(network: object) -> None:
+    """Refuse a network that cannot be called as ``network(x, timesteps, cond)``.
+
+    Raises:
+        ValueError: its arguments are others.
+    """
+    call = network.forward if isinstance(network, nn.Module) else network
+    if isinstance(network, PreparedNetwork | torch.jit.ScriptModule) or not callable(call):
+        return
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):  # of what is not written in Python, none is known
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise InputError(
+            f"the denoiser is called as denoiser(x, timesteps, cond); this one takes {signature}"
+        ) from None
 
 
 class Around:

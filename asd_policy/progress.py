@@ -113,9 +113,9 @@ class Stage:
         self._said, self._last_said = time.monotonic(), self._done
         count = [] if self._total is None else [f"{self._done}/{self._total}"]
         words = [" ".join([self._text, *count]), *([self._note] if self._note else [])]
-        fresh = self._total is None or self._done == self._first
+        fresh = self._done == self._first
         told = words if fresh and self.left_s() is None else [*words, self.times()]
-        self.say(", ".join(told) + " ..." * fresh)
+        self.say(", ".join(told) + " ..." * (fresh or self._total is None))
 
     def _live_line(self) -> Progress | None:
         """On a terminal that can be redrawn, where there is rich."""

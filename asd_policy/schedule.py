@@ -106,6 +106,10 @@ class ScheduleConfig:
             object.__setattr__(self, "trained_betas", tuple(betas.tolist()))
 
     def validate(self) -> None:
+        if self.beta_schedule == "cosine":
+            raise InputError(
+                'beta_schedule "cosine" is called "squaredcos_cap_v2", as in diffusers'
+            )
         check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("variance_type", self.variance_type, VARIANCE_TYPES)

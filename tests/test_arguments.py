@@ -31,6 +31,16 @@ def test_the_denoiser_can_be_called() -> None:
         asd_policy.sample(None, SCHEDULE, shape=(3, 4))
 
 
+@pytest.mark.parametrize(
+    ("denoiser", "taken"),
+    [(lambda x, t: x, r"\(x, t\)"), (torch.nn.Linear(4, 4), r"\(input"), (lambda: 0, r"\(\)")],
+)
+def test_the_denoiser_takes_points_times_and_conditions(denoiser: object, taken: str) -> None:
+    message = rf"called as denoiser\(x, timesteps, cond\); this one takes {taken}"
+    with pytest.raises(InputError, match=message):
+        asd_policy.sample(denoiser, SCHEDULE, shape=(3, 4))
+
+
 def test_sizes_may_be_of_numpy_and_of_torch() -> None:
     expected = sample(shape=(3, 4)).sample
     for shape in ([3, 4], torch.Size([3, 4]), (np.int64(3), torch.tensor(4)), np.array([3, 4])):

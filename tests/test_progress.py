@@ -58,6 +58,13 @@ def test_without_a_terminal_it_is_lines(capsys, monkeypatch) -> None:
     monkeypatch.setattr("asd_policy.progress.time.monotonic", lambda: now[0])
     with Stage("loading the policy"):
         assert capsys.readouterr().err == "loading the policy ...\n"
+    with Stage("calibrating") as stage:  # of how many is not known
+        now[0] = 12
+        stage.update(16, "16 chunks")
+    assert capsys.readouterr().err.splitlines() == [
+        "calibrating ...",
+        "calibrating, 16 chunks, 0:12 gone ...",
+    ]
     with Stage("round", 30) as stage:
         for done in range(1, 31):
             now[0] += 1

@@ -113,6 +113,9 @@ def test_a_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
     pytest.importorskip("zarr")
     with pytest.raises(DatasetError, match=r"no demonstration store at .*asd-policy demos"):
         load_replay(tmp_path / "none.zarr", list(KEYS))
+    (tmp_path / "none.zarr.partial").mkdir()
+    with pytest.raises(DatasetError, match=r"`asd-policy demos` is unfinished there, and goes on"):
+        load_replay(tmp_path / "none.zarr", list(KEYS))
 
 
 def test_a_folder_that_is_no_store(tmp_path: Path) -> None:

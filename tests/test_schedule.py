@@ -12,7 +12,7 @@ from asd_policy import Schedule
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta_schedule": "cosine"}, r"beta_schedule must be one of 'linear', .*; got 'cosine'"),
+        ({"beta_schedule": "cosine"}, r'beta_schedule "cosine" is called "squaredcos_cap_v2"'),
         ({"prediction_type": "eps"}, r"prediction_type must be one of 'epsilon', .*; got 'eps'"),
         ({"variance_type": "learned"}, r"variance_type must be one of .*; got 'learned'"),
         ({"timestep_spacing": "even"}, r"timestep_spacing must be one of .*; got 'even'"),

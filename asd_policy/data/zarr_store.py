@@ -57,7 +57,9 @@ class ZarrStore:
         import zarr  # an extra; the trainer itself runs without it
 
         if not path.exists():
-            raise DatasetError(f"no demonstration store at {path}; `asd-policy demos` makes one")
+            begun = path.with_name(path.name + ".partial").exists()
+            makes = "is unfinished there, and goes on where it was" if begun else "makes one"
+            raise DatasetError(f"no demonstration store at {path}; `asd-policy demos` {makes}")
         if not path.is_dir() and not zipfile.is_zipfile(path):
             raise DatasetError(
                 f"{path} is not a zarr group: expected a folder, or a whole zip file of one, and "

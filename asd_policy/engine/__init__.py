@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from asd_policy.denoiser import Network, PreparedNetwork, check_mode
+from asd_policy.denoiser import Network, PreparedNetwork, check_arguments, check_mode
 from asd_policy.engine.cuda_graph import CudaGraphEngine
 from asd_policy.engine.distributed import DistributedEngine
 from asd_policy.engine.eager import Engine
@@ -51,6 +51,7 @@ def make_engine(
         EngineError: an engine that cannot be had here.
     """
     check_choice("engine", name, ENGINES)
+    check_arguments(network)
     check_mode(network)
     arguments = network, schedule, shape, device, dtype, kernels
     if name == "distributed":

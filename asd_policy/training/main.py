@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from rich.console import Console
 from tyro.conf import arg
 
 from asd_policy.console import plain_console
@@ -99,23 +100,42 @@ def main_train(
     replay = join([load_demonstrations(store, spec, filter_key) for store in stores])
     if threads is not None:
         torch.set_num_threads(threads)
-    policy = PolicyConfig(
-        observation_keys={k: v.shape[1] for k, v in replay.observations.items()},
-        action_dim=replay.actions.shape[1],
-        action_horizon=action_horizon,
-        quaternions=spec.quaternions if rotations == "matrix" else (),
-        **_network(down_dims, step_embed_dim, transformer),
-    )
-    _check_norms(policy)
+    longest = PolicyConfig.pred_horizon - PolicyConfig.obs_horizon + 1
+    if not 1 <= action_horizon <= longest:
+        raise InputError(f"--action-horizon must be 1 to {longest}, got {action_horizon}")
     if not 0 <= keep <= 10:
         raise InputError(f"--keep takes 0 to 10 models, got {keep}")
-    config = TrainConfig(steps, batch_size, learning_rate, seed=seed, precision=precision)
-    schedule = Schedule.ddpm(diffusion_steps)
-    start = None if start_from is None else load_checkpoint(start_from)
-    trainer = Trainer(replay, policy, schedule, config, device, start)
+    with _options_named():
+        policy = PolicyConfig(
+            observation_keys={k: v.shape[1] for k, v in replay.observations.items()},
+            action_dim=replay.actions.shape[1],
+            action_horizon=action_horizon,
+            quaternions=spec.quaternions if rotations == "matrix" else (),
+            **_network(down_dims, step_embed_dim, transformer),
+        )
+        _check_norms(policy)
+        config = TrainConfig(steps, batch_size, learning_rate, seed=seed, precision=precision)
+        schedule = Schedule.ddpm(diffusion_steps)
+        start = None if start_from is None else load_checkpoint(start_from)
+        trainer = Trainer(replay, policy, schedule, config, device, start)
     marks = {steps * tenth // 10 for tenth in range(11 - keep, 11)} - {0}
     with claimed(out):
         _train(task, trainer, replay, out, resume, marks)
+
+
+@contextmanager
+def _options_named() -> Iterator[None]:
+    """In errors about what was asked for, options are called as on the command line."""
+    options = "|".join(inspect.signature(main_train).parameters)
+    try:
+        yield
+    except InputError as error:
+        named = re.sub(rf"^((?:each of )?)({options})\b", _as_option, str(error))
+        raise InputError(named) from error
+
+
+def _as_option(found: re.Match[str]) -> str:
+    return found[1] + "--" + found[2].replace("_", "-")
 
 
 def _network(
@@ -164,9 +184,14 @@ def _train(
         save_checkpoint(folder, trainer.checkpoint(_card(task, trainer, replay, calibration)))
 
     mark = lambda progress: save(_step_folder(out, trainer.step), progress)  # noqa: E731
-    _run(trainer, state_file, console, marks, mark, resume)
-    with Stage("chunks of the calibration") as stage:
-        save(out, stage.update)
+    try:
+        _run(trainer, state_file, marks, mark)
+        with Stage("calibrating") as stage:
+            save(out, lambda done: stage.update(done, counted(done, "chunk")))
+    except KeyboardInterrupt:
+        without = "" if resume else " without --no-resume"
+        console.print(f"Stopped at step {trainer.step}; the same command{without} goes on.")
+        raise
     console.print(f"Final loss {trainer.loss:.4f}. Checkpoint: {out}")
 
 
@@ -213,6 +238,8 @@ def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
         except CheckpointError as error:
             finished = (out / CARD_FILE).exists()  # and is not started over
             advice = "" if finished else ", or --no-resume to start over"
+            if finished:  # a training has an end, and is not made longer
+                advice = f" (with --start-from {out} it begins with these weights)"
             raise CheckpointError(f"{error}; choose another --out{advice}") from error
     else:
         _clear(out, state_file)
@@ -235,29 +262,22 @@ def _clear(out: Path, state_file: Path) -> None:
 def _run(
     trainer: Trainer,
     state_file: Path,
-    console: Console,
     marks: Collection[int],
     save: Callable[[Callable[[int], None]], None],
-    resume: bool,
 ) -> None:
     """Train to the end; `save` at the steps in `marks`."""
-    try:
-        with Stage("step", trainer.config.steps, trainer.step) as stage:
-            calibrating = lambda done: stage.update(note=f"calibrating, {done} chunks")  # noqa: E731
-            if trainer.step in marks:  # stopped there, perhaps before it was saved
+    with Stage("step", trainer.config.steps, trainer.step) as stage:
+        calibrating = lambda done: stage.update(note=f"calibrating, {done} chunks")  # noqa: E731
+        if trainer.step in marks:  # stopped there, perhaps before it was saved
+            save(calibrating)
+
+        def after(now: Report) -> None:
+            stage.update(now.step, f"loss {now.loss:.4f}")
+            if now.step in marks:
+                trainer.save_state(state_file)  # no network without the run that made it
                 save(calibrating)
 
-            def after(now: Report) -> None:
-                stage.update(now.step, f"loss {now.loss:.4f}")
-                if now.step in marks:
-                    trainer.save_state(state_file)  # no network without the run that made it
-                    save(calibrating)
-
-            trainer.run(state_file, after)
-    except KeyboardInterrupt:
-        without = "" if resume else " without --no-resume"
-        console.print(f"Stopped at step {trainer.step}; the same command{without} goes on.")
-        raise
+        trainer.run(state_file, after)
 
 
 def _card(

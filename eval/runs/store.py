@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -155,7 +156,7 @@ def differing(
 
 
 def _refusal(folder: Path, what: str, found: dict[str, str], going_on: str) -> str:
-    named = "; ".join(f"{_option(key)}: {text}" for key, text in found.items())
+    named = "; ".join(f"{_option(key)}: {_short(text)}" for key, text in found.items())
     why = "; a run has one machine setting, so that its latencies are of one" * bool(
         found.keys() & set(_OF_A_MACHINE)
     )
@@ -169,7 +170,14 @@ def _reaches(now: Any, there: Any) -> bool:
 
 
 def _option(key: str) -> str:
+    if key == "checkpoint_sha256":
+        return "SHA-256 of the policy's weights"
     return key if key in _NO_OPTIONS else "--" + key.replace("_", "-")
+
+
+def _short(text: str) -> str:
+    """A digest is told by its first digits."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1…", text)
 
 
 def _said(value: Any) -> str:

@@ -65,7 +65,7 @@ def test_what_cannot_be_is_said_in_a_line(words, capsys, monkeypatch):
     content["cells"][1]["checkpoint_sha256"] = "0" * 64
     out.write_text(json.dumps(content))
     assert rejoining.main([*given, "--chains", "2"]) == 2  # nothing to draw, and of another policy
-    assert f"checkpoint_sha256: {'0' * 64} there" in " ".join(capsys.readouterr().err.split())
+    assert "policy's weights: 00000000… there" in " ".join(capsys.readouterr().err.split())
     assert rejoining.main([*given, "--chains", "0"]) == 2
     assert "numbers from 1 on" in capsys.readouterr().err
     out.unlink()

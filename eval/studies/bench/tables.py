@@ -35,8 +35,10 @@ def print_benchmark(content: Json, write: Callable[[str], None] = print) -> None
         write("\nThe window that auto chose, against the best of the fixed ones, by medians")
         write(window_table(content["window_choices"]))
     if content["costs"]:
-        write("\nOne network call, ms by rows in the batch; weights read and arithmetic done, as a")
-        write("share of what a plain copy and a plain matrix product reach here")
+        write(
+            "\nOne network call, least ms by rows in the batch; weights read and arithmetic done,"
+        )
+        write("as a share of what a plain copy and a plain matrix product reach here")
         write(cost_table(content))
     for result in content["calls_against_steps"]:
         write(_scaling_line(result))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from asd_policy.envs.tasks import get_task
 from asd_policy.errors import InputError
 from asd_policy.eval.runs.episode import Episode
 from asd_policy.eval.runs.folder import Run, open_run
@@ -97,11 +98,11 @@ def pairs_of(options: CompareOptions) -> list[tuple[Side, Side]]:
 def check_alike(a: Run, b: Run, allow_different_checkpoints: bool) -> None:
     """Raise ValueError unless success means the same in both, of the same policy."""
     ours, theirs = a.settings, b.settings
-    for key in ("task", "horizon"):
-        if ours[key] != theirs[key]:
+    for key, value in (("task", lambda of: of["task"]), ("horizon", _horizon)):
+        if value(ours) != value(theirs):
             raise InputError(
-                f"runs of one {key} can be compared; got {ours[key]} in {a.path} and "
-                f"{theirs[key]} in {b.path}"
+                f"runs of one {key} can be compared; got {value(ours)} in {a.path} and "
+                f"{value(theirs)} in {b.path}"
             )
     key = "checkpoint_sha256"
     if ours[key] != theirs[key] and not allow_different_checkpoints:
@@ -116,6 +117,12 @@ def check_alike(a: Run, b: Run, allow_different_checkpoints: bool) -> None:
             f"the runs' policies look back, act and plan for {one} steps in {a.path}, {other} in "
             f"{b.path}; add --allow-different-checkpoints to compare them nevertheless"
         )
+
+
+def _horizon(settings: Mapping[str, Any]) -> int:
+    """In control steps; None of a run is its task's own."""
+    horizon: int | None = settings["horizon"]
+    return get_task(settings["task"]).horizon if horizon is None else horizon
 
 
 def common_seeds(a: Side, b: Side, among: Collection[int] | None = None) -> list[int]:

@@ -57,7 +57,9 @@ def measure(
             f"{chunks}, {episodes}"
         )
     if chunks % BLOCK:
-        raise InputError(f"--chunks takes multiples of {BLOCK}, which are drawn together; {chunks}")
+        raise InputError(
+            f"--chunks takes multiples of {BLOCK}, which are drawn together; got {chunks}"
+        )
     if not (out / POLICY / "card.json").is_file():
         raise InputError(f"{out / POLICY} holds no policy; `train` makes one")
     with claimed(file.parent), limited_to(1):

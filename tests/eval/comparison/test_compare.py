@@ -126,6 +126,21 @@ def test_what_is_decided_is_not_contradicted(only_asd, only_ddpm, n, word):
         assert " of 20, 95% interval" in found["sentence"]
 
 
+def test_a_run_s_horizon_may_be_its_task_s(run, make):
+    """Lift's is 400: it may be asked for, or left to the task."""
+    a, b = make("a", horizon=400), make("b", horizon=400)
+    path = b / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"]["horizon"] = None
+    write_json(path, config)
+    words = "--samplers", "asd", "asd"
+    assert run("compare", a, b, *words)[0] == 2  # too few episodes, and no other complaint
+    config["settings"]["horizon"] = 100
+    write_json(path, config)
+    _, _, errors = run("compare", a, b, *words)
+    assert "runs of one horizon can be compared; got 400 in" in errors
+
+
 def test_worse_is_exit_status_1(run, make):
     folder = make("run", episodes=40)
     outcomes(folder, asd=20)
