@@ -298,9 +298,7 @@ def _chain(scheduler: Any, config: SamplerConfig) -> Schedule:
                 "the DDPM that the network was trained for is "
                 "DDPMScheduler.from_config(scheduler.config)"
             )
-        raise InputError(
-            f"expected a DDPMScheduler, got a {kind}, whose steps are not a DDPM's; {trained}"
-        )
+        raise InputError(f"expected a DDPMScheduler, got a {kind}; {trained}")
     variance = scheduler.config.get("variance_type")
     if variance in ("learned", "learned_range"):
         raise InputError(

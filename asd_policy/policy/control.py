@@ -49,7 +49,7 @@ class Joined:
     """A chunk that came.
 
     Attributes:
-        asked, came: control steps. seconds: that it took.
+        asked, came: periods since the run began. seconds: that it took.
         useless: every action of it was meant for a time that had passed.
         committed: actions that it was conditioned on.
         jump: distance between its first executed action and the one that the last chunk had for the
@@ -67,24 +67,27 @@ class Joined:
 @dataclass
 class Report:
     """What happened. ``steps``: taken. ``held``: in which there was no action for the robot.
-    ``overruns``: that took longer than a period. ``lost``: draws that ended with the connection."""
+    ``overruns``: that took longer than a period. ``missed``: periods that passed without a step
+    meanwhile, and whose actions are not executed. ``lost``: draws that ended with the connection.
+    """
 
     steps: int = 0
     held: int = 0
     overruns: int = 0
+    missed: int = 0
     lost: int = 0
     chunks: list[Joined] = field(default_factory=list)
 
 
 @dataclass
 class Plan:
-    """Actions (H, action_dim), the first of them meant for the step at which it was asked for."""
+    """Actions (H, action_dim), the first of them meant for the period in which it was asked for."""
 
     asked: int
     actions: np.ndarray
 
     def at(self, step: int) -> np.ndarray | None:
-        """The action meant for a step, which may be changed; None when there is none any more."""
+        """The action meant for a period, which may be changed; None when there is none any more."""
         ahead = step - self.asked
         return self.actions[ahead].copy() if 0 <= ahead < len(self.actions) else None
 
@@ -150,17 +153,11 @@ class Controller:
             self._cold = False
         self._policy.reset([seed])
         loop = _Loop(self._policy, robot, rate_hz, self._join == "condition", self._retry_s)
-        due = time.monotonic()
         try:
             while (steps is None or loop.report.steps < steps) and not stop():
+                begun = time.monotonic()
                 loop.step()
-                due += 1 / rate_hz
-                left = due - time.monotonic()
-                if left > 0:
-                    time.sleep(left)
-                else:
-                    loop.report.overruns += 1
-                    due = time.monotonic()
+                loop.wait(begun)
         finally:  # at once: what is being drawn may take long, and the connection longer
             try:
                 loop.hold()
@@ -180,15 +177,19 @@ class _Loop:
         self.report, self.drawer = Report(), _Drawer(policy)
         self.plan: Plan | None = None
         self.last: np.ndarray | None = None
-        self.ask_at, self.not_before, self.delay = 0, 0.0, 0
+        self.now = self.ask_at = self.delay = 0  # in periods
+        self.began, self.not_before = time.monotonic(), 0.0
         self.coming = Joined(0, 0, 0.0, False)
         self.frames: list[Frame] = []
 
     def step(self) -> None:
         """Observe, take what has come, ask for more, act."""
-        now, length = self.report.steps, self.policy.horizons[0]
         seen = self.policy.frames(one_row(self.robot.observe()), 1)[0]
-        self.frames = [*self.frames, *seen][-length:]
+        self.frames = [*self.frames, *seen][-self.policy.horizons[0] :]
+        # The world goes on while the robot observes, and while the step before overran.
+        now = max(self.now, int((time.monotonic() - self.began) * self.rate_hz))
+        self.report.missed += now - self.now
+        self.now = now
         self._take(now)
         if self.drawer.idle and now >= self.ask_at and time.monotonic() >= self.not_before:
             self._ask(now)
@@ -200,6 +201,13 @@ class _Loop:
             self.last = action.copy()  # the robot may write into its own
             self.robot.act(action)
         self.report.steps += 1
+        self.now += 1
+
+    def wait(self, begun: float) -> None:
+        """After a step that has begun then: until the next period begins."""
+        ended = time.monotonic()
+        self.report.overruns += ended - begun > 1 / self.rate_hz
+        time.sleep(max(0.0, self.began + self.now / self.rate_hz - ended))
 
     def hold(self) -> None:
         """What the robot says of holding still; nothing where it says nothing."""

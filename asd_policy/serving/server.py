@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import http
 import logging
@@ -33,6 +34,7 @@ HEALTH = "/healthz"  # as openpi's
 _GOING, _POLICY, _FAULT = 1001, 1008, 1011  # codes of RFC 6455, as IDLE is
 _ENDING = "the server is ending"
 _HANDSHAKE_S, _GOODBYE_S, _GRACE_S = 10.0, 2.0, 0.5
+_NOT_HERE = errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
 _SPARE = 64  # connections beside the clients: handshakes, questions after its health
 
 
@@ -176,11 +178,26 @@ class Server:
         found = socket.getaddrinfo(
             self.host or None, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
+        refused: OSError | None = None
         for family, _, _, _, where in dict.fromkeys(found):
-            made = socket.create_server((where[0], self.port), family=family)
+            try:
+                made = socket.create_server((where[0], self.port), family=family)
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    self._close_listening()
+                    raise
+                refused = error  # a name may have an address of a kind that is switched off
+                continue
             made.settimeout(0.2)  # closing it wakes nobody
             self._listening.append(made)
             self.port = made.getsockname()[1]
+        if refused is not None and not self._listening:
+            raise refused
+
+    def _close_listening(self) -> None:
+        for each in self._listening:
+            each.close()
+        self._listening.clear()
 
     def _accept(self, listening: socket.socket) -> None:
         while not self._draining:

@@ -27,7 +27,7 @@ from asd_policy.eval.runs.formats import MISSING, duration, number, times
 from asd_policy.eval.samplers import law_of
 from asd_policy.eval.show.headline import REFERENCE, STYLES, headlines
 from asd_policy.eval.show.page_figures import page_figures
-from asd_policy.eval.show.terminal import is_busy
+from asd_policy.eval.show.terminal import is_busy, load_counts
 from asd_policy.eval.show.windows import (
     base_command,
     fixed_options,
@@ -110,6 +110,7 @@ def render_page(
             reference=REFERENCE if REFERENCE in names else names[0],
             figures={name: Markup(svg) for name, svg in page_figures(dict(results)).items()},
             busy=busy,
+            load_counts=load_counts(results),
             sequential=sampled_sequentially(results),
             fixed=fixed_options(config, results),
             windows_differ=windows_differ(results),

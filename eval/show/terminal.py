@@ -122,13 +122,21 @@ def busy_note(results: Results) -> str:
     """What a busy machine means for the figures, and what to do."""
     threads = results["resolved"]["threads"]
     fewer = "" if threads == 1 else ", or with --threads 1, which loses least to other work"
+    others = "calls, acceptance and success are"
+    if load_counts(results):
+        others = "nor, as chunks came late by what they took, is success; calls and acceptance are"
     return (
         "The machine was busy with other work: this run waited for a processor "
         f"{results['processor_wait_share']:.2f} s in each second (all threads together), so "
-        "latencies and the speedup by the clock are not those of a free machine; calls, "
-        "acceptance and success are. For latencies, run the command again when the other work is "
-        f"done{fewer}."
+        f"latencies and the speedup by the clock are not those of a free machine; {others}. For "
+        f"latencies, run the command again when the other work is done{fewer}."
     )
+
+
+def load_counts(results: Results) -> bool:
+    """Whether success depends on the machine's load: chunks came late by what they took."""
+    late = (summary["deadlines"] for summary in results["samplers"].values())
+    return any(each is not None and each["delay"] == "measured" for each in late)
 
 
 def _deadlines(results: Results) -> list[str]:

@@ -79,9 +79,12 @@ def fixed_options(config: Json, results: Results) -> list[tuple[str, tuple[str, 
     place in results.json of its value.
 
     `--window` is among them where it was "auto" and all samplers with a window used one and the
-    same in every chunk; `--threads` where none were asked for.
+    same in every chunk; `--threads` where none were asked for. With `--remote` both are the
+    server's, and nothing is added.
     """
-    added = []
+    added: list[tuple[str, tuple[str, ...]]] = []
+    if " --remote " in config.get("command", ""):
+        return added
     place = _common_window(results)
     if config["settings"]["window"] == "auto" and place is not None:
         added.append(("--window", place))

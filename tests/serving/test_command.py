@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gzip
 import importlib.util
 import math
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ pytest.importorskip("websockets")
 pytest.importorskip("tyro")
 from asd_policy.cli import main
 from asd_policy.engine import ENGINES
-from asd_policy.errors import CheckpointError, CopyError, InputError
+from asd_policy.errors import CheckpointError, CopyError, InputError, ServerError
 from asd_policy.integrations.loaders import open_policies
 from asd_policy.policy import save_checkpoint
 from asd_policy.policy.warmup import warm_up
@@ -62,6 +64,29 @@ def test_the_help_names_every_engine_that_serves(capsys):
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "{" + ",".join(e for e in ENGINES if e != "distributed") + "}" in told
     assert "openvino on a CPU, where it is installed and faster" in told
+
+
+def test_an_address_of_a_kind_that_is_switched_off_is_left_out(monkeypatch):
+    """As "localhost" is in containers, which /etc/hosts gives an address of IPv6 as well."""
+    made, create = [], socket.create_server
+
+    def without_v6(address, family):
+        if family == socket.AF_INET6:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        made.append(create(address, family=family))
+        return made[-1]
+
+    both = [
+        (family, socket.SOCK_STREAM, 6, "", (host, 0))
+        for family, host in ((socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1"))
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: both)
+    monkeypatch.setattr(socket, "create_server", without_v6)
+    with served(host="localhost") as server:
+        assert server.port == made[0].getsockname()[1]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: both[:1])
+    with pytest.raises(ServerError, match="Cannot assign requested address"), served():
+        pass
 
 
 def test_a_port_that_is_taken_is_said(refused, tmp_path):

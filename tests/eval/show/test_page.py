@@ -12,14 +12,17 @@ from pathlib import Path
 import matplotlib.colors
 import numpy as np
 import pytest
+from eval_standin import prepare
 from rich.console import Console
 
+from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.show import page as module
 from asd_policy.eval.show import page_figures
 from asd_policy.eval.show.page import FORMATS, PAGE, render_page, write_page
 from asd_policy.eval.show.terminal import print_report
 from asd_policy.eval.stats.summary import summarize
+from asd_policy.eval.studies.evaluate import evaluate
 
 NAMES = ("asd", "ddpm", "ddim")
 FIGURES = (
@@ -315,6 +318,33 @@ def test_a_busy_machine_and_a_batch_are_said(folder):
     text = " ".join(" ".join(Reader(page).other).split())
     assert "The machine was busy with other work." in text
     assert "robots in one batch." in text
+
+
+def test_how_late_chunks_came_is_on_the_page(tmp_path, quiet):
+    """And where they came late by what they took, success is of the machine's load as well."""
+    options = EvalOptions(
+        samplers=("asd",), episodes=2, horizon=12, delay=120.0, control_rate=40.0,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    evaluate(options, prepare=prepare, console=quiet)
+    config, episodes = read_run(options.out)
+    env = json.loads((options.out / "env.json").read_text())
+    busy = [dataclasses.replace(e, processor_wait_s=0.5 * e.wall_s) for e in episodes]
+    found = summarize(config, busy)
+
+    def told() -> str:
+        page = Reader(render_page(config, env, busy, options.out, found))
+        shown = {one["title"] for one, _ in page.numbers}
+        for name in ("control_rate_hz", "delay_ms/p50", "held_steps", "useless_chunks"):
+            assert any(place.endswith(f"samplers/asd/deadlines/{name}") for place in shown), shown
+        return " ".join(" ".join(page.other).split())
+
+    assert "calls, acceptance and success are." in told()
+    found["samplers"]["asd"]["deadlines"]["delay"] = "measured"
+    text = told()
+    assert "How late chunks came, while the world went on" in text
+    assert "nor, as chunks came late by what they took, is success" in text
+    assert "so scenes come out the same" in text
 
 
 # --- the command ----------------------------------------------------------------------------------
