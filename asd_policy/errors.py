@@ -34,7 +34,7 @@ class DatasetError(AsdPolicyError, ValueError):
 
 
 class DatasetWarning(UserWarning):
-    """Demonstrations that may be incomplete; the command line prints it on one line."""
+    """Demonstrations that may not be what was meant; the command line prints it on one line."""
 
 
 class OutputExistsError(AsdPolicyError, FileExistsError):

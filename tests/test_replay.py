@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from asd_policy.data.replay import (
     training_windows,
     window_indices,
 )
-from asd_policy.errors import DatasetError
+from asd_policy.errors import DatasetError, DatasetWarning
 from reference.tiny import KEYS, tiny_replay
 
 
@@ -107,6 +108,19 @@ def test_marks_of_interruptions_come_back(tmp_path: Path) -> None:
     save_npz(both, tmp_path / "both.npz")
     for replay in (both, load_npz(tmp_path / "both.npz")):
         assert replay.interrupted.tolist() == [*marks, *np.zeros(26, bool)]
+
+
+def test_episodes_that_are_there_twice_are_told(tmp_path: Path) -> None:
+    """A store and its export side by side would weigh them double, without a word."""
+    pytest.importorskip("zarr")
+    one = load_replay(write(tmp_path / "a.zarr"), list(KEYS))
+    count = len(one.episode_ends)
+    with pytest.warns(DatasetWarning, match=rf"{count} of {2 * count} episodes are there twice"):
+        assert len(join([one, one]).episode_ends) == 2 * count
+    other = dataclasses.replace(one, actions=one.actions * 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        join([one, other])
 
 
 def test_a_missing_store_says_how_to_make_one(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_a_save_between_two_looks_is_noticed(folder: Path, monkeypatch: pytest.M
         ({"calibration": "of 7 steps"}, r"calibration: .* is for 7 steps, the schedule has 10"),
         ({"note": float("nan")}, "the card cannot be written as JSON"),
         ({"normalizer": 4}, "expected 5 observation normalizer columns, got 4"),
+        ({"quaternions": (0,)}, r"quaternions at \(\) of an observation .* got \(0,\) and \(\)"),
     ],
 )
 def test_what_could_not_be_loaded_is_not_saved(folder: Path, change: dict, message: str) -> None:
@@ -59,6 +60,8 @@ def test_what_could_not_be_loaded_is_not_saved(folder: Path, change: dict, messa
         normalizer = made.observation_normalizer
         normalizer.low, normalizer.high = normalizer.low[:4], normalizer.high[:4]
         change = {}
+    if "quaternions" in change:  # the network would see another observation than once it is loaded
+        made.observation_normalizer.quaternions = change.pop("quaternions")
     made.card.update(change)
     with pytest.raises(CheckpointError, match=message):
         save_checkpoint(folder, made)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from asd_policy.data.zarr_store import ZarrStore, reason
-from asd_policy.errors import DatasetError, InputError
+from asd_policy.errors import DatasetError, DatasetWarning, InputError
 
 # Of ``attributes``: of the stores of `asd-policy demos`, and of what was read from robomimic's.
 OWN_FORMAT, HDF5_FORMAT = "asd-policy demonstrations 1", "robomimic HDF5"
@@ -97,6 +99,9 @@ def join(replays: Sequence[Replay]) -> Replay:
 
     Raises:
         DatasetError: observations or actions of different keys or sizes.
+
+    Warns:
+        DatasetWarning: some episodes are there twice.
     """
     first = replays[0]
     if len(replays) == 1:
@@ -108,6 +113,7 @@ def join(replays: Sequence[Replay]) -> Replay:
         if other != shapes[0]:
             raise DatasetError(f"these stores do not go together: {shapes[0]} and {other}")
     starts = np.cumsum([0, *(len(r.actions) for r in replays[:-1])])
+    _warn_of_twins(replays)
     return Replay(
         {k: np.concatenate([r.observations[k] for r in replays]) for k in first.observations},
         np.concatenate([r.actions for r in replays]),
@@ -115,6 +121,20 @@ def join(replays: Sequence[Replay]) -> Replay:
         np.concatenate([r.interrupted for r in replays]),
         {"stores": [r.attributes for r in replays]},
     )
+
+
+def _warn_of_twins(replays: Sequence[Replay]) -> None:
+    """Of episodes that several stores hold, told by their actions."""
+    split = (np.split(r.actions, r.episode_ends[:-1]) for r in replays)
+    found = [hashlib.sha256(actions.tobytes()).digest() for each in split for actions in each]
+    twins = len(found) - len(set(found))
+    if twins:
+        warnings.warn(
+            f"{twins} of {len(found)} episodes are there twice, and count twice: is one of these "
+            "stores another form of, or grown from, another one?",
+            DatasetWarning,
+            stacklevel=3,
+        )
 
 
 def save_npz(replay: Replay, path: str | Path) -> None:

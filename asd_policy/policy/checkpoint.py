@@ -344,6 +344,12 @@ def _check_dims(folder: Path, config: PolicyConfig, obs: Normalizer, action: Nor
             raise CheckpointError(
                 f"{folder / CARD_FILE}: expected {expected} {what} normalizer columns, got {got}"
             )
+    rotated = (tuple(obs.quaternions), tuple(action.quaternions))
+    if rotated != (tuple(config.quaternions), ()):
+        raise CheckpointError(
+            f"{folder / CARD_FILE}: expected normalizers with quaternions at {config.quaternions} "
+            f"of an observation and none of an action, got {rotated[0]} and {rotated[1]}"
+        )
 
 
 def check_rows(

@@ -245,12 +245,12 @@ class Trainer:
 
     def run(self, state_file: Path, report: Callable[[Report], None]) -> None:
         """Train to the last step, saving the state every ``save_seconds`` and on interruption."""
-        saved, earlier = time.monotonic(), self.seconds
-        started = saved
+        saved = time.monotonic()
         try:
             while self.step < self.config.steps:
+                started = time.monotonic()
                 self.train_step()
-                self.seconds = earlier + time.monotonic() - started
+                self.seconds += time.monotonic() - started
                 report(Report(self.step, self.loss))
                 if time.monotonic() - saved > self.config.save_seconds:
                     self.save_state(state_file)
