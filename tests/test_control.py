@@ -138,6 +138,23 @@ def test_where_the_robot_itself_is_late_the_plan_s_time_goes_on() -> None:
     check(robot, report)
 
 
+class Blocking(Told):
+    """Whose observation comes a period after it is asked for, as a camera's next frame does."""
+
+    def observe(self):  # type: ignore[no-untyped-def]
+        time.sleep(1.02 / RATE)
+        return super().observe()
+
+
+def test_a_robot_that_waits_for_its_sensors_keeps_its_rate() -> None:
+    begun = time.monotonic()
+    _, robot, report = run([0.02], robot=Blocking())
+    assert time.monotonic() - begun < 2 * 30 / RATE
+    assert report.missed <= 5  # 30 steps of 1.02 periods, on a machine that may be busy
+    assert robot.done.count(None) <= 5
+    check(robot, report)
+
+
 def test_no_action_is_executed_past_its_time() -> None:
     """The second chunk takes three times as long as the first one's actions last."""
     _, robot, report = run([0.01, 3 * H / RATE, 0.01], 60)

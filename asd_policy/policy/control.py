@@ -155,9 +155,8 @@ class Controller:
         loop = _Loop(self._policy, robot, rate_hz, self._join == "condition", self._retry_s)
         try:
             while (steps is None or loop.report.steps < steps) and not stop():
-                begun = time.monotonic()
                 loop.step()
-                loop.wait(begun)
+                loop.wait()
         finally:  # at once: what is being drawn may take long, and the connection longer
             try:
                 loop.hold()
@@ -178,7 +177,7 @@ class _Loop:
         self.plan: Plan | None = None
         self.last: np.ndarray | None = None
         self.now = self.ask_at = self.delay = 0  # in periods
-        self.began, self.not_before = time.monotonic(), 0.0
+        self.due, self.not_before = time.monotonic(), 0.0  # when the next step is to begin
         self.coming = Joined(0, 0, 0.0, False)
         self.frames: list[Frame] = []
 
@@ -186,10 +185,10 @@ class _Loop:
         """Observe, take what has come, ask for more, act."""
         seen = self.policy.frames(one_row(self.robot.observe()), 1)[0]
         self.frames = [*self.frames, *seen][-self.policy.horizons[0] :]
-        # The world goes on while the robot observes, and while the step before overran.
-        now = max(self.now, int((time.monotonic() - self.began) * self.rate_hz))
-        self.report.missed += now - self.now
-        self.now = now
+        # The world goes on while the robot observes. (One that waits for its sensors acts at the
+        # end of its period; more is late.)
+        self._miss(self._late_periods() - 1)
+        now = self.now
         self._take(now)
         if self.drawer.idle and now >= self.ask_at and time.monotonic() >= self.not_before:
             self._ask(now)
@@ -202,12 +201,26 @@ class _Loop:
             self.robot.act(action)
         self.report.steps += 1
         self.now += 1
+        self.due += 1 / self.rate_hz
 
-    def wait(self, begun: float) -> None:
-        """After a step that has begun then: until the next period begins."""
-        ended = time.monotonic()
-        self.report.overruns += ended - begun > 1 / self.rate_hz
-        time.sleep(max(0.0, self.began + self.now / self.rate_hz - ended))
+    def wait(self) -> None:
+        """After a step: until the next one is to begin."""
+        left = self.due - time.monotonic()
+        if left > 0:
+            time.sleep(left)
+        else:
+            self.report.overruns += 1
+            self._miss(self._late_periods())
+
+    def _late_periods(self) -> int:
+        """Whole periods that have passed since the next step was to begin."""
+        return int((time.monotonic() - self.due) * self.rate_hz)
+
+    def _miss(self, periods: int) -> None:
+        if periods > 0:
+            self.now += periods
+            self.due += periods / self.rate_hz
+            self.report.missed += periods
 
     def hold(self) -> None:
         """What the robot says of holding still; nothing where it says nothing."""

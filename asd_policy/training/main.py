@@ -131,6 +131,8 @@ def _options_named() -> Iterator[None]:
         yield
     except InputError as error:
         named = re.sub(rf"^((?:each of )?)({options})\b", _as_option, str(error))
+        if named == str(error):
+            raise
         raise InputError(named) from error
 
 
