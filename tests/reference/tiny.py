@@ -38,7 +38,7 @@ def tiny_checkpoint(num_steps: int = 10, **changes: object) -> Checkpoint:
         network,
         config,
         Schedule.ddpm(num_steps),
-        Normalizer(-observation, observation),
+        Normalizer(-observation, observation, quaternions=config.quaternions),
         Normalizer(-action, action),
         {"task": "toy"},
     )
