@@ -190,6 +190,20 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert max(config.lr_at(step) for step in range(1000)) <= 1e-3
 
 
+def test_a_gradient_that_overflows_spoils_nothing_that_is_saved(tmp_path) -> None:
+    """Its loss is finite; clipped, it would make every weight NaN, and the next state too."""
+    trainer, state = make(), tmp_path / "state.pt"
+    trainer.train_step()
+    first = next(trainer.network.parameters())
+    first.register_hook(lambda grad: torch.full_like(grad, torch.inf))
+    with pytest.raises(NonFiniteError, match="training gradient's norm became inf at step 1"):
+        trainer.run(state, lambda now: None)
+    again = make()
+    again.load_state(state)
+    assert again.step == 1 and all(p.isfinite().all() for p in again.network.parameters())
+    again.train_step()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -222,7 +222,8 @@ class Trainer:
 
     @untouched()
     def train_step(self) -> float:
-        """One optimizer step; returns its loss. Raises NonFiniteError if the loss is not finite."""
+        """One optimizer step; returns its loss. Raises NonFiniteError, and takes no step, if the loss
+        or its gradients are not finite: the state that is saved then is still a good one."""
         clean, cond, noise, timesteps = self._batch()
         noisy = self.schedule.add_noise(clean, noise, timesteps)
         target = self.schedule.training_target(clean, noise, timesteps)
@@ -232,10 +233,12 @@ class Trainer:
         if self._compute is None:
             on_gpu = self.device.type == "cuda"
             self._compute = self._captured(batch) if on_gpu else self._gradients
-        value = self._compute(*batch).item()
-        if not math.isfinite(value):
-            raise NonFiniteError(f"the training loss became {value} at step {self.step}")
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        loss = self._compute(*batch)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        value, length = torch.stack((loss, norm)).tolist()  # a GPU is waited for once
+        for name, found in (("loss", value), ("gradient's norm", length)):
+            if not math.isfinite(found):
+                raise NonFiniteError(f"the training {name} became {found} at step {self.step}")
         with handled_after():  # what is saved on Ctrl-C is never half a step
             self.optimizer.step()
             self.step += 1
