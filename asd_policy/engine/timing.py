@@ -156,7 +156,8 @@ def _key(engine: Engine, cond: Tensor | None, compiled: bool) -> dict[str, Any] 
         return None
     device = engine.like.device
     on_gpu = device.type == "cuda"
-    shapes = [[k, list(v.shape), str(v.dtype)] for k, v in network.state_dict().items()]
+    state = network.state_dict().items()  # quantized layers have other things there, too
+    shapes = [[k, list(v.shape), str(v.dtype)] for k, v in state if isinstance(v, Tensor)]
     if not shapes:
         return None
     with own_precision():

@@ -327,3 +327,16 @@ def test_a_compiled_network_is_known_again(cache, measured) -> None:
         network = torch.compile(Looped(1))
         network_costs(make_engine("eager", network, SCHEDULE, (6,)), None)
     assert len(measured) == 1
+
+
+class Noted(Looped):
+    """With more in its state than tensors, as quantized layers have."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"scale": 1}
+
+
+def test_a_state_that_is_more_than_tensors(cache, measured) -> None:
+    for _ in range(2):
+        network_costs(make_engine("eager", Noted(1), SCHEDULE, (6,)), None)
+    assert len(measured) == 1
