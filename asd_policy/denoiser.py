@@ -64,8 +64,9 @@ def check_mode(network: object) -> None:
     other functions.
 
     Raises:
-        ValueError: the network holds such a layer in training mode, or batch norm that has no
-            running statistics and mixes rows in every mode; or it is nothing that can be called.
+        ValueError: the network holds such a layer in training mode, or one that mixes rows in every
+            mode: batch norm that has no running statistics, or a layer quantized dynamically to
+            int8; or it is nothing that can be called.
     """
     if not callable(network) and not isinstance(network, PreparedNetwork):
         raise InputError(
@@ -82,6 +83,12 @@ def check_mode(network: object) -> None:
             raise InputError(
                 f"the network's {of} has no running statistics, so that the rows of a call are not "
                 "independent; expected batch norm with track_running_stats, or group norm"
+            )
+        if _scales_rows_together(layer):
+            raise InputError(
+                f"the network's {of} rounds the rows of a call on a scale of all of them, so that "
+                "they are not independent; expected the network before quantize_dynamic, or "
+                "quantized to float16"
             )
         if layer.training and (_drops(layer) or mixes):
             why = "draws at random" if _drops(layer) else "mixes the rows of a call"
@@ -107,6 +114,15 @@ def _drops(layer: Any) -> bool:
         return bool(layer.p > 0)
     share = getattr(layer, "dropout_prob", 0)  # of labels that diffusers leaves out, for guidance
     return _is(layer, nn.RReLU) or (isinstance(share, float) and share > 0)
+
+
+def _scales_rows_together(layer: nn.Module) -> bool:
+    """Whether it is one that ``torch.ao.quantization.quantize_dynamic`` made, with int8 weights:
+    what it is given is rounded to 256 numbers between the least and the largest of all rows."""
+    if not type(layer).__module__.startswith("torch.ao.nn.quantized.dynamic."):
+        return False
+    packed = getattr(layer, "_packed_params", None)
+    return torch.qint8 in (getattr(layer, "dtype", None), getattr(packed, "dtype", None))
 
 
 def _is(layer: Any, *kinds: type) -> bool:

@@ -128,3 +128,29 @@ def test_a_network_of_complex_numbers_is_refused() -> None:
         asd_policy.sample(
             lambda x, t, cond: x.to(torch.complex64), Schedule.ddpm(4), shape=(2, *SHAPE)
         )
+
+
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="no fbgemm")
+def test_layers_that_round_the_rows_of_a_call_together_are_refused() -> None:
+    """Quantized dynamically to int8; and those that are not (float16) are sampled."""
+    network, row = torch.nn.Sequential(torch.nn.Linear(6, 6)), torch.full((1, 6), 0.01)
+
+    def quantized(dtype: torch.dtype) -> torch.nn.Module:
+        return torch.ao.quantization.quantize_dynamic(network, {torch.nn.Linear}, dtype)
+
+    def sample(layers: torch.nn.Module) -> None:
+        class Network(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers = layers
+
+            def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
+                return self.layers(x)
+
+        asd_policy.sample(Network(), Schedule.ddpm(5), shape=(1, 6), window=2)
+
+    alone, together = (quantized(torch.qint8)(x)[0] for x in (row, torch.cat([row, 50 * row])))
+    assert float((alone - together).abs().max()) > 1e-4
+    with pytest.raises(ValueError, match=r"Linear 'layers\.0' rounds the rows of a call"):
+        sample(quantized(torch.qint8))
+    sample(quantized(torch.float16))

@@ -113,7 +113,8 @@ class Hook:
             device: where the policy will be; None: where it is.
 
         Raises:
-            ValueError: an engine or precision that is unknown, or not to be had there.
+            ValueError: an engine or precision that is unknown, or not to be had there; a network
+                whose layers mix the rows of a call.
         """
         place = self.place
         device = next(self.model().parameters()).device if device is None else torch.device(device)
@@ -129,6 +130,8 @@ class Hook:
                 "precision and compile are for a copy of a U-Net: expected copy=True and a network "
                 f"of Chi et al.'s kind, got copy={place.copy} and {type(self.model()).__name__}"
             )
+        if not self.model().training:  # else it is looked at when it has been trained
+            check_mode(self.model())
 
     def model(self) -> nn.Module:
         """The network that the policy has now."""

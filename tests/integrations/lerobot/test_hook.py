@@ -79,6 +79,21 @@ def test_a_check_that_finds_a_difference_fails() -> None:
         quiet(policy, check=True)
 
 
+def test_a_network_whose_rows_are_rounded_together_is_refused_at_once() -> None:
+    """Not at the robot's first chunk."""
+    policy = trained()
+    policy.diffusion.unet = torch.ao.quantization.quantize_dynamic(
+        policy.diffusion.unet, {torch.nn.Linear}
+    )
+    with pytest.raises(InputError, match="rounds the rows of a call on a scale of all of them"):
+        quiet(policy)
+    policy = trained()
+    policy.diffusion.unet = torch.ao.quantization.quantize_dynamic(
+        policy.diffusion.unet, {torch.nn.Linear}, torch.float16
+    )
+    quiet(policy).select_action(observation(1))
+
+
 def test_everything_else_stays_lerobots(tmp_path) -> None:
     policy = trained()
     weights = {name: value.clone() for name, value in policy.state_dict().items()}
