@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -345,3 +347,23 @@ def test_what_was_captured_for_every_batch_stays(name: str) -> None:
     sampler.draw(bulk_noise(1, STEPS, DIM, 1))
     assert len(engine._denoisers) == 8
     assert len(engine._steps) <= 8
+
+
+def test_what_a_timed_call_reads_stays_as_long_as_its_timer() -> None:
+    """A graph knows addresses and keeps nothing: memory that was let go is another's soon."""
+
+    class Forgetful(HostRecorder):
+        def record(self, work, what, when=None):  # type: ignore[no-untyped-def]
+            kept = weakref.ref(work)
+
+            def replay() -> None:
+                there = kept()
+                assert there is not None, f"what {what} reads is gone"
+                there()
+
+            return replay, 0
+
+    options = {"dtype": torch.float64, "recorder": Forgetful(), "kernels": "torch"}
+    timers = [CudaGraphEngine(NETWORK, SCHEDULE, (DIM,), **options).timer(n, None) for n in (1, 8)]
+    gc.collect()
+    assert all(timer() > 0 for timer in timers)
