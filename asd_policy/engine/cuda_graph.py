@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import time
 import warnings
 from collections import OrderedDict
@@ -43,6 +44,8 @@ PROBABLY_LAST = 0.1
 # Whether a round first asks on the device if any chain goes on, so that one which nobody needed
 # costs a few µs and the host need never pause (conditional nodes, CUDA 12.4): not measured yet.
 SKIPPED = False
+# A process has one capture at a time, during which a device must not be waited for.
+_capturing = threading.Lock()
 
 
 class CudaRecorder:
@@ -69,6 +72,12 @@ class CudaRecorder:
         Args:
             when: makes a boolean () on the device; what is replayed does nothing where it is false.
         """
+        with _capturing:
+            return self._record(work, what, when)
+
+    def _record(
+        self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None
+    ) -> tuple[Replay, int]:
         before = torch.cuda.memory_allocated(self._device)
         graph = torch.cuda.CUDAGraph()
         cudnn = torch.backends.cudnn

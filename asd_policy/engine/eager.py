@@ -238,8 +238,8 @@ def _timed(call: Callable[[], object], device: torch.device, ranks: int) -> floa
     clock = time.thread_time if alone else time.perf_counter
     start = clock()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type == "cuda":  # not the whole device, on which another thread may be capturing
+        torch.cuda.current_stream(device).synchronize()
     return clock() - start
 
 

@@ -196,8 +196,8 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         """Seconds by phase; their sum is the whole run."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self._device.type == "cuda":  # not all of it: another thread may be capturing there
+            torch.cuda.current_stream(self._device).synchronize()
         total = dict.fromkeys(PHASES, 0.0)
         for (_, before), (phase, after) in zip(self._marks[:-1], self._marks[1:], strict=True):
             total[phase] += _elapsed(before, after)
