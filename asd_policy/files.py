@@ -27,8 +27,11 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except AsdPolicyError:
         raise
-    except OSError as error:
-        reason = error.strerror or str(error).partition("\n")[0]
+    except (OSError, RuntimeError) as error:
+        refused = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(refused, OSError):  # torch.save raises an error of its own over that
+            raise
+        reason = refused.strerror or str(refused).partition("\n")[0]
         raise OutputError(f"{path} could not be written: {reason}") from error
 
 

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+import torch
 
 from asd_policy import files
 from asd_policy.errors import DatasetError, OutputError, OutputExistsError
@@ -17,6 +18,22 @@ def test_the_reason_is_the_systems(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(DatasetError, match="ours"), writing(tmp_path):
         raise DatasetError("ours")
+
+
+def test_a_disk_that_fills_up_while_pytorch_writes(tmp_path):
+    """PyTorch's writer raises an error of its own over the system's, which has the reason."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with (
+            pytest.raises(OutputError, match=r"x\.pt could not be written: File too large"),
+            replacing(tmp_path / "x.pt") as file,
+        ):
+            torch.save({"network": torch.zeros(100_000)}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_path_that_can_be_made_leaves_nothing_behind(tmp_path):
