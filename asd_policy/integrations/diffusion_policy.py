@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from asd_policy.errors import InputError
 from asd_policy.integrations.hooked import Asked, Hook, Kind, Place, made_up, put
+from asd_policy.networks import OthersUnet1D
 from asd_policy.networks.attention import stacks_in, unasking
 from asd_policy.samplers.config import SamplerConfig
 
@@ -84,6 +85,11 @@ class ConditionalSample(Hook):
     def model(self) -> nn.Module:
         network: nn.Module = self.owner.model
         return network
+
+    def as_unet(self) -> OthersUnet1D | None:
+        """As :meth:`Hook.as_unet`; None, too, where no global condition is given (inpainting)."""
+        unet = super().as_unet()
+        return unet if unet is not None and unet.global_cond_dim else None
 
     @property
     def eta(self) -> float:

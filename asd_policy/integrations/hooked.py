@@ -128,7 +128,8 @@ class Hook:
         if (place.precision != "fp32" or place.compile) and self.as_unet() is None:
             raise InputError(
                 "precision and compile are for a copy of a U-Net: expected copy=True and a network "
-                f"of Chi et al.'s kind, got copy={place.copy} and {type(self.model()).__name__}"
+                "of Chi et al.'s kind that global conditions alone are given to, got "
+                f"copy={place.copy} and {type(self.model()).__name__}"
             )
         if not self.model().training:  # else it is looked at when it has been trained
             check_mode(self.model())

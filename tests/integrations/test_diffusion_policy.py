@@ -49,7 +49,9 @@ KINDS = [
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 def test_sequential_ddpm_is_their_loop(kind, how, prediction, capsys):
     policy = asd.accelerate(make(kind, how, ddpm(prediction_type=prediction)), window=8)
-    assert "asd on a DDPM of 20 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "asd on a DDPM of 20 steps" in said
+    assert ("a copy of its U-Net takes" in said) == (how == "global")
     known, conds = policy.inputs(observed())
     assert asd.difference_to_its_loop(policy, *known, **conds) < 5e-5
     chunk = policy.conditional_sample(*known, **conds)
@@ -175,7 +177,7 @@ def test_a_warmup_does_the_slow_things_and_a_check_says_what_it_found(
     first, second = capsys.readouterr().out.splitlines()
     calls = policy.conditional_sample.calls
     assert f"steps, {calls:.3g} network calls a chunk" in first
-    assert ("a copy of its U-Net takes" in first) == (kind is UnetPolicy and how != "local")
+    assert ("a copy of its U-Net takes" in first) == (how == "global")
     assert second.startswith("asd-policy: sequential ddpm equals your loop to ")
     assert second.endswith(f"; {calls:.3g} calls in place of 20")
     monkeypatch.setattr("asd_policy.sampler.Sampler.calibrate", None)
@@ -311,6 +313,7 @@ def test_what_a_file_leaves_out_is_diffusers_own(scheduler):
         ({"engine": "cuda_graph", "precision": "tf32"}, "'cuda_graph' and .*'tf32' needs a CUDA"),
         ({"precision": "bf16", "copy": False}, "expected copy=True .* got copy=False"),
         ({"compile": True, "kind": TransformerPolicy, "how": "cond"}, "copy of a U-Net"),
+        ({"precision": "bf16", "how": "fixed"}, "global conditions alone"),
     ],
 )
 def test_what_cannot_be_had_is_refused_before_the_robot_waits(options, match):
