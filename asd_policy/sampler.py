@@ -70,7 +70,7 @@ class Sampler:
         self.config, self.shape = config, tuple(shape)
         self.threads = None if threads is None else whole_from(1, "threads", threads)
         self.schedule = config.schedule(schedule)
-        self._cond, self._compiled = cond, compiled
+        self._compiled = compiled
         if dtype is not None:
             check_kind("dtype", dtype, torch.dtype, "a torch.dtype")
             check_choice("dtype", dtype, DTYPES)
@@ -89,6 +89,7 @@ class Sampler:
             "calibration", calibration, Calibration, "a Calibration, as calibrate() makes it"
         )
         self.engine, self.calibration = engine, calibration
+        self._cond = None if cond is None else cond.to(engine.like.device)
         # Then it may be in training when a chunk is drawn; prepared ones have no such layers.
         self._as_it_is = not isinstance(engine.source, PreparedNetwork) or isinstance(
             engine.source, Around
@@ -163,6 +164,8 @@ class Sampler:
             )
         if not noise.fits(steps, like):
             noise = noise.fitted(batch, steps, like)
+        if cond is not None:  # observations come from the host, chains may lie on a GPU
+            cond = cond.to(like.device)
         if self._as_it_is:
             check_mode(self.engine.source)
         x, stats = config.method.draw(self.engine, config, plan, noise, cond)
