@@ -245,7 +245,7 @@ class Batcher:
         """Let the device finish what came before: it is no part of what is timed."""
         device = getattr(self._policy, "device", None)
         if device is not None and device.type == "cuda":
-            torch.cuda.synchronize(device)
+            torch.cuda.current_stream(device).synchronize()  # others may be capturing there
 
     def _answer(
         self,

@@ -13,7 +13,6 @@ from asd_policy.data.replay import Replay
 from asd_policy.errors import counted
 from asd_policy.eval.runs.files import write_json
 from asd_policy.eval.runs.schemas import VERSION, read_json
-from asd_policy.eval.studies.bench.ceilings import matmul_precision
 from asd_policy.files import writing
 from asd_policy.policy import PolicyConfig, save_checkpoint
 from asd_policy.policy.checkpoint import CARD_FILE
@@ -44,7 +43,7 @@ def train_for(
 
     The number of steps is chosen from a few that are timed, and kept, so that the learning rate
     comes to its end within the minutes, and a run that was stopped goes on as it was planned. The
-    state is saved each minute. On a GPU matrix products and convolutions are in TF32.
+    state is saved each minute. On a GPU convolutions are in TF32, as PyTorch has them.
 
     Raises:
         OutOfTime: twice the minutes have passed (the state is saved: call again to go on).
@@ -60,15 +59,12 @@ def train_for(
         replay.actions.shape[1],
         down_dims=down_dims,
     )
-    precision = "tf32" if device.type == "cuda" else "fp32"
-    with matmul_precision(precision):
-        config = _plan(minutes, replay, policy, batch_size, folder, device, say)
-        trainer = Trainer(replay, policy, Schedule.ddpm(DIFFUSION_STEPS), config, device)
-        if (folder / STATE).exists():
-            trainer.load_state(folder / STATE)
-        _run(trainer, folder / STATE, minutes, say)
-        card = _card(trainer, replay, device, precision)
-    save_checkpoint(finished, trainer.checkpoint(card))
+    config = _plan(minutes, replay, policy, batch_size, folder, device, say)
+    trainer = Trainer(replay, policy, Schedule.ddpm(DIFFUSION_STEPS), config, device)
+    if (folder / STATE).exists():
+        trainer.load_state(folder / STATE)
+    _run(trainer, folder / STATE, minutes, say)
+    save_checkpoint(finished, trainer.checkpoint(_card(trainer, replay, device)))
     (folder / STATE).unlink()
     steps = counted(trainer.step, "step")
     say(f"Trained: {steps}, loss {trainer.loss:.4f}, {trainer.seconds:.0f} s")
@@ -126,7 +122,7 @@ def _run(trainer: Trainer, state: Path, minutes: float, say: Say) -> None:
     trainer.run(state, report)
 
 
-def _card(trainer: Trainer, replay: Replay, device: torch.device, precision: str) -> dict[str, Any]:
+def _card(trainer: Trainer, replay: Replay, device: torch.device) -> dict[str, Any]:
     """What is known of the network, calibration of its drafts included."""
     config = trainer.config
     return {
@@ -135,7 +131,7 @@ def _card(trainer: Trainer, replay: Replay, device: torch.device, precision: str
             "steps": config.steps,
             "batch_size": config.batch_size,
             "learning_rate": config.learning_rate,
-            "precision": precision,
+            "precision": config.precision,
             "seconds": round(trainer.seconds, 1),
             "final_loss": round(trainer.loss, 5),
             "device": str(device),
