@@ -222,8 +222,8 @@ class Trainer:
 
     @untouched()
     def train_step(self) -> float:
-        """One optimizer step; returns its loss. Raises NonFiniteError, and takes no step, if the loss
-        or its gradients are not finite: the state that is saved then is still a good one."""
+        """One optimizer step; returns its loss. Raises NonFiniteError if the loss or its gradients
+        are not finite, and takes no step: the state that is saved then is still a good one."""
         clean, cond, noise, timesteps = self._batch()
         noisy = self.schedule.add_noise(clean, noise, timesteps)
         target = self.schedule.training_target(clean, noise, timesteps)
