@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from asd_policy.errors import InputError
+from asd_policy.integrations.diffusers_chain import is_ddim
 from asd_policy.integrations.hooked import Asked, Hook, Kind, Place, made_up, put
 from asd_policy.networks import OthersUnet1D
 from asd_policy.networks.attention import stacks_in, unasking
@@ -105,6 +106,12 @@ class ConditionalSample(Hook):
             text += (
                 "; diffusers 0.11.1, which diffusion_policy pins, goes from t to t-1 at each of "
                 "them, and so does not remove all noise: this does, as later releases do"
+            )
+        own_ddim = is_ddim(self.owner.noise_scheduler) and chain.config.eta is not None
+        if own_ddim and chain.config.prediction_type == "sample":
+            text += (
+                "; diffusers 0.11.1, which diffusion_policy pins, adds the predicted x̂0 where the "
+                "noise that it tells of belongs: this adds the noise, as later releases do"
             )
         return text
 

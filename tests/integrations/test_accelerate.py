@@ -212,6 +212,14 @@ def test_a_chain_of_fewer_steps_is_said_to_be_another(steps, said) -> None:
     assert ("diffusers 0.11.1, its pin, goes from t to t-1 of the 20" in ours.description) is said
 
 
+@pytest.mark.parametrize(("ddim", "said"), [(True, True), (False, False)])
+def test_where_an_old_ddim_steps_otherwise_it_is_said(ddim, said) -> None:
+    config = algo_config(ddim, steps=20)
+    config.ddim.prediction_type = config.ddpm.prediction_type = "sample"
+    ours = quiet(small_policy(config=config), "ddim", steps=10)
+    assert ("0.11.1, its pin, adds the predicted" in ours.description) is said
+
+
 # ---- refusals -----------------------------------------------------------------------------------
 
 

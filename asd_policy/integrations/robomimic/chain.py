@@ -68,9 +68,15 @@ def describe(schedule: Schedule, algo_config: Any) -> str:
     """The chain, ``{weights}`` to be filled in, and where robomimic's own is another."""
     kind = "DDPM" if schedule.config.eta is None else f"DDIM, eta={schedule.config.eta:g},"
     text = f"{kind} of {schedule.num_steps} steps, {{weights}}"
+    own_ddim = ddim_steps(algo_config) is not None
     if schedule.config.eta is not None:
+        if own_ddim and schedule.config.prediction_type == "sample":
+            text += (
+                "; robomimic's own chain is another: diffusers 0.11.1, its pin, adds the predicted "
+                "x̂0 where the noise that it tells of belongs"
+            )
         return text
-    if ddim_steps(algo_config) is not None:
+    if own_ddim:
         return (
             f"{text}; the checkpoint is configured for DDIM, whose distribution of actions is "
             "different"
