@@ -111,7 +111,7 @@ class ConditionalSample(Hook):
         if own_ddim and chain.config.prediction_type == "sample":
             text += (
                 "; diffusers 0.11.1, which diffusion_policy pins, adds the predicted x̂0 where the "
-                "noise that it tells of belongs: this adds the noise, as later releases do"
+                "predicted noise belongs: this adds the noise, as later releases do"
             )
         return text
 

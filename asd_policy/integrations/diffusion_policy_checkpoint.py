@@ -159,9 +159,10 @@ def to_checkpoint(file: DiffusionPolicyCheckpoint) -> Checkpoint:
         steps = int(file.settings.get("policy.num_inference_steps") or schedule.config.num_steps)
         card["note"] = (
             f"diffusion_policy samples it by DDIM in {steps} steps; here it is the DDPM that it "
-            f"was trained for, a different distribution of actions (sampler ddim-{steps} gives the "
-            "former)"
+            "was trained for, a different distribution of actions"
         )
+        if schedule.config.prediction_type == "epsilon":  # of others, diffusers 0.11.1 had its own
+            card["note"] += f" (sampler ddim-{steps} gives the former)"
     return Checkpoint(network, config, schedule, obs, action, card)
 
 

@@ -265,7 +265,8 @@ def _card(file: RobomimicCheckpoint) -> dict[str, Any]:
     if steps is not None:
         made["note"] = (
             f"robomimic samples it by DDIM in {steps} steps; here it is the DDPM that it was "
-            f"trained for, a different distribution of actions (sampler ddim-{steps} gives the "
-            "former)"
+            "trained for, a different distribution of actions"
         )
+        if trained_schedule(file.config["algo"]).config.prediction_type == "epsilon":
+            made["note"] += f" (sampler ddim-{steps} gives the former)"
     return made

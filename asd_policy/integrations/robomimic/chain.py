@@ -73,7 +73,7 @@ def describe(schedule: Schedule, algo_config: Any) -> str:
         if own_ddim and schedule.config.prediction_type == "sample":
             text += (
                 "; robomimic's own chain is another: diffusers 0.11.1, its pin, adds the predicted "
-                "x̂0 where the noise that it tells of belongs"
+                "x̂0 where the predicted noise belongs"
             )
         return text
     if own_ddim:
