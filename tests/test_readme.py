@@ -150,7 +150,7 @@ def test_a_file_of_diffusion_policy_becomes_a_policy_of_ours(run, tmp_path, monk
 
 
 def test_the_blocks_on_your_policy_are_its_four_ways_in():
-    part = text("README.md").split("\n## With your policy\n")[1].split("\n**Your data**")[0]
+    part = text("README.md").split("\n## With your policy\n")[1].split("\n**Data of")[0]
     blocks = [block for block in BLOCKS if block in part]
     assert [about(block) for block in blocks] == ["ours", *OTHERS]
     assert "class Network(torch.nn.Module)" in blocks[0]

@@ -53,7 +53,7 @@ def main_train(
     start_from: Annotated[Path | None, arg(metavar="NAME|DIR")] = None,
     resume: bool = True,
 ) -> None:
-    """Train a diffusion policy on demonstrations with low-dimensional observations.
+    """Train a diffusion policy of a task on demonstrations, with low-dimensional observations.
 
     The network predicts the noise ε of a squaredcos_cap_v2 DDPM; the checkpoint holds the
     exponential moving average of its weights. A run that was interrupted goes on where it was.
