@@ -14,9 +14,9 @@ import torch
 from asd_policy.data.replay import load_replay, save_npz
 from asd_policy.envs.tasks import environment_options, get_task
 from asd_policy.errors import CheckpointError, DatasetError, InputError, OutputExistsError
-from asd_policy.policy import load_checkpoint, save_checkpoint, update_card
+from asd_policy.policy import DiffusionPolicy, load_checkpoint, save_checkpoint, update_card
 from asd_policy.training.collect import CheckpointLearner
-from asd_policy.training.demonstrations import load_demonstrations
+from asd_policy.training.demonstrations import load_demonstrations, load_own
 from asd_policy.training.main import main_train
 from reference.tiny import tiny_checkpoint
 
@@ -190,3 +190,54 @@ def test_another_robot_s_demonstrations_are_refused(tmp_path: Path, changes, sai
         return
     with pytest.raises(DatasetError, match=rf"another environment than .* 'lift'(.|\n)*{said}"):
         load_demonstrations(store, get_task("lift"))
+
+
+def test_a_robot_of_ones_own(tmp_path, capsys) -> None:
+    """Observations that are named, actions in pixels: the policy is loaded and acts in them."""
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(100, 400, (30, 2)).astype(np.float32)
+    rows = {"state": rng.normal(size=(30, 5)), "far": pixels / 7, "unseen": pixels}
+    store = write_zarr(tmp_path / "push.t.zarr", rows | {"action": pixels})
+    how = {"steps": 4, "batch_size": 4, "diffusion_steps": 4, "down_dims": (8, 16), "threads": 1}
+    main_train(observations=("state", "far"), data=(store,), out=tmp_path / "out", **how)
+    assert "Training state, far: " in capsys.readouterr().out
+    policy = DiffusionPolicy.load(tmp_path / "out")
+    assert policy.observation_keys == {"state": 5, "far": 2}
+    assert "task" not in policy.card
+    policy.reset(0)
+    action = policy.act({"state": np.zeros(5), "far": pixels[0] / 7})
+    assert action.shape == (2,)
+    assert (pixels.min(0) - 1e-3 <= action).all()
+    assert (action <= pixels.max(0) + 1e-3).all()
+
+
+def test_own_data_is_the_same_in_every_format(tmp_path) -> None:
+    rows = arrays()
+    rows["action"] = 200 * rows["action"]
+    strange = {"env_name": "Kitchen", "type": 1, "env_kwargs": {}, "env_version": "1.5.1"}
+    store = write_zarr(tmp_path / "x.zarr", rows)
+    save_npz(load_own(store, list(KEYS)), tmp_path / "x.npz")
+    files = store, tmp_path / "x.npz", write_hdf5(tmp_path / "x.h5", rows, strange)
+    for file in files:
+        found = load_own(file, ["object"])  # its order is the robot's
+        assert list(found.observations) == ["object"]
+        assert np.array_equal(found.observations["object"], rows["object"])
+        assert np.array_equal(found.actions, rows["action"])
+    with pytest.raises(DatasetError, match=r"actions must lie in \[−1, 1\]"):
+        load_replay(files[0], list(KEYS))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "lift"}, "a robot of your own; leave --task out"),
+        ({"data": ()}, "expected its --data"),
+        ({"rotations": "matrix"}, "--rotations matrix is for tasks"),
+        ({"observations": ("object", "object")}, "names one of them twice"),
+        ({"observations": ("state",)}, r"lacks the arrays data/state; its data holds: action, "),
+    ],
+)
+def test_options_of_ones_own_robot(tmp_path, options, message) -> None:
+    store = write_zarr(tmp_path / "x.zarr", arrays())
+    with pytest.raises(ValueError, match=message):
+        main_train(**{"observations": ("object",), "data": (store,)} | options)

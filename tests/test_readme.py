@@ -4,11 +4,15 @@ import gzip
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import asd_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="needs the checkout")
@@ -47,6 +51,19 @@ def _hundredth(match: re.Match[str]) -> str:
     return str(-(-int(match[0]) // 100))
 
 
+def write_mine(folder: Path) -> None:
+    """Demonstrations of a reader's own robot, which moves in pixels."""
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(str(folder / "mine.zarr"), mode="w")
+    rows = np.random.default_rng(0).uniform(0, 512, size=(30, 6)).astype(np.float32)
+    root["data/state"], root["data/goal"], root["data/action"] = (
+        rows[:, :3],
+        rows[:, 3:],
+        rows[:, :2],
+    )
+    root["meta/episode_ends"] = np.array([12, 30])
+
+
 def test_demonstrations_and_training_run_in_a_fresh_folder(run, tmp_path, monkeypatch):
     zarr = pytest.importorskip("zarr")
     pytest.importorskip("robosuite")
@@ -58,7 +75,8 @@ def test_demonstrations_and_training_run_in_a_fresh_folder(run, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(collect, "EPISODES", 1)
     lines = commands_in("envs/README.md", "Demonstrations and training", "demos", "train")
-    assert len(lines) >= 5
+    assert len(lines) >= 6
+    write_mine(tmp_path)
     assert sum("--render" in words for words in lines) == 1
     try:
         choose_backend()
@@ -72,12 +90,14 @@ def test_demonstrations_and_training_run_in_a_fresh_folder(run, tmp_path, monkey
             words = words[:at] + words[at + 2 :]
         status, said, errors = run(*words)
         assert status == 0, (words, said, errors)
+    shutil.rmtree(tmp_path / "mine.zarr")
     stores = sorted(path for path in tmp_path.rglob("*.zarr"))
     episodes = {
         path.stem: zarr.open_group(str(path), mode="r").attrs["episodes"] for path in stores
     }
     assert episodes == {"led": 1, "lift": 3, "pushed": 1}
-    assert (tmp_path / "outputs/train/lift/card.json").is_file()
+    for name in ("lift", "mine"):
+        assert (tmp_path / f"outputs/train/{name}/card.json").is_file()
     assert (tmp_path / "lift.png").is_file()
     assert (tmp_path / "lift.mp4").is_file() == films
 
@@ -85,11 +105,15 @@ def test_demonstrations_and_training_run_in_a_fresh_folder(run, tmp_path, monkey
 def test_your_data_becomes_a_policy_that_is_evaluated(run, tmp_path, monkeypatch):
     pytest.importorskip("robosuite")
     monkeypatch.chdir(tmp_path)
+    write_mine(tmp_path)
     lines = commands_in("README.md", "With your policy", "demos", "train", "eval")
-    assert [words[0] for words in lines] == ["demos", "train", "eval"]
+    assert [words[0] for words in lines] == ["train", "demos", "train", "eval"]
     for words in lines:
         status, said, errors = run(*tiny(words))
         assert status == 0, (words, said, errors)
+    policy = asd_policy.DiffusionPolicy.load("outputs/train/mine")
+    policy.reset(0)
+    assert policy.act({"state": np.full(3, 256.0), "goal": np.full(3, 9.0)}).shape == (2,)
 
 
 SHOWN = "".join(map(text, ("README.md", "envs/README.md"))) if pages() else ""
@@ -150,7 +174,7 @@ def test_a_file_of_diffusion_policy_becomes_a_policy_of_ours(run, tmp_path, monk
 
 
 def test_the_blocks_on_your_policy_are_its_four_ways_in():
-    part = text("README.md").split("\n## With your policy\n")[1].split("\n**Data of")[0]
+    part = text("README.md").split("\n## With your policy\n")[1].split("\n**Your data**")[0]
     blocks = [block for block in BLOCKS if block in part]
     assert [about(block) for block in blocks] == ["ours", *OTHERS]
     assert "class Network(torch.nn.Module)" in blocks[0]

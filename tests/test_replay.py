@@ -142,8 +142,11 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__arm": None}, r"lacks the arrays data/arm$"),
-        ({"data__action": None, "meta__episode_ends": None}, r"data/action, meta/episode_ends$"),
+        ({"data__arm": None}, r"lacks the arrays data/arm; its data holds: action, object$"),
+        (
+            {"data__action": None, "meta__episode_ends": None},
+            r"data/action, meta/episode_ends; its",
+        ),
         ({"data__arm": np.ones((25, 2))}, r"data/arm has shape \(25, 2\), expected \(26, dim\)"),
         ({"data__action": np.ones(26)}, r"data/action has shape \(26,\), expected \(26, dim\)"),
         ({"data__arm": np.full((26, 2), np.nan)}, r"data/arm holds NaN or infinite values"),

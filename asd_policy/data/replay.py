@@ -59,17 +59,18 @@ class Replay:
         return np.concatenate(list(self.in_order(keys).values()), axis=1)
 
 
-def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
+def load_replay(path: str | Path, observation_keys: list[str], own: bool = False) -> Replay:
     """Read the arrays ``data/<key>``, ``data/action`` and ``meta/episode_ends`` into memory,
     and ``data/interrupted`` where there is one.
 
     Args:
         path: of a zarr store: a folder, or a zip file of one (`.zarr.zip`).
+        own: of a robot whose actions are in units of their own, and not within [−1, 1].
 
     Raises:
         DatasetError: a store that is missing, lacks arrays or chunks of them, holds others than
             were written, has rows that do not match ``episode_ends``, non-finite values, or
-            actions outside [−1, 1].
+            actions outside [−1, 1] that are no robot's ``own``.
 
     Warns:
         DatasetWarning: chunks are missing, and it cannot be told whether they were left out because
@@ -80,7 +81,8 @@ def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
     wanted = [f"data/{key}" for key in observation_keys] + ["data/action", "meta/episode_ends"]
     missing = [name for name in wanted if name not in store]
     if missing:
-        raise DatasetError(f"{path} lacks the arrays {', '.join(missing)}")
+        there = ", ".join(store.names("data")) if "data" in store else "nothing"
+        raise DatasetError(f"{path} lacks the arrays {', '.join(missing)}; its data holds: {there}")
     *observations, actions, ends = [store.read(name) for name in wanted]
     marks = np.zeros(len(actions) if actions.ndim else 0, bool)
     if "data/interrupted" in store:
@@ -89,7 +91,7 @@ def load_replay(path: str | Path, observation_keys: list[str]) -> Replay:
         dict(zip(observation_keys, observations, strict=True)), actions, ends, marks,
         store.attributes,
     )  # fmt: skip
-    return checked_replay(replay, path)
+    return checked_replay(replay, path, own=own)
 
 
 def join(replays: Sequence[Replay]) -> Replay:
@@ -145,8 +147,8 @@ def save_npz(replay: Replay, path: str | Path) -> None:
     np.savez_compressed(path, attributes=np.array(json.dumps(replay.attributes)), **arrays)
 
 
-def load_npz(path: str | Path) -> Replay:
-    """Inverse of :func:`save_npz`.
+def load_npz(path: str | Path, own: bool = False) -> Replay:
+    """Inverse of :func:`save_npz`; ``own`` as of :func:`load_replay`.
 
     Raises:
         DatasetError: a file that is missing, lacks arrays, or holds what cannot be used.
@@ -166,17 +168,22 @@ def load_npz(path: str | Path) -> Replay:
             raise InputError("it has no observations")
     except DAMAGED_NPZ as error:
         raise DatasetError(f"{path} holds no demonstrations as .npz: {reason(error)}") from error
-    return checked_replay(Replay(observations, *rest, attributes), path)
+    return checked_replay(Replay(observations, *rest, attributes), path, own=own)
 
 
 def checked_replay(
-    replay: Replay, path: Path, episodes: Sequence[str] = (), prefix: str = "data/"
+    replay: Replay,
+    path: Path,
+    episodes: Sequence[str] = (),
+    prefix: str = "data/",
+    own: bool = False,
 ) -> Replay:
     """The demonstrations in float32, int64 and bool.
 
     Args:
         episodes: their names in the file, where they have some.
         prefix: of the names of arrays in the file.
+        own: actions may be any.
 
     Raises:
         DatasetError: rows that do not match, values not finite, actions out of range.
@@ -195,7 +202,7 @@ def checked_replay(
             replay.attributes,
         )
     _check_shapes(replay, path, prefix)
-    _check_values(replay, path, episodes, prefix)
+    _check_values(replay, path, episodes, prefix, own)
     return replay
 
 
@@ -225,7 +232,9 @@ def _check_shapes(replay: Replay, path: Path, prefix: str) -> None:
         )
 
 
-def _check_values(replay: Replay, path: Path, episodes: Sequence[str], prefix: str) -> None:
+def _check_values(
+    replay: Replay, path: Path, episodes: Sequence[str], prefix: str, own: bool
+) -> None:
     def place(row: int) -> str:
         episode = int(np.searchsorted(replay.episode_ends, row, side="right"))
         first = replay.episode_ends[episode - 1] if episode else 0
@@ -237,6 +246,8 @@ def _check_values(replay: Replay, path: Path, episodes: Sequence[str], prefix: s
             raise DatasetError(
                 f"{path}: {prefix}{name} holds NaN or infinite values, first in {place(wrong[0])}"
             )
+    if own:
+        return
     largest = np.abs(replay.actions).max(axis=1, initial=0)
     worst = int(largest.argmax())
     if largest[worst] > 1 + ROUNDING:

@@ -157,13 +157,17 @@ def _write_masks(file: Any, episodes: int) -> None:
 
 
 def read_hdf5(
-    path: str | Path, observation_keys: Sequence[str], filter_key: str | None = None
+    path: str | Path,
+    observation_keys: Sequence[str],
+    filter_key: str | None = None,
+    own: bool = False,
 ) -> Replay:
     """Demonstrations of a robomimic dataset (low-dimensional), in the order of their numbers.
 
     Args:
         observation_keys: those to read, in order.
         filter_key: "train", "valid" … reads the episodes of `mask/<filter_key>`; None, all.
+        own: of a robot of one's own: `object` stays as it is, and actions may be any.
 
     Raises:
         DatasetError: no such file or filter key, missing arrays, no episodes, non-finite values,
@@ -190,7 +194,7 @@ def read_hdf5(
     _check_episodes(demos, observation_keys, path)
     parts = list(demos.values())
     observations = {key: np.concatenate([demo[key] for demo in parts]) for key in observation_keys}
-    if "object" in observations:
+    if "object" in observations and not own:
         observations["object"] = in_published_order(observations["object"], env_args, path)
     replay = Replay(
         observations,
@@ -199,7 +203,7 @@ def read_hdf5(
         np.concatenate([demo["interrupted"] for demo in parts]),
         {"format": HDF5_FORMAT, "filter_key": filter_key, "env_args": env_args},
     )
-    return checked_replay(replay, path, names, prefix="")
+    return checked_replay(replay, path, names, prefix="", own=own)
 
 
 def _group(parent: Any, name: str, path: Path) -> Any:

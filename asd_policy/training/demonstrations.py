@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -64,14 +64,24 @@ def load_demonstrations(data: Path, task: Task, filter_key: str | None = None) -
     )
 
 
-def _read(data: Path, keys: list[str], filter_key: str | None) -> Replay:
+def load_own(data: Path, observations: Sequence[str], filter_key: str | None = None) -> Replay:
+    """Demonstrations of a robot that is none of the tasks': the observations that are named, in
+    that order, and actions in whatever units they have.
+
+    Raises:
+        DatasetError, InputError: as :func:`load_demonstrations`, but for what is a task's.
+    """
+    return _read(data, list(observations), filter_key, own=True)
+
+
+def _read(data: Path, keys: list[str], filter_key: str | None, own: bool = False) -> Replay:
     if data.suffix in (".hdf5", ".h5"):
-        return read_hdf5(data, keys, filter_key)
+        return read_hdf5(data, keys, filter_key, own)
     if filter_key is not None:
         raise InputError(f"--filter-key is for robomimic's HDF5 files; {data} is none")
     if data.suffix != ".npz":
-        return load_replay(data, keys)
-    replay = load_npz(data)
+        return load_replay(data, keys, own)
+    replay = load_npz(data, own)
     missing = [key for key in keys if key not in replay.observations]
     if missing:
         raise DatasetError(f"{data} lacks the observations {', '.join(missing)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from tyro.conf import arg
 from asd_policy.console import plain_console
 from asd_policy.data.replay import Replay, join, too_short
 from asd_policy.device import resolve_device
-from asd_policy.envs.tasks import get_task
+from asd_policy.envs.tasks import Task, get_task
 from asd_policy.errors import CheckpointError, InputError, OutputExistsError, counted
 from asd_policy.files import check_writable, claimed
 from asd_policy.networks import TransformerSizes
@@ -24,7 +24,7 @@ from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkp
 from asd_policy.policy.config import PolicyConfig
 from asd_policy.progress import Stage
 from asd_policy.schedule import Schedule, check_choice
-from asd_policy.training.demonstrations import data_card, load_demonstrations
+from asd_policy.training.demonstrations import data_card, load_demonstrations, load_own
 from asd_policy.training.trainer import Report, TrainConfig, Trainer
 
 STATE_FILE = "train_state.pt"
@@ -32,7 +32,8 @@ DOWN_DIMS = (48, 96, 192)
 
 
 def main_train(
-    task: Annotated[str, arg(metavar="NAME")] = "lift",
+    task: Annotated[str | None, arg(metavar="NAME")] = None,
+    observations: Annotated[tuple[str, ...], arg(metavar="KEY [KEY ...]")] = (),
     data: Annotated[tuple[Path, ...], arg(metavar="PATH [PATH ...]")] = (),
     filter_key: Annotated[str | None, arg(metavar="NAME")] = None,
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
@@ -53,20 +54,23 @@ def main_train(
     start_from: Annotated[Path | None, arg(metavar="NAME|DIR")] = None,
     resume: bool = True,
 ) -> None:
-    """Train a diffusion policy of a task on demonstrations, with low-dimensional observations.
+    """Train a diffusion policy on demonstrations, with low-dimensional observations.
 
     The network predicts the noise ε of a squaredcos_cap_v2 DDPM; the checkpoint holds the
     exponential moving average of its weights. A run that was interrupted goes on where it was.
 
     Args:
-        task: The task, whose observation keys and action size the policy takes.
+        task: The task, whose observation keys and action size the policy takes; None is lift.
+        observations: For a robot of your own, in place of a task: the observations of --data that
+            the policy is given, in this order. Its actions may have any units.
         data: Where the demonstrations are: zarr stores (folders, or .zarr.zip) of `asd-policy
             demos` or in Chi et al.'s layout, the same as one file (.npz, `python eval/gpu.py
             --export`), or robomimic's low-dimensional datasets (.hdf5). Several are taken together.
             None is outputs/demos/<task>.zarr.
         filter_key: The mask of a robomimic dataset whose episodes are read ("train"); None reads
             all.
-        out: The checkpoint folder to write; None is outputs/train/<task>.
+        out: The checkpoint folder to write; None is outputs/train/<task>, or of --observations
+            outputs/train/<the first data's name>.
         steps: How many steps the optimizer takes.
         batch_size: How many windows a step is made on.
         learning_rate: The highest learning rate, after a warm-up; a cosine takes it to zero.
@@ -91,13 +95,12 @@ def main_train(
             ones (fine-tuning, on the same demonstrations or on others of the task).
         resume: Start over where `out` holds an unfinished run, in place of going on with it.
     """
-    spec = get_task(task)
-    task, device = spec.name, resolve_device(device)
-    stores = data or (Path("outputs/demos") / f"{task}.zarr",)
-    out = out or Path("outputs/train") / task
+    spec = _task(task, observations, data, rotations)
+    device = resolve_device(device)
+    stores = data or (Path("outputs/demos") / f"{spec and spec.name}.zarr",)
+    out = out or Path("outputs/train") / (spec.name if spec else stores[0].name.split(".")[0])
     _check(threads, seed, out)
-    check_choice("rotations", rotations, ("matrix", "quaternion"))
-    replay = join([load_demonstrations(store, spec, filter_key) for store in stores])
+    replay = join([_load(store, spec, observations, filter_key) for store in stores])
     if threads is not None:
         torch.set_num_threads(threads)
     longest = PolicyConfig.pred_horizon - PolicyConfig.obs_horizon + 1
@@ -110,7 +113,7 @@ def main_train(
             observation_keys={k: v.shape[1] for k, v in replay.observations.items()},
             action_dim=replay.actions.shape[1],
             action_horizon=action_horizon,
-            quaternions=spec.quaternions if rotations == "matrix" else (),
+            quaternions=spec.quaternions if spec and rotations == "matrix" else (),
             **_network(down_dims, step_embed_dim, transformer),
         )
         _check_norms(policy)
@@ -120,7 +123,33 @@ def main_train(
         trainer = Trainer(replay, policy, schedule, config, device, start)
     marks = {steps * tenth // 10 for tenth in range(11 - keep, 11)} - {0}
     with claimed(out):
-        _train(task, trainer, replay, out, resume, marks)
+        _train(spec.name if spec else None, trainer, replay, out, resume, marks)
+
+
+def _task(
+    task: str | None, observations: Sequence[str], data: Sequence[Path], rotations: str
+) -> Task | None:
+    """The task, or None where the robot is the user's own."""
+    check_choice("rotations", rotations, ("matrix", "quaternion"))
+    if not observations:
+        return get_task(task or "lift")
+    for given, text in (
+        (task is not None, "--observations are of a robot of your own; leave --task out"),
+        (not data, "--observations are of a robot of your own, expected its --data"),
+        (rotations == "matrix", "--rotations matrix is for tasks, whose quaternions are known"),
+        (len(set(observations)) < len(observations), "--observations names one of them twice"),
+    ):
+        if given:
+            raise InputError(text)
+    return None
+
+
+def _load(
+    store: Path, task: Task | None, observations: Sequence[str], filter_key: str | None
+) -> Replay:
+    if task is None:
+        return load_own(store, observations, filter_key)
+    return load_demonstrations(store, task, filter_key)
 
 
 @contextmanager
@@ -165,8 +194,9 @@ def _check_norms(policy: PolicyConfig) -> None:
 
 
 def _train(
-    task: str, trainer: Trainer, replay: Replay, out: Path, resume: bool, marks: Collection[int]
-) -> None:
+    task: str | None, trainer: Trainer, replay: Replay, out: Path, resume: bool,
+    marks: Collection[int],
+) -> None:  # fmt: skip
     """Train to the end, and write the checkpoint to `out`, those of the steps in `marks` below."""
     state_file = _prepare(out, trainer, resume)
     console = plain_console()
@@ -201,12 +231,13 @@ def _step_folder(out: Path, step: int) -> Path:
     return out / f"step-{step:06d}"
 
 
-def _intention(task: str, trainer: Trainer, replay: Replay) -> str:
+def _intention(task: str | None, trainer: Trainer, replay: Replay) -> str:
     """What is about to be trained, on what."""
     parameters = sum(p.numel() for p in trainer.network.parameters())
     episodes = counted(len(replay.episode_ends), "episode")
+    what = task or ", ".join(replay.observations)
     text = (
-        f"Training {task}: {parameters / 1e6:.1f} M parameters on {episodes} "
+        f"Training {what}: {parameters / 1e6:.1f} M parameters on {episodes} "
         f"({counted(trainer.num_windows, 'window')}), "
         f"{counted(trainer.config.steps, 'step')} of {trainer.config.batch_size}, {trainer.device}"
     )
@@ -283,10 +314,10 @@ def _run(
 
 
 def _card(
-    task: str, trainer: Trainer, replay: Replay, calibration: dict[str, object]
+    task: str | None, trainer: Trainer, replay: Replay, calibration: dict[str, object]
 ) -> dict[str, object]:
     return {
-        "task": task,
+        **({"task": task} if task else {}),
         "recipe": _recipe(trainer),
         "training_data": data_card(replay),
         "calibration": calibration,

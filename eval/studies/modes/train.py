@@ -32,7 +32,7 @@ def train(
     if not data.is_file():
         raise InputError(f"{data} is missing; `demos` makes it")
     main_train(  # Lift's observations and actions, on another board
-        "lift", (data,), out=out / POLICY, steps=steps, batch_size=batch_size, threads=1,
+        "lift", data=(data,), out=out / POLICY, steps=steps, batch_size=batch_size, threads=1,
         learning_rate=learning_rate, down_dims=channels, step_embed_dim=32,
         start_from=start_from,
     )  # fmt: skip
