@@ -99,8 +99,8 @@ def _verify(options: VerifyOptions, console: Console) -> int:
         with Stage("comparing the chunks (minutes, where there are tens of thousands)"):
             result = _judge(options, subject, roles, drawn)
     write_json(options.out / "verify.json", result)
-    save_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
     print_verification(console, result, options.out)
+    save_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
     return int(result["verdict"]["status"])
 
 
