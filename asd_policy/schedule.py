@@ -205,8 +205,8 @@ class Schedule:
 
         Args:
             num_steps: training steps.
-            beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2"; those of another kind are given as
-                ``trained_betas``.
+            beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2"; another one's
+                numbers are given as ``trained_betas``.
             prediction_type: what the network returns: "epsilon", "sample" or "v_prediction".
             variance_type: "fixed_small" (posterior variance) or "fixed_large" (beta).
             clip_sample: clip x̂0 to ±``clip_range``, as part of the target's mean.
