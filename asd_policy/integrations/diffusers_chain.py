@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -105,6 +106,19 @@ def check_spacing(schedule: Schedule, steps: int) -> None:
         )
 
 
+def _check_steps(scheduler: Any, steps: int) -> None:
+    """Raise a ValueError for more steps than were trained where the loop does: diffusers 0.11.1,
+    which diffusion_policy pins, runs all that were trained instead."""
+    if steps > int(scheduler.config.num_train_timesteps):
+        try:
+            copy.copy(scheduler).set_timesteps(steps)
+        except ValueError:
+            raise InputError(
+                f"num_inference_steps={steps} is more than the network was trained for; expected "
+                f"at most {scheduler.config.num_train_timesteps}"
+            ) from None
+
+
 def chain_of(
     scheduler: Any, steps: int, config: SamplerConfig, eta: float = 0.0
 ) -> tuple[SamplerConfig, Schedule]:
@@ -122,6 +136,7 @@ def chain_of(
         return config, schedule
     check_spacing(schedule, steps)
     if type(scheduler).__name__ == "DDPMScheduler":
+        _check_steps(scheduler, steps)
         return config, of_steps(schedule, steps)
     if config.name == "ddim":
         eta = eta if config.eta is None else config.eta

@@ -236,6 +236,20 @@ def test_settings_that_are_not_known_are_lerobots_own(when) -> None:
     assert torch.equal(ours, theirs)
 
 
+def test_more_steps_than_were_trained_are_refused() -> None:
+    policy = trained(num_inference_steps=101)
+    with pytest.raises(ValueError, match=r"num_inference_steps=101 is more .* at most 100$"):
+        quiet(policy, window=8)
+    policy.diffusion.num_inference_steps = 100
+    quiet(policy, window=8)
+    policy.diffusion.num_inference_steps = 101
+    with (
+        pytest.warns(UserWarning, match=LOOP + "num_inference_steps=101"),
+        pytest.raises(ValueError, match="cannot be larger than"),  # which is LeRobot's own error
+    ):
+        chunk(policy, encoded(policy, 1))
+
+
 def test_steps_weights_and_networks_are_those_of_the_call() -> None:
     policy = quiet(trained(), "ddpm")
     rows = encoded(policy)
