@@ -233,6 +233,26 @@ def test_samplers_take_turns_and_fast_ones_draw_more():
     assert [chunk for name, chunk in log if name == "asd"] == list(range(6))
 
 
+@pytest.mark.parametrize("at", [-1, 0, 2])
+def test_a_sampler_that_fails_in_a_chunk_stops_none_of_the_others(at):
+    """Memory may be all taken once every sampler of a group is ready, and not before."""
+
+    class Breaking(Standin):
+        def draw(self, chunk):
+            if chunk == at:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return super().draw(chunk)
+
+    ready = [(Breaking("asd", [], 0.1), {}), (Standin("ddpm", [], 1.0), {})]
+    one = runner.Runner(None, {}, CPU, 3, 0, False, print)
+    kept, failed = {}, []
+    one._keep = lambda contestant, _, chunks, wait: kept.update({contestant.cell.sampler: chunks})
+    one._failed = lambda cell, error: failed.append((cell.sampler, str(error)))
+    assert one._take_turns(ready)
+    assert {name: len(chunks) for name, chunks in kept.items()} == {"ddpm": 3}
+    assert failed == [("asd", "CUDA out of memory")]
+
+
 def test_too_little_time_is_no_measurement():
     ready = [(Standin("ddpm", [], 1.0), {})]
     late = runner.Runner(None, {}, CPU, 30, 0, True, print, deadline=0.0)

@@ -123,18 +123,20 @@ class Runner:
         failed: set[str] = set()
         repeats = [1] * len(ready)
         if not self.quick:
-            repeats = _repeats([contestant.draw(-1).seconds for contestant, _ in ready])
+            timed = [(one, self._drawn(one[0], -1)) for one in ready]
+            ready = [one for one, chunk in timed if chunk is not None]
+            repeats = _repeats([chunk.seconds for _, chunk in timed if chunk is not None])
         waited, started = processor_wait_s(), time.perf_counter()
         with Stage("  measuring, round", self.chunks, measuring=True) as stage:
             for turn in range(self.chunks):
                 for (contestant, _), times in zip(ready, repeats, strict=True):
                     chunks = drawn[contestant.cell.key]
-                    try:
-                        for _ in range(0 if contestant.cell.key in failed else times):
-                            chunks.append(contestant.draw(len(chunks)))
-                    except Exception as error:
-                        failed.add(contestant.cell.key)
-                        self._failed(contestant.cell, error)
+                    for _ in range(0 if contestant.cell.key in failed else times):
+                        chunk = self._drawn(contestant, len(chunks))
+                        if chunk is None:
+                            failed.add(contestant.cell.key)
+                            break
+                        chunks.append(chunk)
                 stage.update(turn + 1)
                 if self._late():
                     if turn + 1 < LEAST_ROUNDS:
@@ -147,6 +149,14 @@ class Runner:
             if contestant.cell.key not in failed:
                 self._keep(contestant, warm_up, drawn[contestant.cell.key], share)
         return True
+
+    def _drawn(self, contestant: Contestant, chunk: int) -> Chunk | None:
+        """A chunk; None where it could not be drawn, which is kept and said."""
+        try:
+            return contestant.draw(chunk)
+        except Exception as error:
+            self._failed(contestant.cell, error)
+            return None
 
     def _keep(
         self, contestant: Contestant, warm_up: Json, chunks: list[Chunk], wait: float | None
