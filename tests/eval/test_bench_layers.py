@@ -58,6 +58,18 @@ def test_a_cell_that_fails_is_said_and_tried_again(short, tmp_path, capsys, monk
     )
 
 
+def test_a_form_that_gives_nan_is_a_cell_that_fails(short, tmp_path, monkeypatch):
+    work = layers.Call._work
+    nan = lambda self, *given: work(self, *given).fill_(float("nan"))  # noqa: E731
+    monkeypatch.setattr(layers.Call, "_work", nan)
+    assert gpu.main([*WORDS, "--out", str(tmp_path)]) == 1
+    content = json.loads((tmp_path / "layers.json").read_text())
+    check("layers", content)
+    call, chunk = content["cells"]
+    assert "a call on 1 rows gave NaN" in call["failed"]
+    assert chunk["samplers"]
+
+
 def test_on_a_gpu_both_forms_of_all_networks_are_measured():
     cells = plan(torch.device("cuda"), ["shipped", "chi", "lerobot"])
     assert len({one.key for one in cells}) == len(cells)

@@ -6,6 +6,7 @@ Triton's kernels are compiled before, by a process for each network and precisio
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.engine.cuda_graph import CudaRecorder
+from asd_policy.errors import NonFiniteError
 from asd_policy.eval.runs.store import Store
 from asd_policy.eval.studies.bench.ceilings import matmul_precision, synchronize
 from asd_policy.eval.studies.bench.cells import cell
@@ -202,13 +204,23 @@ class Call:
         return True
 
     def error(self, subject: Subject) -> float:
+        """The largest difference to PyTorch's float32, over the largest number.
+
+        Raises:
+            NonFiniteError: there is a NaN or an infinity, which no JSON holds.
+        """
         self.replay()
-        with matmul_precision("fp32"):
-            kept, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-            timesteps = subject.schedule.timesteps.to(self.device)[self.steps]
-            expected = subject.network(self.x, timesteps, self.cond)
+        timesteps = subject.schedule.timesteps.to(self.device)[self.steps]
+        kept, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+        try:
+            with matmul_precision("fp32"):
+                expected = subject.network(self.x, timesteps, self.cond)
+        finally:
             torch.backends.cudnn.allow_tf32 = kept
-        return float((self.answer - expected).abs().max() / expected.abs().max())
+        found = float((self.answer - expected).abs().max() / expected.abs().max())
+        if not math.isfinite(found):
+            raise NonFiniteError(f"a call on {len(self.x)} rows gave NaN or infinity")
+        return found
 
     def kernels(self) -> int | None:
         """Launched by one call."""
