@@ -48,6 +48,11 @@ SKIPPED = False
 _capturing = threading.Lock()
 
 
+def can_skip() -> bool:
+    """Whether what is recorded can be left out by a flag on the device."""
+    return hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node")
+
+
 class CudaRecorder:
     """CUDA graphs in one memory pool, on a stream of their own. A copy has others."""
 
@@ -61,8 +66,8 @@ class CudaRecorder:
 
     @property
     def skips(self) -> bool:
-        """Whether what is recorded can be left out by a flag on the device."""
-        return SKIPPED and hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node")
+        """Whether what is recorded is left out where a flag on the device says so."""
+        return SKIPPED and can_skip()
 
     def record(
         self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None = None

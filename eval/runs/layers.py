@@ -106,6 +106,13 @@ class RoundsForm(Closed):
     window: Positive
 
 
+class BrokenForm(Closed):
+    """A way to launch rounds that failed here."""
+
+    failed: str
+    traceback: str
+
+
 class RoundsCell(Closed):
     """Forms that took turns."""
 
@@ -117,7 +124,7 @@ class RoundsCell(Closed):
     """Where it is false, acceptance and with it ASD's calls mean nothing."""
     engine: str
     layers_used: Form
-    forms: Annotated[dict[str, RoundsForm], Some]
+    forms: Annotated[dict[str, RoundsForm | BrokenForm], Some]
 
 
 class BrokenRounds(Closed):

@@ -76,6 +76,11 @@ def _measured(one: Kind, measure: Callable[[Kind], Json]) -> Json:
     try:
         return measure(one)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        trace = "".join(traceback.format_exception(error))[-3000:]
-        return {"failed": text, "traceback": trace}
+        return failure(error)
+
+
+def failure(error: Exception) -> Json:
+    """What is kept of what could not be measured."""
+    text = f"{type(error).__name__}: {error}"
+    trace = "".join(traceback.format_exception(error))[-3000:]
+    return {"failed": text, "traceback": trace}

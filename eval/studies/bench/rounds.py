@@ -2,8 +2,9 @@
 
 Forms: "pausing", in which the host reads a round that is probably the last before it launches
 another; "ahead", in which it never does, so that one round too many is launched; and "skipped", in
-which that round is left out on the device. Each with noise drawn when it is asked for ("asked"),
-and after the chunk before, by when a control loop has its actions.
+which that round is left out on the device. A form that fails here stops none of the others. Each
+with noise drawn when it is asked for ("asked"), and after the chunk before, by when a control loop
+has its actions.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import numpy as np
 import torch
 
 from asd_policy.engine import cuda_graph
+from asd_policy.errors import EngineError
 from asd_policy.eval.runs.store import Store
 from asd_policy.eval.studies.bench.cells import cell
 from asd_policy.eval.studies.bench.contestants import Chunk, EngineContestant, Forms
-from asd_policy.eval.studies.bench.kept_cells import KeptCell, Say, measure_cells
+from asd_policy.eval.studies.bench.kept_cells import KeptCell, Say, failure, measure_cells
 from asd_policy.eval.studies.bench.subjects import Subject
 from asd_policy.eval.studies.bench.summary import latency_figures
 
@@ -67,14 +69,22 @@ def measure_rounds(
 def summary(found: Json) -> str:
     """A line of what was measured: medians until the host has the result."""
     return "; ".join(
-        f"{name} {one['result_ms']['p50']:.2f} ms ({one['calls']:.1f} calls)"
+        f"{name} failed: {one['failed']}"
+        if "failed" in one
+        else f"{name} {one['result_ms']['p50']:.2f} ms ({one['calls']:.1f} calls)"
         for name, one in found["forms"].items()
     )
 
 
 @contextlib.contextmanager
-def launched(form: str) -> Iterator[None]:
-    """Rounds launched in one of the forms."""
+def launched(form: str, engine: str) -> Iterator[None]:
+    """Rounds launched in one of the forms.
+
+    Raises:
+        EngineError: CUDA graphs of this PyTorch cannot leave rounds out.
+    """
+    if LAUNCHES[form][1] and engine == "cuda_graph" and not cuda_graph.can_skip():
+        raise EngineError("this PyTorch has no conditional nodes in CUDA graphs")
     kept = cuda_graph.PROBABLY_LAST, cuda_graph.SKIPPED
     cuda_graph.PROBABLY_LAST, cuda_graph.SKIPPED = LAUNCHES[form]
     try:
@@ -90,20 +100,24 @@ def _measured(subjects: dict[str, Subject], settings: Json, one: RoundsCell) -> 
     engine = "cuda_graph" if device.type == "cuda" else "eager"
     given = one.network, one.batch, steps, one.precision, engine, "auto", "auto"
     names = [f"{form}, {noise}" for form in LAUNCHES for noise in ("asked", "before")]
+    launches = {n: n.split(",")[0] for n in names} | dict.fromkeys(OTHERS, "pausing")
     ready: dict[str, EngineContestant] = {}
-    drawn: dict[str, list[Chunk]] = {name: [] for name in (*names, *OTHERS)}
+    drawn: dict[str, list[Chunk]] = {name: [] for name in launches}
+    failed: dict[str, Exception] = {}
     try:
-        for name in drawn:
-            sampler, launch = (name, "pausing") if name in OTHERS else ("asd", name.split(",")[0])
-            with launched(launch):
+        for name, launch in launches.items():
+            sampler = name if name in OTHERS else "asd"
+            with _noted(failed, name), launched(launch, engine):
                 ready[name] = EngineContestant(cell(*given, sampler), subject, forms, device, 0)
                 ready[name].ahead = not name.endswith("asked")
                 ready[name].warm_up()
         for chunk in range(settings["chunks"]):
-            for name, contestant in ready.items():
-                with launched("pausing" if name in OTHERS else name.split(",")[0]):
-                    drawn[name].append(contestant.draw(chunk))
-        used = ready[names[0]].describe()
+            for name in (n for n in launches if n not in failed):
+                with _noted(failed, name), launched(launches[name], engine):
+                    drawn[name].append(ready[name].draw(chunk))
+        if len(failed) == len(drawn):
+            raise next(iter(failed.values()))
+        used = next(one for name, one in ready.items() if name not in failed).describe()
     finally:
         for contestant in ready.values():
             contestant.close()
@@ -111,8 +125,20 @@ def _measured(subjects: dict[str, Subject], settings: Json, one: RoundsCell) -> 
         "trained": subject.trained,
         "engine": used["engine_used"],
         "layers_used": used["layers_used"],
-        "forms": {name: _figures(chunks) for name, chunks in drawn.items()},
+        "forms": {
+            name: failure(failed[name]) if name in failed else _figures(chunks)
+            for name, chunks in drawn.items()
+        },
     }
+
+
+@contextlib.contextmanager
+def _noted(failed: dict[str, Exception], name: str) -> Iterator[None]:
+    """What goes wrong within is kept under a name."""
+    try:
+        yield
+    except Exception as error:
+        failed[name] = error
 
 
 def _figures(chunks: Sequence[Chunk]) -> Json:
