@@ -121,6 +121,19 @@ def test_changed_weights_are_compiled_again_by_openvino(change) -> None:
     check_taken_over(change, "openvino")
 
 
+@pytest.mark.parametrize("put_in", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_that_is_put_in_later_is_refused(put_in) -> None:
+    network = unet()
+    prepared = prepare(network, SCHEDULE.timesteps)
+    engine = runner("eager", prepared)
+    before = draw(engine, prepared)
+    hook = getattr(network.mid_modules[0], put_in)(lambda *given: None)
+    with pytest.raises(ValueError, match=r"'mid_modules.0' is a .* with a hook .* expected none"):
+        draw(engine, prepared)
+    hook.remove()
+    assert torch.equal(draw(engine, prepared), before)
+
+
 def check_taken_over(change: str, kind: str) -> None:
     network = unet()
     prepared = prepare(network, SCHEDULE.timesteps)

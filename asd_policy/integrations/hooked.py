@@ -22,6 +22,7 @@ from asd_policy.integrations.diffusers_chain import chain_of, is_ddim
 from asd_policy.networks import OthersUnet1D
 from asd_policy.networks.inference import PRECISIONS
 from asd_policy.networks.prepare import copied_bytes
+from asd_policy.networks.weights import hooks_of
 from asd_policy.policy.chunks import CHUNKS, chunk_sampler
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
@@ -267,7 +268,7 @@ class Hook:
         config, schedule = self.chain(eta)
         key = (
             kind.shape, kind.width, kind.device, kind.key, config, schedule.num_steps,
-            id(self.model()),
+            id(self.model()), self._copied(),
         )  # fmt: skip
         if key not in self._samplers:
             place, shape = self.place, kind.shape
@@ -280,6 +281,10 @@ class Hook:
                 self._samplers.popitem(last=False)[1].close()
         self._samplers.move_to_end(key)
         return self._samplers[key]
+
+    def _copied(self) -> bool:
+        """Whether a U-Net is copied now; one with hooks, which a copy would not run, is not."""
+        return self.place.copy and not any(map(hooks_of, self.model().modules()))
 
     # ---- before the robot moves ------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from asd_policy.networks.unet1d import (
     Downsample1d,
     Upsample1d,
 )
+from asd_policy.networks.weights import hooks_of
 
 _OWN = (ConditionalUnet1D, ConditionalResidualBlock1D, Conv1dBlock, Downsample1d, Upsample1d)
 _LAYERS = (
@@ -36,8 +37,7 @@ def check_layers(network: ConditionalUnet1D) -> None:
 
 def is_plain(module: nn.Module, own: type[nn.Module]) -> bool:
     """Whether a module computes what its class does, and nothing is hooked in."""
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module).forward is own.forward and not hooked
+    return type(module).forward is own.forward and not hooks_of(module)
 
 
 def _differences(network: ConditionalUnet1D) -> Iterator[tuple[str, str, str]]:
@@ -48,7 +48,7 @@ def _differences(network: ConditionalUnet1D) -> Iterator[tuple[str, str, str]]:
         if own is None and type(module) not in _LAYERS:
             yield name, _named(module), "one of the layers that ConditionalUnet1D makes"
         elif not isinstance(module, nn.ModuleList) and not is_plain(module, own or type(module)):
-            yield name, f"{_named(module)} with a forward pass of its own", "none"
+            yield name, f"{_named(module)} with a hook or a forward pass of its own", "none"
     kernel = first_kernel(network)
     for name, module in network.named_modules():
         wanted = _wanted(module, kernel)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from asd_policy.ambient import own_precision
 from asd_policy.errors import InputError
 from asd_policy.networks.unet1d import ConditionalUnet1D
+from asd_policy.networks.weights import hooks_of
 
 _PARTS = ("diffusion_step_encoder", "down_modules", "mid_modules", "up_modules", "final_conv")
 # LeRobot's class has the same layers under other names: (what it calls them, what we do).
@@ -97,6 +98,12 @@ class OthersUnet1D(nn.Module):
                 "expected a U-Net of the construction of Chi et al.'s ConditionalUnet1D, got a "
                 f"{type(source).__name__} {what}"
             )
+        for name, module in source.named_modules():
+            if hooks_of(module):  # which a copy would not run
+                raise InputError(
+                    f"the U-Net's {name or 'network'!r} has a hook or a forward pass of its own; "
+                    "expected none"
+                )
         weights = {own_name(k): v for k, v in source.state_dict(keep_vars=True).items()}
         with torch.device("meta"):
             unet = self._empty(weights)

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor, nn
 
 
+def hooks_of(module: nn.Module) -> tuple[int, ...]:
+    """What is hooked into a module's forward pass, or put in its place."""
+    patched = vars(module).get("forward")
+    return (*module._forward_pre_hooks, *module._forward_hooks, *([id(patched)] * bool(patched)))
+
+
 class Watch:
-    """Notices that a module's parameters or buffers have changed since this was made.
+    """Notices that a module's parameters or buffers have changed since this was made, or that a
+    hook was put into a layer's forward pass, which a copy would not run.
 
     A tensor has changed where it is another object, lies elsewhere (``param.data = new``), counts
     more changes in place, or where one number that is sampled of it differs. Counts alone do not
@@ -19,7 +26,7 @@ class Watch:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        modules = list(module.modules())
+        self._modules = modules = list(module.modules())
         slots = [slot for m in modules for slot in (m._parameters, m._buffers)]
         self._slots = [(s, key) for s in slots for key, value in s.items() if value is not None]
         self._parts = [m._modules for m in modules if m._modules]
@@ -50,6 +57,7 @@ class Watch:
 
     def _places_now(self) -> list[int]:
         parts = [id(part) for parts in self._parts for part in parts.values()]
+        parts += [hook for m in self._modules for hook in hooks_of(m)]
         return parts + [number for t in self._tensors() for number in (id(t), t.data_ptr())]
 
     def _marks_now(self) -> list[int]:

@@ -271,6 +271,23 @@ def test_steps_weights_and_networks_are_those_of_the_call() -> None:
     assert torch.equal(chunk(fresh, rows), after)
 
 
+def test_hooks_are_those_of_the_call() -> None:
+    policy = quiet(trained(), "ddpm")
+    rows, layer = encoded(policy), policy.diffusion.unet.mid_modules[0]
+    before = chunk(policy, rows)
+    hook = layer.register_forward_hook(lambda module, given, out: 2 * out)
+    assert not torch.allclose(chunk(policy, rows), before, atol=1e-3)
+    assert asd.difference_to_its_loop(policy, 3, rows) < 2e-5
+    hook.remove()
+    assert torch.equal(chunk(policy, rows), before)
+    seen = []
+    layer.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    fresh = quiet(copy.deepcopy(policy), "ddpm")
+    seen.clear()
+    torch.testing.assert_close(chunk(fresh, rows), before, rtol=0, atol=1e-4)
+    assert seen  # though it changes nothing
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_observations_that_are_not_finite_are_refused(bad) -> None:
     policy = quiet(trained(), window=8)
