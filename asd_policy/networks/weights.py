@@ -27,6 +27,7 @@ class Watch:
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = modules = list(module.modules())
+        self._hooks = [h for m in modules for h in (m._forward_pre_hooks, m._forward_hooks)]
         slots = [slot for m in modules for slot in (m._parameters, m._buffers)]
         self._slots = [(s, key) for s in slots for key, value in s.items() if value is not None]
         self._parts = [m._modules for m in modules if m._modules]
@@ -57,7 +58,8 @@ class Watch:
 
     def _places_now(self) -> list[int]:
         parts = [id(part) for parts in self._parts for part in parts.values()]
-        parts += [hook for m in self._modules for hook in hooks_of(m)]
+        parts += [hook for hooks in self._hooks for hook in hooks]
+        parts += [id(m.__dict__["forward"]) for m in self._modules if "forward" in m.__dict__]
         return parts + [number for t in self._tensors() for number in (id(t), t.data_ptr())]
 
     def _marks_now(self) -> list[int]:
