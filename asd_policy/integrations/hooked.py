@@ -255,6 +255,12 @@ class Hook:
             sampler = self.sampler(asked.kind, asked.eta)
             noise = sampler.noise(streams(generator, asked.batch))
             if initial is not None:
+                expected = (asked.batch, *asked.kind.shape)
+                if tuple(initial.shape) != expected:
+                    raise InputError(
+                        f"the noise to start from must have shape {expected}, got "
+                        f"{tuple(initial.shape)}"
+                    )
                 steps, like = sampler.schedule.num_steps, sampler.engine.like
                 noise = replace(noise, initial=initial).fitted(asked.batch, steps, like)
             x, self.stats = sampler.draw(noise, rows)

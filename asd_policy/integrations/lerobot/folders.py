@@ -234,7 +234,8 @@ def built(config: Any, folder: str | Path, load: Callable[[], Any]) -> Any:
     """What ``load`` returns, a policy of these settings with this folder's weights.
 
     Raises:
-        CheckpointError: weights that do not fit the settings, or an encoder that cannot be had.
+        CheckpointError: weights that do not fit the settings, or an encoder or a noise schedule
+            that cannot be had.
     """
     from lerobot.policies.factory import get_policy_class
 
@@ -248,6 +249,8 @@ def built(config: Any, folder: str | Path, load: Callable[[], Any]) -> Any:
             f"an encoder of {folder} could not be had ({str(error).splitlines()[0]}); load it once "
             "where the Hub can be reached, and copy the cache ($HF_HOME) from there"
         ) from error
+    except NotImplementedError as error:  # diffusers', of a beta_schedule
+        raise CheckpointError(f"{folder} asks for what cannot be had: {error}") from error
     except RuntimeError:
         check_weights(get_policy_class(config.type)(config), folder)
         raise

@@ -176,3 +176,9 @@ def test_the_processor_that_is_missing_is_named(mine) -> None:
     (mine / PROCESSORS[1]).unlink()
     with pytest.raises(CheckpointError, match=rf"has no {PROCESSORS[1]}, and no statistics"):
         asd.load(mine)
+
+
+def test_a_noise_schedule_that_diffusers_lacks(mine) -> None:
+    edit(mine, beta_schedule="cosine_of_mine")
+    with pytest.raises(CheckpointError, match="asks for what cannot be had: cosine_of_mine"):
+        asd.load(mine)

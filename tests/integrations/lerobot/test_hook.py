@@ -150,7 +150,7 @@ def test_noise_is_where_chains_start() -> None:
     kept = quiet(trained(), window=8)
     kept.select_action(observation(2), noise=noise)
     assert kept.diffusion.conditional_sample.stats.sampler == "asd"
-    with pytest.raises(InputError, match=r"noise.initial must be \(2, 32\); got \(2, 8, 2\)"):
+    with pytest.raises(InputError, match=r"must have shape \(2, 16, 2\), got \(2, 8, 2\)"):
         policy.diffusion.conditional_sample(2, rows, noise=torch.randn(2, 8, 2))
 
 
