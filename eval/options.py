@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -292,7 +293,7 @@ def at_least(name: str, value: object, least: int, or_else: str = "") -> None:
 def command_line(options: Any, command: str = "eval") -> str:
     """The command that asks for these options, of a dataclass (only those that differ from the
     defaults)."""
-    words = ["asd-policy", command]
+    words = [*_program(), command]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         lift = field.name == "task" and value == "lift" and options.checkpoint is None
@@ -304,6 +305,15 @@ def command_line(options: Any, command: str = "eval") -> str:
         elif value is not True:
             words.append(str(value))
     return shlex.join(words)
+
+
+def _program() -> list[str]:
+    """What starts this program as it was started: with as many ranks, where there are several."""
+    ranks, here = (int(os.environ.get(n, "1")) for n in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if ranks == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["asd-policy"]
+    nodes = [] if ranks == here else ["--nnodes", str(ranks // here)]
+    return ["torchrun", *nodes, "--nproc-per-node", str(here), "-m", "asd_policy"]
 
 
 @dataclasses.dataclass(frozen=True)

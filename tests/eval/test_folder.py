@@ -251,3 +251,14 @@ def test_who_looks_is_not_stopped_by_a_file_system_without_locks(tmp_path, monke
     monkeypatch.setattr(files.fcntl, "flock", refuse)
     (tmp_path / "episodes.jsonl").touch()
     assert not is_held(tmp_path)
+
+
+def test_what_torchrun_started_goes_on_with_as_many_ranks(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    several = "--nproc-per-node 2 -m asd_policy"
+    for ranks, words in (
+        ("1", "asd-policy"), ("2", f"torchrun {several}"), ("4", f"torchrun --nnodes 2 {several}"),
+    ):  # fmt: skip
+        monkeypatch.setenv("WORLD_SIZE", ranks)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(min(int(ranks), 2)))
+        assert command_line(EvalOptions(resume=True)) == f"{words} eval --resume"
