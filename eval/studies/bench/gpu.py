@@ -90,23 +90,19 @@ def run(options: argparse.Namespace) -> int:
     name = resolve_device(options.device)
     device = torch.device(name)
     replay = load_demonstrations(options.data)
-    folder = train_for(
-        options.train_minutes,
-        replay,
-        TINY if options.quick else CHI,
-        32 if options.quick else options.batch_size,
-        options.work or options.out / "training",
-        device,
-        _say,
-    )
-    loaded = load_subject(str(folder), device, replay)
-    channels = "-".join(map(str, TINY if options.quick else CHI))
-    subject = dataclasses.replace(loaded, name=f"{replay.attributes.get('task')} {channels}")
+    channels = TINY if options.quick else CHI
+    network = f"{replay.attributes.get('task')} {'-'.join(map(str, channels))}"
     settings = BenchOptions(
-        networks=(subject.name,), device=options.device, chunks=options.chunks, out=options.out,
+        networks=(network,), device=options.device, chunks=options.chunks, out=options.out,
         kernels=(options.kernels,), quick=options.quick, data=options.data, resume=True,
     )  # fmt: skip
+    # Before the training: a folder of another benchmark is refused at once.
     store = open_store(settings, name, {"commit_given": options.commit} if options.commit else {})
+    folder = train_for(
+        options.train_minutes, replay, channels, 32 if options.quick else options.batch_size,
+        options.work or options.out / "training", device, _say,
+    )  # fmt: skip
+    subject = dataclasses.replace(load_subject(str(folder), device, replay), name=network)
     groups = stages(
         subject.name, subject.schedule.num_steps, device, options.kernels, options.quick
     )
