@@ -77,10 +77,10 @@ def evaluate(
             with contextlib.closing(_claim(plan, setup, there)) as folder:
                 try:
                     _run(plan, setup, folder)
+                    results = _keep(folder)
                 except BaseException:
                     _say_kept(folder, plan, part)
                     raise
-                results = _keep(folder)
                 print_report(console, results, folder.path)
     return results
 

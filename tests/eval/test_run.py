@@ -15,6 +15,7 @@ from asd_policy.eval.options import EvalOptions
 from asd_policy.eval.plan import resolve
 from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.stats.summary import summarize
+from asd_policy.eval.studies import evaluate as module
 from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.policy import ChunkStats
 
@@ -250,6 +251,23 @@ def test_a_non_finite_reward_is_refused(options, quiet):
     with pytest.raises(NonFiniteError, match="the reward must be finite, got nan"):
         evaluate(options, prepare=functools.partial(prepare, env_class=NanReward), console=quiet)
     assert lines(options.out) == []
+
+
+def test_a_run_that_is_stopped_at_its_page_says_how_to_go_on(options, quiet, capsys, monkeypatch):
+    """All episodes are finished then, and results.json and report.html are not there yet."""
+    real, stops = module.keep_page, iter([True, False])
+
+    def keep_page(run, results):
+        if next(stops):
+            raise KeyboardInterrupt
+        return real(run, results)
+
+    monkeypatch.setattr(module, "keep_page", keep_page)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(options, prepare=prepare, console=quiet)
+    errors = capsys.readouterr().err
+    assert "8 of 8 episodes were finished and are kept in" in errors
+    assert "continue with\n  asd-policy eval" in errors
 
 
 def test_an_unfinished_film_leaves_no_file(options, quiet):
