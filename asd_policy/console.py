@@ -10,25 +10,21 @@ from rich.console import Console
 _WIDE = 110  # columns where the output is no terminal and COLUMNS says none: no table is squeezed
 
 
-def plain_console(stderr: bool = False, least: int = 0) -> Console:
+def plain_console(stderr: bool = False) -> Console:
     """A console without rich's markup, emoji codes and highlighting, which would read a user's text
     as commands.
 
     Args:
         stderr: print there, and not on stdout.
-        least: columns that it has at least, where the terminal then breaks the lines.
     """
     stream = sys.stderr if stderr else sys.stdout
-    console = Console(
+    return Console(
         stderr=stderr,
         markup=False,
         emoji=False,
         highlight=False,
         width=None if stream.isatty() or os.environ.get("COLUMNS") else _WIDE,
     )
-    if console.width < least:
-        console.width = least
-    return console
 
 
 def say(message: str) -> None:

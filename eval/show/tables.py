@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_ENDLESS = 10_000  # columns that no table takes
 _COLOURS = ("green", "red", "yellow")  # of a verdict, by exit status
 
 
@@ -28,7 +30,8 @@ def table(
     Args:
         headers: of each column, of one line or several. rows: of each, a text for every column.
         left: columns aligned left; the others are numbers, aligned right.
-        folded: columns that are broken into lines where the terminal is narrow.
+        folded: columns that are broken into lines where the terminal is narrow. The others keep
+            their width: rich would cut the ends of names and figures off.
         dense: one blank between columns, and not three.
     """
     made = Table(
@@ -39,13 +42,16 @@ def table(
         pad_edge=False,
         show_edge=False,
     )
+    rows = [list(row) for row in rows]
     most = max(header.count("\n") for header in headers)
     for i, header in enumerate(headers):
+        kept = [header] if i in folded else [header, *(row[i] for row in rows)]
         made.add_column(
             Text("\n" * (most - header.count("\n")) + header),
             justify="left" if i in left else "right",
             overflow="fold",
             no_wrap=i not in folded,
+            min_width=max(cell_len(line) for text in kept for line in text.split("\n")),
         )
     for row in rows:
         made.add_row(*map(Text, row))
@@ -61,10 +67,13 @@ def as_text(headers: Sequence[str], rows: Iterable[Sequence[str]], width: int = 
 
 
 def print_tables(console: Console, tables: Iterable[Table]) -> None:
-    """Each below an empty line, and one after the last."""
+    """Each below an empty line, and one after the last; lines that are too long are broken by the
+    terminal."""
     for made in tables:
         console.print()
-        console.print(made)
+        least = console.measure(made, options=console.options.update_width(_ENDLESS)).minimum
+        made.width = least if least > console.width else None
+        console.print(made, crop=False)
     console.print()
 
 

@@ -29,7 +29,7 @@ from asd_policy.eval.runs.files import default_folder, reserved, write_json
 from asd_policy.eval.runs.formats import MISSING, duration
 from asd_policy.eval.runs.forms import Delay
 from asd_policy.eval.runs.studies import AtRate, Rate, Rates
-from asd_policy.eval.show.tables import print_lines, table
+from asd_policy.eval.show.tables import print_lines, print_tables, table
 from asd_policy.eval.studies.evaluate import evaluate
 from asd_policy.eval.subject import with_its_task
 
@@ -80,7 +80,7 @@ def run_rates(
         with evaluations_continued_with(again, root / OPTIONS_FILE):
             result = _evaluate(options, root, prepare, console)
     console = console or plain_console()
-    console.print(_table(dict(result)))
+    print_tables(console, [_table(dict(result))])
     print_lines(console, [f"Kept: {root}/ (rates.json, rates.svg, a folder for each rate)"])
     return result
 

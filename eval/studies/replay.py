@@ -74,7 +74,7 @@ def replay(options: ReplayOptions, console: Console | None = None) -> Json:
         "verdicts": verdicts,
     }
     write_json(options.run / "replay.json", result)
-    _print(console or plain_console(least=110), result)
+    _print(console or plain_console(), result)
     return result
 
 
@@ -239,7 +239,8 @@ def _verdict(policy: DiffusionPolicy, flight: Flight, number: int) -> Json:
 
 def _print(console: Console, result: Json) -> None:
     count, same = result["chunks"], result["same"]
-    console.print(f"{same} of {count} chunks are bitwise the same, sampled again as recorded.")
+    said = f"{same} of {count} chunks are bitwise the same, sampled again as recorded."
+    console.print(said, soft_wrap=True)
     differing = [verdict for verdict in result["verdicts"] if not verdict["same"]]
     for verdict in differing[:_SHOWN]:
         console.print(Text(_line(verdict)), soft_wrap=True)

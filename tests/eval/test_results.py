@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from asd_policy.eval.runs.episode import Episode
+from asd_policy.eval.show.tables import print_tables, table
 from asd_policy.eval.show.terminal import print_report
 from asd_policy.eval.stats.basics import difference_interval
 from asd_policy.eval.stats.summary import summarize
@@ -228,3 +229,14 @@ def test_a_busy_machine_is_said(config, episodes, quiet):
     assert "waited for a processor 0.11 s in each second" in printed(quiet, results)
     episodes[2] = dataclasses.replace(episodes[2], processor_wait_s=None)
     assert summarize(config, episodes)["processor_wait_share"] is None
+
+
+@pytest.mark.parametrize("width", [20, 60])
+def test_a_narrow_terminal_cuts_no_name_and_no_figure_off(quiet, width):
+    quiet.width = width
+    cells = ["ddim-clipped", "100/100 96–100%", "12345.67", "words that may stand below each other"]
+    headers = ["sampler", "success\n95% interval", "p50 ms", "remark"]
+    print_tables(quiet, [table(headers, [cells], folded=(3,))])
+    shown = " ".join(quiet.file.getvalue().split())
+    assert all(text in shown for text in [*cells[:3], "95% interval", "p50 ms"])
+    assert set(cells[3].split()) <= set(shown.split())

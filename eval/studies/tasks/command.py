@@ -168,7 +168,7 @@ def make_table(
     """
     from asd_policy.eval.studies.evaluate import evaluate
     from asd_policy.eval.studies.tasks.compute import compute_table
-    from asd_policy.eval.studies.tasks.tables import WIDTH, show_table
+    from asd_policy.eval.studies.tasks.tables import show_table
 
     runs = [] if options.merge else list(evaluations(options))
     with reserved(options.out):
@@ -176,7 +176,7 @@ def make_table(
         if runs:
             _run(options, runs, run or functools.partial(evaluate, part=True))
         table = compute_table(options.merge or (options.out,))
-        show_table(dict(table), options.out, console or plain_console(least=WIDTH))
+        show_table(dict(table), options.out, console or plain_console())
 
 
 def _run(

@@ -10,14 +10,11 @@ from rich.table import Table
 
 from asd_policy.eval.runs.files import write_json
 from asd_policy.eval.runs.formats import MISSING, number, percent, success
-from asd_policy.eval.show.tables import print_lines, table
+from asd_policy.eval.show.tables import print_lines, print_tables, table
 from asd_policy.eval.show.terminal import progress_tables
 from asd_policy.eval.studies.tasks.figures import NAMES, save_figure
 
 Json = dict[str, Any]
-# Columns of the printed table. Where there are fewer the terminal breaks the lines; rich would cut
-# the figures off.
-WIDTH = 104
 _HEADERS = (
     "success\n95% interval", "minus DDPM\n95% interval", "calls\n/chunk", "evals\n/chunk",
     "accepted", "chunk\np50 ms", "chunk\np95 ms",
@@ -29,13 +26,9 @@ def show_table(content: Json, folder: Path, console: Console) -> None:
     write_json(folder / "tasks.json", content)
     save_figure(content, folder / "tasks.svg")
     for task, row in content["tasks"].items():
-        console.print()
-        console.print(_table(task, row))
-        for progress in progress_tables(row["samplers"]):
-            console.print()
-            console.print(progress)
+        print_tables(console, [_table(task, row), *progress_tables(row["samplers"])])
         print_lines(console, [_setting(row)])
-    print_lines(console, [f"\nKept: {folder}/tasks.json, tasks.png, tasks.svg"])
+    print_lines(console, [f"Kept: {folder}/tasks.json, tasks.png, tasks.svg"])
 
 
 def _table(task: str, row: Json) -> Table:
