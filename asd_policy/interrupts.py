@@ -26,3 +26,18 @@ def handled_after() -> Iterator[None]:
             signal.signal(number, handler)
         for which in sorted(set(came)):
             signal.raise_signal(which)  # one that is masked comes when the mask is lifted
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """What came in the middle of compiled code, which wraps it (numba, in a SystemError: "returned a
+    result with an exception set"), leaves as it came."""
+    try:
+        yield
+    except SystemError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None

@@ -24,6 +24,7 @@ from asd_policy.envs.simulator import (
 from asd_policy.envs.stages import STAGES
 from asd_policy.envs.tasks import CONTROL_FREQUENCY_HZ, Task, get_task
 from asd_policy.errors import InputError, NonFiniteError, check_kind
+from asd_policy.interrupts import unwrapped
 
 if TYPE_CHECKING:
     from asd_policy.envs.rendering import OffscreenCamera
@@ -137,7 +138,8 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
         """
         self._need_reset()
         action = self._checked(action)
-        self.simulation.step(action)
+        with unwrapped():
+            self.simulation.step(action)
         self._steps += 1
         self._need_finite()
         # Observation, reward and success of one and the same state: robosuite's own reward is of
@@ -231,7 +233,8 @@ class RobosuiteEnv(gym.Env[Observation, np.ndarray]):
 
     def _begin(self, episode_seed: int) -> dict[str, np.ndarray]:
         self._episode_seed, self._steps = episode_seed, 0
-        return reset_simulation(self.simulation, episode_seed)
+        with unwrapped():
+            return reset_simulation(self.simulation, episode_seed)
 
     def _need_reset(self) -> None:
         if self._episode_seed is None:

@@ -14,7 +14,7 @@ from asd_policy.envs.registration import register_envs
 from asd_policy.envs.simulator import read_observables
 from asd_policy.envs.tasks import TASKS, get_task
 from asd_policy.envs.world import RobosuiteEnv
-from asd_policy.errors import NonFiniteError
+from asd_policy.errors import NonFiniteError, Terminated
 
 IDS = [task.env_id for task in TASKS.values()]
 
@@ -235,6 +235,28 @@ def test_a_world_that_diverges_is_not_stepped_on(lift, tmp_path, monkeypatch):
         lift.step(np.zeros(7))
     lift.reset(seed=0)
     lift.step(np.zeros(7))
+
+
+def test_an_interruption_in_compiled_code_is_one(lift, monkeypatch):
+    """numba, which robosuite's controllers are compiled by, makes of it a SystemError, twice."""
+    lift.reset(seed=0)
+
+    def wrapped(error):
+        try:
+            try:
+                raise error
+            except BaseException as first:
+                raise SystemError(
+                    "_numba_unpickle returned a result with an exception set"
+                ) from first
+        except SystemError as second:
+            raise SystemError("opspace_matrices returned a result …") from second
+
+    for kind, left in ((KeyboardInterrupt, None), (Terminated, None), (ValueError, SystemError)):
+        monkeypatch.setattr(lift.unwrapped.simulation, "step", lambda _, k=kind: wrapped(k()))
+        with pytest.raises(left or kind) as caught:
+            lift.step(np.zeros(7))
+        assert type(caught.value) is (left or kind)
 
 
 def test_a_non_finite_observation_is_not_returned(lift):
