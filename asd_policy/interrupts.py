@@ -30,8 +30,8 @@ def handled_after() -> Iterator[None]:
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """What came in the middle of compiled code, which wraps it (numba, in a SystemError: "returned a
-    result with an exception set"), leaves as it came."""
+    """What came in the middle of compiled code, which wraps it (numba, in a SystemError: "returned
+    a result with an exception set"), leaves as it came."""
     try:
         yield
     except SystemError as error:
