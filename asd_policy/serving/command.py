@@ -73,6 +73,7 @@ def main_serve(
         max_rate: How many messages a second one client may send.
         idle_s: After how many seconds without a message a connection is closed.
     """
+    from asd_policy.serving.listening import listen
     from asd_policy.serving.server import Limits, Server
 
     _share_memory()
@@ -80,6 +81,8 @@ def main_serve(
         raise InputError(f"--max-message-mb must be positive, got {max_message_mb:g}")
     limits = Limits(int(max_message_mb * 2**20), max_rate, idle_s, clients=max_clients)
     _check(limits, port, robots, wait_ms)
+    for each in listen(host, port):  # what is taken is said before a minute of loading
+        each.close()
     token = None if token_file is None else _token(token_file)
     place: dict[str, Any] = {"device": resolve_device(device), "engine": engine}
     place |= {"precision": precision, "compile": compile, "threads": threads}

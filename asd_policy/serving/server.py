@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hmac
 import http
 import logging
@@ -23,6 +22,7 @@ from asd_policy.errors import InputError, LimitError, ServerError, counted
 from asd_policy.policy.horizon import RecedingHorizon
 from asd_policy.serving.batcher import Batcher
 from asd_policy.serving.connection import LOOK_S, Left, ServerConnection
+from asd_policy.serving.listening import listen
 from asd_policy.serving.metadata import metadata_of
 from asd_policy.serving.protocol import IDLE, error_text, pack
 from asd_policy.serving.requests import Seen
@@ -34,7 +34,6 @@ HEALTH = "/healthz"  # as openpi's
 _GOING, _POLICY, _FAULT = 1001, 1008, 1011  # codes of RFC 6455, as IDLE is
 _ENDING = "the server is ending"
 _HANDSHAKE_S, _GOODBYE_S, _GRACE_S = 10.0, 2.0, 0.5
-_NOT_HERE = errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
 _SPARE = 64  # connections beside the clients: handshakes, questions after its health
 
 
@@ -110,10 +109,8 @@ class Server:
         Raises:
             ServerError: the address cannot be listened at.
         """
-        try:
-            self._listen()
-        except (OSError, UnicodeError) as error:  # of a name that no host can have
-            raise ServerError(f"cannot listen at {self.host}:{self.port}: {error}") from error
+        self._listening = listen(self.host, self.port)
+        self.port = self._listening[0].getsockname()[1]
         self._accepting = [
             threading.Thread(target=self._accept, args=(each,), daemon=True)
             for each in self._listening
@@ -173,31 +170,6 @@ class Server:
         self.drain()
 
     # ---- threads of its own ----------------------------------------------------------------------
-
-    def _listen(self) -> None:
-        found = socket.getaddrinfo(
-            self.host or None, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        refused: OSError | None = None
-        for family, _, _, _, where in dict.fromkeys(found):
-            try:
-                made = socket.create_server((where[0], self.port), family=family)
-            except OSError as error:
-                if error.errno not in _NOT_HERE:
-                    self._close_listening()
-                    raise
-                refused = error  # a name may have an address of a kind that is switched off
-                continue
-            made.settimeout(0.2)  # closing it wakes nobody
-            self._listening.append(made)
-            self.port = made.getsockname()[1]
-        if refused is not None and not self._listening:
-            raise refused
-
-    def _close_listening(self) -> None:
-        for each in self._listening:
-            each.close()
-        self._listening.clear()
 
     def _accept(self, listening: socket.socket) -> None:
         while not self._draining:

@@ -94,6 +94,8 @@ def test_a_port_that_is_taken_is_said(refused, tmp_path):
     with served() as server:
         words = ["--checkpoint", folder, "--port", server.port, "--device", "cpu"]
         refused(f"cannot listen at 127.0.0.1:{server.port}", "serve", *words)
+        missing = ["--checkpoint", tmp_path / "none", *words[2:]]  # said before it is opened
+        refused(f"cannot listen at 127.0.0.1:{server.port}", "serve", *missing)
 
 
 def test_for_ever_is_a_time():
