@@ -8,7 +8,6 @@ traceback. replay, verify and compare answer by their status: 0 yes, 1 no, 2 cou
 
 from __future__ import annotations
 
-import atexit
 import codecs
 import importlib
 import importlib.metadata
@@ -21,10 +20,11 @@ import threading
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from asd_policy.errors import AsdPolicyError, DatasetWarning, Terminated, did_you_mean, for_user
+from asd_policy.leaving import process_of
 from asd_policy.threads import wait_passively
 
 # name -> (module:function, one line)
@@ -104,24 +104,7 @@ _TRACEBACK = "ASD_POLICY_TRACEBACK"  # set it to see where a user error was rais
 
 def program() -> NoReturn:
     """`asd-policy` as a process of its own, which ends with the command's status."""
-    status: list[int] = []
-    atexit.register(_leave, status)  # the first to be registered is the last to run
-    status.append(main())
-    sys.exit(status[0])
-
-
-def _leave(status: Sequence[int]) -> None:
-    """End here, once a command has ended and OpenGL was loaded.
-
-    Software OpenGL (Mesa) may take a process down while it ends ("double free"; one in eighty that
-    were interrupted soon after their first picture), when everything has been done and said.
-    """
-    if not status or "OpenGL" not in sys.modules:
-        return
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # gone, closed, or there was none
-            stream.flush()
-    os._exit(status[0])
+    process_of(main)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

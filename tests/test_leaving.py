@@ -8,8 +8,11 @@ import pytest
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="on_exit is glibc's")
-@pytest.mark.parametrize(("words", "status"), [("--version", 0), ("juggle", 2)])
-def test_what_opengl_does_when_a_process_ends_is_not_waited_for(words, status):
+@pytest.mark.parametrize(
+    ("library", "words", "status"),
+    [("OpenGL", "--version", 0), ("OpenGL", "juggle", 2), ("grpc", "juggle", 2)],
+)
+def test_what_a_library_does_when_a_process_ends_is_not_waited_for(library, words, status):
     """Mesa took down one film in eighty that was interrupted; here every process that ends so."""
     script = f"""
 import atexit, ctypes, sys, types
@@ -17,7 +20,7 @@ from asd_policy import cli
 libc = ctypes.CDLL(None)
 libc.on_exit(ctypes.cast(libc.abort, ctypes.c_void_p), None)
 if "with" in sys.argv:
-    sys.modules["OpenGL"] = types.ModuleType("OpenGL")
+    sys.modules[{library!r}] = types.ModuleType({library!r})
 def main():
     atexit.register(print, "a handler of the command's")
     return command()

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from asd_policy.errors import AsdPolicyError, InputError, IntegrationError, say_to_user
+from asd_policy.leaving import process_of
 
 # The command's module, its function, and what loads a policy.
 COMMANDS = {
@@ -150,4 +151,4 @@ def _imported(name: str, module: str) -> ModuleType:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process_of(main)

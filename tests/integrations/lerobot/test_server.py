@@ -239,6 +239,6 @@ def test_over_the_network(checkpoint: Path, port: int, running: subprocess.Popen
         assert [action.get_timestep() for action in actions] == list(range(1, 9))
     running.send_signal(signal.SIGINT)
     said = running.communicate(timeout=120)[0]
-    assert running.returncode == 130
+    assert running.returncode == 130, said
     assert "asd-policy: asd on a DDPM of 100 steps" in said
     assert "Traceback" not in said
