@@ -274,7 +274,7 @@ class Hook:
         config, schedule = self.chain(eta)
         key = (
             kind.shape, kind.width, kind.device, kind.key, config, schedule.num_steps,
-            id(self.model()), self._copied(),
+            *self._construction(),
         )  # fmt: skip
         if key not in self._samplers:
             place, shape = self.place, kind.shape
@@ -288,9 +288,12 @@ class Hook:
         self._samplers.move_to_end(key)
         return self._samplers[key]
 
-    def _copied(self) -> bool:
-        """Whether a U-Net is copied now; one with hooks, which a copy would not run, is not."""
-        return self.place.copy and not any(map(hooks_of, self.model().modules()))
+    def _construction(self) -> tuple[Hashable, ...]:
+        """What a sampler cannot go on without: the layers, in whose place adapters are put, and
+        whether a U-Net is copied; one with hooks, which a copy would not run, is not."""
+        layers = tuple(self.model().modules())
+        copied = self.place.copy and not any(map(hooks_of, layers))
+        return tuple(map(id, layers)), copied
 
     # ---- before the robot moves ------------------------------------------------------------------
 

@@ -271,6 +271,29 @@ def test_steps_weights_and_networks_are_those_of_the_call() -> None:
     assert torch.equal(chunk(fresh, rows), after)
 
 
+class LowRank(torch.nn.Module):
+    """An adapter in the place of a layer, as peft puts it there."""
+
+    def __init__(self, layer) -> None:
+        super().__init__()
+        self.base_layer = layer
+        self.low = torch.nn.Conv1d(layer.in_channels, layer.out_channels, 1)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.low(x)
+
+
+def test_layers_are_those_of_the_call() -> None:
+    policy = quiet(trained(), "ddpm")
+    rows, block = encoded(policy), policy.diffusion.unet.mid_modules[0].conv1.block
+    before = chunk(policy, rows)
+    block[0] = LowRank(block[0])
+    assert not torch.allclose(chunk(policy, rows), before, atol=1e-3)
+    assert asd.difference_to_its_loop(policy, 3, rows) < 2e-5
+    block[0] = block[0].base_layer
+    assert torch.equal(chunk(policy, rows), before)
+
+
 def test_hooks_are_those_of_the_call() -> None:
     policy = quiet(trained(), "ddpm")
     rows, layer = encoded(policy), policy.diffusion.unet.mid_modules[0]
