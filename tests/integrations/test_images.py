@@ -87,6 +87,22 @@ def test_it_acts_on_what_its_cameras_see(path) -> None:
     env.close()
 
 
+@pytest.mark.parametrize("turned", [True, False])
+def test_pictures_of_another_shape_are_named(path, turned) -> None:
+    """Its releases differ in where colours are, and their own message is an empty one."""
+    import robomimic.utils.file_utils as file_utils
+
+    from asd_policy.integrations.robomimic import VERSION, accelerate
+
+    loaded, _ = file_utils.policy_from_checkpoint(ckpt_path=str(path), device=torch.device("cpu"))
+    policy = accelerate(loaded, "ddpm", verbose=False)
+    side = SIZE if turned else 2 * SIZE
+    last = (VERSION >= (0, 5)) is not turned
+    picture = np.zeros((2, side, side, 3) if last else (2, 3, side, side), np.uint8)
+    with pytest.raises(ValueError, match=r"agentview_image +wrong shape"):
+        policy({"agentview_image": picture, "robot0_eef_pos": np.zeros((2, 3))})
+
+
 def test_unknown_cameras_are_refused() -> None:
     drawing()
     env = gym.make("asd_policy:asd_policy/Lift-v0")

@@ -64,6 +64,10 @@ class RobomimicSource(SampledSource):
         pictures = any(len(shape) > 1 for shape in self.shapes.values())
         # 0.5 makes the network's input of pictures as they are drawn; 0.3's environments do.
         self.takes_raw_pictures = release_05 and pictures
+        self._given = {  # as observations come
+            key: (*shape[1:], shape[0]) if self.takes_raw_pictures and len(shape) == 3 else shape
+            for key, shape in self.shapes.items()
+        }
         self._scale = ActionScale.of(
             statistics_of(wrapped), algo.global_config, self.device,
             torch.float64 if release_05 else torch.float32,
@@ -91,20 +95,8 @@ class RobomimicSource(SampledSource):
         return [[{key: np.array(v[i]) for key, v in rows.items()}] for i in range(batch)]
 
     def _check(self, rows: dict[str, np.ndarray], lead: tuple[int, ...]) -> None:
-        got = {k: v.shape for k, v in rows.items()}
-        expected = {k: (*lead, *shape) for k, shape in self.shapes.items()}
-        if got == expected:
-            return
-        # Pictures come as (height, width, channels) where the policy converts them.
-        expected |= {
-            key: got[key]
-            for key, shape in self.shapes.items()
-            if len(shape) == 3
-            and key in got
-            and got[key][: len(lead)] == lead
-            and len(got[key]) == len(lead) + 3
-        }
-        table = difference_table(expected, got)
+        expected = {key: (*lead, *shape) for key, shape in self._given.items()}
+        table = difference_table(expected, {key: value.shape for key, value in rows.items()})
         if table:
             raise InputError(f"these are not the observations that the policy expects:\n{table}")
 
