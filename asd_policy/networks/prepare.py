@@ -111,6 +111,7 @@ class PreparedUnet1D:
         """(N, T, input_dim) points at (N,) steps of (N,) chains → the prediction."""
         film = self.unet.timestep_film[steps]
         film = film + (condition if len(condition) == 1 else condition[chains])
+        x = x.to(film.dtype)  # the network's; a chain's is float32
         try:
             return self.unet(x, film)
         except LayersError as error:

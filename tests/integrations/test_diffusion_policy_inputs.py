@@ -36,12 +36,16 @@ def test_conditions_of_any_layout_in_memory():
     assert float(chunks[0].abs().max()) > 0
 
 
-@pytest.mark.parametrize("how", ["cond", "fixed"])
-def test_a_transformer_in_its_own_precision(how):
-    """Its own loop takes float64; the chain is float32, and the network is called as it is."""
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [(TransformerPolicy, "cond"), (TransformerPolicy, "fixed"), (UnetPolicy, "global")],
+)
+def test_a_network_in_its_own_precision(kind, how):
+    """Its own loop takes float64; the chain is float32, and the network is called as it is, or,
+    a U-Net, copied so."""
     chunks = []
     for dtype in (torch.float32, torch.float64):
-        policy = asd.accelerate(make(TransformerPolicy, how).to(dtype), "ddpm", verbose=False)
+        policy = asd.accelerate(make(kind, how).to(dtype), "ddpm", verbose=False)
         known, conds = policy.inputs(observed().to(dtype))
         noise = torch.Generator().manual_seed(0)
         chunks.append(policy.conditional_sample(*known, generator=noise, **conds))
