@@ -5,6 +5,9 @@
 
 One method is replaced, ``conditional_sample``, for low-dimensional and image policies, U-Nets and
 transformers: encoders, normalizers and ``predict_action`` stay theirs.
+
+Imported first, it also helps a torchvision that was built for another PyTorch, without which its
+image policies would not import.
 """
 
 from __future__ import annotations
@@ -19,9 +22,12 @@ from torch import Tensor, nn
 from asd_policy.errors import InputError
 from asd_policy.integrations.diffusers_chain import is_ddim
 from asd_policy.integrations.hooked import Asked, Hook, Kind, Place, made_up, put
+from asd_policy.integrations.torchvision_operators import import_torchvision
 from asd_policy.networks import OthersUnet1D
 from asd_policy.networks.attention import stacks_in, unasking
 from asd_policy.samplers.config import SamplerConfig
+
+import_torchvision()
 
 _PARTS = ("model", "noise_scheduler", "num_inference_steps", "conditional_sample")
 _CONDITIONS = ("local_cond", "global_cond", "cond")

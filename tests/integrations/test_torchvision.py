@@ -15,8 +15,7 @@ def qnms(*arguments): ...
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from asd_policy.integrations.torchvision_operators import import_torchvision
-import_torchvision()
+import asd_policy.integrations.diffusion_policy
 import torch, torchvision
 try:
     torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
