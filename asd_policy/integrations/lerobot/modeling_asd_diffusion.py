@@ -49,6 +49,14 @@ class AsdDiffusionPolicy(DiffusionPolicy):
             config = AsdDiffusionConfig.from_pretrained(pretrained_name_or_path, **hub)
         return super().from_pretrained(pretrained_name_or_path, config=config, **kwargs)
 
+    def reset(self) -> None:
+        """Forget what was seen; before the first episode, also do what its first chunk would do
+        first, while the robot waits: compile, capture, time the network, teach drafts."""
+        super().reset()
+        drawn_by = vars(self.diffusion).get("conditional_sample")  # none yet while it is made
+        if drawn_by is not None and drawn_by.calls is None and not self.training:
+            drawn_by.warm()
+
     def predict_action_chunk(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
         """(B, n_action_steps, action_dim) actions, from the current one on."""
         chunk: Tensor = super().predict_action_chunk(remember(self, batch), noise=noise)

@@ -119,6 +119,21 @@ def test_it_samples_as_an_accelerated_policy_does(checkpoint: Path) -> None:
     assert int(hook(policy).stats.calls.max()) < 60
 
 
+def test_an_episode_begins_with_what_is_slow_at_first(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LeRobot makes a policy, loads it, moves it, and resets it before the robot moves."""
+    policy = AsdDiffusionPolicy.from_pretrained(checkpoint)
+    policy.train().reset()
+    assert hook(policy).calls is None
+    state = torch.get_rng_state()
+    policy.eval().reset()
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr("asd_policy.sampler.Sampler.calibrate", None)
+    monkeypatch.setattr("asd_policy.sampler.Sampler.measure", None)
+    chunk(policy)
+
+
 def test_saved_and_read_again(checkpoint: Path, tmp_path: Path) -> None:
     """By LeRobot's own way through its settings, with weights that are not those of the start."""
     from lerobot.configs.policies import PreTrainedConfig
