@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
+from asd_policy.eval.studies.bench import run as bench
 from asd_policy.eval.studies.bench.store import BenchFile, read_bench
 from asd_policy.eval.studies.bench.summary import add_speedups
+from asd_policy.policy import save_checkpoint
+from reference.tiny import tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +57,24 @@ def test_speedups_are_of_one_machine():
         cells = [ddpm, asd | there]
         add_speedups(cells)
         assert cells[1]["speedup"]["over_ddpm"] == expected
+
+
+def test_who_stops_a_benchmark_is_told_what_goes_on_with_it(tmp_path, monkeypatch, run):
+    cell = read_bench(ROOT / "eval" / "results" / "cpu-2-cores" / "one_chain.json")["cells"][0]
+
+    def stopped(store, *rest):
+        store.add_cell(cell)
+        raise KeyboardInterrupt
+
+    save_checkpoint(tmp_path / "it's", tiny_checkpoint())
+    monkeypatch.setattr(bench, "measure", stopped)
+    monkeypatch.chdir(tmp_path)
+    status, _, said = run("bench", "--networks", "it's", "--device", "cpu", "--quick")
+    assert status == 130
+    (folder,) = Path("outputs/bench").iterdir()
+    again = said.split("continue with\n")[1].splitlines()[0].strip()
+    assert f"kept in {folder}; continue with" in said
+    assert shlex.split(again) == [
+        "asd-policy", "bench", "--networks", "it's", "--device", "cpu", "--out", str(folder),
+        "--resume", "--quick",
+    ]  # fmt: skip

@@ -12,6 +12,8 @@ import torch
 from asd_policy.device import resolve_device
 from asd_policy.envs.requirements import installed_version
 from asd_policy.eval.demonstrations import load_demonstrations
+from asd_policy.eval.options import command_line
+from asd_policy.eval.resume import continued_with
 from asd_policy.eval.runs.files import alone_in, check_output_folder
 from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.studies.bench.cells import Group, plan
@@ -55,12 +57,14 @@ def _bench(options: BenchOptions, name: str, say: Say) -> int:
     largest = max((subject.parameters for subject in subjects.values()), default=0)
     torch.set_num_threads(options.threads or choose_threads(largest))
     store = open_store(options, name, {})
-    if options.calls_against_steps:
-        owes = store.owes or any("error" in cell for cell in store.content["cells"])
-        scale(store, options.quick, say)
-        store.write(complete=not owes)
-    else:
-        measure(store, subjects, groups, options, device, say)
+    again = command_line(dataclasses.replace(options, out=store.folder, resume=True), "bench")
+    with continued_with(again, f" in {store.folder}", lambda: bool(store.done)):
+        if options.calls_against_steps:
+            owes = store.owes or any("error" in cell for cell in store.content["cells"])
+            scale(store, options.quick, say)
+            store.write(complete=not owes)
+        else:
+            measure(store, subjects, groups, options, device, say)
     return finish(store, say)
 
 
