@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from asd_policy.data.replay import Replay, load_npz, load_replay
@@ -9,16 +11,32 @@ from asd_policy.data.zarr_store import ZarrStore
 from asd_policy.errors import DatasetError
 
 
-def load_demonstrations(path: Path) -> Replay:
-    """A ``.npz`` file or a zarr store. Raises DatasetError."""
+def load_demonstrations(path: Path, seen: Sequence[str] = ()) -> Replay:
+    """A ``.npz`` file or a zarr store.
+
+    Args:
+        seen: observations of a policy; no others are read where all of these are there. Then the
+            store may be a stranger's, and its actions in any units, as `asd-policy train
+            --observations` takes them.
+
+    Raises:
+        DatasetError: nothing that can be read.
+    """
+    own = bool(seen)
     if path.suffix == ".npz":
-        return load_npz(path)
-    return load_replay(path, store_keys(path))
+        replay = load_npz(path, own)
+    else:
+        replay = load_replay(path, store_keys(path, seen), own)
+    if own and replay.observations.keys() >= set(seen):
+        chosen = {key: replay.observations[key] for key in seen}
+        replay = dataclasses.replace(replay, observations=chosen)
+    return replay
 
 
-def store_keys(path: Path) -> list[str]:
-    """Observation keys of a zarr store that this package made. Raises DatasetError."""
-    keys = ZarrStore(path).attributes.get("observation_keys")
+def store_keys(path: Path, otherwise: Sequence[str] = ()) -> list[str]:
+    """Observation keys of a zarr store that this package made, ``otherwise`` of a stranger's.
+    Raises DatasetError where there are neither."""
+    keys = ZarrStore(path).attributes.get("observation_keys") or otherwise
     if not keys:
         raise DatasetError(
             f"{path}: expected a store that `asd-policy demos` wrote; it does not name its "

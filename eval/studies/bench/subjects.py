@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,13 @@ def load_subject(name: str, device: torch.device, replay: Replay | None, seed: i
         network_size(network, x, conditions[:1]),
         card.get("sha256"),
     )
+
+
+def keys_seen(names: Sequence[str]) -> list[str]:
+    """The observations that the first of these networks sees that is a user's own; none where
+    there is no such one."""
+    own = [name for name in names if name not in (*UNTRAINED, "shipped")]
+    return list(load_checkpoint(_folder(own[0])).config.observation_keys) if own else []
 
 
 def _folder(name: str) -> Path:

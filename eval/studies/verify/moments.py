@@ -62,7 +62,7 @@ def _synthetic(options: VerifyOptions, made: Checkpoint) -> tuple[Array, str]:
 
 def _from_file(path: Path, made: Checkpoint, count: int) -> tuple[Array, str]:
     """Moments spread evenly over demonstrations."""
-    replay = load_demonstrations(path)
+    replay = load_demonstrations(path, list(made.config.observation_keys))
     try:
         rows = replay.stacked_observations(made.config.observation_keys)
     except DatasetError as error:
