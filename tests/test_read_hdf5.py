@@ -200,6 +200,14 @@ def test_a_description_that_is_none(path, content) -> None:
         read_hdf5(env_args(path, content), list(KEYS))
 
 
+def test_a_robot_of_ones_own_needs_no_environment(path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["data"].attrs["env_args"]
+    with pytest.raises(DatasetError, match="the attribute 'env_args' of 'data'"):
+        read_hdf5(path, list(KEYS))
+    assert len(read_hdf5(path, list(KEYS), own=True).episode_ends) == 11
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(1.0000012, r"1\.0000012"), (-1.5, r"-1\.500"), (1.0004, r"1\.0004"), (250.0, r"250\.000")],

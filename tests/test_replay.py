@@ -177,8 +177,11 @@ def test_data_without_a_chunk_is_refused(lengths, interrupted, short) -> None:
         np.full(rows, interrupted), {},
     )  # fmt: skip
     assert too_short(replay, 2, 8, 16) == short
+    row = " with 15 in a row that nothing interrupts" * interrupted
+    others = ", and the others are interrupted everywhere" * interrupted
     expected = (
-        f"no chunk to train on: expected episodes of 8 .*; {short} of {len(lengths)} episodes"
+        f"no chunk to train on: expected episodes of 8 or more rows{row}; {short} of "
+        f"{len(lengths)} episodes are shorter{others}$"
     )
     with pytest.raises(DatasetError, match=expected):
         training_windows(replay, 2, 8, 16)

@@ -311,11 +311,13 @@ def training_windows(
     rows = window_indices(replay, obs_horizon, action_horizon, pred_horizon)
     if not len(rows):
         short = too_short(replay, obs_horizon, action_horizon, pred_horizon)
+        row = others = ""
+        if short < len(replay.episode_ends):
+            row = f" with {pred_horizon - obs_horizon + 1} in a row that nothing interrupts"
+            others = ", and the others are interrupted everywhere"
         raise DatasetError(
             "there is no chunk to train on: expected episodes of "
-            f"{_least(obs_horizon, action_horizon, pred_horizon)} or more rows with "
-            f"{pred_horizon - obs_horizon + 1} in a row that nothing interrupts; {short} of "
-            f"{len(replay.episode_ends)} episodes are shorter, and the others are interrupted "
-            "everywhere"
+            f"{_least(obs_horizon, action_horizon, pred_horizon)} or more rows{row}; {short} of "
+            f"{len(replay.episode_ends)} episodes are shorter{others}"
         )
     return rows

@@ -182,7 +182,8 @@ def read_hdf5(
     try:
         with h5py.File(path, "r") as file:
             data = _group(file, "data", path)
-            env_args = _env_args(data, path)
+            described = "env_args" in data.attrs or not own  # a robot may have no environment
+            env_args = _env_args(data, path) if described else {}
             names = _episodes(file, data, filter_key, path)
             demos = {name: _read_episode(data, name, observation_keys, path) for name in names}
     except DatasetError:
