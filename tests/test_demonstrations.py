@@ -234,6 +234,7 @@ def test_own_data_is_the_same_in_every_format(tmp_path) -> None:
         ({"data": ()}, "expected its --data"),
         ({"rotations": "matrix"}, "--rotations matrix is for tasks"),
         ({"observations": ("object", "object")}, "names one of them twice"),
+        ({"observations": ("object", "action")}, "data/action is what a policy is to find"),
         ({"observations": ("state",)}, r"lacks the arrays data/state; its data holds: action, "),
     ],
 )

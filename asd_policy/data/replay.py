@@ -78,6 +78,11 @@ def load_replay(path: str | Path, observation_keys: list[str], own: bool = False
     """
     path = Path(path)
     store = ZarrStore(path)
+    if "action" in observation_keys:  # as an observation it would be the answer
+        raise DatasetError(
+            f"{path}: data/action is what a policy is to find, and cannot be given to it; expected "
+            "observations under other names (the last action, say, as data/last_action)"
+        )
     wanted = [f"data/{key}" for key in observation_keys] + ["data/action", "meta/episode_ends"]
     missing = [name for name in wanted if name not in store]
     if missing:
