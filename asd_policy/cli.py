@@ -95,6 +95,8 @@ _SPLIT = {  # commands of which torchrun may start several ranks, with what uses
     "bench": "--engines distributed",
 }
 _SIMULATE = {"eval", "tasks", "rates", "demos", "verify"}
+# Those whose files keep the words, in JSON, where everything is UTF-8.
+_KEEP_WORDS = {"eval", "tasks", "rates", "report", "replay", "bench", "verify", "compare"}
 _WITHOUT_SIMULATOR = {"-h", "--help", "--oracle"}
 # Of what is printed, where the encoding of the output has no such character (and no NFKD form of
 # it either, as "..." is of "…").
@@ -180,6 +182,9 @@ def _run_on_ranks(command: str, words: Sequence[str]) -> int:
 
 
 def _run(command: str, words: Sequence[str]) -> int:
+    odd = [word for word in words if re.search("[\ud800-\udfff]", word)]  # bytes that are no text
+    if odd and command in _KEEP_WORDS:
+        return _say(f"expected names in UTF-8, got {os.fsencode(odd[0])!r}; rename what it names")
     if command not in _PARSE_THEMSELVES:
         import tyro
     helps = {"-h", "--help"} & set(words)

@@ -59,6 +59,14 @@ def test_a_bad_option_is_named_with_what_was_expected(refused, words, message):
     refused(message, "eval", *words)
 
 
+@pytest.mark.parametrize("command", ["eval", "tasks", "rates", "bench", "verify", "compare"])
+def test_a_name_that_is_no_text_is_refused_at_once(refused, command, tmp_path, monkeypatch):
+    """No file of a run could be read that names it: an evaluation was lost when it had ended."""
+    monkeypatch.chdir(tmp_path)
+    refused(r"^error: expected names in UTF-8, got b'caf\\xe9'", command, "--out", "caf\udce9")
+    assert not any(tmp_path.iterdir())
+
+
 # --- checkpoints --------------------------------------------------------------------------------
 
 
