@@ -12,8 +12,6 @@ import torch
 from asd_policy.device import resolve_device
 from asd_policy.envs.requirements import installed_version
 from asd_policy.eval.demonstrations import load_demonstrations
-from asd_policy.eval.options import command_line
-from asd_policy.eval.resume import continued_with
 from asd_policy.eval.runs.files import alone_in, check_output_folder
 from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.studies.bench.cells import Group, plan
@@ -49,6 +47,10 @@ def run_bench(options: BenchOptions, say: Say = print) -> int:
 
 
 def _bench(options: BenchOptions, name: str, say: Say) -> int:
+    # tyro's, which eval/gpu.py does without
+    from asd_policy.eval.options import command_line
+    from asd_policy.eval.resume import continued_with
+
     device = torch.device(name)
     with Stage(f"loading {', '.join(options.networks)}"):
         subjects = {} if options.calls_against_steps else load_subjects(options, device)
