@@ -211,6 +211,18 @@ def test_a_robot_of_ones_own(tmp_path, capsys) -> None:
     assert (action <= pixels.max(0) + 1e-3).all()
 
 
+def test_digits_that_float32_has_not_are_named(tmp_path) -> None:
+    """A place on a map, in metres: trained on, all its steps within half a metre were one."""
+    rows = {key: values.astype(float) for key, values in arrays().items()}
+    rows["object"][:, 1] += 5_200_000
+    rows["object"][:, 0] = 5_200_000.1  # never another: a network learns nothing from it
+    match = r"column 1 of data/object lies between 5199999\.\d+ and 5200000\.\d+, and float32"
+    with pytest.raises(DatasetError, match=match):
+        load_own(write_zarr(tmp_path / "map.zarr", rows), ["object"])
+    rows["object"][:, 1] -= 5_200_000
+    load_own(write_zarr(tmp_path / "here.zarr", rows), ["object"])
+
+
 def test_own_data_is_the_same_in_every_format(tmp_path) -> None:
     rows = arrays()
     rows["action"] = 200 * rows["action"]

@@ -208,6 +208,7 @@ def checked_replay(
         )
     _check_shapes(replay, path, prefix)
     _check_values(replay, path, episodes, prefix, own)
+    _check_digits(numbers, replay, path, prefix)
     return replay
 
 
@@ -235,6 +236,21 @@ def _check_shapes(replay: Replay, path: Path, prefix: str) -> None:
         raise DatasetError(
             f"{path}: {prefix}interrupted has shape {replay.interrupted.shape}, expected ({rows},)"
         )
+
+
+def _check_digits(given: Mapping[str, np.ndarray], kept: Replay, path: Path, prefix: str) -> None:
+    """Values far from zero, such as coordinates on a map, may vary by less than float32 tells."""
+    for name, values in {**kept.observations, "action": kept.actions}.items():
+        lost = np.abs(given[name] - values.astype(float)).max(0)
+        low, high = given[name].min(0).astype(float), given[name].max(0).astype(float)
+        coarse = np.flatnonzero((lost > np.maximum(0.01 * (high - low), 1e-3)) & (high > low))
+        if len(coarse):
+            column = coarse[0]
+            raise DatasetError(
+                f"{path}: column {column} of {prefix}{name} lies between {low[column]:.10g} and "
+                f"{high[column]:.10g}, and float32, in which policies compute, is off by up to "
+                f"{lost[column]:.2g} there; take a constant from it, on the robot as well"
+            )
 
 
 def _check_values(
