@@ -58,7 +58,8 @@ def unpack(data: bytes | str) -> dict[str, Any]:
     except MessageError:
         raise
     except Exception as error:  # of anything that msgpack and NumPy say to arbitrary bytes
-        raise MessageError(f"expected msgpack, got {len(data)} bytes of else: {error}") from error
+        said = str(error) or type(error).__name__  # some have no words
+        raise MessageError(f"expected msgpack, got {len(data)} bytes of else: {said}") from error
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise MessageError(
             f"expected a mapping of names, an observation; got a {type(message).__name__}"

@@ -128,6 +128,11 @@ def test_any_bytes_are_a_message_or_are_named(data: bytes) -> None:
         assert isinstance(unpack(data), dict)
 
 
+def test_an_error_without_words_is_named_by_its_kind() -> None:
+    with pytest.raises(MessageError, match="got 1 bytes of else: FormatError"):
+        unpack(b"\xc1")
+
+
 @pytest.mark.parametrize("kind", [InputError, LimitError, MessageError, NonFiniteError])
 def test_errors_travel_by_name(kind: type[AsdPolicyError]) -> None:
     made = error_of(error_text(kind("what: came")))
