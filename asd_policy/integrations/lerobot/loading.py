@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]  # LeRobot's parser of settings needs it
 from lerobot.configs import parser
 
 from asd_policy.engine import ENGINES
@@ -19,6 +20,7 @@ from asd_policy.samplers.config import SamplerConfig
 from asd_policy.schedule import check_choice
 
 _PATH, _REVISION = "policy.path", "policy.pretrained_revision"
+_FILES = ".json", ".yaml", ".yml"  # those of settings in which LeRobot looks for a path
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -37,6 +39,19 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_choice("precision", options.get("precision", "fp32"), PRECISIONS)
 
 
+def policy_in_file(words: Sequence[str]) -> dict[str, Any]:
+    """What a command's file of settings (``--config_path``) says of a policy whose path it gives;
+    else {}. (Of a file that cannot be read, LeRobot says so.)"""
+    name = parser.parse_arg("config_path", words)
+    if not name or Path(name).suffix.lower() not in _FILES:
+        return {}
+    try:
+        found = yaml.safe_load(Path(name).read_text(encoding="utf-8"))["policy"]
+        return dict(found) if found["path"] else {}
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return {}
+
+
 @contextmanager
 def readable(words: Sequence[str]) -> Iterator[list[str]]:
     """A command's words, the checkpoint that they name in a form that this LeRobot reads.
@@ -44,12 +59,14 @@ def readable(words: Sequence[str]) -> Iterator[list[str]]:
     Raises:
         CheckpointError: as for ``folders.renewed``.
     """
-    path = parser.parse_arg(_PATH, words)
+    in_file = policy_in_file(words)
+    path = parser.parse_arg(_PATH, words) or in_file.get("path")
     if not path:
         yield list(words)
         return
+    revision = parser.parse_arg(_REVISION, words) or in_file.get("pretrained_revision")
     with tempfile.TemporaryDirectory() as spare:
-        found = renewed(downloaded(path, parser.parse_arg(_REVISION, words)), spare)
+        found = renewed(downloaded(path, revision), spare)
         if found == Path(path):
             yield list(words)
             return

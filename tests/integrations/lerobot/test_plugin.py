@@ -56,13 +56,23 @@ def test_lerobot_knows_the_type(checkpoint: Path) -> None:
     assert callable(processors.make_asd_diffusion_pre_post_processors)
 
 
+def policy_of_eval(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    """A policy's settings, as lerobot-eval makes them of its words."""
+    from lerobot.configs import parser
+    from lerobot.configs.eval import EvalPipelineConfig
+
+    def policy(cfg: Any) -> Any:
+        return cfg.policy
+
+    policy.__annotations__["cfg"] = EvalPipelineConfig  # which LeRobot's parser looks up
+    monkeypatch.setattr(sys, "argv", ["lerobot-eval", *words])
+    return parser.wrap()(policy)()
+
+
 @pytest.mark.parametrize("equals", [True, False])
 def test_a_checkpoint_of_type_diffusion_on_the_command_line(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, equals: bool
 ) -> None:
-    from lerobot.configs import parser
-    from lerobot.configs.eval import EvalPipelineConfig
-
     if not equals and asd.VERSION[:2] < (0, 5):
         pytest.skip("LeRobot 0.4 reads --name=value only")
     options = {
@@ -73,19 +83,37 @@ def test_a_checkpoint_of_type_diffusion_on_the_command_line(
     words: list[str] = []
     for name, value in options.items():
         words += [f"--{name}={value}"] if equals else [f"--{name}", value]
-    monkeypatch.setattr(sys, "argv", ["lerobot-eval", *words])
-
-    def policy(cfg: Any) -> Any:
-        return cfg.policy
-
-    policy.__annotations__["cfg"] = EvalPipelineConfig  # which LeRobot's parser looks up
-    config = parser.wrap()(policy)()
+    config = policy_of_eval(monkeypatch, *words)
     assert isinstance(config, AsdDiffusionConfig)
     assert config.sampling() == {
         "sampler": "asd", "engine": "eager", "precision": "fp32", "window": 8,
     }  # fmt: skip
     assert (config.num_inference_steps, tuple(config.down_dims)) == (50, (16, 32))
     assert Path(config.pretrained_path) == checkpoint
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_checkpoint_of_type_diffusion_in_a_file_of_settings(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """LeRobot takes a path from there, and leaves out the type beside it without a word."""
+    from lerobot.configs import parser
+
+    if not hasattr(parser, "extract_path_fields_from_config"):
+        pytest.skip("this LeRobot takes paths from the command line only")
+    for name in ("_config_path_args", "_config_yaml_overrides"):  # LeRobot keeps them
+        monkeypatch.setattr(parser, name, {})
+    wanted = {"path": str(checkpoint), "type": "asd_diffusion", "sampler": "asd", "window": 8}
+    file = tmp_path / f"eval.{suffix}"
+    file.write_text(json.dumps({"policy": wanted, "env": {"type": "pusht"}}), encoding="utf-8")
+    config = policy_of_eval(monkeypatch, f"--config_path={file}")
+    assert isinstance(config, AsdDiffusionConfig)
+    assert (config.sampler, config.window) == ("asd", 8)
+    assert Path(config.pretrained_path) == checkpoint
+    wanted = {"path": str(checkpoint)}
+    monkeypatch.setattr(parser, "_config_yaml_overrides", {})
+    file.write_text(json.dumps({"policy": wanted, "env": {"type": "pusht"}}), encoding="utf-8")
+    assert policy_of_eval(monkeypatch, f"--config_path={file}").type == "diffusion"
 
 
 def test_types_beside_a_path_are_refused_as_before(

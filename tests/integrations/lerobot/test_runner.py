@@ -230,6 +230,24 @@ def test_a_revision_is_the_one_that_is_loaded(
     assert [each["revision"] for each in asked] == [revision]
 
 
+def test_a_path_in_a_file_of_settings(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint is read as one on the command line is, which comes before it."""
+    asked, file = hub(monkeypatch, checkpoint), tmp_path / "eval.yaml"
+    file.write_text("policy:\n  path: me/pusht\n  pretrained_revision: v1\n", encoding="utf-8")
+    words = [f"--config_path={file}"]
+    with loading.readable(words) as read:
+        assert read == [*words, f"--policy.path={checkpoint}"]
+    assert [(each["name"], each["revision"]) for each in asked] == [("me/pusht", "v1")]
+    words = [f"--config_path={file}", f"--policy.path={checkpoint}"]
+    with loading.readable(words) as read:
+        assert read == words
+    for text in ("policy: {type: act}", "policy: 3", "- 1", "a: [", ""):
+        file.write_text(text, encoding="utf-8")
+        assert loading.policy_in_file(words) == {}
+
+
 def test_a_name_on_the_hub_that_no_path_gives(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
