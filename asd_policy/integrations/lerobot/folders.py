@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -65,11 +67,12 @@ def opened(folder: str | Path, device: str | None = None) -> tuple[Any, Any, Any
     return policy, before, after
 
 
-def downloaded(folder: str | Path, revision: str | None = None) -> Path:
+def downloaded(folder: str | Path, revision: str | None = None, **hub: Any) -> Path:
     """The folder itself, or where the files of a repository of this name are now.
 
     Args:
-        revision: of the repository, a branch, tag or commit; None is its main one.
+        revision: of the repository, a branch, tag or commit; None is its main one. hub: more that
+            ``snapshot_download`` takes.
     """
     path = Path(folder)
     if path.is_dir():
@@ -78,7 +81,7 @@ def downloaded(folder: str | Path, revision: str | None = None) -> Path:
 
     try:
         patterns = ["*.json", "*.safetensors"]
-        made = snapshot_download(str(folder), revision=revision, allow_patterns=patterns)
+        made = snapshot_download(str(folder), revision=revision, allow_patterns=patterns, **hub)
         return Path(made)
     except Exception as error:  # of many kinds: no network, no such repository, no such name
         raise CheckpointError(
@@ -239,11 +242,9 @@ def built(config: Any, folder: str | Path, load: Callable[[], Any]) -> Any:
     """
     from lerobot.policies.factory import get_policy_class
 
-    encoder = getattr(config, "pretrained_backbone_weights", None)
-    if encoder is not None:  # its weights are the folder's: a download would be overwritten
-        config.pretrained_backbone_weights = None
     try:
-        policy = load()
+        with _as_saved(config, Path(folder)):
+            policy = load()
     except OSError as error:
         raise CheckpointError(
             f"an encoder of {folder} could not be had ({str(error).splitlines()[0]}); load it once "
@@ -252,13 +253,39 @@ def built(config: Any, folder: str | Path, load: Callable[[], Any]) -> Any:
     except NotImplementedError as error:  # diffusers', of a beta_schedule
         raise CheckpointError(f"{folder} asks for what cannot be had: {error}") from error
     except RuntimeError:
-        check_weights(get_policy_class(config.type)(config), folder)
+        with _as_saved(config, Path(folder)):
+            check_weights(get_policy_class(config.type)(config), folder)
         raise
-    finally:
-        if encoder is not None:
-            config.pretrained_backbone_weights = encoder
     check_weights(policy, folder)
+    if _may_be_compiled(config):
+        unet = getattr(policy.diffusion.unet, "_orig_mod", policy.diffusion.unet)
+        compiled = config.compile_model
+        policy.diffusion.unet = torch.compile(unet, mode=config.compile_mode) if compiled else unet
     return policy
+
+
+@contextmanager
+def _as_saved(config: Any, folder: Path) -> Iterator[None]:
+    """Settings to load a folder's weights with: an encoder's are there, and need no download; and
+    a compiled U-Net gives them other names, by which LeRobot would not find those of another, and
+    would leave it random."""
+    loading: dict[str, Any] = {}
+    if getattr(config, "pretrained_backbone_weights", None) is not None:
+        loading["pretrained_backbone_weights"] = None
+    if _may_be_compiled(config):
+        loading["compile_model"] = any("._orig_mod." in name for name in shapes_of(folder))
+    asked = {name: getattr(config, name) for name in loading}
+    vars(config).update(loading)
+    try:
+        yield
+    finally:
+        vars(config).update(asked)
+
+
+def _may_be_compiled(config: Any) -> bool:
+    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+
+    return isinstance(config, DiffusionConfig) and hasattr(config, "compile_model")
 
 
 def check_weights(policy: Any, folder: str | Path) -> None:

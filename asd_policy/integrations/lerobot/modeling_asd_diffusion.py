@@ -12,6 +12,7 @@ from torch import Tensor
 from asd_policy.errors import InputError
 from asd_policy.integrations.lerobot.accelerating import accelerate
 from asd_policy.integrations.lerobot.configuration_asd_diffusion import NAME, AsdDiffusionConfig
+from asd_policy.integrations.lerobot.folders import built, downloaded
 from asd_policy.integrations.lerobot.history import remember
 
 _HUB = ("force_download", "proxies", "token", "cache_dir", "local_files_only", "revision")
@@ -43,11 +44,17 @@ class AsdDiffusionPolicy(DiffusionPolicy):
         config: AsdDiffusionConfig | None = None,
         **kwargs: Any,
     ) -> Any:
-        """A checkpoint of this type or of LeRobot's ``diffusion``, as LeRobot loads it."""
+        """A checkpoint of this type or of LeRobot's ``diffusion``, its weights checked.
+
+        Raises:
+            CheckpointError: as for ``folders.built``, or no such checkpoint.
+        """
+        hub = {name: kwargs.pop(name) for name in _HUB if name in kwargs}
         if config is None:
-            hub = {name: kwargs[name] for name in _HUB if name in kwargs}
             config = AsdDiffusionConfig.from_pretrained(pretrained_name_or_path, **hub)
-        return super().from_pretrained(pretrained_name_or_path, config=config, **kwargs)
+        load, given = super().from_pretrained, {k: v for k, v in hub.items() if v is not None}
+        folder = downloaded(pretrained_name_or_path, **given)
+        return built(config, folder, lambda: load(folder, config=config, **kwargs))
 
     def reset(self) -> None:
         """Forget what was seen; before the first episode, also do what its first chunk would do

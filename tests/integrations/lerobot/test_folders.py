@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import asd_policy.integrations.lerobot as asd
 from asd_policy.errors import CheckpointError
-from asd_policy.integrations.lerobot.folders import PROCESSORS, renewed
+from asd_policy.integrations.lerobot.folders import PROCESSORS, built, renewed
 from reference.lerobot_policies import as_of_old, encoded, observation, saved, trained
 
 
@@ -124,6 +124,41 @@ def test_an_encoder_is_not_downloaded(tmp_path, monkeypatch) -> None:
     loaded, *_ = asd.load(mine, verbose=False)
     assert loaded.config.pretrained_backbone_weights == named
     assert torch.equal(encoded(loaded), encoded(policy))
+
+
+@pytest.mark.parametrize("saved_compiled", [False, True])
+@pytest.mark.parametrize("kind", ["diffusion", "asd_diffusion"])
+def test_a_unet_that_is_compiled_keeps_its_weights(
+    tmp_path, monkeypatch, saved_compiled, kind
+) -> None:
+    """Compiled, they have other names, by which LeRobot finds none: it leaves them random.
+    lerobot-rollout sets ``compile_model`` to its own option, whatever the folder says."""
+    from lerobot.policies.factory import get_policy_class
+
+    from asd_policy.integrations.lerobot.configuration_asd_diffusion import AsdDiffusionConfig
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda unet, mode: compiler(unet, backend="eager"))
+    policy = trained(steps=2)
+    if not hasattr(policy.config, "compile_model"):
+        pytest.skip("this LeRobot compiles no U-Net")
+    unet = policy.diffusion.unet
+    if saved_compiled:
+        policy.config.compile_model, policy.diffusion.unet = True, torch.compile(unet, mode=None)
+    mine = saved(policy, tmp_path)
+    config = AsdDiffusionConfig.from_pretrained(mine)
+    config = config if kind == "asd_diffusion" else policy.config
+    config.compile_model = not saved_compiled
+    load = get_policy_class(kind).from_pretrained
+    read = built(config, mine, lambda: load(mine, config=config))
+    read = load(mine, config=config) if kind == "asd_diffusion" else read
+    assert config.compile_model is not saved_compiled
+    assert hasattr(read.diffusion.unet, "_orig_mod") is not saved_compiled
+    found = getattr(read.diffusion.unet, "_orig_mod", read.diffusion.unet).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in unet.state_dict().items())
+    _, before, after = asd.load(mine)
+    made = asd.accelerate(read, "ddpm"), before, after
+    assert torch.equal(act(made), act(asd.load(mine, "ddpm")))
 
 
 def test_folders_that_are_none(tmp_path, mine) -> None:
