@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from asd_policy.errors import InputError, whole_from
 from asd_policy.integrations.diffusers_chain import check_spacing, trained_schedule
 from asd_policy.integrations.diffusers_denoisers import Guided as Guided
-from asd_policy.integrations.diffusers_denoisers import Rows, Thresholded
+from asd_policy.integrations.diffusers_denoisers import Rows, Thresholded, device_of
 from asd_policy.integrations.diffusers_memory import Memory, free_bytes, picture_noise, room_for
 from asd_policy.integrations.torchvision_operators import import_torchvision
 from asd_policy.sampler import Sampler
@@ -178,7 +178,7 @@ def draw(
     else:
         check_noise(noise, generator)
     config = _config(sampler, options, num_inference_steps)
-    device, chain = _device_of(denoiser), _chain(scheduler, config)
+    device, chain = device_of(denoiser), _chain(scheduler, config)
     network: nn.Module = Rows(denoiser, rows_at_once)
     if scheduler.config.get("thresholding"):
         network = Thresholded(network, scheduler)
@@ -252,17 +252,6 @@ def _memory(made: Sampler, shape: tuple[int, ...]) -> Memory:
     rejoin, lean = bool(made.config.rejoin), made.engine.lean and made.engine.kernels == "torch"
     every_step = rejoin or not lean or made.config.name not in ("asd", "ddpm", "ddim")
     return Memory(shape, made.schedule.num_steps, made.window or 1, every_step, rejoin)
-
-
-def _device_of(denoiser: nn.Module) -> torch.device:
-    module = isinstance(denoiser, nn.Module)
-    weight = next(denoiser.parameters(), None) if module else None
-    if weight is None:
-        raise InputError(
-            "expected a denoiser with weights (a module), which say on what device it runs; got a "
-            f"{type(denoiser).__name__}"
-        )
-    return weight.device
 
 
 def _config(

@@ -11,6 +11,36 @@ from asd_policy.errors import InputError, whole_from
 from asd_policy.integrations.diffusers_memory import room_for
 
 
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """Of the points that a network takes: its weights may be kept in another one, smaller than
+    that in which they are used (``enable_layerwise_casting``), which diffusers' networks know."""
+    told = getattr(network, "dtype", None)
+    return told if isinstance(told, torch.dtype) else next(network.parameters()).dtype
+
+
+def device_of(denoiser: nn.Module) -> torch.device:
+    """Where a network runs: its weights may wait elsewhere until then (``enable_model_cpu_offload``
+    and the like, by hooks of accelerate or diffusers).
+
+    Raises:
+        ValueError: no module, or one without weights.
+    """
+    weight = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
+    if weight is None:
+        raise InputError(
+            "expected a denoiser with weights (a module), which say on what device it runs; got a "
+            f"{type(denoiser).__name__}"
+        )
+    for module in denoiser.modules():
+        found = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        hooks = getattr(module, "_diffusers_hook", None)
+        group = getattr(hooks and hooks.get_hook("group_offloading"), "group", None)
+        found = getattr(group, "onload_device", found)
+        if found is not None:
+            return torch.device(found)
+    return weight.device
+
+
 class Rows(nn.Module):
     """A network of diffusers as samplers call it, a few rows at a time."""
 
@@ -18,7 +48,7 @@ class Rows(nn.Module):
         super().__init__()
         self.network = network
         self._most = None if most is None else whole_from(1, "rows_at_once", most)
-        self._dtype = next(network.parameters()).dtype
+        self._dtype = dtype_of(network)
         self.__qualname__ = type(network).__qualname__  # what engines call it in their errors
 
     def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -105,6 +135,11 @@ class Guided(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.scale, self.argument = network, scale, argument
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the points that its network takes."""
+        return dtype_of(self.network)
 
     def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None = None) -> Tensor:
         if cond is None or cond.ndim < 2 or cond.shape[1] != 2:

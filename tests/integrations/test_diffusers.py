@@ -14,6 +14,7 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("diffusers.pipelines.ddpm")
 
 from asd_policy.errors import AsdPolicyError, InputError  # noqa: E402
+from asd_policy.integrations.diffusers_denoisers import device_of  # noqa: E402
 from asd_policy.samplers.acceptance import choose_window  # noqa: E402
 from asd_policy.samplers.costs import Costs  # noqa: E402
 from asd_policy.samplers.result import Noise  # noqa: E402
@@ -211,6 +212,45 @@ def test_half_precision_networks_are_given_their_type():
     made.unet.to(torch.bfloat16)
     images = asd.sample(made, 1, torch.Generator().manual_seed(0), output_type="np").images
     assert images.dtype == np.float32
+
+
+@pytest.mark.parametrize("kept", [torch.float8_e4m3fn, torch.bfloat16])
+def test_weights_that_are_kept_smaller_than_they_are_used(kept):
+    """By diffusers' layerwise casting, whose first weight does not say what the network takes."""
+    made = pipeline()
+    if not hasattr(made.unet, "enable_layerwise_casting"):
+        pytest.skip("this diffusers has no layerwise casting")
+    made.unet.enable_layerwise_casting(storage_dtype=kept, compute_dtype=torch.float32)
+    theirs = made(
+        batch_size=2, generator=torch.Generator().manual_seed(3), num_inference_steps=STEPS,
+        output_type="np",
+    ).images  # fmt: skip
+    x, _ = asd.draw(
+        made.unet, made.scheduler, (2, 3, SIDE, SIDE), sampler="ddpm", noise=its_noise(2, STEPS, 3)
+    )
+    ours = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert float(np.abs(ours - theirs).max()) < 5e-6
+    guided = asd.Guided(made.unet, 1.0)
+    assert guided.dtype == made.unet.dtype == torch.float32
+
+
+def test_weights_that_wait_on_another_device():
+    """Until the network is called: hooks say where that is."""
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    assert device_of(network) == torch.device("cpu")
+    group = SimpleNamespace(group=SimpleNamespace(onload_device=torch.device("cuda", 1)))
+    network[0]._diffusers_hook = SimpleNamespace(get_hook={"group_offloading": group}.get)
+    assert device_of(network) == torch.device("cuda", 1)
+    network._hf_hook = SimpleNamespace(execution_device="cuda:0")
+    assert device_of(network) == torch.device("cuda", 0)
+    network._hf_hook, network[0]._diffusers_hook = SimpleNamespace(), None
+    assert device_of(network) == torch.device("cpu")
+    accelerate = pytest.importorskip("accelerate")
+    made = pipeline()
+    expected = asd.sample(made, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    accelerate.cpu_offload(made.unet, execution_device="cpu")
+    found = asd.sample(made, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert torch.equal(found, expected)
 
 
 def test_mistakes_are_one_sentence():
