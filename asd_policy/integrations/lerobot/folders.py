@@ -158,6 +158,8 @@ def _known_values(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     import lerobot.policies  # noqa: F401  # registers their types
     from lerobot.configs.policies import PreTrainedConfig
 
+    import asd_policy.integrations.lerobot.configuration_asd_diffusion  # noqa: F401  # ours, too
+
     kind, release = values["type"], ".".join(str(part) for part in check_version())
     if values.get("use_peft"):
         raise _adapter(folder)

@@ -16,7 +16,6 @@ from torch import Tensor
 from asd_policy.ambient import own_precision
 from asd_policy.errors import CheckpointError, InputError, NonFiniteError
 from asd_policy.integrations.hooked import Place
-from asd_policy.integrations.lerobot import configuration_asd_diffusion  # noqa: F401  # its type
 from asd_policy.integrations.lerobot.accelerating import hook_of
 from asd_policy.integrations.lerobot.folders import opened
 from asd_policy.integrations.lerobot.history import TYPES

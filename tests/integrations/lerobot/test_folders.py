@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,17 @@ def test_a_folder_is_loaded_and_accelerated(folder, tmp_path, capsys) -> None:
     policy = again[0]
     assert policy.diffusion.conditional_sample.stats.sampler == "ddpm"
     assert asd.difference_to_its_loop(policy, 2, encoded(policy, 2)) < 2e-5
+
+
+def test_a_folder_of_our_own_type(mine) -> None:
+    """Also in a process that has not imported the plugin, nor anything else that knows it."""
+    edit(mine, type="asd_diffusion", sampler="asd", window=4)
+    text = (
+        "import sys; import asd_policy.integrations.lerobot as asd; "
+        "print(type(asd.load(sys.argv[1])[0]).__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", text, str(mine)], capture_output=True, text=True)
+    assert run.stdout.split()[-1:] == ["AsdDiffusionPolicy"], run.stderr
 
 
 def test_old_folders_without_processors(folder, mine, tmp_path) -> None:
