@@ -211,7 +211,11 @@ def environment_of(card: dict[str, Any]) -> dict[str, Any]:
     if "env_metadata" in card:
         return dict(card["env_metadata"])
     if card.get("task") not in TASKS:
-        raise CheckpointError(f"no known task in the card: {card.get('task')!r}")
+        raise CheckpointError(
+            "a robomimic file names its environment: expected a policy that was trained for one of "
+            f"the tasks {', '.join(TASKS)}, or converted from such a file; this one's card has the "
+            f"task {card.get('task')!r}"
+        )
     from asd_policy.envs.simulator import environment_arguments
 
     return {**environment_arguments(TASKS[card["task"]]), "object_layout": SIMULATED_LAYOUT}

@@ -23,7 +23,7 @@ from asd_policy.integrations.robomimic_checkpoint import (
     to_checkpoint,
     weights_digest,
 )
-from asd_policy.integrations.robomimic_convert import _configuration, to_robomimic
+from asd_policy.integrations.robomimic_convert import _configuration, environment_of, to_robomimic
 from asd_policy.policy import SamplerConfig, load_checkpoint, save_checkpoint
 from reference.tiny import tiny_checkpoint
 
@@ -295,6 +295,11 @@ def test_a_chain_that_robomimic_cannot_be_told_of_is_not_exported(kind, ends, to
     else:
         with pytest.raises(CheckpointError, match="robomimic cannot be told of this chain"):
             _configuration(made)
+
+
+def test_a_robot_of_ones_own_has_no_environment_of_robomimics() -> None:
+    with pytest.raises(CheckpointError, match=r"trained for one of the tasks lift, .* task None"):
+        environment_of({"task": None})
 
 
 def test_the_length_of_training_is_in_exported_files() -> None:
