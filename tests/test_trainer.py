@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+import asd_policy.training.trainer
 from asd_policy import CheckpointError, NonFiniteError, Schedule
 from asd_policy.errors import DatasetError, OutputError
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
 from asd_policy.training.ema import EMA
 from asd_policy.training.trainer import TrainConfig, Trainer
+from reference.recorder import HostRecorder
 from reference.tiny import KEYS, tiny_config, tiny_replay
 
 
@@ -343,3 +345,23 @@ def test_a_checkpoint_is_of_the_moment_that_it_was_asked_for() -> None:
 def test_a_recipe_that_is_none_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):
         TrainConfig(**{name: value})
+
+
+def test_a_step_is_captured_as_rounds_are_and_is_the_launched_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the recorder: captures take turns, each on a stream of its own device."""
+    recorders: list[HostRecorder] = []
+
+    def recorder(device: torch.device) -> HostRecorder:
+        recorders.append(HostRecorder())
+        return recorders[-1]
+
+    monkeypatch.setattr(asd_policy.training.trainer, "CudaRecorder", recorder)
+    captured, launched = make(), make()
+    batch = [torch.zeros(8, *captured.policy.chunk_shape)] * 2
+    batch += [torch.zeros(8, dtype=torch.int64), captured.conditions(8)]
+    captured._compute = captured._captured(batch)
+    assert [captured.train_step() for _ in range(5)] == [launched.train_step() for _ in range(5)]
+    (made,) = recorders
+    assert made.replays == {"a training step of 8 windows": 5}

@@ -70,15 +70,34 @@ class CudaRecorder:
         return SKIPPED and can_skip()
 
     def record(
-        self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None = None
+        self,
+        work: Callable[[], object],
+        what: str,
+        when: Callable[[], Tensor] | None = None,
+        smaller: str = "A smaller window or fewer chains at a time",
     ) -> tuple[Replay, int]:
         """Warm ``work`` up and capture it: a function that replays it, and the bytes it took.
 
         Args:
             when: makes a boolean () on the device; what is replayed does nothing where it is false.
+            smaller: what takes less memory, for the error.
         """
         with _capturing:
-            return self._record(work, what, when)
+            try:
+                return self._record(work, what, when)
+            except RuntimeError as error:
+                self._pool = torch.cuda.graph_pool_handle()  # a capture that broke keeps its own
+                # The end of one that broke fails, too, and says less than what broke it.
+                before = None if error.__cause__ else error.__context__
+                first = before if isinstance(before, RuntimeError) else error
+                told = f"capturing {what} as a CUDA graph failed: {first}"
+                if isinstance(first, torch.cuda.OutOfMemoryError):
+                    free, total = (n / 2**20 for n in torch.cuda.mem_get_info(self._device))
+                    told = (
+                        f"out of GPU memory while capturing {what}: {free:.0f} of {total:.0f} MiB "
+                        f"are free. {smaller} would fit"
+                    )
+                raise EngineError(told) from error
 
     def _record(
         self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None
@@ -90,28 +109,21 @@ class CudaRecorder:
         casts = torch.is_autocast_cache_enabled()  # of weights, which a graph must make anew
         torch.set_autocast_cache_enabled(False)
         try:
+            # torch.cuda.graph stays on its stream where the capture breaks; this one does not.
             with self.working():
                 for _ in range(3):  # libraries choose algorithms and allocate workspaces
                     if when is not None:
                         when()
                     work()
-            self._stream.synchronize()
-            with torch.cuda.graph(
-                graph, self._pool, self._stream, capture_error_mode="thread_local"
-            ):
-                if when is not None:
-                    graph.begin_capture_to_if_node(when())
-                work()
-                if when is not None:
-                    graph.end_capture_to_conditional_node()
-        except torch.cuda.OutOfMemoryError as error:
-            free, total = (n / 2**20 for n in torch.cuda.mem_get_info(self._device))
-            raise EngineError(
-                f"out of GPU memory while capturing {what}: {free:.0f} of {total:.0f} MiB are "
-                "free. A smaller window or fewer chains at a time would fit"
-            ) from error
-        except RuntimeError as error:
-            raise EngineError(f"capturing {what} as a CUDA graph failed: {error}") from error
+                self._stream.synchronize()
+                with torch.cuda.graph(
+                    graph, self._pool, self._stream, capture_error_mode="thread_local"
+                ):
+                    if when is not None:
+                        graph.begin_capture_to_if_node(when())
+                    work()
+                    if when is not None:
+                        graph.end_capture_to_conditional_node()
         finally:
             cudnn.benchmark = searching
             torch.set_autocast_cache_enabled(casts)

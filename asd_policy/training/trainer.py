@@ -21,6 +21,7 @@ from torch import Tensor
 from asd_policy.ambient import untouched
 from asd_policy.data.replay import Replay, training_windows
 from asd_policy.data.zarr_store import array_digest
+from asd_policy.engine.cuda_graph import CudaRecorder
 from asd_policy.errors import (
     CheckpointError,
     DatasetError,
@@ -179,21 +180,20 @@ class Trainer:
     def _captured(self, first: Sequence[Tensor]) -> Callable[..., Tensor]:
         """:meth:`_gradients` as a CUDA graph: a small network's step is mostly launches."""
         inputs = [tensor.clone() for tensor in first]
-        aside = torch.cuda.Stream(self.device)
-        aside.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(aside):
-            for _ in range(3):  # libraries choose algorithms and allocate workspaces
-                self._gradients(*inputs)
-        torch.cuda.current_stream(self.device).wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            loss = self._gradients(*inputs)
+        losses: list[Tensor] = []
+
+        def work() -> None:
+            losses[:] = [self._gradients(*inputs)]
+
+        what = f"a training step of {len(inputs[0])} windows"
+        recorder = CudaRecorder(self.device)
+        captured, _ = recorder.record(work, what, smaller="A smaller batch size")
 
         def replay(*batch: Tensor) -> Tensor:
             for static, tensor in zip(inputs, batch, strict=True):
                 static.copy_(tensor)
-            graph.replay()
-            return loss
+            captured()
+            return losses[0]
 
         return replay
 

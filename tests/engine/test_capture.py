@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from asd_policy.engine.cuda_graph import CudaRecorder
+from asd_policy.errors import EngineError
 
 
 def test_threads_capture_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +41,48 @@ def test_threads_capture_one_after_the_other(monkeypatch: pytest.MonkeyPatch) ->
     for thread in threads:
         thread.join()
     assert most == [1]
+
+
+def test_a_capture_that_breaks_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA then refuses its end, too, and PyTorch stays on the stream and in the pool."""
+    streams, pools, broken = ["the user's"], [], RuntimeError("operation not permitted")
+
+    class On(contextlib.AbstractContextManager):  # type: ignore[type-arg]
+        def __init__(self, stream: object) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> None:
+            self.before, streams[0] = streams[0], self.stream
+
+        def __exit__(self, *_: object) -> None:
+            streams[0] = self.before
+
+    class Graph(On):
+        def __init__(self, graph: object, pool: object, stream: object, **_: object) -> None:
+            super().__init__(stream)
+            assert pool not in pools, "already recording to it"
+            self.pool = pool
+
+        def __exit__(self, kind: object, *_: object) -> None:
+            if kind is not None:
+                pools.append(self.pool)
+                raise RuntimeError("failed due to a previous error during capture")
+            super().__exit__()
+
+    stand_ins = {"graph": Graph, "stream": On, "CUDAGraph": MagicMock}
+    stand_ins |= {"memory_allocated": lambda _: 0, "graph_pool_handle": object}
+    stand_ins["Stream"] = lambda _: MagicMock()
+    for name, found in {**stand_ins, "current_stream": MagicMock()}.items():
+        monkeypatch.setattr(torch.cuda, name, found)
+    recorder, calls = CudaRecorder(torch.device("cuda")), [0]
+
+    def work() -> None:
+        calls[0] += 1
+        if calls[0] == 4:  # after the three that warm up
+            raise broken
+
+    with pytest.raises(EngineError, match=r"capturing work .* failed: operation not permitted"):
+        recorder.record(work, "work")
+    assert streams == ["the user's"]
+    recorder.record(work, "work")
+    assert streams == ["the user's"]

@@ -82,6 +82,7 @@ class HostRecorder:
     Attributes:
         ahead: at every wait of the host, how many reads had been asked for and not waited for;
             open: those of the moment.
+        synchronized: how often the host waited for all that was launched.
     """
 
     def __init__(self, strict: bool = False, skips: bool = False) -> None:
@@ -90,10 +91,14 @@ class HostRecorder:
         self.replays: dict[str, int] = {}
         self.skipped: dict[str, int] = {}
         self.ahead: list[int] = []
-        self.reads = self.open = 0
+        self.reads = self.open = self.synchronized = 0
 
     def record(
-        self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None = None
+        self,
+        work: Callable[[], object],
+        what: str,
+        when: Callable[[], Tensor] | None = None,
+        smaller: str = "",
     ) -> tuple[Callable[[], None], int]:
         for _ in range(3):
             work()
@@ -131,4 +136,4 @@ class HostRecorder:
         yield
 
     def synchronize(self) -> None:
-        pass
+        self.synchronized += 1
