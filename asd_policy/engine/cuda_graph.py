@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -210,9 +210,10 @@ class CudaGraphEngine(Engine):
         self._module = module if isinstance(module, torch.nn.Module) else None
         self._watch = None if self._module is None else Watch(self._module)
         self.bytes_by_bucket: dict[str, int] = {}
+        self._waiting: list[Callable[[], list[Tensor]]] = []  # for rounds that were launched
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_graphs", "_steps", "bytes_by_bucket")
+        kept = ("_graphs", "_steps", "_waiting", "bytes_by_bucket")
         return {k: v for k, v in super().__getstate__().items() if k not in kept}
 
     def _decode(
@@ -225,12 +226,12 @@ class CudaGraphEngine(Engine):
         assert plan.slopes is not None, "ASD drafts with slopes, if only with zeros"
         size = chains.num_steps
         ends = plan.acceptance.chance_of_the_end(chains.window)
+        waiting = self._waiting = []
+        launched: list[int] = []
+        n = [0] * chains.batch
         with self._recorder.working():
             chains.load(noise.initial, noise.steps, noise.log_uniform, plan.slopes)
             graphs.reset()
-            waiting: list[Callable[[], list[Tensor]]] = []
-            launched: list[int] = []
-            n = [0] * chains.batch
             while min(n) < size:
                 likely = math.prod(float(ends[i]) for i in n) > PROBABLY_LAST
                 while len(waiting) < (1 if likely and not graphs.skipped else 2):
@@ -249,6 +250,12 @@ class CudaGraphEngine(Engine):
         return x.to(self.like.device), run.stats(
             counts, _split([graphs.parts[w] for w in needed], seconds)
         )
+
+    def __del__(self) -> None:
+        """Wait for a round that nobody needed: it writes to its chains, whose memory is let go."""
+        if getattr(self, "_waiting", None):
+            with suppress(Exception):  # the interpreter may be ending
+                self._recorder.synchronize()
 
     def _captured(self, key: Key, capture: Callable[[Key], Graphs]) -> Graphs | None:
         """The graphs of ``key``, captured at first; None once that has failed under "auto"."""
@@ -367,9 +374,10 @@ class CudaGraphEngine(Engine):
 
     def close(self) -> None:
         """Release graphs, their memory and the states that are kept."""
+        with self._lock:
+            self._recorder.synchronize()  # before memory is let go that a round may write to
         super().close()
         with self._lock:
-            self._recorder.synchronize()
             self._steps.clear()
             self._graphs.clear()
             self.bytes_by_bucket.clear()

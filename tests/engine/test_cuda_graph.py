@@ -222,6 +222,23 @@ def test_a_round_is_captured_once_and_one_is_ahead(
     assert recorder.recorded.count(what) == 2
 
 
+@pytest.mark.parametrize(("chance", "waits"), [(0.0, 1), (1.0, 0)])
+def test_a_round_that_nobody_needed_ends_before_its_chains_go(
+    chance: float, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes to them on a stream of its own, and their memory would be the next tensor's."""
+    ends = lambda self, window: np.full(STEPS + 1, chance)  # noqa: E731
+    monkeypatch.setattr(Acceptance, "chance_of_the_end", ends)
+    engine = graph_engine()
+    recorder = engine._recorder
+    assert isinstance(recorder, HostRecorder)
+    draw(SamplerConfig("asd", window=7), engine, bulk_noise(2, STEPS, DIM, 0), None, slopes(True))
+    before = recorder.synchronized
+    del engine
+    gc.collect()
+    assert recorder.synchronized == before + waits
+
+
 @pytest.mark.parametrize("sampler", ["asd", "ddpm"])
 def test_conditions_of_another_length_are_captured_anew(sampler: str) -> None:
     """A graph reads them where they lay when it was captured."""
