@@ -316,6 +316,7 @@ def test_one_command_trains_and_measures_and_goes_on(demonstrations, tmp_path, m
     monkeypatch.setattr(gpu, "TINY", (8, 16))
     monkeypatch.setattr(training, "DIFFUSION_STEPS", 12)
     monkeypatch.setattr(training, "PROBE_STEPS", 3)
+    monkeypatch.setattr(training, "SHARE", 0.0)  # the fewest steps
     out = tmp_path / "out"
     words = ["--data", str(demonstrations), "--out", str(out), "--device", "cpu", "--quick"]
     words += ["--train-minutes", "0.002", "--commit", "abc"]

@@ -1,6 +1,7 @@
 """Forms of a network's layers side by side, as `eval/gpu.py --layers` measures them."""
 
 import json
+import time
 
 import pytest
 from eval_schemas import check
@@ -9,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from asd_policy.eval.studies.bench import gpu, layers  # noqa: E402
 from asd_policy.eval.studies.bench.layers import plan  # noqa: E402
+from asd_policy.eval.studies.bench.training import OutOfTime  # noqa: E402
 
 WORDS = ["--layers", "--device", "cpu", "--quick", "--networks", "shipped", "--chunks", "1"]
 
@@ -90,3 +92,29 @@ def test_overlapping_launches_are_switched_off_again():
     with layers.overlapping(True):
         assert layers.whole.PDL
     assert not layers.whole.PDL
+
+
+def test_compiling_ends_with_its_time(capfd):
+    """What is not done is left to the calls that meet it: a run has minutes, not hours."""
+    script, said = ["-c", "import sys, time; time.sleep(60 * ('bf16' in sys.argv[2]))"], []
+    start = time.monotonic()
+    layers.compile_ahead(script, ["chi"], said.append, start + 3)
+    assert time.monotonic() - start < 30
+    assert "no time for all of chi:bf16:apart, chi:bf16:overlapping" in said[0]
+    assert "tf32" not in said[0]
+
+
+def test_of_two_networks_that_are_trained_first_there_is_time_left_to_measure(monkeypatch):
+    monkeypatch.setattr(gpu, "load_demonstrations", lambda path: None)
+    asked = []
+
+    def train(minutes, *given):
+        asked.append((minutes, given[-1]))
+        raise OutOfTime("enough")
+
+    monkeypatch.setattr(gpu, "train_for", train)
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    words = ["--layers", "--device", "cpu", "--networks", "chi", "lerobot", "--data", "any.npz"]
+    assert gpu.main([*words, "--minutes", "9"]) == 1
+    assert gpu.main([*words, "--minutes", "9", "--train-minutes", "4"]) == 1
+    assert asked == [(pytest.approx(1.8), 640.0), (4.0, 640.0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,17 @@ def test_who_stops_a_benchmark_is_told_what_goes_on_with_it(tmp_path, monkeypatc
         "asd-policy", "bench", "--networks", "it's", "--device", "cpu", "--out", str(folder),
         "--resume", "--quick",
     ]  # fmt: skip
+
+
+def test_calls_against_steps_end_with_their_time_and_are_kept_as_they_come(tmp_path, monkeypatch):
+    kept = read_bench(ROOT / "eval" / "results" / "cpu-2-cores" / "one_chain.json")
+    store = BenchFile.claim(tmp_path, kept["settings"], kept["machine"][0], resume=False)
+    times = iter([0.0, 0.0, 2.0])  # two sizes of the first form, and nothing of the second
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: next(times))
+        assert not bench.scale(store, True, lambda text: None, deadline=1.0)
+    (first,) = read_bench(tmp_path)["calls_against_steps"]
+    assert bench.scale(store, True, lambda text: None)
+    found = read_bench(tmp_path)["calls_against_steps"]
+    assert [one["form"] for one in found] == ["asd-paper", "asd-memory", "asd"]
+    assert found[0] == first

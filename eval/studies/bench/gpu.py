@@ -29,6 +29,7 @@ WINDOWS = ("8", "16", "32", "64", "100")
 STEPS = (25, 50, 200, 400, 800)
 CHI = UNTRAINED["chi"]["down_dims"]  # channels of Chi et al. (2023), 64 M parameters
 TINY = (16, 32)  # with --quick
+COMPILING, TRAINING = 1 / 3, 1 / 5  # of the minutes, at most; the latter for each network
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -42,9 +43,9 @@ def main(words: Sequence[str] | None = None) -> int:
             print(f"Demonstrations: {target}")
             return 0
         if options.compile:
-            network, _, precision = options.compile.partition(":")
+            network, precision, launched = options.compile.rsplit(":", 2)
             device = torch.device(resolve_device(options.device))
-            compile_for(load_subject(network, device, None), precision)
+            compile_for(load_subject(network, device, None), precision, launched)
             return 0
         return run_parts(options) if options.layers or options.rounds else run(options)
     except OutOfTime as error:
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="demonstrations: .npz, or a zarr store where zarr is installed")
     add("--out", type=Path, default=Path("outputs/gpu"), help="folder for bench.json and tables")
     add("--work", type=Path, help="folder for the network and its training (default: OUT/training)")
-    add("--train-minutes", type=float, default=4.0)
+    add("--train-minutes", type=float, help="of each network (default: a fifth of --minutes)")
     add("--minutes", type=float, default=20.0, help="for everything; then it stops cleanly")
     add("--chunks", type=int, default=40, help="rounds of measurement a group")
     add("--batch-size", type=int, default=256, help="of training")
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         default=["shipped", "chi", "lerobot"],
         help="of --layers and --rounds",
     )
-    add("--compile", metavar="NETWORK:PRECISION", help="only compile whole layers of one")
+    add("--compile", metavar="NETWORK:PRECISION:LAUNCHED", help="only compile whole layers")
     add("--quick", action="store_true", help="a tiny network, few chunks: to see that it works")
     return parser
 
@@ -99,8 +100,8 @@ def run(options: argparse.Namespace) -> int:
     # Before the training: a folder of another benchmark is refused at once.
     store = open_store(settings, name, {"commit_given": options.commit} if options.commit else {})
     folder = train_for(
-        options.train_minutes, replay, channels, 32 if options.quick else options.batch_size,
-        options.work or options.out / "training", device, _say,
+        _train_minutes(options), replay, channels, 32 if options.quick else options.batch_size,
+        options.work or options.out / "training", device, _say, deadline,
     )  # fmt: skip
     subject = dataclasses.replace(load_subject(str(folder), device, replay), name=network)
     groups = stages(
@@ -110,8 +111,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.quick:
         subjects["shipped"] = load_subject("shipped", device, None)
     complete = measure(store, subjects, groups, settings, device, _say, deadline)
-    if complete and time.monotonic() < deadline:
-        scale(store, options.quick, _say)
+    complete = complete and scale(store, options.quick, _say, deadline)
+    store.write(complete=complete and not store.owes)
     status = finish(store, _say)
     if not complete:
         _say("Stopped by the clock; run the same command to go on.")
@@ -121,13 +122,16 @@ def run(options: argparse.Namespace) -> int:
 def run_parts(options: argparse.Namespace) -> int:
     """Measure forms of the layers, of rounds, or both. With --data, "chi" and "lerobot" are trained
     before."""
-    deadline = time.monotonic() + 60 * options.minutes
+    start = time.monotonic()
+    deadline = start + 60 * options.minutes
     name = resolve_device(options.device)
     device = torch.device(name)
     if device.type == "cuda" and options.layers:
         script = [sys.argv[0], "--device", name]
-        compile_ahead(script, options.networks, _say)
-    subjects = {network: _subject(network, options, device) for network in options.networks}
+        compile_ahead(script, options.networks, _say, start + 60 * COMPILING * options.minutes)
+    subjects = {
+        network: _subject(network, options, device, deadline) for network in options.networks
+    }
     settings = {"device": name, "chunks": options.chunks, "quick": options.quick}
     machine = bench_machine(name) | ({"commit_given": options.commit} if options.commit else {})
     parts = [(options.rounds, measure_rounds), (options.layers, measure_layers)]
@@ -135,16 +139,23 @@ def run_parts(options: argparse.Namespace) -> int:
     return max(measure(*given) for wanted, measure in parts if wanted)
 
 
-def _subject(network: str, options: argparse.Namespace, device: torch.device) -> Subject:
+def _subject(
+    network: str, options: argparse.Namespace, device: torch.device, deadline: float
+) -> Subject:
     if options.data is None or network not in UNTRAINED:
         return load_subject(network, device, None)
     replay, channels = load_demonstrations(options.data), UNTRAINED[network]["down_dims"]
     folder = train_for(
-        options.train_minutes, replay, TINY if options.quick else channels,
+        _train_minutes(options), replay, TINY if options.quick else channels,
         32 if options.quick else options.batch_size,
-        (options.work or options.out / "training") / network, device, _say,
+        (options.work or options.out / "training") / network, device, _say, deadline,
     )  # fmt: skip
     return dataclasses.replace(load_subject(str(folder), device, replay), name=network)
+
+
+def _train_minutes(options: argparse.Namespace) -> float:
+    given: float | None = options.train_minutes
+    return TRAINING * options.minutes if given is None else given
 
 
 def _say(text: str) -> None:

@@ -1,11 +1,12 @@
 """Forms of a network's layers side by side on one GPU: calls by rows, and chunks of samplers.
 
-Triton's kernels are compiled before, by a process for each network and precision, all at a time.
+Triton's kernels are compiled before, in as many processes as there are forms, all at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.engine.cuda_graph import CudaRecorder
+from asd_policy.engine.timing import LADDER
 from asd_policy.errors import NonFiniteError
 from asd_policy.eval.runs.store import Store
 from asd_policy.eval.studies.bench.ceilings import matmul_precision, synchronize
@@ -41,6 +43,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SAMPLERS = ("asd", "ddpm", "ddim-10")
 REPLAYS = 30
 SIDES = ("fused", "whole")  # as it is, and as it may become
+LAUNCHED = ("apart", "overlapping")
 
 
 @dataclass(frozen=True)
@@ -283,22 +286,35 @@ def _contest(chunks: list[Chunk]) -> Json:
 # ---- compiling ---------------------------------------------------------------------------------
 
 
-def compile_ahead(script: list[str], networks: Sequence[str], say: Say) -> None:
-    """Compile all kernels, into Triton's cache: a process for each network and precision."""
-    start = time.perf_counter()
-    what = [f"{network}:{precision}" for network in networks for precision in ("bf16", "tf32")]
-    running = [subprocess.Popen([sys.executable, *script, "--compile", one]) for one in what]
-    failed = [one for one, each in zip(what, running, strict=True) if each.wait()]
+def compile_ahead(script: list[str], networks: Sequence[str], say: Say, deadline: float) -> None:
+    """Compile kernels into Triton's cache: a process for each network, precision and way to launch.
+    Those that are not done by the deadline are ended: what they lack is compiled where it is met.
+    """
+    start, what = time.perf_counter(), itertools.product(networks, ("bf16", "tf32"), LAUNCHED)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    failed, late = [], []
+    try:
+        for one in map(":".join, what):
+            running[one] = subprocess.Popen([sys.executable, *script, "--compile", one])
+        for one, each in running.items():
+            try:
+                failed += [one] * bool(each.wait(max(0.0, deadline - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                late.append(one)
+    finally:
+        for each in running.values():
+            each.kill()
+            each.wait()
     said = f", but for {', '.join(failed)}" if failed else ""
+    said += f"; no time for all of {', '.join(late)}" if late else ""
     say(f"Compiled in {time.perf_counter() - start:.0f} s{said}")
 
 
 @torch.inference_mode()
-def compile_for(subject: Subject, precision: str) -> None:
-    """One call on each number of rows, launches apart and overlapping."""
+def compile_for(subject: Subject, precision: str, launched: str) -> None:
+    """One call on each number of rows that is measured here, or for the choice of a window."""
     prepared = prepared_for(LayersCell("call", subject.name, precision, "whole"), subject)
-    for pdl in (False, True):
-        with overlapping(pdl):
-            for rows in ROWS:
-                Call(prepared, subject, rows, None)
+    with overlapping(launched == LAUNCHED[1]):
+        for rows in dict.fromkeys((*ROWS, *LADDER)):
+            Call(prepared, subject, rows, None)
     synchronize(subject.conditions.device)

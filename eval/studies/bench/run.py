@@ -17,7 +17,7 @@ from asd_policy.eval.runs.machine import describe_machine
 from asd_policy.eval.studies.bench.cells import Group, plan
 from asd_policy.eval.studies.bench.options import BenchOptions, check_device, check_options
 from asd_policy.eval.studies.bench.runner import Runner
-from asd_policy.eval.studies.bench.scaling import calls_against_steps
+from asd_policy.eval.studies.bench.scaling import FORMS, calls_against_steps
 from asd_policy.eval.studies.bench.store import BenchFile, read_bench
 from asd_policy.eval.studies.bench.subjects import Subject, keys_seen, load_subject
 from asd_policy.eval.studies.bench.tables import print_benchmark
@@ -124,14 +124,20 @@ def measure(
     return complete
 
 
-def scale(store: BenchFile, quick: bool, say: Say) -> None:
-    """Calls against K, unless the store has them."""
-    if store.content["calls_against_steps"]:
-        return
-    say("Calls against K, on a mixture of Gaussians")
-    results = calls_against_steps((20, 40), seeds=2, chains=2) if quick else None
-    results = results or calls_against_steps(say=say)
-    store.write(calls_against_steps=results)
+def scale(store: BenchFile, quick: bool, say: Say, deadline: float = float("inf")) -> bool:
+    """Calls against K of the forms that the store lacks. False if the deadline came first."""
+    settings: Json = {"steps": (20, 40), "seeds": 2, "chains": 2} if quick else {}
+    for form in FORMS:
+        kept = store.content["calls_against_steps"]
+        if form in {result["form"] for result in kept}:
+            continue
+        if not kept:
+            say("Calls against K, on a mixture of Gaussians")
+        result = calls_against_steps(form, **settings, say=say, deadline=deadline)
+        if result is None:
+            return False
+        store.write(calls_against_steps=[*kept, result])
+    return True
 
 
 def finish(store: BenchFile, say: Say) -> int:

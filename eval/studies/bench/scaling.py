@@ -5,6 +5,7 @@ No training and no clock: the same figures on every machine, up to rounding.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,35 +48,38 @@ def mixture_network(schedule: Schedule) -> Network:
 
 
 def calls_against_steps(
+    form: str,
     steps: Sequence[int] = STEPS,
     seeds: int = 8,
     chains: int = 16,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Json]:
-    """Calls a chunk by form and K, θ = K, with the least-squares exponent on log axes.
+    deadline: float = float("inf"),
+) -> Json | None:
+    """Calls a chunk of a form by K, θ = K, with the least-squares exponent on log axes; None if the
+    deadline, of ``time.monotonic()``, came first.
 
     Args:
         seeds: independent repetitions, of ``chains`` chains each; their spread gives the error.
     """
-    results = []
-    for form in FORMS:
-        draws = np.array([_calls(form, k, seeds, chains) for k in steps])  # (steps, seeds)
-        slopes = np.array([exponent(steps, column) for column in draws.T])
-        results.append(
-            {
-                "form": form,
-                "steps": list(steps),
-                "calls": draws.mean(1).tolist(),
-                "standard_error": [standard_error(row) for row in draws],
-                "exponent": exponent(steps, draws.mean(1)),
-                "exponent_standard_error": standard_error(slopes),
-                "seeds": seeds,
-                "chains_per_seed": chains,
-            }
-        )
-        calls = ", ".join(f"{value:.1f}" for value in draws.mean(1))
-        say(f"  {form}: {calls} calls, about K^{results[-1]['exponent']:.3f}")
-    return results
+    rows = []
+    for k in steps:
+        if time.monotonic() > deadline:
+            return None
+        rows.append(_calls(form, k, seeds, chains))
+    draws = np.array(rows)  # (steps, seeds)
+    slopes = np.array([exponent(steps, column) for column in draws.T])
+    power = exponent(steps, draws.mean(1))
+    say(f"  {form}: {', '.join(f'{v:.1f}' for v in draws.mean(1))} calls, about K^{power:.3f}")
+    return {
+        "form": form,
+        "steps": list(steps),
+        "calls": draws.mean(1).tolist(),
+        "standard_error": [standard_error(row) for row in draws],
+        "exponent": power,
+        "exponent_standard_error": standard_error(slopes),
+        "seeds": seeds,
+        "chains_per_seed": chains,
+    }
 
 
 def exponent(steps: Sequence[int], calls: np.ndarray) -> float:

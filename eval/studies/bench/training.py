@@ -38,6 +38,7 @@ def train_for(
     folder: Path,
     device: torch.device,
     say: Say,
+    deadline: float = float("inf"),
 ) -> Path:
     """Train, or go on, or do nothing where a finished checkpoint is there; returns its folder.
 
@@ -46,7 +47,8 @@ def train_for(
     state is saved each minute. On a GPU convolutions are in TF32, as PyTorch has them.
 
     Raises:
-        OutOfTime: twice the minutes have passed (the state is saved: call again to go on).
+        OutOfTime: twice the minutes have passed, or the deadline of ``time.monotonic()`` has (the
+            state is saved: call again to go on).
     """
     finished = folder / "checkpoint"
     if (finished / CARD_FILE).exists():
@@ -63,7 +65,7 @@ def train_for(
     trainer = Trainer(replay, policy, Schedule.ddpm(DIFFUSION_STEPS), config, device)
     if (folder / STATE).exists():
         trainer.load_state(folder / STATE)
-    _run(trainer, folder / STATE, minutes, say)
+    _run(trainer, folder / STATE, min(time.monotonic() + 120 * minutes, deadline), say)
     save_checkpoint(finished, trainer.checkpoint(_card(trainer, replay, device)))
     (folder / STATE).unlink()
     steps = counted(trainer.step, "step")
@@ -107,7 +109,7 @@ def _read_plan(path: Path) -> TrainConfig:
     return TrainConfig(**plan)
 
 
-def _run(trainer: Trainer, state: Path, minutes: float, say: Say) -> None:
+def _run(trainer: Trainer, state: Path, deadline: float, say: Say) -> None:
     started = said = time.monotonic()
 
     def report(now: Report) -> None:
@@ -116,8 +118,9 @@ def _run(trainer: Trainer, state: Path, minutes: float, say: Say) -> None:
         if clock - said > 30:
             say(f"  step {now.step}/{trainer.config.steps}, loss {now.loss:.4f}")
             said = clock
-        if clock - started > 120 * minutes:
-            raise OutOfTime(f"step {now.step} of {trainer.config.steps} after {2 * minutes} min")
+        if clock > deadline:
+            spent = (clock - started) / 60
+            raise OutOfTime(f"step {now.step} of {trainer.config.steps} after {spent:.1f} min")
 
     trainer.run(state, report)
 
