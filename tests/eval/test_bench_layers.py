@@ -118,3 +118,15 @@ def test_of_two_networks_that_are_trained_first_there_is_time_left_to_measure(mo
     assert gpu.main([*words, "--minutes", "9"]) == 1
     assert gpu.main([*words, "--minutes", "9", "--train-minutes", "4"]) == 1
     assert asked == [(pytest.approx(1.8), 640.0), (4.0, 640.0)]
+
+
+def test_a_machine_without_a_profiler_keeps_its_times():
+    call = object.__new__(layers.Call)
+    call.device, call.work = torch.device("cuda"), lambda: None
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse(**_):
+            raise AssertionError("No activities specified for the profiler")
+
+        patch.setattr(layers.torch.profiler, "profile", refuse)
+        assert call.kernels() is None
