@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -133,6 +134,24 @@ def _is(layer: Any, *kinds: type) -> bool:
     return isinstance(kind, type) and issubclass(kind, kinds)
 
 
+@contextmanager
+def _of_their_type(network: object, given: torch.dtype) -> Iterator[None]:
+    """Say it where a network fails that is given points of another type than its weights."""
+    try:
+        yield
+    except RuntimeError as error:
+        module = owner(network)
+        weights = module.parameters() if isinstance(module, nn.Module) else ()
+        types = {p.dtype for p in weights if p.is_floating_point()}
+        if len(types) != 1 or given in types or "type" not in str(error):
+            raise
+        (own,) = types
+        raise InputError(
+            f"the network's weights are {own} and the chain's points {given}, and it failed: "
+            f"{error}; expected dtype={own}, or a network that converts what it is given"
+        ) from error
+
+
 class Denoiser:
     """x̂0 for any rows of a batch of chains, at any steps.
 
@@ -220,7 +239,8 @@ class Denoiser:
             prediction = self.network.evaluate(points, self._real_steps[steps], chains, cond)
         else:
             cond = None if cond is None else cond[chains]
-            with as_asked():  # a network may scale its input in place: it is not the chain's own
+            with as_asked(), _of_their_type(self.network, x.dtype):
+                # A network may scale its input in place: it is not the chain's own.
                 prediction = self.network(points.clone(), self.timesteps[steps], cond)
         if not isinstance(prediction, Tensor):
             raise InputError(

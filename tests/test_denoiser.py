@@ -154,3 +154,36 @@ def test_layers_that_round_the_rows_of_a_call_together_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Linear 'layers\.0' rounds the rows of a call"):
         sample(quantized(torch.qint8))
     sample(quantized(torch.float16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_network_of_another_type_is_told_which_chain_it_needs(dtype: torch.dtype) -> None:
+    """In one sentence, where it does not convert what it is given."""
+    layer = torch.nn.Conv1d(4, 4, 1).to(dtype)
+
+    class Converts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
+            return self.layer(x.to(dtype))
+
+    class Takes(Converts):
+        def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
+            return self.layer(x)
+
+    class Fails(Takes):
+        def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
+            raise RuntimeError("of its own")
+
+    def draw(network: torch.nn.Module, dtype: torch.dtype | None = None) -> Tensor:
+        kept = {"shape": (1, 4, 3), "seed": 0, "dtype": dtype}
+        return asd_policy.sample(network, Schedule.ddpm(10), **kept).sample
+
+    assert draw(Takes(), dtype).dtype == dtype
+    assert draw(Converts()).dtype == torch.float32
+    with pytest.raises(ValueError, match=rf"weights are {dtype} .*; expected dtype={dtype}, or"):
+        draw(Takes())
+    with pytest.raises(RuntimeError, match=r"^of its own$"):
+        draw(Fails())
