@@ -14,7 +14,12 @@ from asd_policy import sampler
 from asd_policy.engine import Engine
 from asd_policy.errors import AsdPolicyError
 from asd_policy.integrations import diffusers
-from asd_policy.integrations.diffusers_memory import LaterNoise, Memory, picture_noise
+from asd_policy.integrations.diffusers_memory import (
+    LaterNoise,
+    Memory,
+    free_bytes,
+    picture_noise,
+)
 from asd_policy.samplers.acceptance import Acceptance, choose_window
 from asd_policy.samplers.costs import Costs
 from asd_policy.samplers.result import streams
@@ -235,3 +240,11 @@ def test_the_bound_is_what_is_measured() -> None:
     taken, rows = int(done.stdout), 2 * 9 * 3 * 192 * 192 * 4  # what the network itself makes
     assert taken < memory.total + rows
     assert memory.total + rows < 100e6
+
+
+def test_what_pytorch_holds_and_does_not_use_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a second batch of pictures has no room where the first had it."""
+    given = {"mem_get_info": (1000, 9000), "memory_reserved": 7000, "memory_allocated": 500}
+    for name, value in given.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_bytes(torch.device("cuda")) == 7500
