@@ -107,7 +107,9 @@ class Thresholded(nn.Module):
         return clean.clamp(-most, most) / most
 
     def _clean(self, x: Tensor, out: Tensor, timesteps: Tensor) -> Tensor:
-        kept = self._kept.to(x.device)[timesteps].to(x).view(-1, *[1] * (x.ndim - 1))
+        if self._kept.device != x.device:  # once: a copy from the host cannot be captured
+            self._kept = self._kept.to(x.device)
+        kept = self._kept[timesteps].to(x).view(-1, *[1] * (x.ndim - 1))
         if self._kind == "sample":
             return out
         if self._kind == "v_prediction":

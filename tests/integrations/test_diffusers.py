@@ -14,7 +14,7 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("diffusers.pipelines.ddpm")
 
 from asd_policy.errors import AsdPolicyError, InputError  # noqa: E402
-from asd_policy.integrations.diffusers_denoisers import device_of  # noqa: E402
+from asd_policy.integrations.diffusers_denoisers import Thresholded, device_of  # noqa: E402
 from asd_policy.samplers.acceptance import choose_window  # noqa: E402
 from asd_policy.samplers.costs import Costs  # noqa: E402
 from asd_policy.samplers.result import Noise  # noqa: E402
@@ -367,3 +367,13 @@ def test_a_network_that_writes_into_its_input_is_thresholded_alike():
         for there in (True, False)
     ]
     assert torch.equal(*drawn)
+
+
+def test_what_thresholds_copies_from_the_host_once():
+    """A captured call cannot."""
+    scheduler = pipeline(thresholding=True).scheduler
+    there = Thresholded(torch.nn.Identity(), scheduler)
+    given = torch.empty(2, 3, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
+    there.network.forward = lambda x, timesteps: x
+    there(*given)
+    assert there._kept.device.type == "meta"
