@@ -290,12 +290,12 @@ def test_tensor_cores_are_chosen_whatever_name_others_used(name, allowed) -> Non
 
 _USED = """
 import torch
-from asd_policy.networks.inference import _tensor_cores
+from asd_policy.networks.inference import tensor_cores
 matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
 {set}
 look = lambda: {look}
 print(look())
-with _tensor_cores({{allowed}}):
+with tensor_cores({{allowed}}):
     print(look())
 print(look())
 """

@@ -20,7 +20,7 @@ from asd_policy.engine import ENGINES
 from asd_policy.errors import InputError, NonFiniteError
 from asd_policy.integrations.diffusers_chain import chain_of, is_ddim
 from asd_policy.networks import OthersUnet1D
-from asd_policy.networks.inference import PRECISIONS
+from asd_policy.networks.inference import PRECISIONS, tensor_cores
 from asd_policy.networks.prepare import copied_bytes
 from asd_policy.networks.weights import hooks_of
 from asd_policy.policy.chunks import CHUNKS, chunk_sampler
@@ -318,9 +318,11 @@ class Hook:
         """
         asked, steps = self.asked(*given, **named), int(self.owner.num_inference_steps)
         like = torch.empty(asked.batch, *asked.whole, device=asked.kind.device)
+        cores = None if self.as_unet() is None else self.place.precision == "tf32"  # as in our copy
         with torch.random.fork_rng([like.device] if like.is_cuda else []), torch.no_grad():
             torch.manual_seed(seed)
-            theirs = asked.pick(self.own(*given, **named))
+            with tensor_cores(cores):
+                theirs = asked.pick(self.own(*given, **named))
             torch.manual_seed(seed)
             # The last is that of the last step: most chains have none there, and do not use it.
             drawn = [torch.randn_like(like) for _ in range(steps + 1)]

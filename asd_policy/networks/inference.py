@@ -230,7 +230,7 @@ class InferenceUnet1D(nn.Module):
         with own_precision():
             if not x.is_cuda:
                 return self._run(h, film).to(x.dtype)
-            with _tensor_cores(self.precision == "tf32"):
+            with tensor_cores(self.precision == "tf32"):
                 return self._run(h, film).to(x.dtype)
 
     def _run(self, h: Tensor, film: Tensor) -> Tensor:
@@ -251,8 +251,11 @@ class InferenceUnet1D(nn.Module):
 
 
 @contextmanager
-def _tensor_cores(allowed: bool) -> Iterator[None]:
-    """Whether float32 products and convolutions may round their inputs to TF32."""
+def tensor_cores(allowed: bool | None) -> Iterator[None]:
+    """Whether float32 products and convolutions may round their inputs to TF32; None: as it is."""
+    if allowed is None:
+        yield
+        return
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     try:
         before = cudnn.allow_tf32, matmul.allow_tf32

@@ -50,3 +50,20 @@ def test_a_network_in_its_own_precision(kind, how):
         noise = torch.Generator().manual_seed(0)
         chunks.append(policy.conditional_sample(*known, generator=noise, **conds))
     torch.testing.assert_close(chunks[1].float(), chunks[0].float(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_copy_is_compared_with_their_loop_in_its_own_precision(copied):
+    """On a GPU, PyTorch's convolutions round to TF32 where nobody says otherwise; a copy's do not,
+    and a chain of them would differ by more than rounding."""
+    policy, found = make(), []
+    step = policy.noise_scheduler.step
+
+    def seen(*given, **named):
+        found.append(torch.backends.cudnn.allow_tf32)
+        return step(*given, **named)
+
+    policy.noise_scheduler.step = seen
+    asd.accelerate(policy, check=True, verbose=False, copy=copied)
+    assert set(found) == {not copied}
+    assert torch.backends.cudnn.allow_tf32

@@ -122,7 +122,7 @@ def answers(case: Case, device: str, layers: str = "whole") -> tuple[Tensor, Ten
     x = torch.randn(shape, generator=generator).to(device)
     cond = torch.randn(case.rows, case.cond_dim, generator=generator).to(device)
     steps = (torch.arange(case.rows) % len(TIMESTEPS)).to(device)
-    with inference._tensor_cores(False):
+    with inference.tensor_cores(False):
         expected = network(x, TIMESTEPS.to(device)[steps], cond)
     film = prepared.timestep_film[steps] + prepared.condition(cond, case.rows)
     with cut(case, device):
