@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from asd_policy.drafts import DRAFTS
 from asd_policy.engine import make_engine
 from asd_policy.engine.cuda_graph import CudaGraphEngine
 from asd_policy.networks import ConditionalUnet1D
+from asd_policy.networks.inference import tensor_cores
 from asd_policy.networks.prepare import prepare
 from asd_policy.policy import Normalizer, save_checkpoint
 from asd_policy.training.trainer import TrainConfig, Trainer
@@ -78,6 +81,27 @@ def folder(tmp_path_factory) -> Path:
     keys = {"object": 3, "turn": 4}
     made = tiny_checkpoint(observation_keys=keys, quaternions=(3,))
     return save_checkpoint(tmp_path_factory.mktemp("made") / "policy", made)
+
+
+def test_threads_choose_tensor_cores_one_after_the_other() -> None:
+    """The choice is the process's: else one thread's products are done as another's, and what was
+    set before is lost."""
+    seen, ready, before = [], threading.Event(), torch.backends.cudnn.allow_tf32
+
+    def other() -> None:
+        with tensor_cores(True):
+            ready.wait(5)
+            seen.append(torch.backends.cudnn.allow_tf32)
+
+    thread = threading.Thread(target=other)
+    with tensor_cores(False):
+        thread.start()
+        time.sleep(0.1)
+        seen.append(torch.backends.cudnn.allow_tf32)
+    ready.set()
+    thread.join()
+    assert seen == [False, True]
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

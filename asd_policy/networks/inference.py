@@ -9,6 +9,7 @@ the whole network, computed once, where F = Σ 2·out_channels over the residual
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -30,6 +31,7 @@ from asd_policy.threads import limited_to
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 LAYERS = ("auto", "products", "fused", "whole", "openvino")
+_cores = threading.RLock()  # what is chosen is chosen for all threads
 ON_CUDA = "fused"  # what "auto" means there: "whole" has not been measured yet
 
 
@@ -256,18 +258,26 @@ def tensor_cores(allowed: bool | None) -> Iterator[None]:
     if allowed is None:
         yield
         return
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    try:
-        before = cudnn.allow_tf32, matmul.allow_tf32
-    except RuntimeError:  # someone has set them by their newer names, which do not mix with these
-        with _tensor_cores_by_name("tf32" if allowed else "ieee"):
+    with _cores:
+        try:
+            before = [part.allow_tf32 for part in _parts()]
+        except RuntimeError:  # someone has set them by their newer names: these do not mix
+            before = []
+        if not before:
+            with _tensor_cores_by_name("tf32" if allowed else "ieee"):
+                yield
+            return
+        try:
+            for part in _parts():
+                part.allow_tf32 = allowed
             yield
-        return
-    cudnn.allow_tf32 = matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+        finally:
+            for part, value in zip(_parts(), before, strict=True):
+                part.allow_tf32 = value
+
+
+def _parts() -> tuple[Any, Any]:
+    return torch.backends.cudnn, torch.backends.cuda.matmul
 
 
 @contextmanager

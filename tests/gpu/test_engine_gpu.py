@@ -214,6 +214,7 @@ def test_a_capture_that_synchronizes_is_an_error_and_auto_goes_on() -> None:
     config, noise = SamplerConfig("asd", window=7), noise_of(2, 0)
     with pytest.raises(EngineError, match=r"capturing .* as a CUDA graph failed"):
         draw(config, engines("torch", waits)[0], noise, None, Calibration())
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     auto = make_engine("auto", waits, SCHEDULE, (DIM,), "cuda", torch.float64, "torch")
     with pytest.warns(UserWarning, match="using the eager engine: capturing"):
         x, _ = draw(config, auto, noise, None, Calibration())

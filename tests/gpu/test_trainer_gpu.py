@@ -39,6 +39,13 @@ def test_the_cpu_sees_the_same_batches() -> None:
     assert ours.train_step() == pytest.approx(theirs.train_step(), rel=1e-3)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_another_gpu_learns_alike() -> None:
+    ours, theirs = make(device="cuda:1"), make()
+    for _ in range(10):
+        assert ours.train_step() == pytest.approx(theirs.train_step(), rel=0.02)
+
+
 def test_a_run_resumes_and_calibrates(tmp_path: Path) -> None:
     trainer = make()
     losses = [trainer.train_step() for _ in range(30)]
