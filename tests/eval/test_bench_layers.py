@@ -130,3 +130,22 @@ def test_a_machine_without_a_profiler_keeps_its_times():
 
         patch.setattr(layers.torch.profiler, "profile", refuse)
         assert call.kernels() is None
+
+
+def test_calls_are_timed_on_the_gpu_that_they_run_on(monkeypatch):
+    asked = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.elapsed_time, self.synchronize = lambda end: 1.5, lambda: None
+
+        def record(self, stream=None):
+            asked.append(stream)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", str)
+    monkeypatch.setattr(layers, "synchronize", lambda device: None)
+    call = object.__new__(layers.Call)
+    call.device, call.replay = torch.device("cuda:1"), lambda: None
+    assert call.milliseconds(2) == [1.5, 1.5]
+    assert set(asked) == {"cuda:1"}

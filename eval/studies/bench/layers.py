@@ -189,9 +189,10 @@ class Call:
                 found.append(1e3 * (time.perf_counter() - begun))
                 continue
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+            stream = torch.cuda.current_stream(self.device)  # of another GPU than the first, too
+            start.record(stream)
             self.replay()
-            end.record()
+            end.record(stream)
             end.synchronize()
             found.append(start.elapsed_time(end))
         return found
