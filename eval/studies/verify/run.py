@@ -29,6 +29,7 @@ from asd_policy.eval.runs.files import (
 )
 from asd_policy.eval.runs.machine import describe_machine, drawing_code
 from asd_policy.eval.runs.schemas import VERSION
+from asd_policy.eval.show.tables import print_lines
 from asd_policy.eval.studies.verify.draws import Drawn, Role, Sampling, batch_file, collect
 from asd_policy.eval.studies.verify.equality import Test, compare
 from asd_policy.eval.studies.verify.figures import save_figure
@@ -98,9 +99,11 @@ def _verify(options: VerifyOptions, console: Console) -> int:
         drawn = _draw(options, subject, roles)
         with Stage("comparing the chunks (minutes, where there are tens of thousands)"):
             result = _judge(options, subject, roles, drawn)
-    write_json(options.out / "verify.json", result)
-    print_verification(console, result, options.out)
-    save_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
+        write_json(options.out / "verify.json", result)
+        print_verification(console, result)
+        save_figure(result, drawn[SAMPLE].chunks, drawn[REFERENCE].chunks, options.out)
+    kept = f"Kept: {options.out}/ (verify.json, verify.png, verify.svg, draws/)"
+    print_lines(console, [kept])
     return int(result["verdict"]["status"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,12 +14,11 @@ from asd_policy.eval.show.tables import print_lines, print_tables, print_verdict
 Json = dict[str, Any]
 
 
-def print_verification(console: Console, result: Json, folder: Path) -> None:
+def print_verification(console: Console, result: Json) -> None:
     """Tables, then the verdict in one sentence."""
     tables = [_tests(result), _power(result)]
     print_tables(console, [*tables, *([_controls(result)] if result["controls"] else [])])
     print_lines(console, _setting(result))
-    print_lines(console, [f"Kept: {folder}/ (verify.json, verify.png, verify.svg, draws/)"])
     print_verdict(console, result["verdict"])
 
 

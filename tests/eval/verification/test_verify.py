@@ -348,20 +348,20 @@ def test_workers_draw_what_one_process_draws(run, tmp_path):
     assert whole["settings"] == parts["settings"], "how many processes is no setting"
 
 
-def test_ctrl_c_while_comparing_leaves_what_was_drawn(run, tmp_path, monkeypatch):
-    """With many chunks that takes minutes, too, and is said."""
-
+@pytest.mark.parametrize("where", ["compare", "save_figure"])
+def test_ctrl_c_while_comparing_leaves_what_was_drawn(where, run, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     words = (*ORACLE[:4], "--batch", 20, "--steps", 5, "--chunks", 20, "--out", tmp_path / "out")
     with monkeypatch.context() as patched:
-        patched.setattr("asd_policy.eval.studies.verify.run.compare", interrupted)
-        status, _, errors = run(*words)
-    assert status == 130
+        patched.setattr(f"asd_policy.eval.studies.verify.run.{where}", interrupted)
+        status, output, errors = run(*words)
+    assert (status, "Kept" in output) == (130, False)
     assert "comparing the chunks" in errors
     assert "continue with\n  asd-policy verify --oracle" in errors
-    assert run(*words, "--resume")[0] == 2, "too few to tell"
+    status, output, _ = run(*words, "--resume")
+    assert (status, "Kept: " in output) == (2, True), "too few to tell"
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="finds processes by /proc")
@@ -387,8 +387,8 @@ def test_a_worker_that_dies_and_ctrl_c_leave_what_was_drawn(how, run, checkpoint
 
 
 def children(parent):
-    words = ["ps", "-A", "-o", "pid=", "-o", "ppid="]
-    pairs = [line.split() for line in subprocess.check_output(words, text=True).splitlines()]
+    table = subprocess.check_output(["ps", "-A", "-o", "pid=", "-o", "ppid="], text=True)
+    pairs = [line.split() for line in table.splitlines()]
     return [int(pid) for pid, above in pairs if int(above) == parent]
 
 
