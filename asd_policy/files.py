@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -93,6 +93,22 @@ def check_writable(path: Path) -> None:
             ancestor = ancestor.parent
         with tempfile.TemporaryFile(dir=ancestor):  # permissions alone do not tell: /proc
             pass
+
+
+def check_only_ours(folder: Path, what: str, own: Sequence[str]) -> None:
+    """Raise OutputExistsError where a folder for output holds files of something else. (Folders in
+    it, and a desktop's own hidden files, are left alone.)
+
+    Args:
+        what: of ours may be in it, for the message. own: names of its files.
+    """
+    there = folder.iterdir() if folder.is_dir() else ()
+    files = {path.name for path in there if path.is_file() and path.name[0] != "."}
+    if others := sorted(files - {*own, LOCK_FILE}):
+        raise OutputExistsError(
+            f"the output folder must be new, empty, or hold {what}; {folder} holds other files "
+            f"({', '.join(others):.200})"
+        )
 
 
 @contextmanager

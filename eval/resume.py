@@ -234,10 +234,13 @@ def kept_form(options: Any) -> Json:
     return dict(json.loads(json.dumps(kept, default=str)))
 
 
-def keep_options(folder: Path, store: Store, command: str, options: Any) -> None:
-    """Write the options, or raise OutputExistsError where others are kept."""
+def keep_options(
+    folder: Path, store: Store, command: str, options: Any, beside: bool = False
+) -> None:
+    """Write the options, or raise OutputExistsError where others are kept, or other files where
+    they may not stand ``beside`` such."""
     asked = kept_form(options)
-    there = store.check(folder, asked, options.resume, beside=True)
+    there = store.check(folder, asked, options.resume, beside)
     content = {
         "schema_version": VERSION["options"],
         "command": command,

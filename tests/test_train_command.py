@@ -45,7 +45,7 @@ def train(store: Path, out: Path, **changes: object) -> None:
     )  # fmt: skip
 
 
-def test_the_last_models_are_kept(tmp_path: Path) -> None:
+def test_the_last_models_are_kept(tmp_path: Path, capsys) -> None:
     store = write_store(tmp_path / "lift.zarr")
     train(store, tmp_path / "out")
     kept = sorted(path.name for path in (tmp_path / "out").glob("step-*"))
@@ -53,6 +53,7 @@ def test_the_last_models_are_kept(tmp_path: Path) -> None:
     nine, ten, final = (
         load_checkpoint(path) for path in [*(tmp_path / "out" / k for k in kept), tmp_path / "out"]
     )
+    assert capsys.readouterr().out.count("Calibrating") == 2, "the last is in two places"
     assert nine.card["recipe"]["steps_done"] == 9
     assert nine.card["sha256"] != ten.card["sha256"] == final.card["sha256"]
 
@@ -342,17 +343,17 @@ def test_what_others_made_is_not_taken_for_a_run_s(tmp_path: Path) -> None:
     store, out = write_store(tmp_path / "lift.zarr"), tmp_path / "out"
     train(store, out / "step-ablation", steps=1)
     train(store, out / "step-000003", steps=1)
-    with pytest.raises(
-        OutputExistsError, match=r"holds networks \(step-000003\) and no train_state"
-    ):
+    with pytest.raises(OutputExistsError, match=r"networks \(step-000003\) and no train_state"):
         train(store, out, steps=1)
     (out / "step-000003").rename(out / "third")
     train(store, out, steps=1)
     assert (out / "step-ablation" / "card.json").exists()
-    with pytest.raises(
-        OutputExistsError, match=r"lift\.zarr is a zarr store; choose another --out"
-    ):
+    with pytest.raises(OutputExistsError, match=r"lift\.zarr is a zarr store; choose another --"):
         train(store, store, steps=1)
+    (tmp_path / "lerobot").mkdir()
+    (out / "third" / "model.safetensors").rename(tmp_path / "lerobot" / "model.safetensors")
+    with pytest.raises(OutputExistsError, match=r"hold a training; .*\(model.safetensors\)"):
+        train(store, tmp_path / "lerobot", steps=1)
 
 
 def test_stopped_while_it_calibrates_it_says_how_to_go_on(

@@ -18,7 +18,7 @@ from asd_policy.data.replay import Replay, join, too_short
 from asd_policy.device import resolve_device
 from asd_policy.envs.tasks import Task, get_task
 from asd_policy.errors import CheckpointError, InputError, OutputExistsError, counted
-from asd_policy.files import check_writable, claimed
+from asd_policy.files import check_only_ours, check_writable, claimed
 from asd_policy.networks import TransformerSizes
 from asd_policy.policy.checkpoint import CARD_FILE, load_checkpoint, save_checkpoint
 from asd_policy.policy.config import PolicyConfig
@@ -210,10 +210,14 @@ def _train(
         return
     console.print(_intention(task, trainer, replay))
 
+    calibrations: dict[int, dict[str, object]] = {}  # step → it: the last may be in two folders
+
     def save(folder: Path, progress: Callable[[int], None]) -> None:
-        console.print(f"Calibrating the drafts (slopes and acceptance) for {folder} …")
-        calibration = trainer.calibration(progress)
-        save_checkpoint(folder, trainer.checkpoint(_card(task, trainer, replay, calibration)))
+        if trainer.step not in calibrations:
+            console.print(f"Calibrating the drafts (slopes and acceptance) for {folder} …")
+            calibrations[trainer.step] = trainer.calibration(progress)
+        card = _card(task, trainer, replay, calibrations[trainer.step])
+        save_checkpoint(folder, trainer.checkpoint(card))
 
     mark = lambda progress: save(_step_folder(out, trainer.step), progress)  # noqa: E731
     try:
@@ -258,6 +262,8 @@ def _check(threads: int | None, seed: int, out: Path) -> None:
         raise OutputExistsError(f"the output must be a folder, but {out} is a file")
     if any((out / name).exists() for name in (".zgroup", ".zattrs", "zarr.json")):
         raise OutputExistsError(f"{out} is a zarr store; choose another --out")
+    if not any((out / name).exists() for name in (STATE_FILE, CARD_FILE)):
+        check_only_ours(out, "a training", [f"{STATE_FILE}.part"])
     check_writable(out / CARD_FILE)
 
 

@@ -8,6 +8,7 @@ import pytest
 from eval_schemas import check
 from eval_standin import prepare
 
+from asd_policy.errors import OutputExistsError
 from asd_policy.eval.options import RatesOptions
 from asd_policy.eval.runs.folder import read_run
 from asd_policy.eval.stats.summary import summarize
@@ -56,6 +57,8 @@ def test_a_rate_is_an_evaluation_and_the_file_is_computed_from_them(options, run
     assert {path.name for path in options.out.iterdir()} == {
         "20hz", "200hz", "options.json", "rates.json", "rates.svg",
     }  # fmt: skip
+    with pytest.raises(OutputExistsError, match=r"hold a run of `rates`; .* holds other files"):
+        run(dataclasses.replace(options, out=options.out / "20hz"))  # an evaluation's
     kept = json.loads((options.out / "rates.json").read_text())
     assert kept == json.loads(json.dumps(result))
     check("rates", kept, WRONG)

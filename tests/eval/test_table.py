@@ -214,6 +214,9 @@ def test_a_folder_with_another_table_is_refused(options, make):
     make(options)
     with pytest.raises(OutputExistsError, match="window: 32 there, 16 now"):
         make(dataclasses.replace(options, window=16))
+    evaluation = next(options.out.glob("*/latency"))
+    with pytest.raises(OutputExistsError, match=r"hold a run of `tasks`; .* holds other files"):
+        make(dataclasses.replace(options, out=evaluation))
 
 
 def test_runs_that_do_not_belong_together_are_refused(options, make, tmp_path):

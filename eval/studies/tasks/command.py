@@ -187,7 +187,8 @@ def _run(
     file = f"options-{part}of{parts}.json"
     options = dataclasses.replace(options, tasks=_tasks(options), resume=True)
     may_grow = ("tasks", "latency_episodes", *(("episodes",) if parts == 1 else ()))
-    keep_options(options.out, store_of("tasks", file, may_grow), "tasks", options)
+    beside = bool(_shards(options.out))
+    keep_options(options.out, store_of("tasks", file, may_grow), "tasks", options, beside)
     with evaluations_continued_with(command_line(options, "tasks"), options.out / file):
         for evaluation in runs:
             run(evaluation)
