@@ -176,6 +176,8 @@ def check_options(options: EvalOptions) -> None:
         at_least("window", options.window, 1, "auto or ")
     if not 0.0 <= options.eta <= 1.0:
         raise InputError(f"--eta must be from 0 to 1, got {options.eta}")
+    if "asd-ddim" in options.samplers and not options.eta:
+        raise InputError("asd-ddim needs noise in every step: --eta above 0, up to 1; got 0.0")
     if not (options.tolerance > 0.0 and math.isfinite(options.tolerance)):
         raise InputError(f"--tolerance must be a positive number, got {options.tolerance}")
     _check_delay(options)

@@ -143,12 +143,14 @@ def test_a_checkpoint_with_other_actions(refused, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "11"], r"error: .*11"),
-        (["--samplers", "ddim", "--ddim-steps", "11"], r"error: .*11"),
-        (["--samplers", "asd-ddim"], r"error: ASD needs noise .*eta=0 has none"),
+        (["--steps", "11"], r"error: asd takes 1 to 10 denoising steps .*11"),
+        (["--samplers", "ddim", "--ddim-steps", "11"], r"error: ddim takes 1 to 10 .*11"),
+        (["--samplers", "asd-ddim"], r"error: asd-ddim needs noise .* --eta above 0"),
     ],
 )
-def test_a_chain_that_the_policy_does_not_allow(refused, checkpoint, words, message):
+def test_a_chain_that_the_policy_does_not_allow(refused, checkpoint, words, message, monkeypatch):
+    """Before anything is loaded."""
+    monkeypatch.setattr("asd_policy.eval.studies.evaluate._really_prepare", None)
     refused_checkpoint(refused, checkpoint, message, *words)
 
 
