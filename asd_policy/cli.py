@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import re
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -101,6 +102,7 @@ _WITHOUT_SIMULATOR = {"-h", "--help", "--oracle"}
 # Of what is printed, where the encoding of the output has no such character (and no NFKD form of
 # it either, as "..." is of "…").
 _PLAIN = {"–": "-", "—": "-", "−": "-", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "·": "-"}
+_LEAST_COLUMNS = 20
 _TRACEBACK = "ASD_POLICY_TRACEBACK"  # set it to see where a user error was raised
 
 
@@ -134,6 +136,7 @@ def _reader_has_left() -> bool:
 
 def _main(argv: Sequence[str] | None) -> int:
     wait_passively()
+    room_for_help()
     _print_in_any_encoding()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
@@ -206,6 +209,12 @@ def _run(command: str, words: Sequence[str]) -> int:
         function, args=words, prog=f"asd-policy {command}", config=(tyro.conf.FlagCreatePairsOff,)
     )
     return status if isinstance(status, int) else 0
+
+
+def room_for_help() -> None:
+    """tyro does not end where a terminal has fewer than six columns."""
+    if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
 
 
 def _flowing(docstring: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tyro
 
+from asd_policy.cli import room_for_help
 from asd_policy.console import say
 from asd_policy.errors import AsdPolicyError, say_to_user
 
@@ -28,6 +30,7 @@ def run_script(
         about: of the help. words: of the command line; None: this one's.
     """
     module = f"asd_policy.eval.studies.{study}"
+    room_for_help()
     options: dict[str, Any] = {
         "args": words, "prog": f"python -m {module}", "description": about,
         "config": (tyro.conf.FlagCreatePairsOff,),
@@ -44,7 +47,10 @@ def run_script(
         }
         tyro.extras.subcommand_cli_from_dict(commands, **options)
     except (AsdPolicyError, ModuleNotFoundError) as error:
-        return say_to_user(error, f"`python -m {module}`")
+        status = say_to_user(error, f"`python -m {module}`")
+        if not {"-h", "--help"} & {*(sys.argv[1:] if words is None else words)}:
+            return status
+        print(f"\n{about}")  # options can be told only where there is what they are of
     except KeyboardInterrupt:
         say("Stopped; the same command goes on.")
         return 130
