@@ -45,7 +45,7 @@ def measure(
         out: Folder of all three steps.
         file: JSON file of the results, to begin or to go on with; left out, <out>/modes.json.
         exact: Chunks of each sampler by the network that makes no errors, in each case.
-        chunks: Chunks of each sampler before each row.
+        chunks: Chunks of each sampler before each row, in hundreds, which are drawn together.
         episodes: Seeds of each sampler.
         drawn: Samplers of which chunks are drawn.
         played: Samplers of which episodes are played.
