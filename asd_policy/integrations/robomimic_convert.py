@@ -31,6 +31,7 @@ from asd_policy.integrations.robomimic_format import (
 from asd_policy.integrations.robomimic_layout import as_simulated
 from asd_policy.policy.checkpoint import (
     CARD_FILE,
+    MODEL_FILE,
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -54,7 +55,7 @@ def main_convert(
         source: The file: robomimic's model.pth, or diffusion_policy's latest.ckpt.
         folder: The checkpoint folder to write.
     """
-    if (folder / CARD_FILE).exists():
+    if any((folder / name).exists() for name in (CARD_FILE, MODEL_FILE)):
         raise OutputExistsError(f"{folder} already holds a checkpoint; choose another folder")
     check_writable(folder / CARD_FILE)
     made = _converted(source)

@@ -100,6 +100,8 @@ def test_convert_writes_a_checkpoint_folder(path, tmp_path, run, refused) -> Non
     assert "averaged (EMA) weights, 20 steps, task lift" in out
     assert load_checkpoint(tmp_path / "mine").card["task"] == "lift"
     refused("already holds a checkpoint", "convert", path, tmp_path / "mine")
+    (tmp_path / "mine" / "card.json").unlink()  # as in a folder of LeRobot's, whose weights it was
+    refused("already holds a checkpoint", "convert", path, tmp_path / "mine")
     refused("no checkpoint at", "convert", tmp_path / "none.pth", tmp_path / "other")
 
 
