@@ -148,6 +148,7 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
             r"data/action, meta/episode_ends; its",
         ),
         ({"data__arm": np.ones((25, 2))}, r"data/arm has shape \(25, 2\), expected \(26, dim\)"),
+        ({"data__arm": np.ones((26, 0))}, r"data/arm has shape \(26, 0\), expected \(26, dim\)"),
         ({"data__action": np.ones(26)}, r"data/action has shape \(26,\), expected \(26, dim\)"),
         ({"data__arm": np.full((26, 2), np.nan)}, r"data/arm holds NaN or infinite values"),
         ({"data__action": np.full((26, 2), 1.5)}, r"must lie in \[−1, 1\], found 1\.500"),

@@ -227,7 +227,7 @@ def _check_ends(ends: np.ndarray, path: Path) -> None:
 def _check_shapes(replay: Replay, path: Path, prefix: str) -> None:
     rows = int(replay.episode_ends[-1])
     for name, values in {**replay.observations, "action": replay.actions}.items():
-        if values.ndim != 2 or len(values) != rows:
+        if values.ndim != 2 or len(values) != rows or not values.shape[1]:
             raise DatasetError(
                 f"{path}: {prefix}{name} has shape {values.shape}, expected ({rows}, dim), since "
                 f"the last episode ends at {rows}"
