@@ -98,7 +98,7 @@ def main_train(
     spec = _task(task, observations, data, rotations)
     device = resolve_device(device)
     stores = data or (Path("outputs/demos") / f"{spec and spec.name}.zarr",)
-    out = out or Path("outputs/train") / (spec.name if spec else stores[0].name.split(".")[0])
+    out = out or Path("outputs/train") / (spec.name if spec else _named(stores[0]))
     _check(threads, seed, out)
     replay = join([_load(store, spec, observations, filter_key) for store in stores])
     if threads is not None:
@@ -124,6 +124,11 @@ def main_train(
     marks = {steps * tenth // 10 for tenth in range(11 - keep, 11)} - {0}
     with claimed(out):
         _train(spec.name if spec else None, trainer, replay, out, resume, marks)
+
+
+def _named(store: Path) -> str:
+    """What demonstrations are called: their file's name without what says its form."""
+    return re.sub(r"\.(zarr|zarr\.zip|zip|npz|hdf5|h5)$", "", store.absolute().name)
 
 
 def _task(
@@ -278,7 +283,7 @@ def _prepare(out: Path, trainer: Trainer, resume: bool) -> Path:
             finished = (out / CARD_FILE).exists()  # and is not started over
             advice = "" if finished else ", or --no-resume to start over"
             if finished:  # a training has an end, and is not made longer
-                advice = f" (with --start-from {out} it begins with these weights)"
+                advice = f" (with --start-from {out} it begins with these weights, if they fit)"
             raise CheckpointError(f"{error}; choose another --out{advice}") from error
     else:
         _clear(out, state_file)
