@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +76,35 @@ def accelerate(
         warnings.warn(made.description, stacklevel=2)
     put(made, verbose, warmup, check, device)
     return policy
+
+
+_OWN_LOOPS = ContextVar("own_loops", default=False)
+
+
+@contextmanager
+def own_loops(wanted: bool = True) -> Iterator[None]:
+    """Within it, where wanted, policies of the type ``asd_diffusion`` are made with LeRobot's own loop: by those
+    who accelerate them as they were asked to, which need not be what is saved, nor possible."""
+    before = _OWN_LOOPS.set(wanted)
+    try:
+        yield
+    finally:
+        _OWN_LOOPS.reset(before)
+
+
+def making_own_loops() -> bool:
+    """Whether this is within :func:`own_loops`."""
+    return _OWN_LOOPS.get()
+
+
+def as_saved(policy: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of :func:`accelerate`: these, and where they are silent what the settings of a
+    policy of the type ``asd_diffusion`` say. (A window belongs to its sampler.)"""
+    saved = policy.config.sampling() if hasattr(policy.config, "sampling") else {}
+    given = {k: v for k, v in options.items() if (k, v) != ("sampler", "auto")}
+    if "sampler" in given:
+        saved.pop("window", None)
+    return {**saved, **given}
 
 
 def hook_of(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from asd_policy.device import usable_device
 from asd_policy.errors import CheckpointError
-from asd_policy.integrations.lerobot.accelerating import accelerate
+from asd_policy.integrations.lerobot.accelerating import accelerate, as_saved, own_loops
 from asd_policy.integrations.lerobot.version import check_version
 from asd_policy.policy.checkpoint import difference_table
 from asd_policy.samplers.config import SamplerConfig
@@ -45,7 +45,8 @@ def load(
 
     Args:
         folder: as LeRobot's ``save_pretrained`` writes it. device: in place of the one it names.
-        sampler, options: as for :func:`accelerate`.
+        sampler, options: as for :func:`accelerate`; what is not given is as the settings of a
+            folder of the type ``asd_diffusion`` say.
 
     Raises:
         CheckpointError: no such folder, weights that do not fit its configuration, or an encoder
@@ -53,14 +54,15 @@ def load(
         ValueError: as :func:`accelerate`.
     """
     policy, before, after = opened(folder, device)
-    return accelerate(policy, sampler, **options), before, after
+    options = as_saved(policy, {"sampler": sampler, **options})
+    return accelerate(policy, **options), before, after
 
 
 def opened(folder: str | Path, device: str | None = None) -> tuple[Any, Any, Any]:
     """:func:`load`, with LeRobot's own loop."""
     if device is not None:
         usable_device(device)
-    with tempfile.TemporaryDirectory() as spare:
+    with tempfile.TemporaryDirectory() as spare, own_loops():
         found = renewed(downloaded(folder), spare)
         policy = _policy(found, device)
         before, after = _saved_processors(policy.config, found)

@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]  # LeRobot's parser of settings need
 from lerobot.configs import parser
 
 from asd_policy.engine import ENGINES
-from asd_policy.integrations.lerobot.accelerating import accelerate
+from asd_policy.integrations.lerobot.accelerating import accelerate, as_saved, own_loops
 from asd_policy.integrations.lerobot.folders import built, downloaded, renewed
 from asd_policy.networks.inference import PRECISIONS
 from asd_policy.samplers.config import SamplerConfig
@@ -86,12 +86,13 @@ def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
 
 def prepared(policy: Any, options: Mapping[str, Any]) -> Any:
     """The same policy, accelerated where there are options, with its slow first things done."""
-    return accelerate(policy, warmup=True, **options) if options else policy
+    return accelerate(policy, warmup=True, **as_saved(policy, options)) if options else policy
 
 
 def loader(load: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
     """``load`` of LeRobot's, a function of a policy's settings, returning accelerated policies."""
 
+    @own_loops()
     def load_accelerated(*args: Any, **kwargs: Any) -> Any:
         config = args[0] if args else kwargs["cfg"]
         if not config.pretrained_path:  # made anew

@@ -10,7 +10,7 @@ from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from torch import Tensor
 
 from asd_policy.errors import InputError
-from asd_policy.integrations.lerobot.accelerating import accelerate
+from asd_policy.integrations.lerobot.accelerating import accelerate, making_own_loops
 from asd_policy.integrations.lerobot.configuration_asd_diffusion import NAME, AsdDiffusionConfig
 from asd_policy.integrations.lerobot.folders import built, downloaded
 from asd_policy.integrations.lerobot.history import remember
@@ -34,7 +34,8 @@ class AsdDiffusionPolicy(DiffusionPolicy):
                 "AsdDiffusionPolicy.from_pretrained reads a checkpoint of type diffusion"
             )
         super().__init__(config, **kwargs)
-        accelerate(self, device=config.device, **config.sampling())
+        if not making_own_loops():
+            accelerate(self, device=config.device, **config.sampling())
 
     @classmethod
     def from_pretrained(

@@ -14,6 +14,7 @@ from lerobot.policies.factory import get_policy_class
 from lerobot.utils.import_utils import register_third_party_plugins
 from torch import Tensor
 
+from asd_policy.integrations.lerobot.accelerating import own_loops
 from asd_policy.integrations.lerobot.configuration_asd_diffusion import NAME, AsdDiffusionConfig
 from asd_policy.integrations.lerobot.folders import built, downloaded, renewed
 from asd_policy.integrations.lerobot.history import TYPES, keep_history, remember
@@ -81,6 +82,7 @@ class PolicyServer(lerobot_server.PolicyServer):
         with (
             tempfile.TemporaryDirectory() as spare,
             replaced(lerobot_server, "get_policy_class", _class),
+            own_loops(bool(self._options)),
         ):
             answer = super().SendPolicyInstructions(_readable(request, spare), context)
         if self.policy is not None:

@@ -18,6 +18,7 @@ from asd_policy.errors import InputError
 pytest.importorskip("lerobot", reason="needs LeRobot, in an environment of its own")
 from asd_policy.integrations import lerobot as asd
 from asd_policy.integrations.lerobot.configuration_asd_diffusion import AsdDiffusionConfig
+from asd_policy.integrations.lerobot.loading import loader
 from asd_policy.integrations.lerobot.modeling_asd_diffusion import AsdDiffusionPolicy
 from asd_policy.integrations.lerobot.policy_type import register
 from integrations.lerobot.small_checkpoints import ENV, STATE, save
@@ -182,6 +183,47 @@ def test_saved_and_read_again(checkpoint: Path, tmp_path: Path) -> None:
     own = policy.state_dict()
     assert own.keys() == again.state_dict().keys()
     assert not any("sampl" in name for name in own)
+
+
+def saved_as_ours(checkpoint: Path, folder: Path, **settings: Any) -> Path:
+    """Of the type ``asd_diffusion``, with processors."""
+    shutil.copytree(checkpoint, folder)
+    values = json.loads((folder / "config.json").read_text()) | {"type": "asd_diffusion"}
+    (folder / "config.json").write_text(json.dumps(values | settings))
+    return folder
+
+
+def test_load_draws_as_the_folder_says(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    """Where it is asked for nothing else; and says once what is run."""
+    folder = saved_as_ours(checkpoint, tmp_path / "ours", sampler="asd", window=5, engine="eager")
+    loaded = hook(asd.load(folder)[0])
+    assert (loaded.config.window, loaded.place.engine) == (5, "eager")
+    assert capsys.readouterr().out.count("asd-policy: ") == 1
+    other = hook(asd.load(folder, "ddpm", verbose=False)[0])
+    assert (other.config.name, other.config.window, other.place.engine) == ("ddpm", "auto", "eager")
+    assert "asd-policy" not in capsys.readouterr().out
+
+
+def test_commands_say_once_what_is_run(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    from lerobot.configs.policies import PreTrainedConfig
+
+    folder = saved_as_ours(checkpoint, tmp_path / "ours", engine="eager")
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.pretrained_path = folder
+    load = loader(
+        lambda cfg: AsdDiffusionPolicy.from_pretrained(folder, config=cfg), {"sampler": "ddpm"}
+    )
+    drawn_by = hook(load(config))
+    assert (drawn_by.config.name, drawn_by.place.engine) == ("ddpm", "eager")
+    assert capsys.readouterr().out.count("asd-policy: ") == 1
+
+
+def test_settings_of_another_machine_are_not_in_the_way(checkpoint: Path, tmp_path: Path) -> None:
+    """Saved with a GPU's engine, and asked for by another where there is none."""
+    folder = saved_as_ours(checkpoint, tmp_path / "ours", engine="cuda_graph", device="cuda")
+    assert hook(asd.load(folder, device="cpu", engine="eager")[0]).place.engine == "eager"
+    with pytest.raises(InputError, match="'cuda_graph' needs a CUDA device"):
+        asd.load(folder, device="cpu")
 
 
 def test_a_newer_lerobots_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
