@@ -233,10 +233,7 @@ class Hook:
 
     @torch.compiler.disable
     def draw(
-        self,
-        asked: Asked,
-        generator: Streams = None,
-        initial: Tensor | None = None,
+        self, asked: Asked, generator: Streams = None, initial: Tensor | None = None
     ) -> Tensor:
         """(batch, \\*kind.shape) samples, each from a random stream of its own.
 
@@ -272,10 +269,7 @@ class Hook:
         """The one for such chunks, made when the first of them is asked for."""
         check_mode(self.model())
         config, schedule = self.chain(eta)
-        key = (
-            kind.shape, kind.width, kind.device, kind.key, config, schedule.num_steps,
-            *self._construction(),
-        )  # fmt: skip
+        key = self._key(kind, eta)
         if key not in self._samplers:
             place, shape = self.place, kind.shape
             made = chunk_sampler(
@@ -288,14 +282,23 @@ class Hook:
         self._samplers.move_to_end(key)
         return self._samplers[key]
 
-    def _construction(self) -> tuple[Hashable, ...]:
-        """What a sampler cannot go on without: the layers, in whose place adapters are put, and
-        whether a U-Net is copied; one with hooks, which a copy would not run, is not."""
+    def _key(self, kind: Kind, eta: float) -> Hashable:
+        """What a sampler cannot go on without: the layers, too, in whose place adapters are put,
+        and whether a U-Net is copied; one with hooks, which a copy would not run, is not."""
+        config, schedule = self.chain(eta)
         layers = tuple(self.model().modules())
         copied = self.place.copy and not any(map(hooks_of, layers))
-        return tuple(map(id, layers)), copied
+        own = kind.shape, kind.width, kind.device, kind.key
+        return *own, config, schedule.num_steps, tuple(map(id, layers)), copied
 
     # ---- before the robot moves ------------------------------------------------------------------
+
+    @property
+    def cold(self) -> bool:
+        """Whether :meth:`warm` has something to do, as it has anew in a copy or another place."""
+        given, named = self.example()
+        asked = self.asked(*given, **named)
+        return self._key(asked.kind, asked.eta) not in self._samplers
 
     def warm(self) -> None:
         """Do now what the first chunk would do first: compile, capture, time, teach drafts."""

@@ -83,8 +83,9 @@ _OWN_LOOPS = ContextVar("own_loops", default=False)
 
 @contextmanager
 def own_loops(wanted: bool = True) -> Iterator[None]:
-    """Within it, where wanted, policies of the type ``asd_diffusion`` are made with LeRobot's own loop: by those
-    who accelerate them as they were asked to, which need not be what is saved, nor possible."""
+    """Within it, where wanted, policies of the type ``asd_diffusion`` are made with LeRobot's own
+    loop: by those who accelerate them as they were asked to, which need not be what is saved, nor
+    possible."""
     before = _OWN_LOOPS.set(wanted)
     try:
         yield

@@ -51,6 +51,10 @@ class LeRobotSample(Hook):
         why = self.unsupported
         return super().description if why is None else _own_loop(why)
 
+    @property
+    def cold(self) -> bool:
+        return self.unsupported is None and super().cold
+
     def warm(self) -> None:
         if self.unsupported is None:
             super().warm()

@@ -58,11 +58,11 @@ class AsdDiffusionPolicy(DiffusionPolicy):
         return built(config, folder, lambda: load(folder, config=config, **kwargs))
 
     def reset(self) -> None:
-        """Forget what was seen; before the first episode, also do what its first chunk would do
-        first, while the robot waits: compile, capture, time the network, teach drafts."""
+        """Forget what was seen; where a first chunk would do slow things first (compile, capture,
+        time the network, teach drafts) while the robot waits, also do them now."""
         super().reset()
         drawn_by = vars(self.diffusion).get("conditional_sample")  # none yet while it is made
-        if drawn_by is not None and drawn_by.calls is None and not self.training:
+        if drawn_by is not None and not self.training and drawn_by.cold:
             drawn_by.warm()
 
     def predict_action_chunk(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:

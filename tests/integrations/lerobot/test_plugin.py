@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import shutil
@@ -161,6 +162,19 @@ def test_an_episode_begins_with_what_is_slow_at_first(
     monkeypatch.setattr("asd_policy.sampler.Sampler.calibrate", None)
     monkeypatch.setattr("asd_policy.sampler.Sampler.measure", None)
     chunk(policy)
+
+
+def test_so_do_those_of_a_copy_and_of_other_steps(checkpoint: Path) -> None:
+    policy = AsdDiffusionPolicy.from_pretrained(checkpoint)
+    policy.reset()
+    made = copy.deepcopy(policy)
+    made.reset()
+    assert not hook(made).cold
+    made.diffusion.num_inference_steps = 50
+    assert hook(made).cold
+    made.reset()
+    assert not hook(made).cold
+    assert not hook(policy).cold
 
 
 def test_saved_and_read_again(checkpoint: Path, tmp_path: Path) -> None:
