@@ -22,6 +22,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from asd_policy.errors import AsdPolicyError, DatasetWarning, Terminated, did_you_mean, for_user
@@ -198,9 +199,7 @@ def _run(command: str, words: Sequence[str]) -> int:
     module, _, name = COMMANDS[command][0].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     if command in _SIMULATE and not _WITHOUT_SIMULATOR & set(words):
-        from asd_policy.envs.requirements import check_simulator
-
-        check_simulator()
+        _check_simulator(command, words)
     if command in _PARSE_THEMSELVES:
         return int(function(words) or 0)
     function.__doc__ = _flowing(function.__doc__ or "")
@@ -215,6 +214,25 @@ def room_for_help() -> None:
     """tyro does not end where a terminal has fewer than six columns."""
     if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
         os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
+
+
+def _check_simulator(command: str, words: Sequence[str]) -> None:
+    """As ``check_simulator``; where it is missing, a checkpoint that could not be simulated with it
+    either is refused in its place (LeRobot's: theirs is an environment without it). ``verify`` may
+    need none for one, and looks itself."""
+    from asd_policy.envs.requirements import check_simulator
+
+    try:
+        check_simulator()
+    except AsdPolicyError:
+        named = re.search(r"--checkpoint[= \0]([^\0]+)", "\0".join(words))
+        if named is not None:
+            from asd_policy.eval.subject import task_of
+
+            task_of(Path(named[1]))
+            if command == "verify":
+                return
+        raise
 
 
 def _flowing(docstring: str) -> str:

@@ -80,6 +80,34 @@ def test_another_python_is_one_sentence(refused, monkeypatch, tmp_path, command)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def no_robosuite(monkeypatch):
+    find = requirements.importlib.util.find_spec
+    monkeypatch.setattr(
+        requirements.importlib.util,
+        "find_spec",
+        lambda name: None if name == "robosuite" else find(name),
+    )
+
+
+@pytest.mark.parametrize("command", ["eval", "rates", "verify"])
+def test_lerobots_checkpoint_is_refused_for_what_it_is(refused, no_robosuite, tmp_path, command):
+    """In LeRobot's environment, where the extra is not to be had, and would not help."""
+    (tmp_path / "config.json").write_text('{"type": "diffusion"}')
+    refused("is a policy of LeRobot's, and no task here", command, "--checkpoint", tmp_path)
+    refused("is a policy of LeRobot's, and no task here", command, f"--checkpoint={tmp_path}")
+    refused("the simulator needs robosuite", command, "--checkpoint", "lift")
+
+
+def test_verify_needs_no_simulator_where_nothing_is_simulated(no_robosuite, run, tmp_path):
+    out = tmp_path / "out"
+    words = "verify", "--checkpoint", "lift", "--out", out, "--threads", 1
+    status, _, error = run(*words, "--source", "nowhere.npz")
+    assert (status, "nowhere.npz" in error) == (2, True)
+    status, _, error = run(*words, "--source", "episodes")
+    assert (status, "the simulator needs robosuite" in error) == (2, True)
+
+
 def test_help_needs_no_simulator(run, monkeypatch):
     monkeypatch.setattr(requirements, "installed_version", {"gymnasium": "1.0.0"}.get)
     status, output, _ = run("eval", "--help")

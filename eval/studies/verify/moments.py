@@ -33,6 +33,14 @@ def find_moments(
     """
     if isinstance(options.source, Path):
         return _from_file(options.source, made, options.observations)
+    if not from_episodes(options, made, task):
+        return _synthetic(options, made)
+    assert task is not None
+    return _from_episodes(options, made, task, say)
+
+
+def from_episodes(options: VerifyOptions, made: Checkpoint, task: str | None) -> bool:
+    """Whether observations come from simulated episodes. Errors: as :func:`find_moments`."""
     known = (
         task is not None
         and task in TASKS
@@ -43,10 +51,7 @@ def find_moments(
             "--source episodes needs a checkpoint of one of the tasks "
             f"({', '.join(TASKS)}) with its observations; this one is for {task!r}"
         )
-    if options.source == "synthetic" or not known:
-        return _synthetic(options, made)
-    assert task is not None
-    return _from_episodes(options, made, task, say)
+    return known and options.source in ("auto", "episodes")
 
 
 def _synthetic(options: VerifyOptions, made: Checkpoint) -> tuple[Array, str]:

@@ -17,6 +17,7 @@ import asd_policy
 from asd_policy.console import plain_console
 from asd_policy.console import say as _say
 from asd_policy.device import resolve_device
+from asd_policy.envs.requirements import check_simulator
 from asd_policy.errors import InputError
 from asd_policy.eval.options import command_line
 from asd_policy.eval.resume import continued_with
@@ -33,7 +34,7 @@ from asd_policy.eval.show.tables import print_lines
 from asd_policy.eval.studies.verify.draws import Drawn, Role, Sampling, batch_file, collect
 from asd_policy.eval.studies.verify.equality import Test, compare
 from asd_policy.eval.studies.verify.figures import save_figure
-from asd_policy.eval.studies.verify.moments import find_moments
+from asd_policy.eval.studies.verify.moments import find_moments, from_episodes
 from asd_policy.eval.studies.verify.options import (
     VerifyOptions,
     check_verify_options,
@@ -115,6 +116,8 @@ def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
         return _claim(options, "oracle", None), subject
     made, path, task = open_checkpoint(options)
     options = dataclasses.replace(options, task=task)
+    if from_episodes(options, made, task):
+        check_simulator()  # before a folder is claimed
     gripper_column(options.gripper, made.config.action_dim)
     _check_samplers(options, made.schedule)
     options = _claim(options, task or path.stem, made.card["sha256"])
