@@ -200,7 +200,9 @@ def _write_processors(folder: Path, into: Path, weights: dict[str, Tensor]) -> N
 
     config = PreTrainedConfig.from_pretrained(into)
     statistics: dict[str, dict[str, Tensor]] = {}
-    for feature in (*config.input_features, *config.output_features):
+    for feature, kind in (config.input_features | config.output_features).items():
+        if config.normalization_mapping.get(kind.type, "IDENTITY") == "IDENTITY":
+            continue  # neither needs any
         for start in _NORMALIZERS:
             start += f"buffer_{feature.replace('.', '_')}."
             found = {k[len(start) :]: v for k, v in weights.items() if k.startswith(start)}
@@ -211,9 +213,10 @@ def _write_processors(folder: Path, into: Path, weights: dict[str, Tensor]) -> N
         for name, values in statistics.items()
         if not all(bool(value.isfinite().all()) for value in values.values())
     ]
-    if len(missing) == len(statistics) or infinite:
+    if missing or infinite:
         without = next(name for name in PROCESSORS if not (folder / name).exists())
-        what = f"infinite ones of {', '.join(infinite)}" if infinite else "none in its weights"
+        what = f"infinite ones of {', '.join(infinite)}" * bool(infinite)
+        what = what or f"none of {', '.join(missing)} in its weights"
         raise CheckpointError(
             f"{folder} has no {without}, and no statistics to make one of: found {what}"
         )

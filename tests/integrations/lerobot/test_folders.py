@@ -94,6 +94,21 @@ def test_old_folders_without_statistics_are_refused(mine) -> None:
     save_file(weights, old / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"found infinite ones of observation\.state"):
         asd.load(old)
+    some = {k: v for k, v in weights.items() if "buffer_action" not in k and v.isfinite().all()}
+    some["normalize_inputs.buffer_observation_state.min"] = torch.zeros(2)
+    save_file(some, old / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="found none of action in its weights"):
+        asd.load(old)
+
+
+def test_old_folders_that_normalize_nothing_need_no_statistics(mine) -> None:
+    for path in mine.glob("policy_*"):
+        path.unlink()
+    edit(
+        mine, normalization_mapping=dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "IDENTITY")
+    )
+    _, _, after = asd.load(mine, verbose=False)
+    assert torch.equal(after(torch.full((1, 2), 0.5)), torch.full((1, 2), 0.5))
 
 
 def test_what_a_newer_lerobot_adds_is_left_out_where_it_is_off(folder, mine) -> None:
