@@ -62,6 +62,7 @@ class LeRobotSample(Hook):
     def check(self) -> str:
         return super().check() if self.unsupported is None else "nothing to check: LeRobot's loop"
 
+    @torch.compiler.disable  # it makes the chain, whose tables are NumPy's
     def _falls_back(self) -> bool:
         """Whether LeRobot's own loop is to run; why, is said once."""
         why = None
@@ -74,7 +75,7 @@ class LeRobotSample(Hook):
                 why = str(error)
         if why is not None and why not in self._said:
             self._said.add(why)
-            warnings.warn(_own_loop(why), stacklevel=3)
+            warnings.warn(_own_loop(why), stacklevel=4)
         return why is not None
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:

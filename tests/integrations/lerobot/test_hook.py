@@ -70,6 +70,21 @@ def test_a_network_that_was_compiled_draws_by_the_hook_too() -> None:
     assert policy.diffusion.conditional_sample.stats.sampler == "ddpm"
 
 
+def test_what_asks_for_chunks_may_be_compiled() -> None:
+    """As LeRobot's rollout does (--use_torch_compile), and number of steps changed since then."""
+    drawn = []
+    for compiled in (False, True):
+        policy = quiet(trained(), "asd", window=4)
+        policy.diffusion.num_inference_steps = 20
+        if compiled:
+            policy.predict_action_chunk = torch.compile(
+                policy.predict_action_chunk, backend="eager"
+            )
+        torch.manual_seed(0)
+        drawn.append(policy.select_action(observation(2)))
+    assert torch.equal(*drawn)
+
+
 def test_a_check_that_finds_a_difference_fails() -> None:
     policy = trained()
     policy.diffusion.noise_scheduler.one = torch.tensor(0.8)  # what a last step ends at
