@@ -101,7 +101,8 @@ def making_own_loops() -> bool:
 def as_saved(policy: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of :func:`accelerate`: these, and where they are silent what the settings of a
     policy of the type ``asd_diffusion`` say. (A window belongs to its sampler.)"""
-    saved = policy.config.sampling() if hasattr(policy.config, "sampling") else {}
+    config = getattr(policy, "config", None)
+    saved = config.sampling() if hasattr(config, "sampling") else {}
     given = {k: v for k, v in options.items() if (k, v) != ("sampler", "auto")}
     if "sampler" in given:
         saved.pop("window", None)
