@@ -14,7 +14,6 @@ import importlib.metadata
 import os
 import re
 import select
-import shutil
 import signal
 import sys
 import threading
@@ -27,6 +26,7 @@ from typing import Any, NoReturn
 
 from asd_policy.errors import AsdPolicyError, DatasetWarning, Terminated, did_you_mean, for_user
 from asd_policy.leaving import process_of
+from asd_policy.terminal import room_for_help
 from asd_policy.threads import wait_passively
 
 # name -> (module:function, one line)
@@ -103,7 +103,6 @@ _WITHOUT_SIMULATOR = {"-h", "--help", "--oracle"}
 # Of what is printed, where the encoding of the output has no such character (and no NFKD form of
 # it either, as "..." is of "…").
 _PLAIN = {"–": "-", "—": "-", "−": "-", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "·": "-"}
-_LEAST_COLUMNS = 20
 _TRACEBACK = "ASD_POLICY_TRACEBACK"  # set it to see where a user error was raised
 
 
@@ -208,12 +207,6 @@ def _run(command: str, words: Sequence[str]) -> int:
         function, args=words, prog=f"asd-policy {command}", config=(tyro.conf.FlagCreatePairsOff,)
     )
     return status if isinstance(status, int) else 0
-
-
-def room_for_help() -> None:
-    """tyro does not end where a terminal has fewer than six columns."""
-    if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
-        os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
 
 
 def _check_simulator(command: str, words: Sequence[str]) -> None:

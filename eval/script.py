@@ -9,9 +9,9 @@ from typing import Any
 
 import tyro
 
-from asd_policy.cli import room_for_help
 from asd_policy.console import say
 from asd_policy.errors import AsdPolicyError, say_to_user
+from asd_policy.terminal import room_for_help
 
 
 def run_script(

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(
 
 # A module may import those of a lower rank, and its own package.
 RANK = {
-    "ambient": 0, "errors": 0, "interrupts": 0, "leaving": 0, "threads": 0, "files": 1, "device": 1,
-    "networks": 1, "schedule": 1,
+    "ambient": 0, "errors": 0, "interrupts": 0, "leaving": 0, "terminal": 0, "threads": 0,
+    "files": 1, "device": 1, "networks": 1, "schedule": 1,
     "denoiser": 2, "coupling": 3, "chains": 4, "drafts": 5, "rejoin": 6, "samplers": 7,
     "engine": 8, "sampler": 9, "sampling": 10, "policy": 11, "integrations": 12, "serving": 13,
 }  # fmt: skip
@@ -51,6 +51,7 @@ MAY_IMPORT = {
         "schedule",
         "networks",
         "samplers",
+        "engine",
         "sampling",
         "policy",
         "data",
@@ -62,7 +63,7 @@ MAY_IMPORT = {
         *RANK, "checkpoints", "console", "files", "progress", "envs", "data", "training",
         "",
     },
-    "cli": {"errors", "leaving", "threads", "data", "envs", "training", "eval", ""},
+    "cli": {"errors", "leaving", "terminal", "threads", "data", "envs", "training", "eval", ""},
     "__main__": {"cli"},
     # The public names.
     "": {"errors", "schedule", "sampler", "samplers", "sampling", "policy", "envs"},

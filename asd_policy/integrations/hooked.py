@@ -252,11 +252,10 @@ class Hook:
             sampler = self.sampler(asked.kind, asked.eta)
             noise = sampler.noise(streams(generator, asked.batch))
             if initial is not None:
-                expected = (asked.batch, *asked.kind.shape)
-                if tuple(initial.shape) != expected:
+                expected, found = (asked.batch, *asked.kind.shape), tuple(initial.shape)
+                if found != expected:
                     raise InputError(
-                        f"the noise to start from must have shape {expected}, got "
-                        f"{tuple(initial.shape)}"
+                        f"the noise to start from must have shape {expected}, got {found}"
                     )
                 steps, like = sampler.schedule.num_steps, sampler.engine.like
                 noise = replace(noise, initial=initial).fitted(asked.batch, steps, like)
@@ -328,8 +327,7 @@ class Hook:
                 theirs = asked.pick(self.own(*given, **named))
             torch.manual_seed(seed)
             # The last is that of the last step: most chains have none there, and do not use it.
-            drawn = [torch.randn_like(like) for _ in range(steps + 1)]
-        flat = [asked.pick(each) for each in drawn]
+            flat = [asked.pick(torch.randn_like(like)) for _ in range(steps + 1)]
         noise = Noise(flat[0], torch.stack(flat[1:], 1), flat[0].new_zeros(len(like), steps))
         with torch.inference_mode(), own_precision(networks_too=True):
             x = self._sequentially(asked, noise)

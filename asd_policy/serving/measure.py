@@ -27,6 +27,7 @@ from asd_policy.files import check_writable, replacing
 from asd_policy.serving.client import Client
 from asd_policy.serving.echo import echoing
 from asd_policy.serving.remote import RemotePolicy
+from asd_policy.terminal import room_for_help
 
 Json = dict[str, Any]
 _READY = "serving "
@@ -329,6 +330,7 @@ def _keep(found: Json, out: Path | None) -> None:
 
 
 if __name__ == "__main__":
+    room_for_help()
     try:
         tyro.extras.subcommand_cli_from_dict({"roundtrip": main_roundtrip, "soak": main_soak})
     except AsdPolicyError as error:

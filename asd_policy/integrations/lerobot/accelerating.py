@@ -101,8 +101,8 @@ def making_own_loops() -> bool:
 def as_saved(policy: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of :func:`accelerate`: these, and where they are silent what the settings of a
     policy of the type ``asd_diffusion`` say. (A window belongs to its sampler.)"""
-    config = getattr(policy, "config", None)
-    saved = config.sampling() if hasattr(config, "sampling") else {}
+    sampling = getattr(getattr(policy, "config", None), "sampling", dict)
+    saved: dict[str, Any] = sampling()
     given = {k: v for k, v in options.items() if (k, v) != ("sampler", "auto")}
     if "sampler" in given:
         saved.pop("window", None)
