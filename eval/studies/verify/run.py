@@ -120,11 +120,13 @@ def _open(options: VerifyOptions) -> tuple[VerifyOptions, Subject]:
         check_simulator()  # before a folder is claimed
     gripper_column(options.gripper, made.config.action_dim)
     _check_samplers(options, made.schedule)
+    own = isinstance(options.source, Path) and not options.resume
+    given = find_moments(options, made, task, _say) if own else None  # refused before a folder is
     options = _claim(options, task or path.stem, made.card["sha256"])
     file = moments_file(options)
     kept = load_arrays(file)
     if kept is None:
-        windows, origin = find_moments(options, made, task, _say)
+        windows, origin = given or find_moments(options, made, task, _say)
         save_arrays(file, windows=windows, origin=origin)  # type: ignore[arg-type]
     else:
         windows, origin = kept["windows"], str(kept["origin"])
