@@ -282,7 +282,7 @@ def test_mistakes_are_one_sentence(refused, words, message, tmp_path, monkeypatc
 
 
 def test_asd_without_noise_is_refused_at_once(refused, tmp_path):
-    refused(r"error: ASD needs noise in every step", *ORACLE, "--sampler", "asd-ddim", "--out",
+    refused(r"error: asd-ddim needs noise in every step", *ORACLE, "--sampler", "asd-ddim", "--out",
             tmp_path / "out")  # fmt: skip
 
 
