@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from asd_policy.ambient import Precision, asked_for, own_precision
-from asd_policy.denoiser import owner
+from asd_policy.denoiser import Denoiser, owner
 from asd_policy.engine.eager import Engine, raise_if_bad
 from asd_policy.engine.kernels import make_kernels
 from asd_policy.errors import EngineError
@@ -93,10 +93,8 @@ class CudaRecorder:
                 told = f"capturing {what} as a CUDA graph failed: {first}"
                 if isinstance(first, torch.cuda.OutOfMemoryError):
                     free, total = (n / 2**20 for n in torch.cuda.mem_get_info(self._device))
-                    told = (
-                        f"out of GPU memory while capturing {what}: {free:.0f} of {total:.0f} MiB "
-                        f"are free. {smaller} would fit"
-                    )
+                    told = f"out of GPU memory while capturing {what}: {free:.0f} of {total:.0f} "
+                    told += f"MiB are free. {smaller} would fit"
                 raise EngineError(told) from error
 
     def _record(
@@ -224,11 +222,10 @@ class CudaGraphEngine(Engine):
         if graphs is None:
             return super()._decode(run, noise, plan)
         assert plan.slopes is not None, "ASD drafts with slopes, if only with zeros"
-        size = chains.num_steps
+        size, n = chains.num_steps, [0] * chains.batch
         ends = plan.acceptance.chance_of_the_end(chains.window)
         waiting = self._waiting = []
         launched: list[int] = []
-        n = [0] * chains.batch
         with self._recorder.working():
             chains.load(noise.initial, noise.steps, noise.log_uniform, plan.slopes)
             graphs.reset()
@@ -251,11 +248,19 @@ class CudaGraphEngine(Engine):
             counts, _split([graphs.parts[w] for w in needed], seconds)
         )
 
+    def _settle(self) -> None:
+        """Wait for a round that nobody needed: it writes to chains whose memory may be let go."""
+        if self._waiting:
+            self._recorder.synchronize()
+            self._waiting.clear()
+
+    def _denoiser(self, batch: int, cond: Tensor | None) -> Denoiser:
+        self._settle()  # before states of chains, or their graphs, are replaced
+        return super()._denoiser(batch, cond)
+
     def __del__(self) -> None:
-        """Wait for a round that nobody needed: it writes to its chains, whose memory is let go."""
-        if getattr(self, "_waiting", None):
-            with suppress(Exception):  # the interpreter may be ending
-                self._recorder.synchronize()
+        with suppress(Exception):  # of an engine half made, or where the interpreter ends
+            self._settle()
 
     def _captured(self, key: Key, capture: Callable[[Key], Graphs]) -> Graphs | None:
         """The graphs of ``key``, captured at first; None once that has failed under "auto"."""

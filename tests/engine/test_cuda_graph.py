@@ -232,11 +232,14 @@ def test_a_round_that_nobody_needed_ends_before_its_chains_go(
     engine = graph_engine()
     recorder = engine._recorder
     assert isinstance(recorder, HostRecorder)
-    draw(SamplerConfig("asd", window=7), engine, bulk_noise(2, STEPS, DIM, 0), None, slopes(True))
+    given = SamplerConfig("asd", window=7), engine, bulk_noise(2, STEPS, DIM, 0), None, slopes(True)
+    draw(*given)
     before = recorder.synchronized
-    del engine
-    gc.collect()
+    draw(*given)  # in whose states others may be put
     assert recorder.synchronized == before + waits
+    del engine, given
+    gc.collect()
+    assert recorder.synchronized == before + 2 * waits
 
 
 @pytest.mark.parametrize("sampler", ["asd", "ddpm"])
