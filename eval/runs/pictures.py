@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Len
+from typing_extensions import NotRequired
 
 from asd_policy.eval.runs.forms import (
     Amount,
@@ -31,6 +32,7 @@ class PicturesSettings(Closed):
     parameters: Positive
     cpu: str
     threads: Positive
+    gpu: NotRequired[str | None]
     versions: dict[str, str | None]
 
 
@@ -156,4 +158,6 @@ class PicturesClock(Closed):
     schema_version: Literal[1]
     settings: PicturesSettings
     steps: Positive
+    engine: NotRequired[str]
+    """Left out: eager."""
     cells: list[ClockCell]

@@ -173,6 +173,28 @@ def test_time_is_kept_turn_by_turn(study, tmp_path, capsys):
     assert [c["calls"] for c in sequential] == [20, 20]
     assert study(*words[:-1], "--steps=10") == 2
     assert "--steps: 20 there, 10 now" in capsys.readouterr().err
+    assert study(*words, "--engine=openvino") == 2
+    assert "--engine: eager there, openvino now" in capsys.readouterr().err
+
+
+def test_on_a_gpu_the_clock_on_the_wall_counts(capsys):
+    """There the processor waits, and what it takes says little."""
+    from asd_policy.console import plain_console
+    from asd_policy.eval.studies.pictures.tables import print_clock
+
+    cell = {"batch": 1, "auto": False, "evaluations": 9.0}
+    cells = [
+        cell | {"window": 1, "calls": 20.0, "processor_s": [1.0], "wall_s": [8.0]},
+        cell | {"window": 4, "calls": 6.0, "processor_s": [0.5], "wall_s": [2.0]},
+    ]
+    settings = {"model": "digits", "parameters": 5, "cpu": "a processor", "threads": 1}
+    for gpu, told, shown in (None, "a processor", "2.00x"), ("a GPU", "a GPU", "4.00x"):
+        found = {"cells": cells, "steps": 20, "settings": settings | {"gpu": gpu}}
+        print_clock(plain_console(), found)
+        said = capsys.readouterr().out
+        assert shown in said
+        assert f"5 parameters; {told}, 1 thread" in said
+        assert ("CPU s" in said) == (gpu is None)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -230,6 +252,9 @@ def test_mistakes_are_one_sentence(study, tmp_path, capsys):
         (("calls", "digits", out, "--samplers", "asd", "nope"), "sampler must be one of asd, "),
         (("quality", "digits", out, "--samplers", "ddpm"), "some of ddpm, ddpm-again, asd, par"),
         (("quality", "digits", out, "--samplers", "ddpm", "asd"), "among them; got ddpm, asd"),
+        (("clock", "digits", out, "--engine=nope"), "--engine is one of auto, eager, "),
+        (("calls", "digits", out, "--device=cuda:9"), "can use here (cpu"),
+        (("quality", "digits", out, "--device=gpu"), "got 'gpu'"),
     ]:
         assert study(*words) == 2
         told = capsys.readouterr().err

@@ -45,6 +45,7 @@ def calls(
     name: Name, /, out: Path = OUT, file: Path | None = None,
     samplers: tuple[str, ...] = SAMPLERS, steps: tuple[int, ...] = STEPS,
     windows: tuple[int, ...] = WINDOWS, window: int = 128, chains: int = 16, rows: int = 128,
+    device: str = "auto",
 ) -> None:  # fmt: skip
     """Count calls and evaluations by sampler: against the number of steps, with one window, and
     against the window, with all steps. Draws the figures of it.
@@ -59,6 +60,7 @@ def calls(
         window: Of the chains with other numbers of steps.
         chains: Pictures in each cell; one that has fewer is counted again.
         rows: The most rows in one run of the network.
+        device: cpu, cuda or cuda:N; auto is a GPU where there is one.
     """
     model_called(name)
     if not samplers or min((window, chains, rows, *steps, *windows), default=0) < 1:
@@ -67,7 +69,7 @@ def calls(
         SamplerConfig.named(sampler, window=window)  # an unknown one is refused at once
     path = file or out / name / "calls.json"
     with claimed(path.parent), limited_to(1):
-        pipeline = load_pipeline(name, out)
+        pipeline = load_pipeline(name, out, device)
         most = trained_steps(pipeline, *steps)
         settings, kept = settings_of(name, pipeline), []
         if path.exists():
@@ -101,14 +103,17 @@ def settings_of(name: str, pipeline: Any) -> Json:
     """What results depend on besides their options."""
     digest = hashlib.sha256()
     for key, tensor in sorted(pipeline.unet.state_dict().items()):
-        digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
-    machine = describe_machine({"threads": torch.get_num_threads(), "gpu": None})
+        digest.update(key.encode() + tensor.contiguous().cpu().numpy().tobytes())
+    cuda = pipeline.device.type == "cuda"
+    gpu = torch.cuda.get_device_name(pipeline.device) if cuda else None
+    machine = describe_machine({"threads": torch.get_num_threads(), "gpu": gpu})
     return {
         "model": name,
         "weights_sha256": digest.hexdigest(),
         "parameters": parameters(pipeline.unet),
         "cpu": machine["cpu"],
         "threads": machine["threads"],
+        "gpu": gpu,
         "versions": {each: installed_version(each) for each in ("diffusers", "torch")},
     }
 

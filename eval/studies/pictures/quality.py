@@ -53,7 +53,7 @@ SHOWN = 16  # pictures in a row of the sheet
 def quality(
     name: Name, /, out: Path = OUT, file: Path | None = None,
     samplers: tuple[str, ...] = SAMPLERS, pictures: int = 1000, batch: int = 50, rows: int = 128,
-    window: int = 64, inception: Path | None = None,
+    window: int = 64, inception: Path | None = None, device: str = "auto",
 ) -> None:  # fmt: skip
     """Draw pictures with each sampler and compare them, by features, with DDPM's and with data.
 
@@ -70,6 +70,7 @@ def quality(
         window: Of asd and of paradigms.
         inception: torchvision's weights of Inception v3 on this disk, in place of the network
             that was trained beside the model.
+        device: cpu, cuda or cuda:N; auto is a GPU where there is one.
     """
     model_called(name)
     if not {REFERENCE, YARDSTICK} <= set(samplers) <= set(SAMPLERS):
@@ -81,7 +82,7 @@ def quality(
         raise InputError("expected two pictures or more, and other numbers from 1 on")
     path = file or out / name / "quality.json"
     with claimed(out / name), limited_to(1):
-        settings = draw_all(name, out, samplers, pictures, (batch, rows, window))
+        settings = draw_all(name, out, samplers, pictures, (batch, rows, window), device)
         kept = classifier_features(out / name / FEATURES)
         data = pictures_of(name, out, kept.episodes)
         told = _told(name, kept, data.values, inception)
@@ -94,12 +95,13 @@ def quality(
 
 
 def draw_all(
-    name: str, out: Path, samplers: Iterable[str], pictures: int, sizes: tuple[int, int, int]
-) -> Json:
+    name: str, out: Path, samplers: Iterable[str], pictures: int, sizes: tuple[int, int, int],
+    device: str,
+) -> Json:  # fmt: skip
     """Draw what is missing of so many pictures of each sampler; batch by batch, sampler by sampler,
     so that there are as many of each whenever it is stopped."""
     batch, rows, window = sizes
-    pipeline, folder = load_pipeline(name, out), out / name / "samples"
+    pipeline, folder = load_pipeline(name, out, device), out / name / "samples"
     settings = settings_of(name, pipeline)
     _check_same(folder, settings | {"window": window, "batch": batch})
     wanted = [(i, s) for i in range(-(-pictures // batch)) for s in samplers]

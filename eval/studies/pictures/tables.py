@@ -78,16 +78,25 @@ def _range(beyond: Any, scale: float, form: str) -> str:
 
 def print_clock(console: Console, found: Any) -> None:
     """Time of a picture by window and batch, least of the turns, beside sequential DDPM's."""
-    rows = []
+    rows, gpu = [], found["settings"].get("gpu")
+    taken = "wall_s" if gpu else "processor_s"  # beside other work, the processor's is the steadier
     for c in sorted(found["cells"], key=lambda c: (c["batch"], c["window"])):
         alone = [s for s in found["cells"] if s["batch"] == c["batch"] and s["window"] == 1]
-        each, base = (min(x["processor_s"]) / x["batch"] for x in (c, (alone or [c])[0]))
+        each, base = (min(x[taken]) / x["batch"] for x in (c, (alone or [c])[0]))
         rows.append([
             str(c["batch"]), "sequential" if c["window"] == 1 else f"window {c['window']}",
             "auto" if c["auto"] else "", f"{c['calls']:.0f}", f"{c['evaluations']:.0f}",
             f"{each:.2f}", f"{base / each:.2f}x" if alone else MISSING,
         ])  # fmt: skip
-    headers = ("together", "", "", "calls", "evaluations", "CPU s\na picture", "as fast")
+    headers = (
+        "together",
+        "",
+        "",
+        "calls",
+        "evaluations",
+        "s\na picture" if gpu else "CPU s\na picture",
+        "as fast",
+    )
     print_tables(console, [table(headers, rows, left=(1, 2), dense=True)])
     print_lines(console, [f"K = {found['steps']}, least of the turns. {_subject(found)}"])
 
@@ -95,6 +104,6 @@ def print_clock(console: Console, found: Any) -> None:
 def _subject(found: Any) -> str:
     settings = found["settings"]
     return (
-        f"{settings['model']}, {settings['parameters']:,} parameters; {settings['cpu']}, "
-        f"{counted(settings['threads'], 'thread')}."
+        f"{settings['model']}, {settings['parameters']:,} parameters; "
+        f"{settings.get('gpu') or settings['cpu']}, {counted(settings['threads'], 'thread')}."
     )
