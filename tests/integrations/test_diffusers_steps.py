@@ -6,7 +6,7 @@ import torch
 
 import asd_policy.integrations.diffusers as asd  # before diffusers: it says why
 
-diffusers = pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers", minversion="0.21")
 pytest.importorskip("diffusers.pipelines.ddpm")
 
 from asd_policy.errors import InputError  # noqa: E402
