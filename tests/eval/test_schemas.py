@@ -30,7 +30,7 @@ KEPT = {
     "verify": ("verify/*.json",), "pusht": ("pusht/*.json",), "rejoining": ("rejoining/*.json",),
     "pictures_calls": ("pictures/*/calls.json",), "pictures_clock": ("pictures/*/clock.json",),
     "pictures_quality": ("pictures/*/quality.json",),
-    "modes": ("modes/*.json",), "devices": ("devices/*.json",),
+    "modes": ("modes/*.json",), "devices": ("devices/*.json",), "in_loop": ("in_loop/*.json",),
 }  # fmt: skip
 RESULTS = [
     pytest.param(name, path, id=f"{path.parent.name}/{path.stem}")

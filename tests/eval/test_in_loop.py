@@ -1,0 +1,154 @@
+"""Chunks that are executed in a loop against DDPM's of the same histories."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from eval_schemas import check
+
+pytest.importorskip("tyro")
+pytest.importorskip("scipy")
+
+from asd_policy.eval.studies import in_loop
+
+STEP, SHAPE = 2, (6, 2)  # executed of a chunk; (Tp, Da)
+
+
+def episode(seed, n=400, change=lambda noise, before: noise):
+    """Executed and fresh chunks of a Gaussian whose mean depends on what was executed before."""
+    random = np.random.default_rng(seed)
+    executed, fresh = np.empty((n, *SHAPE)), np.empty((n, 4, *SHAPE))
+    before, mean = np.zeros(SHAPE), np.zeros(SHAPE)
+    for i in range(n):
+        fresh[i] = mean + random.standard_normal((4, *SHAPE))
+        noise = change(random.standard_normal(SHAPE), before)
+        executed[i] = mean + noise
+        before, mean = noise, 0.5 * np.roll(executed[i], -STEP, 0)
+    return {
+        "executed": executed.astype(np.float32), "fresh": fresh.astype(np.float32),
+        "calls": np.full(n, 9), "success": np.array(seed % 2 == 0),
+    }  # fmt: skip
+
+
+def judged(**options):
+    found = in_loop.judge([episode(seed, **options) for seed in range(5)], {}, STEP)
+    return {name: {f["name"]: f["p"] for f in found[name]} for name in ("executed", "control")}
+
+
+def test_equal_distributions_are_not_told_apart():
+    """Though what is executed changes what comes after it."""
+    found = judged()
+    assert min(found["executed"].values()) > 0.05
+    assert min(found["control"].values()) > 0.05
+
+
+def lonely(noise, before):
+    """One in fifty is far away, to either side."""
+    return noise * (8 if abs(noise[0, 0]) > 2.33 else 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda noise, before: noise + [0.2, 0], "each number"),
+        (lambda noise, before: noise + 0.1, "each number, all at once"),
+        (lambda noise, before: noise * [1.2, 1], "each number's spread"),
+        (lambda noise, before: noise * 1.1, "distance to another"),
+        (lonely, "far from two others"),
+        (lambda noise, before: noise + 0.2 * np.roll(noise, 1, 0), "jerk"),
+        (
+            lambda noise, before: 0.3 * np.roll(before, -STEP, 0) + 0.91**0.5 * noise,
+            "as the chunk before went",
+        ),
+    ],
+)  # fmt: skip
+def test_a_difference_is_found_by_its_question(change, kind):
+    found = judged(change=change)
+    assert found["executed"][kind] < 0.01
+    assert min(found["control"].values()) > 0.05, "of DDPM's, nothing has changed"
+
+
+def test_p_is_uniform_where_distributions_are_equal():
+    """z of a question over many loops is standard normal; so is that of all at once."""
+    z = {}
+    for seed in range(60):
+        one = episode(100 + seed, n=80)
+        scored = in_loop.scores([in_loop.questions(one["executed"], one, STEP)])
+        for name in ("each number", "jerk", "as the chunk before went"):
+            z.setdefault(name, []).extend(scored[name])
+    for name, values in z.items():
+        assert abs(np.mean(values)) < 4 / len(values) ** 0.5, name
+        assert 0.75 < np.std(values) < 1.25, name
+    p = [in_loop._at_once(np.random.default_rng(i).standard_normal((90, 12))) for i in range(200)]
+    assert 0.4 < np.mean(np.array(p) > 0.6745) < 0.6, "z of half of the p is above that of 0.5"
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    """The command, with episodes that are not driven."""
+    driven = []
+
+    class Loop:
+        step = STEP
+
+        def __init__(self, task, folder, sampler, window, engine):
+            self.settings = {
+                "task": task, "checkpoint_sha256": "0" * 64, "sampler": sampler,
+                "window": window or None, "engine": "eager",
+            }  # fmt: skip
+
+        def episode(self, seed):
+            driven.append(seed)
+            return episode(seed, n=30)
+
+    monkeypatch.setattr(in_loop, "Loop", Loop)
+    monkeypatch.setattr(in_loop, "check_simulator", lambda: None)
+    return ["--task", "tool-hang", "--out", str(tmp_path / "out")], tmp_path / "out", driven
+
+
+def test_episodes_are_kept_and_not_driven_again(words, capsys):
+    given, out, driven = words
+    assert in_loop.main([*given, "--episodes", "2", "--seed", "7"]) == 0
+    assert in_loop.main([*given, "--episodes", "3", "--seed", "7"]) == 0
+    assert driven == [7, 8, 9]
+    made = json.loads((out / "in_loop.json").read_text())
+    check("in_loop", made, [("decisions", 0), ("executed", []), ("precision", -1.0)])
+    assert (made["episodes"], made["succeeded"], made["decisions"]) == (3, 1, 90)
+    assert made["settings"]["task"] == "tool_hang"
+    told = capsys.readouterr().out
+    assert "asd cannot be told apart from DDPM in its own loop" in told
+    assert all(len(line.rstrip()) <= 80 for line in told.splitlines() if "Kept" not in line)
+    assert in_loop.main([*given, "--sampler", "ddim-10", "--seed", "7"]) == 2
+    assert "--sampler: asd there, ddim-10 now" in capsys.readouterr().err
+    (out / "episodes" / "8.npz").write_bytes(b"half")
+    assert in_loop.main([*given, "--episodes", "3", "--seed", "7"]) == 2
+    assert "8.npz is damaged" in capsys.readouterr().err
+
+
+def test_mistakes_are_one_sentence(words, capsys):
+    given, _, driven = words
+    for more, said in [
+        (("--episodes", "0"), "--episodes takes 1 or more"),
+        (("--task", "toolhang2"), "did you mean"),
+        (("--window=-1",), "--window 0 or more"),
+    ]:
+        assert in_loop.main([*given, *more]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: ")
+        assert said in told
+        assert told.count("\n") == 1
+    assert not driven
+
+
+def test_an_episode_of_the_simulator(tmp_path, capsys):
+    pytest.importorskip("robosuite")
+    assert in_loop.main(["--task=lift", "--episodes=1", f"--out={tmp_path}"]) == 0
+    with np.load(tmp_path / "episodes" / "103000.npz") as kept:
+        executed, fresh, calls = (kept[key] for key in ("executed", "fresh", "calls"))
+    assert executed.shape == (len(calls), 16, 7)
+    assert fresh.shape == (len(calls), 4, 16, 7)
+    assert len({each.tobytes() for each in fresh.reshape(-1, 16, 7)}) == 4 * len(calls)
+    assert 1 < calls.mean() < 30
+    assert abs(executed).max() < 1.5, "normalized"
