@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from asd_policy import DiffusionPolicy
 from asd_policy.policy import SamplerConfig
+from asd_policy.sampler import Sampler
 from reference.recording_policy import TA, TO, TP, observation, recording
 from reference.tiny import ACTION_DIM, tiny_checkpoint
 
@@ -68,6 +70,21 @@ def test_a_draw_can_be_repeated_from_what_was_told():
     chunks, stats = policy.sample(last.histories, streams)
     np.testing.assert_array_equal(chunks, last.chunks)
     assert stats.calls.tolist() == [10, 10]
+
+
+def test_drafts_are_not_taught_by_the_noise_of_an_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU's generator heeds the lowest 32 bits of a seed: that of 2^63 gives the numbers of 0."""
+    used = []
+
+    def noted(self: Sampler, inputs: list, *rest: object) -> None:
+        used.extend(noise.initial for noise, _ in inputs)
+
+    monkeypatch.setattr(Sampler, "calibrate", noted)
+    policy = DiffusionPolicy(tiny_checkpoint(), SamplerConfig("asd", window=4))
+    assert len(used) == 4
+    for seed in (*range(20), 2**31, 2**32 - 1, 100_000):
+        noise = policy.source.sampler.noise([policy.stream(seed)]).initial
+        assert not any(bool((noise == other).any()) for other in used), seed
 
 
 def test_what_a_chunk_cost_is_printed_on_one_line():
