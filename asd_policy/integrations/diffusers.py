@@ -78,7 +78,9 @@ def sample(
             ``window="auto"`` the network is timed on this machine, once, and the window is the one
             that takes the least time for so many images: 1, sequential DDPM, where none is faster.
             The first call goes by how often drafts are typically accepted, later ones of the same
-            pipeline by what those before them learned.
+            pipeline by what those before them learned: give each another seed, for what a
+            seed has taught should not serve images of the same seed. (With any other window nothing
+            is learned, and a seed gives the same images again.)
         num_inference_steps: of the chain; None is all that the network was trained for (of "ddim",
             10).
         output_type: "pil", "np" or "pt", as for the pipeline.
