@@ -46,7 +46,6 @@ Json = dict[str, Any]
 Array = np.ndarray
 FRESH = 4  # of DDPM's at each decision: one to compare with, two to measure from, one as control
 TOGETHER = 32  # of DDPM's chunks
-STREAMS, MOST = 2**48, 10_000  # where DDPM's begin, and how many decisions an episode has at most
 LEVEL = 0.05
 ENOUGH = 5  # decisions for each number of a chunk
 FAR = 2.0  # times as far from both others as these are from each other
@@ -144,13 +143,14 @@ class Loop:
         }
 
     def _fresh(self, histories: Array, first: int) -> Array:
-        """DDPM's chunks (n, Tp, Da) of histories, from streams that no episode has."""
+        """DDPM's chunks (n, Tp, Da) of histories, from streams of their own."""
         parts = []
         for begin in range(0, len(histories), TOGETHER):
             rows = histories[begin : begin + TOGETHER]
-            streams = [
-                self._ddpm.stream(STREAMS + MOST * first + begin + i) for i in range(len(rows))
-            ]
+            # Of a seed, a CPU's generator heeds the lowest 32 bits alone: these are all of it.
+            keys = ((first, begin + i) for i in range(len(rows)))
+            seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
+            streams = [self._ddpm.stream(seed) for seed in seeds]
             parts.append(self._ddpm.sample(rows, streams)[0])
         return np.concatenate(parts)
 
