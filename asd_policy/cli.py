@@ -96,10 +96,10 @@ _SPLIT = {  # commands of which torchrun may start several ranks, with what uses
     "verify": "--engine distributed",
     "bench": "--engines distributed",
 }
-_SIMULATE = {"eval", "tasks", "rates", "demos", "verify"}
+_SIMULATE = {"eval", "tasks", "rates", "demos"}
+_MAY_SIMULATE = {*_SIMULATE, "verify"}  # which looks itself, where it wants episodes
 # Those whose files keep the words, in JSON, where everything is UTF-8.
 _KEEP_WORDS = {"eval", "tasks", "rates", "report", "replay", "bench", "verify", "compare"}
-_WITHOUT_SIMULATOR = {"-h", "--help", "--oracle"}
 # Of what is printed, where the encoding of the output has no such character (and no NFKD form of
 # it either, as "..." is of "…").
 _PLAIN = {"–": "-", "—": "-", "−": "-", "→": "->", "×": "x", "≤": "<=", "≥": ">=", "·": "-"}
@@ -191,14 +191,14 @@ def _run(command: str, words: Sequence[str]) -> int:
     if command not in _PARSE_THEMSELVES:
         import tyro
     helps = {"-h", "--help"} & set(words)
-    if command in _SIMULATE and os.environ.get("MUJOCO_GL") and not helps:
+    if command in _MAY_SIMULATE and os.environ.get("MUJOCO_GL") and not helps:
         from asd_policy.envs.opengl import before_mujoco
 
         before_mujoco()  # what it says may be wrong: said at once, not after seconds of loading
     module, _, name = COMMANDS[command][0].partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    if command in _SIMULATE and not _WITHOUT_SIMULATOR & set(words):
-        _check_simulator(command, words)
+    if command in _SIMULATE and not helps:
+        _check_simulator(words)
     if command in _PARSE_THEMSELVES:
         return int(function(words) or 0)
     function.__doc__ = _flowing(function.__doc__ or "")
@@ -209,10 +209,9 @@ def _run(command: str, words: Sequence[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _check_simulator(command: str, words: Sequence[str]) -> None:
+def _check_simulator(words: Sequence[str]) -> None:
     """As ``check_simulator``; where it is missing, a checkpoint that could not be simulated with it
-    either is refused in its place (LeRobot's: theirs is an environment without it). ``verify`` may
-    need none for one, and looks itself."""
+    either is refused in its place (LeRobot's: theirs is an environment without it)."""
     from asd_policy.envs.requirements import check_simulator
 
     try:
@@ -223,8 +222,6 @@ def _check_simulator(command: str, words: Sequence[str]) -> None:
             from asd_policy.eval.subject import task_of
 
             task_of(Path(named[1]))
-            if command == "verify":
-                return
         raise
 
 

@@ -1,5 +1,6 @@
 """What the simulator needs: what is asked of pip is what is said at run time."""
 
+import gzip
 import subprocess
 import sys
 import textwrap
@@ -90,7 +91,7 @@ def no_robosuite(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("command", ["eval", "rates", "verify"])
+@pytest.mark.parametrize("command", ["eval", "rates"])
 def test_lerobots_checkpoint_is_refused_for_what_it_is(refused, no_robosuite, tmp_path, command):
     """In LeRobot's environment, where the extra is not to be had, and would not help."""
     (tmp_path / "config.json").write_text('{"type": "diffusion"}')
@@ -106,6 +107,11 @@ def test_verify_needs_no_simulator_where_nothing_is_simulated(no_robosuite, run,
     assert (status, "nowhere.npz" in error) == (2, True)
     status, _, error = run(*words, "--source", "episodes")
     assert (status, "the simulator needs robosuite" in error) == (2, True)
+    packed = Path(__file__).parents[1] / "data" / "diffusion_policy.ckpt.gz"
+    (tmp_path / "latest.ckpt").write_bytes(gzip.decompress(packed.read_bytes()))
+    words = "verify", "--checkpoint", tmp_path / "latest.ckpt", *words[3:], "--observations", 2
+    status, _, error = run(*words, "--chunks", 80, "--detect", 2)
+    assert status == 0, error
 
 
 def test_help_needs_no_simulator(run, monkeypatch):
