@@ -135,20 +135,25 @@ def _is(layer: Any, *kinds: type) -> bool:
 
 
 @contextmanager
-def _of_their_type(network: object, given: torch.dtype) -> Iterator[None]:
-    """Say it where a network fails that is given points of another type than its weights."""
+def _of_their_type(network: object, points: Tensor, cond: Tensor | None) -> Iterator[None]:
+    """Say it where a network fails that is given points, or conditions (a robot's observations, of
+    NumPy's double precision), of another type than its weights."""
     try:
         yield
     except RuntimeError as error:
         module = owner(network)
         weights = module.parameters() if isinstance(module, nn.Module) else ()
         types = {p.dtype for p in weights if p.is_floating_point()}
-        if len(types) != 1 or given in types or "type" not in str(error):
+        given = [("the chain's points", points.dtype, "dtype={}")]
+        if cond is not None and cond.is_floating_point():
+            given.append(("cond", cond.dtype, "cond.to({})"))
+        others = [each for each in given if each[1] not in types]
+        if len(types) != 1 or not others or "type" not in str(error):
             raise
-        (own,) = types
+        (own,), (what, other, expected) = types, others[0]
         raise InputError(
-            f"the network's weights are {own} and the chain's points {given}, and it failed: "
-            f"{error}; expected dtype={own}, or a network that converts what it is given"
+            f"the network's weights are {own} and {what} {other}, and it failed: {error}; "
+            f"expected {expected.format(own)}, or a network that converts what it is given"
         ) from error
 
 
@@ -239,7 +244,7 @@ class Denoiser:
             prediction = self.network.evaluate(points, self._real_steps[steps], chains, cond)
         else:
             cond = None if cond is None else cond[chains]
-            with as_asked(), _of_their_type(self.network, x.dtype):
+            with as_asked(), _of_their_type(self.network, points, cond):
                 # A network may scale its input in place: it is not the chain's own.
                 prediction = self.network(points.clone(), self.timesteps[steps], cond)
         if not isinstance(prediction, Tensor):

@@ -187,3 +187,20 @@ def test_a_network_of_another_type_is_told_which_chain_it_needs(dtype: torch.dty
         draw(Takes())
     with pytest.raises(RuntimeError, match=r"^of its own$"):
         draw(Fails())
+
+
+def test_conditions_of_another_type_than_the_network_are_named():
+    """As `torch.as_tensor` makes them of what most simulators observe."""
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(7, 4)
+
+        def forward(self, x: Tensor, timesteps: Tensor, cond: Tensor | None) -> Tensor:
+            return self.layer(torch.cat([x, cond], 1))
+
+    cond = torch.ones(1, 3, dtype=torch.float64)
+    said = r"are torch.float32 and cond torch.float64.* expected cond.to\(torch.float32\), or"
+    with pytest.raises(ValueError, match=said):
+        asd_policy.sample(Network(), Schedule.ddpm(10), shape=(1, 4), cond=cond, seed=0)
