@@ -269,8 +269,8 @@ def test_bad_observations_are_one_table() -> None:
     with pytest.raises(ValueError, match="not the observations") as caught:
         made.act(wrong)
     rows = [line.split() for line in str(caught.value).splitlines()[1:]]
-    assert ["arm", "missing", "(1,", "2)", "-"] in rows
-    assert ["object", "wrong", "shape", "(1,", "3)", "(1,", "4)"] in rows
+    assert ["arm", "missing", "(2,)", "-"] in rows  # as it is given to act, which takes one
+    assert ["object", "wrong", "shape", "(3,)", "(4,)"] in rows
     made.reset([0, 1])
     with pytest.raises(ValueError, match=r"object +wrong shape +\(2, 3\) +\(1, 3\)"):
         made.act_batch(observation(0.0, batch=1))

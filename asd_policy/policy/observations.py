@@ -8,6 +8,13 @@ from typing import Any
 import numpy as np
 
 from asd_policy.errors import InputError, NonFiniteError
+from asd_policy.policy.checkpoint import difference_table
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class OneRow(dict[str, Any]):
+    """One environment's observation, made a batch of one: errors speak of it as it was given."""
 
 
 def shapes_seen(policy: Any) -> dict[str, tuple[int, ...]]:
@@ -27,10 +34,10 @@ def named(observation: Any) -> Mapping[str, Any]:
     return observation
 
 
-def one_row(observation: Any) -> dict[str, Any]:
+def one_row(observation: Any) -> OneRow:
     """Of one environment, as a batch of one. What makes no array is left to the source, which need
     not see it. Raises ValueError unless it is a mapping."""
-    return {key: _row(value) for key, value in named(observation).items()}
+    return OneRow({key: _row(value) for key, value in named(observation).items()})
 
 
 def _row(value: Any) -> Any:
@@ -38,6 +45,16 @@ def _row(value: Any) -> Any:
         return np.asarray(value)[None]
     except (ValueError, TypeError, RuntimeError):
         return [value]
+
+
+def check_shapes(observations: Mapping[str, Any], expected: Shapes, got: Shapes) -> None:
+    """Raises ValueError, with one table, where shapes (B, …) of observations are not the expected
+    ones; those of :func:`one_row` are told without the axis that it added."""
+    if isinstance(observations, OneRow):
+        expected, got = ({k: v[1:] for k, v in each.items()} for each in (expected, got))
+    table = difference_table(expected, got)
+    if table:
+        raise InputError(f"these are not the observations that the policy expects:\n{table}")
 
 
 def array(key: str, value: Any) -> np.ndarray:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from asd_policy.ambient import own_precision
 from asd_policy.denoiser import PreparedNetwork
 from asd_policy.errors import InputError, NonFiniteError
-from asd_policy.policy.checkpoint import Checkpoint, difference_table
+from asd_policy.policy.checkpoint import Checkpoint
 from asd_policy.policy.chunks import chunk_sampler
 from asd_policy.policy.horizon import Chunks, Observation
 from asd_policy.policy.inpaint import AsItIs, Inpainted
-from asd_policy.policy.observations import numbers
+from asd_policy.policy.observations import check_shapes, numbers
 from asd_policy.policy.sampled import SampledSource
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.calibration import Calibration
@@ -76,9 +76,7 @@ class CheckpointSource(SampledSource):
         expected = {k: (batch, dim) for k, dim in self.config.observation_keys.items()}
         seen = [key for key in expected if key in observations]
         arrays = {key: numbers(key, observations[key], np.float32) for key in seen}
-        table = difference_table(expected, {key: value.shape for key, value in arrays.items()})
-        if table:
-            raise InputError(f"these are not the observations that the policy expects:\n{table}")
+        check_shapes(observations, expected, {key: value.shape for key, value in arrays.items()})
         return [[row] for row in np.concatenate([arrays[key] for key in expected], axis=1)]
 
     def draw(

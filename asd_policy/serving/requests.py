@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 
 from asd_policy.errors import InputError, MessageError, did_you_mean
-from asd_policy.policy.checkpoint import difference_table
-from asd_policy.policy.observations import numbers, shapes_seen, text
+from asd_policy.policy.observations import check_shapes, numbers, shapes_seen, text
 from asd_policy.serving.protocol import KEY
 
 CALLS = ("infer", "infer_batch", "act", "observe", "reset", "health")
@@ -80,12 +79,8 @@ class Seen:
             raise InputError(f"expected one observation{wanted}; got {count}")
         whole = (*lead, count) if stacked else lead
         arrays |= {k: _text(k, observation[k], whole) for k in self.texts if k in observation}
-        table = difference_table(
-            {key: (*whole, *shape) for key, shape in self.shapes.items()},
-            {key: value.shape for key, value in arrays.items()},
-        )
-        if table:
-            raise InputError(f"these are not the observations that the policy expects:\n{table}")
+        expected = {key: (*whole, *shape) for key, shape in self.shapes.items()}
+        check_shapes(observation, expected, {key: value.shape for key, value in arrays.items()})
         rows = {
             key: value.reshape((*(lead or (1,)), count, *self.shapes[key]))
             for key, value in arrays.items()

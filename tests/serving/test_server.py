@@ -372,7 +372,7 @@ def test_a_remote_policy_refuses_what_the_local_one_does() -> None:
                 policy.act([1])
             with pytest.raises(InputError, match=r"^observation 'arm' must be of numbers, got"):
                 policy.act(observation(0) | {"arm": np.zeros(2, complex)})
-            with pytest.raises(InputError, match=r"object +wrong shape .* \(1, 1, 3000\)$"):
+            with pytest.raises(InputError, match=r"object +wrong shape .* \(1, 3000\)$"):
                 policy.act(observation(0) | {"object": np.zeros((1, 3000))})
 
 

@@ -20,9 +20,8 @@ from asd_policy.integrations.lerobot.accelerating import hook_of
 from asd_policy.integrations.lerobot.folders import opened
 from asd_policy.integrations.lerobot.history import TYPES
 from asd_policy.integrations.lerobot.hook import LeRobotSample
-from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.horizon import Chunks, Frame, Observation
-from asd_policy.policy.observations import numbers, text
+from asd_policy.policy.observations import check_shapes, numbers, text
 from asd_policy.policy.sampled import EncodedPolicy, SampledSource
 from asd_policy.samplers.config import SamplerConfig
 
@@ -74,12 +73,8 @@ class LeRobotSource(SampledSource):
         """One of each environment: key → (\\*shape)."""
         given = {k: observations[k] for k in self.shapes if k in observations}
         rows = {k: (text if k in self.texts else numbers)(k, v) for k, v in given.items()}
-        table = difference_table(
-            {key: (batch, *shape) for key, shape in self.shapes.items()},
-            {key: value.shape for key, value in rows.items()},
-        )
-        if table:
-            raise InputError(f"these are not the observations that the policy expects:\n{table}")
+        expected = {key: (batch, *shape) for key, shape in self.shapes.items()}
+        check_shapes(observations, expected, {key: value.shape for key, value in rows.items()})
         for key, value in rows.items():
             if key in self.pictures and value.dtype != np.uint8:
                 raise InputError(f"picture {key!r} must be of uint8, 0 to 255, got {value.dtype}")

@@ -15,6 +15,7 @@ from asd_policy.integrations.robomimic.chain import check_algorithm, describe, f
 from asd_policy.integrations.robomimic.source import RobomimicSource, as_array
 from asd_policy.policy.draws import ChunkStats
 from asd_policy.policy.horizon import RecedingHorizon
+from asd_policy.policy.observations import OneRow
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
 
@@ -181,7 +182,7 @@ class AcceleratedPolicy(RolloutPolicy):
             return self.loop.next(0)  # nothing else is to be done with the frames
         rows = {k: as_array(ob[k]) for k in shapes if k in ob}
         if not batched_ob:
-            rows = {key: value[None] for key, value in rows.items()}
+            rows = OneRow({key: value[None] for key, value in rows.items()})
         batch = len(next(iter(rows.values()))) if rows else 1
         frames = self.source.frames(rows, batch)
         indices = self._which(batch, indices)

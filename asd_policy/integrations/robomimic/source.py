@@ -19,9 +19,8 @@ from asd_policy.integrations.robomimic.chain import as_unet
 from asd_policy.integrations.robomimic.observations import ObservationScale
 from asd_policy.integrations.robomimic_format import trained_schedule
 from asd_policy.policy import chunks as made_ready
-from asd_policy.policy.checkpoint import difference_table
 from asd_policy.policy.horizon import Chunks, Observation
-from asd_policy.policy.observations import numbers
+from asd_policy.policy.observations import check_shapes, numbers
 from asd_policy.policy.sampled import SampledSource
 from asd_policy.sampler import Sampler
 from asd_policy.samplers.config import SamplerConfig
@@ -89,16 +88,11 @@ class RobomimicSource(SampledSource):
         first = next(iter(self.shapes))
         stacked = first in rows and rows[first].ndim == len(self.shapes[first]) + 2
         lead = (batch, *([self.horizons[0]] * stacked))
-        self._check(rows, lead)
+        expected = {key: (*lead, *shape) for key, shape in self._given.items()}
+        check_shapes(observations, expected, {key: value.shape for key, value in rows.items()})
         self.stacked = stacked
         # Copies: robots use their buffers again, and histories keep these.
         return [[{key: np.array(v[i]) for key, v in rows.items()}] for i in range(batch)]
-
-    def _check(self, rows: dict[str, np.ndarray], lead: tuple[int, ...]) -> None:
-        expected = {key: (*lead, *shape) for key, shape in self._given.items()}
-        table = difference_table(expected, {key: value.shape for key, value in rows.items()})
-        if table:
-            raise InputError(f"these are not the observations that the policy expects:\n{table}")
 
     @torch.inference_mode()
     @own_precision(networks_too=True)
