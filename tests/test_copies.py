@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import multiprocessing
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -72,6 +73,18 @@ def test_a_copied_policy_goes_on_bitwise(copied: Copy, sampler, options, network
     kept = [policy.act_batch(observation) for observation in seen[4:]]
     np.testing.assert_array_equal(kept, went)
     assert len(np.unique(np.array(kept)[:, 0], axis=0)) > 9, "the actions hardly differ"
+
+
+def test_a_policy_is_handed_to_a_process_that_is_spawned() -> None:
+    """As macOS begins processes, and Linux's Python from 3.14 on begins them likewise."""
+    policy = DiffusionPolicy(tiny_checkpoint(), SamplerConfig(window=4))
+    policy.reset(0)
+    (given,) = observations(1, rows=1)
+    policy.act_batch(given)
+    spawned = multiprocessing.get_context("spawn").Process(target=policy.act_batch, args=(given,))
+    spawned.start()
+    spawned.join(120)
+    assert spawned.exitcode == 0
 
 
 @copies

@@ -26,7 +26,8 @@ from asd_policy.errors import (
     check_kind,
     whole_from,
 )
-from asd_policy.policy.horizon import Frame, Observation, RecedingHorizon
+from asd_policy.policy.environment import Frame
+from asd_policy.policy.horizon import Observation, RecedingHorizon
 from asd_policy.policy.observations import one_row
 from asd_policy.policy.warmup import needs_warmth, warm_up
 

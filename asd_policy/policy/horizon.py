@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -15,12 +15,11 @@ import torch
 
 from asd_policy.errors import InputError, listed_indices, listed_seeds, seed_number
 from asd_policy.policy.draws import ChunkStats, Draw, chunk_stats
+from asd_policy.policy.environment import Environment, Frame, Stream
 from asd_policy.policy.observations import named, one_row
 from asd_policy.samplers.result import Stats, go_back, states_of
 
 Observation = Mapping[str, Any]
-Frame = Any  # one environment's observation at one time, as its source keeps it
-Stream = Any  # what a source draws from: PyTorch's generators, where it draws here
 
 
 @dataclass(frozen=True)
@@ -95,28 +94,6 @@ class ChunkSource(ABC):
 
     def expect(self, batch: int) -> None:  # noqa: B027
         """Be told how many environments there are, which a source need not care about."""
-
-
-@dataclass
-class Environment:
-    """One environment's random stream, history and queue of actions.
-
-    ``drawn``: chunks that its stream has given.
-    """
-
-    seed: int | None
-    stream: Stream
-    drawn: int = 0
-    history: deque[Frame] = field(default_factory=deque)
-    queue: deque[np.ndarray] = field(default_factory=deque)
-
-    def observe(self, frames: Sequence[Frame], length: int) -> None:
-        """Append to the history; the first observation of an episode fills it."""
-        self.history.extend(frames)
-        while len(self.history) < length:
-            self.history.appendleft(self.history[0])
-        while len(self.history) > length:
-            self.history.popleft()
 
 
 @dataclass

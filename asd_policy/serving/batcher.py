@@ -16,7 +16,8 @@ import torch
 
 from asd_policy.errors import AsdPolicyError, ServerError
 from asd_policy.policy.draws import ChunkStats
-from asd_policy.policy.horizon import Frame, RecedingHorizon
+from asd_policy.policy.environment import Frame
+from asd_policy.policy.horizon import RecedingHorizon
 from asd_policy.serving.requests import Frames
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from asd_policy.errors import ConnectionLostError, ServerError, check_kind
 from asd_policy.policy.checkpoint import check_rows
 from asd_policy.policy.draws import ChunkStats
-from asd_policy.policy.horizon import Chunks, ChunkSource, Frame, Observation, RecedingHorizon
+from asd_policy.policy.environment import Frame
+from asd_policy.policy.horizon import Chunks, ChunkSource, Observation, RecedingHorizon
 from asd_policy.samplers.result import Stats
 from asd_policy.serving.client import Client
 from asd_policy.serving.protocol import IDLE, VERSION

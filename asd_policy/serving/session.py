@@ -9,7 +9,8 @@ import numpy as np
 
 from asd_policy.errors import InputError
 from asd_policy.policy.draws import ChunkStats
-from asd_policy.policy.horizon import Environment, RecedingHorizon
+from asd_policy.policy.environment import Environment
+from asd_policy.policy.horizon import RecedingHorizon
 from asd_policy.policy.sampled import SampledSource
 from asd_policy.samplers.result import PHASES
 from asd_policy.serving.batcher import Batcher, Drawn, Job

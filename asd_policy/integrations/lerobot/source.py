@@ -20,7 +20,8 @@ from asd_policy.integrations.lerobot.accelerating import hook_of
 from asd_policy.integrations.lerobot.folders import opened
 from asd_policy.integrations.lerobot.history import TYPES
 from asd_policy.integrations.lerobot.hook import LeRobotSample
-from asd_policy.policy.horizon import Chunks, Frame, Observation
+from asd_policy.policy.environment import Frame
+from asd_policy.policy.horizon import Chunks, Observation
 from asd_policy.policy.observations import check_shapes, numbers, text
 from asd_policy.policy.sampled import EncodedPolicy, SampledSource
 from asd_policy.samplers.config import SamplerConfig
