@@ -273,7 +273,7 @@ def one_line(
     spread = f"{least}" if least == most else f"{least}–{most}"
     parts = [
         f"{sampler}: {spread} call{'s' * (most != 1)}",
-        f"{evaluations:.0f} evaluations",
+        f"{evaluations:.0f} evaluation{'s' * (f'{evaluations:.0f}' != '1')}",
         f"{1000 * seconds:.{0 if seconds >= 0.01 else 2}f} ms",
     ]
     parts += [f"window {window}"] * (window > 1) + [f"{len(calls)} chains"] * (len(calls) > 1)

@@ -51,6 +51,26 @@ def test_verify_samples_at_observations_of_a_strangers_store(data: Path) -> None
     assert all((rows == now).all(1).any() for _, now in windows)
 
 
+def test_verify_samples_at_observations_of_a_strangers_hdf5(tmp_path: Path) -> None:
+    """As `train --observations` takes it: actions in any units, and more than the policy sees."""
+    h5py = pytest.importorskip("h5py")
+    replay, begin = strangers(), 0
+    with h5py.File(tmp_path / "mine.hdf5", "w") as file:
+        for number, end in enumerate(replay.episode_ends):
+            demo = file.create_group(f"data/demo_{number}")
+            demo["actions"] = replay.actions[begin:end]
+            for key, rows in replay.observations.items():
+                demo[f"obs/{key}"] = rows[begin:end]
+            begin = end
+    options = VerifyOptions(source=tmp_path / "mine.hdf5", observations=3)
+    windows, origin = find_moments(options, tiny_checkpoint(), None, print)
+    rows = np.concatenate([replay.observations[key] for key in KEYS], axis=1)
+    assert origin == "demonstrations in mine.hdf5"
+    assert all((rows == now).all(1).any() for _, now in windows)
+    with pytest.raises(DatasetError, match="env_args"):  # which tells a task's layout
+        find_moments(options, tiny_checkpoint(), "lift", print)
+
+
 def test_bench_conditions_chunks_on_a_strangers_store(data: Path, tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "tiny", tiny_checkpoint())
     options = BenchOptions(networks=("shipped", str(folder)), data=data, device="cpu")

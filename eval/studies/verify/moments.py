@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
+from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.tasks import TASKS
 from asd_policy.errors import DatasetError, InputError, counted
@@ -32,7 +33,7 @@ def find_moments(
         DatasetError: a file that is missing, or of other observations.
     """
     if isinstance(options.source, Path):
-        return _from_file(options.source, made, options.observations)
+        return _from_file(options.source, made, options.observations, task)
     if not from_episodes(options, made, task):
         return _synthetic(options, made)
     assert task is not None
@@ -65,9 +66,13 @@ def _synthetic(options: VerifyOptions, made: Checkpoint) -> tuple[Array, str]:
     return windows, f"synthetic, uniform within {WITHIN:.0%} of the normalizer's range"
 
 
-def _from_file(path: Path, made: Checkpoint, count: int) -> tuple[Array, str]:
-    """Moments spread evenly over demonstrations."""
-    replay = load_demonstrations(path, list(made.config.observation_keys))
+def _from_file(path: Path, made: Checkpoint, count: int, task: str | None) -> tuple[Array, str]:
+    """Moments spread evenly over demonstrations, read as `train` read them for the policy."""
+    keys = list(made.config.observation_keys)
+    if path.suffix in (".hdf5", ".h5"):
+        replay = read_hdf5(path, keys, own=task not in TASKS)
+    else:
+        replay = load_demonstrations(path, keys)
     try:
         rows = replay.stacked_observations(made.config.observation_keys)
     except DatasetError as error:

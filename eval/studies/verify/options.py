@@ -24,7 +24,8 @@ _SAMPLER_HELP = (
 _SOURCE_HELP = (
     "Where the fixed observations come from. episodes: moments along episodes of the checkpoint's "
     "task, driven by the policy; synthetic: sampled within the checkpoint's normalizer; a file: "
-    "demonstrations as .npz or zarr; auto: episodes where the task is known, else synthetic."
+    "demonstrations as .npz, zarr or robomimic's HDF5; auto: episodes where the task is known, "
+    "else synthetic."
 )
 _DETECT_HELP = (
     "The shift of one action number, in its standard deviations, that must be caught with "
