@@ -205,7 +205,7 @@ def test_the_line_gives_the_range_of_calls_and_the_mean_of_evaluations() -> None
     assert one_line("asd", 24, [15, 16], 208.4, 0.2754) == (
         "asd: 15–16 calls, 208 evaluations, 275 ms, window 24, 2 chains"
     )
-    assert one_line("ddpm", 1, [1], 1.0, 0.00321) == "ddpm: 1 call, 1 evaluations, 3.21 ms"
+    assert one_line("ddpm", 1, [1], 1.0, 0.00321) == "ddpm: 1 call, 1 evaluation, 3.21 ms"
 
 
 class Wrapped(torch.nn.Module):
