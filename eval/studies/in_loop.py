@@ -84,12 +84,13 @@ def study(
         with Stage("episodes", episodes, measuring=True) as stage:
             for done in range(episodes):
                 path = kept / f"{seed + done}.npz"
-                if not path.exists():
+                new = not path.exists()
+                if new:
                     with replacing(path) as opened:
                         np.savez(opened, **loop.episode(seed + done))
                 found.append(_read(path))
-                # Each time, for what is kept says what the folder is of.
-                write_json(file, made := judge(found, settings, loop.step))
+                if new or done + 1 == episodes:  # it also says what the folder is of
+                    write_json(file, made := judge(found, settings, loop.step))
                 stage.update(done + 1)
     print_found(plain_console(), made)
     say(f"Kept: {file}")
