@@ -51,7 +51,7 @@ class BenchOptions:
     # CPU threads; None is one for networks that more make hardly faster, and as many as torch takes
     # where one of them is large.
     threads: int | None = None
-    # Demonstrations (.npz, or a zarr store) whose observations condition the chunks.
+    # Demonstrations (.npz, zarr or robomimic's HDF5) whose observations condition the chunks.
     data: Path | None = None
     # Seed of the noise; the same for every sampler.
     seed: int = 0

@@ -19,7 +19,7 @@ from asd_policy.eval.studies.bench.options import BenchOptions, check_device, ch
 from asd_policy.eval.studies.bench.runner import Runner
 from asd_policy.eval.studies.bench.scaling import FORMS, calls_against_steps
 from asd_policy.eval.studies.bench.store import BenchFile, read_bench
-from asd_policy.eval.studies.bench.subjects import Subject, keys_seen, load_subject
+from asd_policy.eval.studies.bench.subjects import Subject, load_subject, seen_by
 from asd_policy.eval.studies.bench.tables import print_benchmark
 from asd_policy.progress import Stage
 from asd_policy.threads import choose_threads
@@ -74,7 +74,7 @@ def load_subjects(options: BenchOptions, device: torch.device) -> dict[str, Subj
     """Every network that the options name."""
     replay = None
     if options.data is not None:
-        replay = load_demonstrations(options.data, keys_seen(options.networks))
+        replay = load_demonstrations(options.data, *seen_by(options.networks))
     return {name: load_subject(name, device, replay, options.seed) for name in options.networks}
 
 

@@ -156,11 +156,14 @@ def load_subject(name: str, device: torch.device, replay: Replay | None, seed: i
     )
 
 
-def keys_seen(names: Sequence[str]) -> list[str]:
-    """The observations that the first of these networks sees that is a user's own; none where
-    there is no such one."""
+def seen_by(names: Sequence[str]) -> tuple[list[str], str | None]:
+    """The observations and the task of the first of these networks that is a user's own; none
+    where there is no such one."""
     own = [name for name in names if name not in (*UNTRAINED, "shipped")]
-    return list(load_checkpoint(_folder(own[0])).config.observation_keys) if own else []
+    if not own:
+        return [], None
+    made = load_checkpoint(_folder(own[0]))
+    return list(made.config.observation_keys), made.card.get("task")
 
 
 def _folder(name: str) -> Path:

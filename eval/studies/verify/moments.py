@@ -8,7 +8,6 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from asd_policy.data.robomimic_hdf5 import read_hdf5
 from asd_policy.envs.registration import register_envs
 from asd_policy.envs.tasks import TASKS
 from asd_policy.errors import DatasetError, InputError, counted
@@ -69,10 +68,7 @@ def _synthetic(options: VerifyOptions, made: Checkpoint) -> tuple[Array, str]:
 def _from_file(path: Path, made: Checkpoint, count: int, task: str | None) -> tuple[Array, str]:
     """Moments spread evenly over demonstrations, read as `train` read them for the policy."""
     keys = list(made.config.observation_keys)
-    if path.suffix in (".hdf5", ".h5"):
-        replay = read_hdf5(path, keys, own=task not in TASKS)
-    else:
-        replay = load_demonstrations(path, keys)
+    replay = load_demonstrations(path, keys, task)
     try:
         rows = replay.stacked_observations(made.config.observation_keys)
     except DatasetError as error:
