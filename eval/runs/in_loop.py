@@ -28,13 +28,13 @@ class InLoopFamily(Closed):
     z: Amount
     """The largest of them, without its sign."""
     p: Share
-    """The smallest, corrected for all questions of the column (Holm)."""
+    """The smallest, corrected for all questions of the column (Westfall & Young)."""
 
 
 class InLoop(Closed):
     """Chunks that were executed in a loop, against DDPM's of the same histories."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     settings: InLoopSettings
     episodes: Positive
     succeeded: Count
@@ -43,9 +43,9 @@ class InLoop(Closed):
     calls: Above
     """Of a chunk, the mean."""
     executed: Annotated[list[InLoopFamily], Some]
-    """The sampler's chunks against DDPM's."""
+    """The sampler's chunks against DDPM's of the same noise."""
     control: Annotated[list[InLoopFamily], Some]
-    """DDPM's against DDPM's, the same questions."""
+    """DDPM's from other noise, the same questions."""
     precision: Above
     """Of a number's mean, half its 95% interval in standard deviations of DDPM's; the median of all
     numbers of a chunk."""

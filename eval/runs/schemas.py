@@ -29,7 +29,7 @@ VERSION = {
     "doctor": 1,
     "bench": 1, "layers": 1, "rounds": 1, "verify": 1, "verify_config": 1, "pusht": 1,
     "pictures_calls": 1, "pictures_quality": 1, "pictures_clock": 1, "pictures_samples": 1,
-    "modes": 1, "devices": 1, "in_loop": 1,
+    "modes": 1, "devices": 1, "in_loop": 2,
 }  # fmt: skip
 # Name of a schema → where its type is, below asd_policy.eval.
 FORMS = {

@@ -2,16 +2,16 @@
 
     python -m asd_policy.eval.studies.in_loop --task tool-hang --episodes 100
 
-One sampler drives episodes; at each decision DDPM draws four chunks more for what was seen. If each
-decision's chunk has DDPM's distribution, whatever happened before, then episodes and successes have
-it, too. So a sampler that changes successes is told apart here, sooner than by successes.
+One sampler drives episodes; at each decision DDPM draws chunks for what was seen: one from the same
+noise, which goes most of the way with an exact sampler's, and three from noise of their own. If
+each decision's chunk has DDPM's distribution, whatever happened before, then episodes and successes
+have it, too. So a sampler that changes successes is told apart here, sooner than by successes.
 
 Each episode is kept: run again, it goes on where it stopped; with more --episodes, it adds some.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,6 @@ from asd_policy.eval.runs.schemas import VERSION, read_json
 from asd_policy.eval.runs.store import check_same
 from asd_policy.eval.script import run_script
 from asd_policy.eval.show.tables import print_lines, print_tables, table
-from asd_policy.eval.stats.basics import holm
 from asd_policy.files import claimed, replacing
 from asd_policy.policy import DiffusionPolicy, load_checkpoint
 from asd_policy.progress import Stage
@@ -44,11 +43,13 @@ from asd_policy.threads import limited_to
 
 Json = dict[str, Any]
 Array = np.ndarray
-FRESH = 4  # of DDPM's at each decision: one to compare with, two to measure from, one as control
+FRESH = 3  # of DDPM's from noise of their own: two to measure from, one as control
 TOGETHER = 32  # of DDPM's chunks
 LEVEL = 0.05
 ENOUGH = 5  # decisions for each number of a chunk
 FAR = 2.0  # times as far from both others as these are from each other
+FLIPS, AT_ONCE = 1999, 200  # of signs
+LEAST = 1e-300  # p
 
 
 def study(
@@ -84,12 +85,11 @@ def study(
         with Stage("episodes", episodes, measuring=True) as stage:
             for done in range(episodes):
                 path = kept / f"{seed + done}.npz"
-                new = not path.exists()
-                if new:
+                if not path.exists():
                     with replacing(path) as opened:
                         np.savez(opened, **loop.episode(seed + done))
                 found.append(_read(path))
-                if new or done + 1 == episodes:  # it also says what the folder is of
+                if not file.exists() or done + 1 == episodes:  # it also says what the folder is of
                     write_json(file, made := judge(found, settings, loop.step))
                 stage.update(done + 1)
     print_found(plain_console(), made)
@@ -107,6 +107,10 @@ class Loop:
         if "window" in config.method.options:
             config = SamplerConfig.named(sampler, window=window or "auto")
         made = load_checkpoint(folder)
+        trained = made.schedule
+        # A shorter chain takes fewer numbers of a stream: what it took for one chunk DDPM would
+        # take for another.
+        self._same = config.schedule(trained).num_steps == trained.num_steps
         self._driver = DiffusionPolicy(made, config, engine=engine, threads=1)
         self._ddpm = DiffusionPolicy(
             load_checkpoint(folder), SamplerConfig("ddpm"), engine=engine, threads=1
@@ -124,7 +128,8 @@ class Loop:
         }  # fmt: skip
 
     def episode(self, seed: int) -> dict[str, Array]:
-        """executed (n, Tp, Da) and DDPM's fresh (n, 4, Tp, Da), normalized; calls (n,); success."""
+        """histories (n, To, Do); normalized, executed (n, Tp, Da), DDPM's of the same noise
+        (n, Tp, Da) and of other noise (n, 3, Tp, Da); calls (n,); success."""
         self._drawn.clear()
         observation, _ = self._env.reset(seed=seed)
         self._driver.reset([seed])
@@ -135,13 +140,23 @@ class Loop:
             over, success = terminated or truncated, success or bool(info["is_success"])
         histories = np.concatenate([each.histories for each in self._drawn])
         executed = np.concatenate([each.chunks for each in self._drawn])
-        fresh = [self._fresh(histories, FRESH * seed + i) for i in range(FRESH)]
+        first = (FRESH + 1) * seed
+        fresh = [self._fresh(histories, first + i) for i in range(FRESH)]
+        same = self._alike(histories, seed) if self._same else self._fresh(histories, first + FRESH)
         return {
+            "histories": histories,
             "executed": self._normalized(executed),
+            "same": self._normalized(same),
             "fresh": np.stack([self._normalized(each) for each in fresh], 1),
             "calls": np.array([each.stats[0].calls for each in self._drawn]),
             "success": np.array(success),
         }
+
+    def _alike(self, histories: Array, seed: int) -> Array:
+        """DDPM's chunks (n, Tp, Da) of histories, from the numbers that the driver had."""
+        stream = self._ddpm.stream(seed)
+        each = [self._ddpm.sample(row[None], [stream])[0] for row in histories]
+        return np.concatenate(each)
 
     def _fresh(self, histories: Array, first: int) -> Array:
         """DDPM's chunks (n, Tp, Da) of histories, from streams of their own."""
@@ -173,14 +188,14 @@ def _read(path: Path) -> dict[str, Array]:
 
 
 def questions(chunks: Array, episode: Mapping[str, Array], step: int) -> dict[str, Array]:
-    """What is asked → (n, m): the answers for chunks minus those for the first of DDPM's. Of equal
-    distributions their mean is 0, given all that came before.
+    """What is asked → (n, m): the answers for chunks minus those for DDPM's of the same noise. Of
+    equal distributions their mean is 0, given all that came before.
 
     Args:
         chunks: (n, Tp, Da), of the decisions of an episode, in order. episode: as `Loop.episode`
             has it. step: actions of a chunk that are executed.
     """
-    first, near, far = (episode["fresh"][:, i] for i in range(3))
+    near, far = (episode["fresh"][:, i] for i in range(2))
     middle = (near + far) / 2
     before = (episode["executed"] - middle)[:-1, step:]  # how the chunk before went its own way
     rest = before.shape[1]
@@ -198,7 +213,7 @@ def questions(chunks: Array, episode: Mapping[str, Array], step: int) -> dict[st
             "as the chunk before went": np.append(0.0, on)[:, None],
         }
 
-    ours, theirs = answers(chunks.astype(np.float64)), answers(first.astype(np.float64))
+    ours, theirs = (answers(each.astype(np.float64)) for each in (chunks, episode["same"]))
     return {name: ours[name] - theirs[name] for name in ours}
 
 
@@ -206,41 +221,55 @@ def _distance(x: Array, y: Array) -> Array:
     return np.sqrt(np.square(x - y).sum((1, 2)))
 
 
-def scores(of_episodes: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """What is asked → (m,) z over all decisions, sums divided by roots of sums of squares: about
-    standard normal, as the answers are a martingale's differences. Of each kind with many
-    questions also all at once, in whatever direction, where there are decisions enough."""
-    found = {}
+def families(of_episodes: Sequence[Mapping[str, Array]]) -> list[Json]:
+    """The largest |z| of each kind, and the smallest p, corrected for all questions.
+
+    z is the sum over decisions divided by the root of the sum of squares: about standard normal, as
+    the answers are a martingale's differences. Of each kind with many questions also all at once,
+    in whatever direction, where there are decisions enough. Numbers of neighbouring times hang
+    together, so p is the share of flips of the decisions' signs whose largest |z| of all questions
+    is as large (Westfall & Young, 1993).
+    """
+    parts = {}
     for name in of_episodes[0]:
         each = np.concatenate([one[name] for one in of_episodes])
         size = np.sqrt(np.square(each).sum(0))
-        found[name] = each.sum(0) / np.where(size > 0, size, 1.0)
+        parts[name] = each / np.where(size > 0, size, 1.0)
+    random = np.random.default_rng(0)
+    n = len(next(iter(parts.values())))
+    found = {name: abs(z[0]) for name, z in _scores(parts, np.ones((1, n))).items()}
+    largest = []
+    for begin in range(0, FLIPS, AT_ONCE):
+        signs = random.choice([-1.0, 1.0], (min(AT_ONCE, FLIPS - begin), n))
+        largest.append(np.hstack([abs(z) for z in _scores(parts, signs).values()]).max(1))
+    flipped = np.concatenate(largest)
+    return [
+        {
+            "name": name, "questions": len(z), "z": float(z.max()),
+            "p": float((1 + (flipped >= z.max()).sum()) / (1 + FLIPS)),
+        }
+        for name, z in found.items()
+    ]  # fmt: skip
+
+
+def _scores(parts: Mapping[str, Array], signs: Array) -> dict[str, Array]:
+    """Kind of question → (b, m) z, for signs (b, n) of the decisions."""
+    found = {}
+    for name, each in parts.items():
+        found[name] = signs @ each
         if len(each) > ENOUGH * each.shape[1] > ENOUGH:
-            found[f"{name}, all at once"] = np.array([_at_once(each)])
+            found[f"{name}, all at once"] = _at_once(found[name], each)
     return found
 
 
-def _at_once(each: Array) -> float:
-    """Hotelling's T² (1931) of (n, m) differences, as the z of the same p."""
+def _at_once(z: Array, each: Array) -> Array:
+    """(b, m) z → (b, 1): the z of the same p as their sum of squares, after what (n, m) differences
+    have in common (Hotelling's T², 1931)."""
     n, m = each.shape
-    mean = each.mean(0)
-    squared = n * mean @ np.linalg.pinv(np.cov(each.T)) @ mean
-    p = scipy.stats.f.sf(squared * (n - m) / (m * (n - 1)), m, n - m)
-    return float(scipy.stats.norm.isf(p / 2))
-
-
-def families(found: Mapping[str, Array]) -> list[Json]:
-    """The largest z of each kind, and the smallest p, corrected for all of them."""
-    z = np.concatenate(list(found.values()))
-    corrected = holm([math.erfc(abs(each) / math.sqrt(2)) for each in z])
-    made, begin = [], 0
-    for name, each in found.items():
-        mine = corrected[begin : begin + len(each)]
-        begin += len(each)
-        made.append({
-            "name": name, "questions": len(each), "z": float(abs(each).max()), "p": min(mine),
-        })  # fmt: skip
-    return made
+    squared = np.einsum("bi,ij,bj->b", z, np.linalg.pinv(each.T @ each), z)
+    within = squared / (1 - squared / n)  # about the mean
+    p = scipy.stats.f.sf(within * (n - m) / (m * n), m, n - m)
+    return np.asarray(scipy.stats.norm.isf(p.clip(min=LEAST) / 2))[:, None]
 
 
 def judge(found: Sequence[dict[str, Array]], settings: Json, step: int) -> Json:
@@ -259,8 +288,8 @@ def judge(found: Sequence[dict[str, Array]], settings: Json, step: int) -> Json:
         "succeeded": sum(bool(each["success"]) for each in found),
         "decisions": len(calls),
         "calls": float(calls.mean()),
-        "executed": families(scores(ours)),
-        "control": families(scores(control)),
+        "executed": families(ours),
+        "control": families(control),
         "precision": float(np.median(width[spread > 0] / spread[spread > 0])),
     }
 
@@ -287,7 +316,7 @@ def print_found(console: Console, made: Json) -> None:
     print_lines(console, [
         f"{settings['task']}: {made['decisions']} chunks of {made['episodes']} episodes "
         f"({made['succeeded']} succeeded), {made['calls']:.1f} calls each.",
-        "p is corrected for all questions of its column (Holm).",
+        "p is corrected for all questions of its column (Westfall-Young).",
         f"{settings['sampler']} {said} DDPM in its own loop (at {LEVEL:.0%}).",
         f"A number's mean is known to ±{made['precision']:.3f} of its standard deviations (95%).",
     ])  # fmt: skip
