@@ -58,7 +58,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream, self._reader = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __reduce__(self) -> tuple[type[CudaRecorder], tuple[torch.device]]:
@@ -128,21 +128,20 @@ class CudaRecorder:
         return graph.replay, torch.cuda.memory_allocated(self._device) - before
 
     def read_later(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
-        launched = torch.cuda.Event()
-        launched.record(self._stream)
-        with torch.cuda.stream(self._reader):
-            self._reader.wait_event(launched)
+        """Copy them as they are now, and before what is launched next changes them."""
+        with torch.cuda.stream(self._stream):
             copies = [
                 torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True) for t in tensors
             ]
             for copy, tensor in zip(copies, tensors, strict=True):
                 copy.copy_(tensor, non_blocking=True)
             copied = torch.cuda.Event()
-            copied.record(self._reader)
+            copied.record(self._stream)
 
         def wait() -> list[Tensor]:
             copied.synchronize()
-            return copies
+            # Pinned memory, once let go, marks its stream, which may be recording a graph by then.
+            return [copy.clone() for copy in copies]
 
         return wait
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 from unittest.mock import MagicMock
 
 import pytest
 import torch
+from torch import Tensor
 
 from asd_policy.engine.cuda_graph import CudaRecorder
 from asd_policy.errors import EngineError
@@ -86,3 +88,75 @@ def test_a_capture_that_breaks_leaves_nothing_behind(monkeypatch: pytest.MonkeyP
     assert streams == ["the user's"]
     recorder.record(work, "work")
     assert streams == ["the user's"]
+
+
+class Queue:
+    """A stream of a device that takes its time: nothing is done before the host waits for it."""
+
+    def __init__(self, device: object = None) -> None:
+        self.waiting: list[Callable[[], bool]] = []
+        queues.append(self)
+
+    def launch(self, work: Callable[[], object]) -> None:
+        self.waiting.append(lambda: work() is not False)
+
+    def wait_event(self, event: Event) -> None:
+        self.waiting.append(lambda: event.done)
+
+    def wait_stream(self, other: Queue) -> None:
+        self.wait_event(Event().record(other))
+
+    def go_on(self) -> None:
+        """As far as this one may."""
+        while self.waiting and self.waiting[0]():
+            self.waiting.pop(0)
+
+
+queues: list[Queue] = []
+now: list[Queue] = []
+
+
+class Event:
+    done = False
+
+    def record(self, stream: Queue) -> Event:
+        stream.launch(lambda: setattr(self, "done", True))
+        return self
+
+    def synchronize(self) -> None:
+        while not self.done:
+            for stream in queues:  # the work's own as far as it goes, and then what reads it
+                stream.go_on()
+
+
+@contextlib.contextmanager
+def on(stream: Queue) -> Iterator[None]:
+    now.append(stream)
+    yield
+    now.pop()
+
+
+def test_what_is_read_later_is_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that comes late, behind those of others, had the counts of the next round."""
+    copy, empty = Tensor.copy_, torch.empty
+    queues.clear()
+    now[:] = [Queue()]
+    stand_ins = {"Stream": Queue, "Event": Event, "stream": on, "graph_pool_handle": object}
+    for name, found in {**stand_ins, "current_stream": lambda _: now[-1]}.items():
+        monkeypatch.setattr(torch.cuda, name, found)
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(
+        torch, "empty", lambda *a, pin_memory, **kw: pinned.append(empty(*a, **kw)) or pinned[-1]
+    )
+    monkeypatch.setattr(
+        Tensor, "copy_", lambda to, t, non_blocking: now[-1].launch(lambda: copy(to, t))
+    )
+    recorder, counts = CudaRecorder(torch.device("cuda")), torch.zeros(3)
+    with recorder.working():
+        for done in (1, 2, 3):
+            now[-1].launch(lambda: counts.add_(1))
+            read = recorder.read_later(counts)
+            now[-1].launch(lambda: counts.add_(1))
+            (found,) = read()
+            assert found.tolist() == [2 * done - 1] * 3
+            assert found.data_ptr() != pinned[-1].data_ptr()
