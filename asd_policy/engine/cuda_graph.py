@@ -76,7 +76,8 @@ class CudaRecorder:
         when: Callable[[], Tensor] | None = None,
         smaller: str = "A smaller window or fewer chains at a time",
     ) -> tuple[Replay, int]:
-        """Warm ``work`` up and capture it: a function that replays it, and the bytes it took.
+        """Warm ``work`` up and capture it: a function that replays it, and the bytes that the pool
+        has grown by (0 where what was captured before had as much).
 
         Args:
             when: makes a boolean () on the device; what is replayed does nothing where it is false.
@@ -100,8 +101,7 @@ class CudaRecorder:
     def _record(
         self, work: Callable[[], object], what: str, when: Callable[[], Tensor] | None
     ) -> tuple[Replay, int]:
-        before = torch.cuda.memory_allocated(self._device)
-        graph = torch.cuda.CUDAGraph()
+        graph, held = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved
         cudnn = torch.backends.cudnn
         searching, cudnn.benchmark = cudnn.benchmark, True  # shapes are those of every replay
         casts = torch.is_autocast_cache_enabled()  # of weights, which a graph must make anew
@@ -117,6 +117,7 @@ class CudaRecorder:
                 with torch.cuda.graph(
                     graph, self._pool, self._stream, capture_error_mode="thread_local"
                 ):
+                    before = held(self._device)  # PyTorch has let go of what warmed up
                     if when is not None:
                         graph.begin_capture_to_if_node(when())
                     work()
@@ -125,7 +126,7 @@ class CudaRecorder:
         finally:
             cudnn.benchmark = searching
             torch.set_autocast_cache_enabled(casts)
-        return graph.replay, torch.cuda.memory_allocated(self._device) - before
+        return graph.replay, max(0, held(self._device) - before)
 
     def read_later(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
         """Copy them as they are now, and before what is launched next changes them."""

@@ -31,7 +31,7 @@ def test_threads_capture_one_after_the_other(monkeypatch: pytest.MonkeyPatch) ->
         def __exit__(self, *_: object) -> None:
             inside[0] -= 1
 
-    stand_ins = {"graph": Place, "CUDAGraph": MagicMock, "memory_allocated": lambda _: 0}
+    stand_ins = {"graph": Place, "CUDAGraph": MagicMock, "memory_reserved": lambda _: 0}
     for name in ("Stream", "stream", "current_stream", "graph_pool_handle"):
         stand_ins[name] = MagicMock()
     for name, found in stand_ins.items():
@@ -72,7 +72,7 @@ def test_a_capture_that_breaks_leaves_nothing_behind(monkeypatch: pytest.MonkeyP
             super().__exit__()
 
     stand_ins = {"graph": Graph, "stream": On, "CUDAGraph": MagicMock}
-    stand_ins |= {"memory_allocated": lambda _: 0, "graph_pool_handle": object}
+    stand_ins |= {"memory_reserved": lambda _: 0, "graph_pool_handle": object}
     stand_ins["Stream"] = lambda _: MagicMock()
     for name, found in {**stand_ins, "current_stream": MagicMock()}.items():
         monkeypatch.setattr(torch.cuda, name, found)
@@ -88,6 +88,31 @@ def test_a_capture_that_breaks_leaves_nothing_behind(monkeypatch: pytest.MonkeyP
     assert streams == ["the user's"]
     recorder.record(work, "work")
     assert streams == ["the user's"]
+
+
+def test_bytes_are_those_that_a_graph_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not of tensors that are left: a graph's own are gone once it is captured, and its pool
+    stays."""
+    held, capturing = [0], [False]
+
+    @contextlib.contextmanager
+    def graph(*_: object, **__: object) -> Iterator[None]:
+        held[0], capturing[0] = 1000, True  # what warmed up is let go
+        yield
+        capturing[0] = False
+
+    stand_ins = {"graph": graph, "memory_reserved": lambda _: held[0]}
+    for name in ("CUDAGraph", "Stream", "stream", "current_stream", "graph_pool_handle"):
+        stand_ins[name] = MagicMock()
+    for name, found in {**stand_ins, "memory_allocated": lambda _: 7}.items():
+        monkeypatch.setattr(torch.cuda, name, found)
+    recorder = CudaRecorder(torch.device("cuda"))
+
+    def work() -> None:
+        held[0] += 500 if capturing[0] else 2000
+
+    assert recorder.record(work, "work")[1] == 500
+    assert recorder.record(lambda: None, "less work")[1] == 0
 
 
 class Queue:
