@@ -10,7 +10,6 @@ read less, and slices that are fewer leave less to the last program of a tile, w
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -198,15 +197,15 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why whole layers cannot be had for a network of this type there; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    version = importlib.metadata.version("triton")
+    if device.type != "cuda" and not interpreted():
+        return f"they need a CUDA device, the network is on {device}"
+    # Not its package's: that of Windows, of ROCm and of nightly builds has another name.
+    version = importlib.import_module("triton").__version__
     if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TRITON:
         return f"they need triton {'.'.join(map(str, LEAST_TRITON))} or newer, got {version}"
     if dtype != torch.float32:
         return f"they need a float32 network, got {str(dtype).removeprefix('torch.')}"
-    if device.type == "cuda":
-        capability = card_of(device).capability
-        if capability < LEAST_CAPABILITY:
-            need, got = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
-            return f"they need a GPU of compute capability {need} or newer, got {got}"
-        return None
-    return None if interpreted() else f"they need a CUDA device, the network is on {device}"
+    if device.type == "cuda" and (capability := card_of(device).capability) < LEAST_CAPABILITY:
+        need, got = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
+        return f"they need a GPU of compute capability {need} or newer, got {got}"
+    return None
