@@ -347,12 +347,16 @@ def test_a_plan_of_another_version_is_refused(demonstrations, tmp_path, capsys):
     (tmp_path / "training" / "plan.json").write_text('{"schema_version": 0, "steps": 5}')
     words = ["--data", str(demonstrations), "--out", str(tmp_path), "--device", "cpu", "--quick"]
     assert gpu.main(words) == 2
-    assert "plan.json: expected schema_version 1, got 0" in capsys.readouterr().out
+    assert "plan.json: expected schema_version 1, got 0" in capsys.readouterr().err
 
 
-def test_a_mistake_on_the_bare_machine(tmp_path, capsys):
-    assert gpu.main(["--out", str(tmp_path), "--device", "cpu"]) == 2
-    assert "error: --data is needed" in capsys.readouterr().out
+def test_a_mistake_on_the_bare_machine(tmp_path, capsys, monkeypatch):
+    words = ["--out", str(tmp_path), "--device", "cpu"]
+    assert gpu.main(words) == 2
+    assert "error: --data is needed" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    assert gpu.main([*words, "--data", str(tmp_path)]) == 2
+    assert "error: eval/gpu.py needs zarr, which is not installed" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not (ROOT / "eval" / "gpu.py").is_file(), reason="needs the checkout")

@@ -40,7 +40,7 @@ def test_cells_are_measured_kept_and_not_measured_again(short, tmp_path, capsys)
     assert "ddim-4" not in capsys.readouterr().out
     assert json.loads((tmp_path / "layers.json").read_text()) == content
     assert gpu.main([*words[:-3], "2", *words[-2:]]) == 2  # other chunks
-    assert "chunks" in capsys.readouterr().out
+    assert "chunks" in capsys.readouterr().err
 
 
 def test_a_cell_that_fails_is_said_and_tried_again(short, tmp_path, capsys, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 from asd_policy.data.replay import load_replay, save_npz
 from asd_policy.device import resolve_device
 from asd_policy.engine.kernels import KERNELS
-from asd_policy.errors import AsdPolicyError, InputError
+from asd_policy.errors import AsdPolicyError, InputError, say_to_user
 from asd_policy.eval.demonstrations import load_demonstrations, store_keys
 from asd_policy.eval.studies.bench.cells import Cell, Group, cell
 from asd_policy.eval.studies.bench.layers import compile_ahead, compile_for, measure_layers
@@ -51,9 +51,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except OutOfTime as error:
         print(f"Training stopped at {error}; run the same command to go on.")
         return 1
-    except AsdPolicyError as error:
-        print(f"error: {error}")
-        return 2
+    except (AsdPolicyError, ModuleNotFoundError) as error:
+        return say_to_user(error, "eval/gpu.py")
 
 
 def _parser() -> argparse.ArgumentParser:
