@@ -89,7 +89,8 @@ class Batcher:
         self, policy: RecedingHorizon, wait_s: float = 0.0, clients: Callable[[], int] = lambda: 0
     ) -> None:
         self._policy, self._wait_s, self._clients = policy, wait_s, clients
-        self._using = threading.Lock()  # the policy
+        self._using = threading.Lock()  # the policy, to draw
+        self._moving = threading.Lock()  # which robots it has
         self._apart = None if _anywhere(policy) else ThreadPoolExecutor(1, "asd-policy engine")
         self._asked = threading.Condition()  # guards the two below
         self._waiting: list[Job] = []
@@ -112,10 +113,11 @@ class Batcher:
         assert job.drawn is not None
         return job.drawn
 
-    def call(self, work: Callable[[], Result]) -> Result:
-        """What a function gives that uses the policy, while nobody else does."""
-        with self._using:
-            return self._run(work)
+    def call(self, work: Callable[[], None]) -> None:
+        """Have a function take robots in or out, one at a time. It waits for no draw, which is of
+        others: else those who begin together would each be drawn alone, one after another."""
+        with self._moving:
+            work()
 
     def fewer(self) -> None:
         """Be told that there are fewer clients now, who need not be waited for."""

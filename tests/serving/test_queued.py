@@ -13,7 +13,7 @@ from asd_policy.errors import InputError
 from asd_policy.policy import DiffusionPolicy, SamplerConfig
 from asd_policy.serving import Client
 from reference.rounding import assert_same_draws
-from reference.served import address, observation, served, tiny_policy
+from reference.served import address, gone, observation, served, tiny_policy
 from reference.tiny import tiny_checkpoint
 
 
@@ -53,6 +53,26 @@ def test_a_queued_action_and_an_observation_wait_for_nobody_s_draw() -> None:
     local.observe({k: v[None] for k, v in observation(3).items()})
     expected.append(local.act(observation(4)))
     assert_same_draws(got, expected)
+
+
+def test_robots_come_and_begin_anew_and_go_while_another_s_chunk_is_drawn() -> None:
+    waits = Waits(tiny_checkpoint(10), SamplerConfig(window=4))
+    waits.drawing.clear()
+    waits.may.clear()
+    with served(waits) as server, Client(address(server) + "/?seed=2") as other:
+        drawing = threading.Thread(target=other.infer, args=(observation(1),))
+        drawing.start()
+        assert waits.drawing.wait(60)
+        try:
+            with Client(address(server), timeout_s=10) as one:
+                one.observe(observation(0))
+                one.reset(1)
+            assert gone(server, 1)
+            assert waits.present == 1
+            assert drawing.is_alive()
+        finally:
+            waits.may.set()
+            drawing.join()
 
 
 @pytest.mark.parametrize("seeds", [np.int64(6), [np.int64(6)], (6,), 6])
