@@ -1,9 +1,10 @@
 """Trained policies that ship with the package, one folder each."""
 
+import json
 from os import PathLike
 from pathlib import Path
 
-from asd_policy.errors import CheckpointError, did_you_mean, plain
+from asd_policy.errors import CheckpointError, InputError, did_you_mean, plain
 
 # robosuite's names of the tasks, where they are not the folder's in another spelling.
 _ROBOSUITE = {
@@ -55,6 +56,22 @@ def find_checkpoint(folder: str | Path) -> Path:
     if there or path.is_file() or not _is_a_name(path):
         return path
     return shipped_or_none(path.name) or path
+
+
+def check_steps(sampler: str, steps: int | None, checkpoint: Path) -> None:
+    """Raise ValueError where more denoising steps are asked for than the network of a checkpoint
+    was trained for, if its card says how many. Read here, as `read_card` would be only after
+    seconds of loading PyTorch."""
+    try:
+        card = json.loads((find_checkpoint(checkpoint) / "card.json").read_text(encoding="utf-8"))
+        trained = int(card["schedule"]["num_steps"])
+    except (OSError, ValueError, LookupError, TypeError):  # said when it is loaded
+        return
+    if steps is not None and steps > trained:
+        raise InputError(
+            f"{sampler} takes 1 to {trained} denoising steps of a policy that was trained for "
+            f"{trained}; got {steps}"
+        )
 
 
 def no_checkpoint(folder: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from asd_policy.errors import InputError
+from asd_policy.checkpoints import check_steps
 from asd_policy.eval.options import (
     DelayOption,
     EvalOptions,
@@ -18,7 +18,7 @@ from asd_policy.eval.options import (
 )
 from asd_policy.eval.runs.files import default_folder
 from asd_policy.eval.samplers import sampler_settings
-from asd_policy.eval.subject import trained_steps, with_its_task
+from asd_policy.eval.subject import checkpoint_of, with_its_task
 
 Json = dict[str, Any]
 # What names the run's place rather than its content.
@@ -119,13 +119,9 @@ def resolve(options: EvalOptions) -> Plan:
     out = options.out or default_folder(options.name or str(options.task))
     named = {field.name: getattr(options, field.name) for field in dataclasses.fields(Parts)}
     samplers = {name: sampler_settings(name, options) for name in options.samplers}
-    trained = None if options.remote else trained_steps(options)
-    for name, settings in samplers.items():
-        if trained is not None and (settings.get("steps") or 0) > trained:
-            raise InputError(
-                f"{name} takes 1 to {trained} denoising steps of a policy that was trained for "
-                f"{trained}; got {settings['steps']}"
-            )
+    if not options.remote:
+        for name, settings in samplers.items():
+            check_steps(name, settings.get("steps"), checkpoint_of(options))
     kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _NOT_SETTINGS}
     if options.delay is None:
         del kept["execution"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,16 +89,6 @@ def checkpoint_of(options: Any) -> Path:
     if options.checkpoint is None:
         return shipped(options.task)
     return find_checkpoint(options.checkpoint)
-
-
-def trained_steps(options: Any) -> int | None:
-    """Steps of the chain that the network of such options was trained for; None where no card says
-    it. Read here, as `read_card` would be only after seconds of loading PyTorch."""
-    try:
-        card = json.loads((checkpoint_of(options) / "card.json").read_text(encoding="utf-8"))
-        return int(card["schedule"]["num_steps"])
-    except (OSError, ValueError, LookupError, TypeError):  # said when it is loaded
-        return None
 
 
 def _ddim_steps_of(checkpoint: Path) -> int | None:

@@ -15,10 +15,12 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from asd_policy.checkpoints import check_steps
 from asd_policy.device import resolve_device
 from asd_policy.errors import InputError
 from asd_policy.policy.warmup import warm_up
 from asd_policy.progress import Stage
+from asd_policy.samplers.names import sampler_form
 from asd_policy.serving.token import one_word
 
 _M_ARENA_MAX = -8  # of malloc.h
@@ -137,6 +139,7 @@ def _share_memory() -> None:
 def _open(
     checkpoint: Path, place: dict[str, Any], sampler: str, window: str, steps: int | None
 ) -> Any:
+    check_steps(sampler, steps or sampler_form(sampler).get("steps"), checkpoint)
     with Stage("loading PyTorch"):
         from asd_policy.integrations.loaders import open_policies
     options: dict[str, Any] = {} if steps is None else {"steps": steps}

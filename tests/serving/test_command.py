@@ -45,6 +45,8 @@ PLACE = {"device": "cpu", "engine": "eager", "precision": "fp32", "compile": Fal
         (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["--sampler", "asdf"], "sampler must be one of asd, .*did you mean 'asd'"),
         (["--window", "wide"], 'window must be "auto" or a whole number'),
+        (["--steps", "1000"], "asd takes 1 to 100 denoising steps"),  # before anything is loaded
+        (["--sampler", "ddim-1000"], "ddim-1000 takes 1 to 100 denoising steps"),
         (["--device", "tpu"], "--device must be auto or one that torch can use"),
     ],
 )
