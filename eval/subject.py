@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,7 +66,8 @@ def task_of(checkpoint: Path) -> str | None:
     """What a checkpoint was trained for, as its card or its file says; None where a card does not.
 
     Raises:
-        CheckpointError: it cannot be read, or is robomimic's and not of one of the tasks here.
+        CheckpointError: it cannot be read, or is of none of the tasks here: robomimic's of another,
+            one that sees what a robot of its owner's does.
     """
     if checkpoint.suffix == ROBOMIMIC_SUFFIX:
         return _task_of_robomimic(checkpoint)
@@ -79,8 +81,23 @@ def task_of(checkpoint: Path) -> str | None:
             "`python -m asd_policy.integrations.lerobot eval` rolls it out in LeRobot's "
             "environments, and `asd-policy serve` serves it"
         )
-    task: str | None = read_card(folder).get("task")
+    card = read_card(folder)
+    task: str | None = card.get("task")
+    if task is None:
+        _check_seen(checkpoint, card)
     return task
+
+
+def _check_seen(checkpoint: Path, card: dict[str, Any]) -> None:
+    """Of a card that names no task: it sees what the robot of one does."""
+    seen = {key["name"]: math.prod(key["shape"]) for key in card["policy"]["observation_keys"]}
+    if not any(seen == task.observation_keys for task in TASKS.values()):
+        told = ", ".join(f"{name} ({size},)" for name, size in seen.items())
+        raise CheckpointError(
+            f"{checkpoint} is of a robot that is not simulated here: it sees {told}, as none of "
+            f"the tasks does. DiffusionPolicy.load({str(checkpoint)!r}) drives it, in an "
+            "environment of your own too, and `asd-policy serve` serves it"
+        )
 
 
 def checkpoint_of(options: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from asd_policy.eval.studies.replay import _check_task
 from asd_policy.eval.studies.verify.options import VerifyOptions
 from asd_policy.eval.studies.verify.subjects import open_checkpoint
 from asd_policy.eval.subject import checkpoint_of, with_its_task
+from asd_policy.policy import save_checkpoint
+from reference.tiny import tiny_checkpoint
 
 
 @pytest.fixture
@@ -143,3 +146,16 @@ def test_a_folder_of_lerobots_is_for_other_commands(tmp_path: Path) -> None:
         with_its_task(EvalOptions(checkpoint=tmp_path))
     with pytest.raises(CheckpointError, match="runs with its own encoder and processors; exp"):
         open_checkpoint(VerifyOptions(task="lift", checkpoint=tmp_path))
+
+
+def test_a_robot_of_one_s_own_is_not_simulated_here(
+    tmp_path: Path, refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whoever has no simulator is not told to install it, which would not help."""
+    made = tiny_checkpoint()
+    del made.card["task"]
+    folder = save_checkpoint(tmp_path / "mine", made)
+    message = r"mine is of a robot that is not simulated here: it sees object \(3,\), arm \(2,\),"
+    refused(message, "eval", "--checkpoint", folder)
+    monkeypatch.setattr("asd_policy.envs.requirements.importlib.util.find_spec", lambda name: None)
+    refused(message, "eval", "--checkpoint", folder)
