@@ -28,7 +28,8 @@ from its observation on:
 
 A measured delay is the latency of this very chunk on this machine. The first chunk of a process
 pays for warming up, which is done before a robot moves: it is sampled twice from the same noise,
-and the second time counts as its delay.
+and the second time counts as its delay. (Chunks that are given actions are of another chain, of
+which one is sampled beforehand, too.)
 """
 
 from __future__ import annotations
@@ -253,9 +254,11 @@ class DelayedPolicy:
         """Sample the first chunk of this process once more, beforehand. Its record tells what it
         took now, cold, as it does in the ordinary loop."""
         self._cold = False
-        self._policy.predict(indices)
+        chunks = self._policy.predict(indices)
         cost = vars(self._policy.last_chunks[0])
         self._first = {key: value for key, value in cost.items() if key.endswith("_s")}
+        if self._execution == "overlapped":  # another chain, with a first chunk of its own
+            self._policy.predict(indices, [actions[:1] for actions in chunks])
         for index in indices:
             self._policy.reset_env(index, self._robots[index].seed)
         self._policy.observe(observations, indices)
