@@ -24,6 +24,7 @@ import tyro
 
 from asd_policy.errors import AsdPolicyError, ServerError
 from asd_policy.files import check_writable, replacing
+from asd_policy.policy.warmup import warm_up
 from asd_policy.serving.client import Client
 from asd_policy.serving.echo import echoing
 from asd_policy.serving.remote import RemotePolicy
@@ -143,6 +144,7 @@ def beside_bare(address: str, checkpoint: str, sampler: str, chunks: int, device
     bare = open_policies(checkpoint, place | {"compile": False, "threads": None})(
         {"sampler": sampler}
     )
+    warm_up(bare)  # as the server's
     bare.reset(0)
     here, observed, there, added, echoed, equal = [], [], [], [], [], True
     with Client(address + "/?seed=0") as client, echoing() as echo:

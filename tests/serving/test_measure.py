@@ -10,6 +10,7 @@ pytest.importorskip("websockets")
 pytest.importorskip("tyro")
 from asd_policy.errors import ServerError
 from asd_policy.policy import save_checkpoint
+from asd_policy.policy.warmup import warm_up
 from asd_policy.serving import measure
 from reference.tiny import tiny_checkpoint
 
@@ -63,10 +64,14 @@ def test_a_soak_of_minutes(folder, tmp_path):
     check(soaked(folder, tmp_path, 8, 120.0), 8)
 
 
-def test_round_trips_beside_the_bare_policy(folder, tmp_path):
+def test_round_trips_beside_the_bare_policy(folder, tmp_path, monkeypatch):
+    """Which has drawn its first chunks before, as the server has."""
+    warmed = []
+    monkeypatch.setattr(measure, "warm_up", lambda policy: warmed.append(warm_up(policy)))
     out = tmp_path / "roundtrip.json"
     measure.main_roundtrip(folder, "ddpm", (1, 3), 10, out=out)
     found = json.loads(out.read_text())
+    assert warmed
     assert found["same_actions"]
     assert [each["clients"] for each in found["clients"]] == [1, 3]
     assert [each["chunks"] for each in found["clients"]] == [10, 30]
