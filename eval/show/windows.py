@@ -79,8 +79,9 @@ def fixed_options(config: Json, results: Results) -> list[tuple[str, tuple[str, 
     place in results.json of its value.
 
     `--window` is among them where it was "auto" and all samplers with a window used one and the
-    same in every chunk; `--threads` where none were asked for. With `--remote` both are the
-    server's, and nothing is added.
+    same in every chunk; `--threads` where none were asked for; `--engine` where it was "auto", for
+    what it comes to hangs on what is installed and on a timing, and two differ in the last bits.
+    With `--remote` all are the server's, and nothing is added.
     """
     added: list[tuple[str, tuple[str, ...]]] = []
     if " --remote " in config.get("command", ""):
@@ -90,6 +91,8 @@ def fixed_options(config: Json, results: Results) -> list[tuple[str, tuple[str, 
         added.append(("--window", place))
     if config["settings"].get("threads") is None and results["resolved"]["threads"]:
         added.append(("--threads", ("resolved", "threads")))
+    if config["settings"].get("engine") == "auto":
+        added.append(("--engine", ("resolved", "engine")))
     return added
 
 

@@ -76,8 +76,11 @@ def test_what_auto_came_to_is_added_to_the_command():
     assert fixed_options(config(), results(ddpm=None)) == [threads]
     unknown = results({"threads": 0}, asd=window("auto"))  # no chunk yet
     assert fixed_options(config(), unknown) == []
-    remote = config() | {"command": "asd-policy eval --remote ws://host:8000"}
-    assert fixed_options(remote, same) == [], "window and threads are the server's"
+    auto = {"settings": {**config(threads=1)["settings"], "engine": "auto"}}
+    named = results({"engine": "openvino"}, ddpm=None)
+    assert fixed_options(auto, named) == [("--engine", ("resolved", "engine"))]
+    remote = auto | {"command": "asd-policy eval --remote ws://host:8000"}
+    assert fixed_options(remote, same) == [], "all are the server's"
     known = results({"windows": {"asd": 24}}, asd=window("auto"))
     assert fixed_options(config(), known)[0] == ("--window", ("resolved", "windows", "asd"))
 

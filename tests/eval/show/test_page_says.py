@@ -114,7 +114,7 @@ def reproduced(text):
 def test_the_command_gives_what_was_used(folder, page):
     command = reproduced(page)
     assert command.startswith("asd-policy eval --samplers asd ddpm ddim --episodes 6 --horizon 9")
-    assert command.endswith(" --window 5 --threads 1")
+    assert command.endswith(" --window 5 --threads 1 --engine eager")
     assert "--out" not in shlex.split(command)
 
 
@@ -127,7 +127,7 @@ def test_windows_that_changed_are_said_and_none_is_promised(folder):
         config, read(folder, "env.json"), changed, folder, summarize(config, changed)
     )
     assert "--window 5" not in reproduced(text)
-    assert reproduced(text).endswith(" --threads 1")
+    assert reproduced(text).endswith(" --threads 1 --engine eager")
     assert (
         "No one window gives these calls again. --window auto came to 1 to 5 (auto) for asd."
         in (words(text))
