@@ -6,6 +6,7 @@ Manipulation", 2021; the layout is that of its documentation, "Dataset structure
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter
@@ -19,6 +20,7 @@ from asd_policy.data import object_layout
 from asd_policy.data.replay import HDF5_FORMAT, Replay, checked_replay
 from asd_policy.data.zarr_store import ZarrStore, reason
 from asd_policy.errors import DatasetError, OutputExistsError
+from asd_policy.files import replacing
 
 VALIDATION_SHARE = 0.1
 _NUMBERED = re.compile(r".*_[0-9]+", re.DOTALL)  # the name of an episode
@@ -51,20 +53,19 @@ def export_hdf5(
     Raises:
         DatasetError: `zarr_path` is no such store.
         OutputExistsError: `hdf5_path` is there already.
+        OutputError: it cannot be written.
     """
     import h5py
 
     store, hdf5_path = _open_store(Path(zarr_path)), Path(hdf5_path)
     if hdf5_path.exists():
         raise OutputExistsError(f"{hdf5_path} exists already; expected a path for a new file")
-    hdf5_path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = hdf5_path.with_name(hdf5_path.name + ".tmp")
-    try:
-        with h5py.File(unfinished, "w") as file:
-            _write(store, file, model_file)
-        unfinished.rename(hdf5_path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # In memory first: of a disk that is full HDF5 speaks on stderr, object by object.
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        _write(store, file, model_file)
+    with replacing(hdf5_path) as whole:
+        whole.write(content.getbuffer())
 
 
 def is_export_of(hdf5_path: Path, zarr_path: Path) -> bool:

@@ -14,7 +14,7 @@ from asd_policy.data.robomimic_hdf5 import export_hdf5
 from asd_policy.data.zarr_store import write_zarr
 from asd_policy.envs.simulator import quiet_robosuite
 from asd_policy.envs.stored import StoredEpisodes
-from asd_policy.errors import DatasetError, OutputExistsError
+from asd_policy.errors import DatasetError, OutputError, OutputExistsError
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,19 @@ def test_an_existing_file_is_left_alone(store, tmp_path):
     with pytest.raises(OutputExistsError, match=r"out\.hdf5 exists already"):
         export_hdf5(store, tmp_path / "out.hdf5")
     assert (tmp_path / "out.hdf5").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(store, tmp_path, capfd):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"x\.hdf5 could not be written: File too large"):
+            export_hdf5(store, tmp_path / "x.hdf5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr().err == ""
 
 
 def test_a_store_of_another_simulator_is_found_out(store, tmp_path):
