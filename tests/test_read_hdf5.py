@@ -200,6 +200,22 @@ def test_a_description_that_is_none(path, content) -> None:
         read_hdf5(env_args(path, content), list(KEYS))
 
 
+@pytest.mark.parametrize("name", ["action", "actions"])
+def test_an_observation_of_that_name_is_none_of_the_actions(path, name) -> None:
+    """The last action, say, as the robot is told of it."""
+    with h5py.File(path, "a") as file:
+        for i in range(11):
+            file[f"data/demo_{i}/obs/{name}"] = np.full((i + 3, 2), float(i))
+    replay = read_hdf5(path, [name], own=True)
+    assert np.array_equal(replay.actions, read_hdf5(path, list(KEYS)).actions)
+    assert replay.observations[name][0].tolist() == [0, 0]
+    assert replay.observations[name][-1].tolist() == [10, 10]
+    with h5py.File(path, "a") as file:
+        file[f"data/demo_3/obs/{name}"][1] = np.nan
+    with pytest.raises(DatasetError, match=f"{name} holds NaN or infinite values, first in row 1"):
+        read_hdf5(path, [name], own=True)
+
+
 def test_a_robot_of_ones_own_needs_no_environment(path) -> None:
     with h5py.File(path, "a") as file:
         del file["data"].attrs["env_args"]

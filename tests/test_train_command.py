@@ -141,7 +141,7 @@ def test_two_stores_are_one(tmp_path: Path) -> None:
     data = load_checkpoint(tmp_path / "out").card["training_data"]
     assert (data["episodes"], data["rows"], len(data["store"]["stores"])) == (4, 60, 2)
     wider = dataclasses.replace(second, actions=second.actions[:, :6])
-    with pytest.raises(DatasetError, match=r"do not go together: .*'action': 7.* and .*: 6"):
+    with pytest.raises(DatasetError, match=r"do not go together: .*'action', 7.* and .*, 6"):
         join([first, wider])
 
 

@@ -46,6 +46,10 @@ class Replay:
     interrupted: np.ndarray
     attributes: dict[str, Any]
 
+    def arrays(self) -> list[tuple[str, np.ndarray]]:
+        """Observations and actions, with their names: an observation, too, may be called action."""
+        return [*self.observations.items(), ("action", self.actions)]
+
     def in_order(self, keys: Mapping[str, int]) -> dict[str, np.ndarray]:
         """The observations in the order of ``keys``, key → dim: a policy's, whose weights know
         columns by their place. Raises DatasetError where they are others."""
@@ -113,9 +117,7 @@ def join(replays: Sequence[Replay]) -> Replay:
     first = replays[0]
     if len(replays) == 1:
         return first
-    shapes = [
-        {k: v.shape[1] for k, v in {**r.observations, "action": r.actions}.items()} for r in replays
-    ]
+    shapes = [sorted((name, rows.shape[1]) for name, rows in r.arrays()) for r in replays]
     for other in shapes[1:]:
         if other != shapes[0]:
             raise DatasetError(f"these stores do not go together: {shapes[0]} and {other}")
@@ -193,8 +195,9 @@ def checked_replay(
     Raises:
         DatasetError: rows that do not match, values not finite, actions out of range.
     """
-    numbers = {**replay.observations, "action": replay.actions, "interrupted": replay.interrupted}
-    for name, rows in {**numbers, "episode_ends": replay.episode_ends}.items():
+    given = replay.arrays()
+    rest = ("interrupted", replay.interrupted), ("episode_ends", replay.episode_ends)
+    for name, rows in (*given, *rest):
         if rows.dtype.kind not in "biuf":
             raise DatasetError(f"{path}: {name} holds {rows.dtype}, expected numbers")
     _check_ends(replay.episode_ends, path)
@@ -208,7 +211,7 @@ def checked_replay(
         )
     _check_shapes(replay, path, prefix)
     _check_values(replay, path, episodes, prefix, own)
-    _check_digits(numbers, replay, path, prefix)
+    _check_digits(given, replay, path, prefix)
     return replay
 
 
@@ -226,7 +229,7 @@ def _check_ends(ends: np.ndarray, path: Path) -> None:
 
 def _check_shapes(replay: Replay, path: Path, prefix: str) -> None:
     rows = int(replay.episode_ends[-1])
-    for name, values in {**replay.observations, "action": replay.actions}.items():
+    for name, values in replay.arrays():
         if values.ndim != 2 or len(values) != rows or not values.shape[1]:
             raise DatasetError(
                 f"{path}: {prefix}{name} has shape {values.shape}, expected ({rows}, dim), since "
@@ -238,11 +241,13 @@ def _check_shapes(replay: Replay, path: Path, prefix: str) -> None:
         )
 
 
-def _check_digits(given: Mapping[str, np.ndarray], kept: Replay, path: Path, prefix: str) -> None:
+def _check_digits(
+    given: Sequence[tuple[str, np.ndarray]], kept: Replay, path: Path, prefix: str
+) -> None:
     """Values far from zero, such as coordinates on a map, may vary by less than float32 tells."""
-    for name, values in {**kept.observations, "action": kept.actions}.items():
-        lost = np.abs(given[name] - values.astype(float)).max(0)
-        low, high = given[name].min(0).astype(float), given[name].max(0).astype(float)
+    for (name, rows), (_, values) in zip(given, kept.arrays(), strict=True):
+        lost = np.abs(rows - values.astype(float)).max(0)
+        low, high = rows.min(0).astype(float), rows.max(0).astype(float)
         coarse = np.flatnonzero((lost > np.maximum(0.01 * (high - low), 1e-3)) & (high > low))
         if len(coarse):
             column = coarse[0]
@@ -261,7 +266,7 @@ def _check_values(
         first = replay.episode_ends[episode - 1] if episode else 0
         return f"row {row - first} of {episodes[episode] if episodes else f'episode {episode}'}"
 
-    for name, values in {**replay.observations, "action": replay.actions}.items():
+    for name, values in replay.arrays():
         wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(wrong):
             raise DatasetError(

@@ -193,9 +193,11 @@ def read_hdf5(
         raise DatasetError(
             f"{path} is no robomimic dataset, or a damaged one: {reason(error)}"
         ) from error
-    _check_episodes(demos, observation_keys, path)
+    _check_episodes(demos, path)
     parts = list(demos.values())
-    observations = {key: np.concatenate([demo[key] for demo in parts]) for key in observation_keys}
+    observations = {
+        key: np.concatenate([demo[f"obs/{key}"] for demo in parts]) for key in observation_keys
+    }
     if "object" in observations and not own:
         observations["object"] = in_published_order(observations["object"], env_args, path)
     replay = Replay(
@@ -314,15 +316,16 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _read_episode(data: Any, name: str, keys: Sequence[str], path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an episode by their names in it: ``obs/actions`` is an observation like others."""
     demo = _group(data, name, path)
-    wanted = {"actions": "actions", **{key: f"obs/{key}" for key in keys}}
-    missing = [there for there in wanted.values() if there not in demo]
+    wanted = ["actions", *(f"obs/{key}" for key in keys)]
+    missing = [there for there in wanted if there not in demo]
     if missing:
         there = ", ".join(demo["obs"]) if "obs" in demo else "none"
         raise DatasetError(
             f"{path}: {demo.name} lacks {', '.join(missing)}; its observations are: {there}"
         )
-    arrays = {key: _read_array(demo, there, path) for key, there in wanted.items()}
+    arrays = {there: _read_array(demo, there, path) for there in wanted}
     if "interrupted" in demo:
         arrays["interrupted"] = _read_array(demo, "interrupted", path)
     else:
@@ -368,23 +371,21 @@ def has_published_layout(env_meta: Mapping[str, Any]) -> bool:
     return (int(found[1]), int(found[2])) < (1, 5)
 
 
-def _check_episodes(
-    demos: Mapping[str, Mapping[str, np.ndarray]], keys: Sequence[str], path: Path
-) -> None:
+def _check_episodes(demos: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
     """Raise DatasetError, naming the episode, unless each has as many rows of everything as actions
     and as many numbers in a row as the first one."""
     first, widths = next(iter(demos.items()))
-    for key in (*keys, "actions"):
-        if widths[key].ndim != 2:
+    for key, values in widths.items():
+        if key != "interrupted" and values.ndim != 2:
             raise DatasetError(
-                f"{path}: {key} of {first} has shape {widths[key].shape}, expected (rows, dim)"
+                f"{path}: {key} of {first} has shape {values.shape}, expected (rows, dim)"
             )
     for name, demo in demos.items():
         rows = len(np.atleast_1d(demo["actions"]))
         if not rows:
             raise DatasetError(f"{path}: {name} is empty, expected one action or more")
-        for key in ("actions", *keys, "interrupted"):
-            expected = (rows, *widths[key].shape[1:])
+        for key, values in widths.items():
+            expected = (rows, *values.shape[1:])
             if demo[key].shape != expected:
                 raise DatasetError(
                     f"{path}: {key} of {name} has shape {demo[key].shape}, expected {expected}, as "
