@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from asd_policy import CheckpointError
+from asd_policy.errors import OutputError
 from asd_policy.policy import checkpoint as module
 from asd_policy.policy import load_checkpoint, save_checkpoint, update_card
 from reference.tiny import tiny_checkpoint
@@ -87,3 +88,21 @@ def test_a_card_without_its_chain_is_named_when_it_is_added_to(folder: Path) -> 
     (folder / "card.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match="missing entry 'schedule'"):
         update_card(folder, note="x")
+
+
+@pytest.mark.parametrize("room", [1_000, 90_000])
+def test_a_full_disk_is_left_as_it_was(folder: Path, room: int) -> None:
+    """Also by weights that were written whole where their card was not."""
+    resource = pytest.importorskip("resource")
+    made, there = tiny_checkpoint(), files(folder)
+    made.card["note"] = "x" * 100_000
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OutputError, match="could not be written: File too large"):
+            save_checkpoint(folder, made)
+        with pytest.raises(OutputError, match="could not be written: File too large"):
+            update_card(folder, note=made.card["note"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files(folder) == there

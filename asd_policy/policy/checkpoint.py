@@ -85,12 +85,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
     text = _as_json(card)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _settle(folder)
-        # Both are on the disk before either is put in place. Killed between the two, the weights
-        # are the new ones, and so is the card that waits beside the old one (`_card_file`).
-        parts = [_write_part(folder / MODEL_FILE, blob), _write_part(folder / CARD_FILE, text)]
-        for name, part in zip((MODEL_FILE, CARD_FILE), parts, strict=True):
-            part.replace(folder / name)
+        _replace(folder, {MODEL_FILE: blob, CARD_FILE: text})
     return folder
 
 
@@ -111,8 +106,7 @@ def update_card(folder: str | Path, **entries: Any) -> None:
     _check_known(folder, card, _made(folder, "schedule", Schedule.from_dict, chain))
     text = _as_json(card)
     with writing(folder):
-        _settle(folder)
-        _write_part(folder / CARD_FILE, text).replace(folder / CARD_FILE)
+        _replace(folder, {CARD_FILE: text})
 
 
 def _unwrapped(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -159,14 +153,26 @@ def _part(path: Path) -> Path:
     return path.with_suffix(path.suffix + ".part")
 
 
-def _write_part(path: Path, content: bytes) -> Path:
-    """Beside the file, and on the disk before this returns."""
-    part = _part(path)
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return part
+def _replace(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Put files in place. All are on the disk before the first is; where one cannot be written,
+    none are, and what was written of them does not stay in the way on a disk that is full.
+
+    Killed between the two, the weights are the new ones, and so is the card that waits beside the
+    old one (`_card_file`).
+    """
+    _settle(folder)
+    try:
+        for name, content in contents.items():
+            with _part(folder / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        for name in contents:
+            _part(folder / name).unlink(missing_ok=True)
+        raise
+    for name in contents:
+        _part(folder / name).replace(folder / name)
 
 
 def _card_file(folder: Path) -> Path:
