@@ -58,6 +58,17 @@ def test_a_column_that_hardly_moved_is_centred_and_left_unscaled(moved: float) -
     assert torch.equal(again.normalize(seen), normalizer.normalize(seen))
 
 
+@pytest.mark.parametrize("moved", [0.0, 1e-7, 8e-5])
+@pytest.mark.parametrize("value", [0.0, 0.83, -4000.0])
+def test_no_action_leaves_the_data_s_bounds(moved: float, value: float) -> None:
+    """Metres in a hundredth of a second, say: samples lie within [-1, 1], whatever the errors."""
+    data = np.stack([np.linspace(0, moved, 5) + value, np.linspace(-2, 2, 5)], axis=1)
+    normalizer = Normalizer.fit({"action": data}, actions=True)
+    ends = normalizer.unnormalize(torch.tensor([[-1.0, -1.0], [1.0, 1.0]])).double().numpy()
+    np.testing.assert_allclose(ends[:, 1], [-2, 2])
+    np.testing.assert_allclose(ends[:, 0], [value, value + moved], atol=2e-6 + 2e-6 * abs(value))
+
+
 def test_a_column_that_moved_more_goes_to_its_bounds() -> None:
     normalizer = Normalizer.fit({"x": np.array([[0.0], [2e-4]])})
     torch.testing.assert_close(normalizer.normalize(torch.tensor([2e-4])), torch.ones(1))

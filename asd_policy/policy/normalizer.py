@@ -60,11 +60,19 @@ class Normalizer:
         self._scale, self._centre = high / 2 - low / 2, high / 2 + low / 2  # none overflows
 
     @classmethod
-    def fit(cls, columns: Mapping[str, np.ndarray], quaternions: Sequence[int] = ()) -> Normalizer:
+    def fit(
+        cls,
+        columns: Mapping[str, np.ndarray],
+        quaternions: Sequence[int] = (),
+        actions: bool = False,
+    ) -> Normalizer:
         """Bounds of the data. ``columns``: name → (rows, dim), concatenated in order.
 
-        A column whose range is below 1e-4 is centred and left unscaled (bounds 1 to both sides), as
-        Chi et al. do: what hardly moved in the data would otherwise become huge when it does.
+        A column of observations whose range is below 1e-4 is centred and left unscaled (bounds 1 to
+        both sides), as Chi et al. do: what hardly moved in the data would otherwise become huge
+        when it does. One of ``actions`` is scaled however little it moved (bounds 1e-6 to both
+        sides at least): unscaled, a policy's own small errors, hundredths of a unit, would be the
+        robot's.
 
         Raises:
             ValueError: a column with bounds that are not finite (it is named).
@@ -72,8 +80,10 @@ class Normalizer:
         table = np.concatenate([np.asarray(v, dtype=np.float32) for v in columns.values()], axis=1)
         names = [f"{key}[{i}]" for key, v in columns.items() for i in range(v.shape[1])]
         low, high = torch.from_numpy(table.min(0)), torch.from_numpy(table.max(0))
-        still, centre = high - low < LEAST_RANGE, low / 2 + high / 2
-        side = (1e-6 * centre.abs()).clamp_min(1)  # some units in the last place of large ones
+        centre = low / 2 + high / 2
+        side = 1e-6 * centre.abs()  # some units in the last place of large ones
+        side = side.clamp_min(1e-6 if actions else 1)
+        still = high - low < (2 * side if actions else LEAST_RANGE)
         low, high = (
             torch.where(still, centre + sign * side, bound)
             for sign, bound in ((-1, low), (1, high))

@@ -124,7 +124,7 @@ class Trainer:
                 f"expected actions of {policy.action_dim} numbers, got {replay.actions.shape[1]}"
             )
         self.observation_normalizer = Normalizer.fit(seen, policy.quaternions)
-        self.action_normalizer = Normalizer.fit({"action": replay.actions})
+        self.action_normalizer = Normalizer.fit({"action": replay.actions}, actions=True)
         stacked = torch.from_numpy(replay.stacked_observations(policy.observation_keys))
         self._observations = self.observation_normalizer.normalize(stacked).to(self.device)
         actions = torch.from_numpy(replay.actions)
