@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from asd_policy.errors import InputError
 from asd_policy.samplers.config import SamplerConfig
@@ -43,7 +44,10 @@ def trained_schedule(scheduler: Any, **changes: Any) -> Schedule:
         config |= {"beta_schedule": BETA_SCHEDULES[0], "trained_betas": scheduler.betas.tolist()}
     schedule = schedule_of(type(scheduler).__name__, config)
     kept, made = getattr(scheduler, "alphas_cumprod", None), schedule.alphas_cumprod
-    if kept is not None and not np.allclose(np.asarray(kept), made.numpy(), rtol=1e-3, atol=1e-6):
+    if kept is None:
+        return schedule
+    kept = torch.as_tensor(kept).detach().cpu().double()  # add_noise moves it to where it is called
+    if kept.shape != made.shape or not torch.allclose(kept, made, rtol=1e-3, atol=1e-6):
         raise InputError(
             f"the alphas_cumprod of the {type(scheduler).__name__} are not those of its settings; "
             "expected a scheduler that is changed by its settings (trained_betas, say)"

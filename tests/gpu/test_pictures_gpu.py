@@ -61,3 +61,10 @@ def asd_noise(drawn):
     flat = torch.stack([each.flatten(1) for each in drawn], 1)
     kicks = torch.cat([flat[:, 1:], torch.zeros_like(flat[:, :1])], 1)
     return Noise(flat[:, 0], kicks, torch.zeros(flat.shape[:2], device="cuda"))
+
+
+def test_a_scheduler_that_has_trained_here(pipeline):
+    points = torch.zeros(1, 1, 8, 8, device="cuda")
+    pipeline.scheduler.add_noise(points, points, torch.tensor([3], device="cuda"))
+    assert pipeline.scheduler.alphas_cumprod.is_cuda
+    asd.sample(pipeline, verbose=False)

@@ -10,7 +10,11 @@ diffusers = pytest.importorskip("diffusers", minversion="0.21")
 pytest.importorskip("diffusers.pipelines.ddpm")
 
 from asd_policy.errors import InputError  # noqa: E402
-from asd_policy.integrations.diffusers_chain import chain_of, check_spacing  # noqa: E402
+from asd_policy.integrations.diffusers_chain import (  # noqa: E402
+    chain_of,
+    check_spacing,
+    trained_schedule,
+)
 from asd_policy.samplers.config import SamplerConfig  # noqa: E402
 from asd_policy.schedule import Schedule  # noqa: E402
 from reference.pictures import SIDE, its_noise, pipeline  # noqa: E402
@@ -59,3 +63,24 @@ def test_a_loop_of_one_step_more_is_not_said_to_be_equalled():
         asd.sample(made, 1, torch.Generator(), num_inference_steps=29)
     with pytest.raises(InputError, match="are 30 in diffusers"):
         chain_of(made.scheduler, 29, SamplerConfig("ddpm"))
+
+
+class OnGpu(torch.Tensor):
+    """As a tensor of a GPU's, which NumPy is not given."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_scheduler_that_has_trained_on_a_gpu():
+    """Its add_noise leaves ᾱ there (in training, and where pictures are made between epochs)."""
+    scheduler = diffusers.DDPMScheduler(20)
+    expected = trained_schedule(scheduler)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.as_subclass(OnGpu)
+    assert trained_schedule(scheduler).same_as(expected)
+    scheduler.register_to_config(num_train_timesteps=10)
+    with pytest.raises(InputError, match="alphas_cumprod of the DDPMScheduler are not those of"):
+        trained_schedule(scheduler)
