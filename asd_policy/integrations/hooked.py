@@ -211,7 +211,7 @@ class Hook:
     def _calls(self, chain: Schedule) -> str:
         if self.calls is not None:
             return f"{self.calls:.3g} network calls a chunk"
-        bound = "up to " * (self.config.name == "asd")
+        bound = "up to " * (self.config.name in ("asd", "paradigms"))
         return f"{bound}{chain.num_steps} network calls a chunk"
 
     def _memory(self) -> str:

@@ -67,3 +67,11 @@ def test_a_copy_is_compared_with_their_loop_in_its_own_precision(copied):
     asd.accelerate(policy, check=True, verbose=False, copy=copied)
     assert set(found) == {not copied}
     assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said"), [("paradigms", "up to 20"), ("asd", "up to 20"), ("ddpm", "20")]
+)
+def test_what_may_take_fewer_calls_is_a_bound(sampler, said, capsys):
+    asd.accelerate(make(), sampler)
+    assert f" of 20 steps, {said} network calls a chunk" in capsys.readouterr().out
