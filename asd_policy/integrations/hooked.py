@@ -395,6 +395,6 @@ def made_up(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 def human(size: int) -> str:
     """Bytes as people read them: 261_000_000 → "249 MiB"."""
-    units = ("B", "KiB", "MiB", "GiB")
-    power = min(3, max(0, (max(1, size).bit_length() - 1) // 10))
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = sum(size >= 999.5 * 1024**n for n in range(4))  # more would be 1.02e+03 of a unit
     return f"{size / 1024**power:.3g} {units[power]}"

@@ -20,6 +20,7 @@ from asd_policy.integrations.diffusers_memory import (
     free_bytes,
     picture_noise,
 )
+from asd_policy.integrations.hooked import human
 from asd_policy.samplers.acceptance import Acceptance, choose_window
 from asd_policy.samplers.costs import Costs
 from asd_policy.samplers.result import streams
@@ -248,3 +249,14 @@ def test_what_pytorch_holds_and_does_not_use_is_free(monkeypatch: pytest.MonkeyP
     for name, value in given.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert free_bytes(torch.device("cuda")) == 7500
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (0, "0 B"), (999, "999 B"), (1023, "0.999 KiB"), (1010 * 2**10, "0.986 MiB"),
+        (261_000_000, "249 MiB"), (1023 * 2**20, "0.999 GiB"), (3000 * 2**30, "2.93 TiB"),
+    ],
+)  # fmt: skip
+def test_bytes_as_people_read_them(size: int, said: str) -> None:
+    assert human(size) == said
