@@ -198,7 +198,7 @@ class Hook:
         chain = config.schedule(trained)
         kind = "DDPM" if chain.config.eta is None else f"DDIM, eta={chain.config.eta:g},"
         text = f"{config.name} on a {kind} of {chain.num_steps} steps, {self._calls(chain)}"
-        own, own_steps = is_ddim(self.owner.noise_scheduler), int(self.owner.num_inference_steps)
+        own, own_steps = is_ddim(self.owner.noise_scheduler), self._own_steps
         if own and chain.config.eta is None:
             text += (
                 "; its network was trained for this, but the policy's own loop is a DDIM of "
@@ -209,10 +209,9 @@ class Hook:
         return text
 
     def _calls(self, chain: Schedule) -> str:
-        if self.calls is not None:
-            return f"{self.calls:.3g} network calls a chunk"
         bound = "up to " * (self.config.name in ("asd", "paradigms"))
-        return f"{bound}{chain.num_steps} network calls a chunk"
+        calls = f"{bound}{chain.num_steps}" if self.calls is None else f"{self.calls:.3g}"
+        return f"{calls} network calls a chunk"
 
     def _memory(self) -> str:
         unet = self.as_unet()
@@ -224,10 +223,8 @@ class Hook:
 
     def as_unet(self) -> OthersUnet1D | None:
         """The network to be copied into our inference form; None where it is called as it is."""
-        if not self.place.copy:
-            return None
         try:
-            return OthersUnet1D(self.model())
+            return OthersUnet1D(self.model()) if self.place.copy else None
         except ValueError:  # of another construction
             return None
 
@@ -318,7 +315,7 @@ class Hook:
         Args:
             given, named: of ``conditional_sample``, without a generator. seed: of the noise.
         """
-        asked, steps = self.asked(*given, **named), int(self.owner.num_inference_steps)
+        asked, steps = self.asked(*given, **named), self._own_steps
         like = torch.empty(asked.batch, *asked.whole, device=asked.kind.device)
         cores = None if self.as_unet() is None else self.place.precision == "tf32"  # as in our copy
         with torch.random.fork_rng([like.device] if like.is_cuda else []), torch.no_grad():
@@ -335,10 +332,8 @@ class Hook:
 
     def _sequentially(self, asked: Asked, noise: Noise) -> Tensor:
         """The policy's own chain, by the very engine that draws its chunks where that is of it."""
-        config, trained = chain_of(
-            self.owner.noise_scheduler, int(self.owner.num_inference_steps),
-            SamplerConfig(self._own_name), asked.eta,
-        )  # fmt: skip
+        own = SamplerConfig(self._own_name)
+        config, trained = chain_of(self.owner.noise_scheduler, self._own_steps, own, asked.eta)
         made = self.sampler(asked.kind, asked.eta)
         if made.schedule.to_dict() != config.schedule(trained).to_dict():
             made = self.again(config).sampler(asked.kind, asked.eta)
@@ -348,6 +343,11 @@ class Hook:
     @property
     def _own_name(self) -> str:
         return "ddim" if is_ddim(self.owner.noise_scheduler) else "ddpm"
+
+    @property
+    def _own_steps(self) -> int:
+        asked, config = int(self.owner.num_inference_steps), self.owner.noise_scheduler.config
+        return min(asked, int(config.num_train_timesteps))  # of more, diffusers 0.11.1 runs these
 
     def check(self) -> str:
         """Compare with the policy's own loop, and tell what was found, in a line.
@@ -364,7 +364,7 @@ class Hook:
                 f"the self-check failed: {found}, where {allowed:.1g} is rounding "
                 f"({self.chain_line})"
             )
-        calls, own = f"{self.calls:.3g} calls", int(self.owner.num_inference_steps)
+        calls, own = f"{self.calls:.3g} calls", self._own_steps
         other = self._own_name == "ddim" and self.chain(self.eta)[0].name != "ddim"
         return f"{found}; {calls} in place of {own}" + other * ", on the DDPM in place of the DDIM"
 

@@ -75,3 +75,15 @@ def test_a_copy_is_compared_with_their_loop_in_its_own_precision(copied):
 def test_what_may_take_fewer_calls_is_a_bound(sampler, said, capsys):
     asd.accelerate(make(), sampler)
     assert f" of 20 steps, {said} network calls a chunk" in capsys.readouterr().out
+
+
+def test_more_steps_than_were_trained_are_those_that_an_old_loop_runs(monkeypatch, capsys):
+    """diffusers 0.11.1's, which diffusion_policy pins; later ones refuse them."""
+    own = DDPMScheduler.set_timesteps
+    monkeypatch.setattr(DDPMScheduler, "set_timesteps", lambda made, n, **_: own(made, min(n, 20)))
+    policy = make()
+    policy.num_inference_steps = 60
+    asd.accelerate(policy, "ddpm", check=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert " of 20 steps, 20 network calls a chunk; a copy of its U-Net" in first
+    assert second.endswith("; 20 calls in place of 20")
