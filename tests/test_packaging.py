@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "progress": {"console"},
     "files": {"errors"},
     "envs": {"errors", "data", "console", "files", "interrupts", "progress"},
-    "data": {"errors"},
+    "data": {"errors", "files"},
     "training": {
         "ambient",
         "errors",
