@@ -46,7 +46,8 @@ def trained_schedule(scheduler: Any, **changes: Any) -> Schedule:
     kept, made = getattr(scheduler, "alphas_cumprod", None), schedule.alphas_cumprod
     if kept is None:
         return schedule
-    kept = torch.as_tensor(kept).detach().cpu().double()  # add_noise moves it to where it is called
+    # add_noise moves it to the GPU that it is called on.
+    kept = torch.as_tensor(kept, device="cpu").detach().double()
     if kept.shape != made.shape or not torch.allclose(kept, made, rtol=1e-3, atol=1e-6):
         raise InputError(
             f"the alphas_cumprod of the {type(scheduler).__name__} are not those of its settings; "
