@@ -91,7 +91,7 @@ class Hook:
             is replaced. config: how chunks are drawn, and place: by what.
 
     Attributes:
-        stats: what the last chunks cost; None before the first.
+        stats: what the last chunks cost; None before the first, and of the owner's own loop.
         calls: network calls of a chunk, measured by :meth:`warm`; None before.
 
     Raises:

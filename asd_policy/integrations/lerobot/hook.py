@@ -73,6 +73,8 @@ class LeRobotSample(Hook):
                 self.chain()
             except InputError as error:
                 why = str(error)
+        if why is not None:
+            self.stats = None  # those of the chunk before are not this one's
         if why is not None and why not in self._said:
             self._said.add(why)
             warnings.warn(_own_loop(why), stacklevel=4)

@@ -226,7 +226,9 @@ def test_training_is_lerobots_own_and_said_once() -> None:
         chunk(policy, rows)
         policy.eval()
         chunk(policy, rows)
-    assert policy.diffusion.conditional_sample.stats.sampler == "asd"
+        assert policy.diffusion.conditional_sample.stats.sampler == "asd"
+        chunk(policy.train(), rows)
+    assert policy.diffusion.conditional_sample.stats is None, "not those of the chunk before"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
