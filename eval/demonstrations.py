@@ -43,7 +43,7 @@ def _load_hdf5(path: Path, seen: Sequence[str], task: str | None) -> Replay:
     if not seen:
         raise DatasetError(
             f"{path} does not say which of its observations a policy sees: expected a policy's "
-            "folder beside it"
+            "folder among the networks, too"
         )
     return read_hdf5(path, list(seen), own=task not in TASKS)
 
